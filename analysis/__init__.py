@@ -1,0 +1,1 @@
+"""From MLflow records to fronts, pictures and a choice: no torch, no Ray."""

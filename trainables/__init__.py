@@ -1,0 +1,1 @@
+"""One candidate, from data to measured artifact."""

@@ -1,0 +1,1 @@
+"""The stages of a candidate in pure PyTorch: no Ray, no MLflow."""
