@@ -1,0 +1,233 @@
+"""Frozen configurations of the stages (standard library only).
+
+Every field name is unique across the classes, so that a candidate flattens into one row: config field = Optuna
+parameter = MLflow parameter = CSV column.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+PRUNING_METHODS = ("l1_unstructured", "structured")
+CROPS = ("none", "padded", "resized")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images, and how train is split. Where they lie on disk is not part of it."""
+
+    dataset: str = "digits"
+    """`digits`, `cifar10`, `cifar100`, `tiny-imagenet` or `folder:PATH`."""
+    image_size: int | None = None
+    """Pixels of a side; None takes the data set's own size."""
+    val_fraction: float = 0.1
+    """Share of train cut off for validation, stratified, in (0, 1)."""
+    split_seed: int = 0
+    """Decides which images are validation images."""
+    train_limit: int | None = None
+    """Images left for training after the split, stratified; None keeps all."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.val_fraction < 1:
+            raise ValueError(f"`0 < val_fraction < 1` must hold, but got val_fraction={self.val_fraction}.")
+        if self.image_size is not None and not 8 <= self.image_size <= 1024:
+            raise ValueError(f"`8 <= image_size <= 1024` must hold, but got image_size={self.image_size}.")
+        if self.train_limit is not None and self.train_limit < 2:
+            raise ValueError(f"`train_limit >= 2` must hold, but got train_limit={self.train_limit}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Augmentation as a pure function of (data_seed, epoch, sample)."""
+
+    flip: bool = True
+    """Mirror half of the images."""
+    crop: str = "padded"
+    """`none`, `padded` (shift by up to `crop_padding` pixels) or `resized` (RandomResizedCrop)."""
+    crop_padding: int = 4
+    """Pixels; used by `padded` only."""
+    randaugment_magnitude: int | None = None
+    """RandAugment strength 0 to 30 with two operations an image; None is off."""
+    mixup_alpha: float | None = None
+    """Beta(mixup_alpha, mixup_alpha) of Mixup, arXiv:1710.09412; None is off."""
+    data_seed: int = 0
+    """Decides every view."""
+
+    def __post_init__(self) -> None:
+        if self.crop not in CROPS:
+            raise ValueError(f"`crop` must be one of {', '.join(CROPS)}, but got crop={self.crop!r}.")
+        if self.crop_padding < 0:
+            raise ValueError(f"`crop_padding >= 0` must hold, but got crop_padding={self.crop_padding}.")
+        if self.randaugment_magnitude is not None and not 0 <= self.randaugment_magnitude <= 30:
+            raise ValueError(f"`0 <= randaugment_magnitude <= 30` must hold, but got {self.randaugment_magnitude}.")
+        if self.mixup_alpha is not None and not self.mixup_alpha > 0:
+            raise ValueError(f"`mixup_alpha > 0` must hold, but got mixup_alpha={self.mixup_alpha}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """What the training stages of a candidate have in common."""
+
+    batch_size: int = 128
+    """Images a step."""
+    weight_decay: float = 1e-4
+    """Of AdamW, decoupled."""
+    label_smoothing: float = 0.05
+    """Share of the label mass spread over all classes, in [0, 1)."""
+    seed: int = 0
+    """Weights, batch order and dropout."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 2:
+            raise ValueError(f"`batch_size >= 2` must hold (BatchNorm needs two), but got {self.batch_size}.")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"`0 <= label_smoothing < 1` must hold, but got label_smoothing={self.label_smoothing}.")
+        if self.weight_decay < 0:
+            raise ValueError(f"`weight_decay >= 0` must hold, but got weight_decay={self.weight_decay}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """The large model the student learns from."""
+
+    teacher_model: str = "resnet18"
+    """A model name of `trainables.stages.models` or `package.module:function`."""
+    pretrained: bool = False
+    """Start from torchvision's ImageNet weights."""
+    teacher_epochs: int = 30
+    """Passes over the training split; 0 keeps the weights as they are."""
+    teacher_learning_rate: float = 1e-3
+    """Peak of AdamW's cosine schedule."""
+
+    def __post_init__(self) -> None:
+        _check_epochs("teacher_epochs", self.teacher_epochs)
+        _check_positive("teacher_learning_rate", self.teacher_learning_rate)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentConfig:
+    """The small model and how it is distilled."""
+
+    student_model: str = "mobilenet_v3_small"
+    """A model name of `trainables.stages.models` or `package.module:function`."""
+    student_pretrained: bool = False
+    """Start from torchvision's ImageNet weights."""
+    student_epochs: int = 20
+    """Passes over the training split."""
+    learning_rate: float = 3e-4
+    """Peak of AdamW's cosine schedule."""
+    temperature: float = 4.0
+    """Softens teacher and student logits, > 0."""
+    alpha: float = 0.9
+    """Weight of the soft, teacher term in [0, 1]; the labels get 1 - alpha."""
+
+    def __post_init__(self) -> None:
+        _check_epochs("student_epochs", self.student_epochs)
+        _check_positive("learning_rate", self.learning_rate)
+        _check_positive("temperature", self.temperature)
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"`0 <= alpha <= 1` must hold, but got alpha={self.alpha}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneConfig:
+    """How the student is pruned and recovered."""
+
+    pruning_method: str = "structured"
+    """`structured` removes channels (faster everywhere); `l1_unstructured` zeroes conv weights (size after
+    compression only)."""
+    pruning_ratio: float = 0.3
+    """Fraction removed, in [0, 1): of channels a layer, or of Conv2d weights. 0 leaves the student as it is."""
+    recovery_epochs: int = 4
+    """Passes over the training split after pruning, with the distillation loss of the student."""
+    recovery_learning_rate_factor: float = 0.3
+    """Peak learning rate of recovery as a multiple of `learning_rate`, > 0."""
+
+    def __post_init__(self) -> None:
+        if self.pruning_method not in PRUNING_METHODS:
+            known = ", ".join(PRUNING_METHODS)
+            raise ValueError(f"`pruning_method` must be one of {known}, but got {self.pruning_method!r}.")
+        if not 0 <= self.pruning_ratio < 1:
+            raise ValueError(f"`0 <= pruning_ratio < 1` must hold, but got pruning_ratio={self.pruning_ratio}.")
+        _check_epochs("recovery_epochs", self.recovery_epochs)
+        _check_positive("recovery_learning_rate_factor", self.recovery_learning_rate_factor)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """How the file to ship is written."""
+
+    opset: int = 20
+    """ONNX operator set; 18 to 22 are written, older ones are not supported by the exporter."""
+
+    def __post_init__(self) -> None:
+        if not 18 <= self.opset <= 22:
+            raise ValueError(f"`18 <= opset <= 22` must hold, but got opset={self.opset}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureConfig:
+    """How the exported file is timed."""
+
+    latency_threads: int = 1
+    """ONNX Runtime intra-op threads."""
+    latency_seconds: float = 2.0
+    """Time spent on timing one file, at most."""
+
+    def __post_init__(self) -> None:
+        if self.latency_threads < 1:
+            raise ValueError(f"`latency_threads >= 1` must hold, but got latency_threads={self.latency_threads}.")
+        _check_positive("latency_seconds", self.latency_seconds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidateConfig:
+    """Everything that decides one candidate, from data to measured file."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
+    prune: PruneConfig = field(default_factory=PruneConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    measure: MeasureConfig = field(default_factory=MeasureConfig)
+
+    def flat(self) -> dict[str, Any]:
+        """One row: every field of every part by its own name."""
+        row: dict[str, Any] = {}
+        for part in fields(self):
+            row |= dataclasses.asdict(getattr(self, part.name))
+        return row
+
+    def replace(self, **changes: Any) -> "CandidateConfig":
+        """A copy with fields changed by their flat names.
+
+        Raises:
+            ValueError: if a name is no field of any part, or a value is out of its range.
+        """
+        parts: dict[str, Any] = {}
+        for part in fields(self):
+            value = getattr(self, part.name)
+            own = {f.name: changes.pop(f.name) for f in fields(value) if f.name in changes}
+            parts[part.name] = dataclasses.replace(value, **own)
+        if changes:
+            raise ValueError(f"Unknown configuration fields: {', '.join(sorted(changes))}.")
+        return CandidateConfig(**parts)
+
+    @classmethod
+    def from_flat(cls, row: Mapping[str, Any]) -> "CandidateConfig":
+        """The inverse of `flat`."""
+        return cls().replace(**row)
+
+
+def _check_epochs(name: str, value: int) -> None:
+    if value < 0:
+        raise ValueError(f"`{name} >= 0` must hold, but got {name}={value}.")
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"`{name} > 0` must hold, but got {name}={value}.")
