@@ -132,9 +132,86 @@ class Measurement:
     macs: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class CandidateRecord:
+    """A finished candidate: what was made, out of what, and what it measures."""
+
+    stage: str
+    """`candidate`, or `teacher` for the reference."""
+    params: Mapping[str, Any]
+    """The configuration, flat, without local paths."""
+    export: ExportRecord
+    measurement: Measurement
+    curve: tuple[EpochRecord, ...]
+    """All epochs that lead to it, teacher's excluded."""
+    num_val: int
+    """Images behind `val_accuracy`."""
+    num_test: int
+    """Images behind `test_accuracy`."""
+    train_time_s: float
+    """Training seconds of its stages (the teacher's excluded), whenever they were spent."""
+    reused_time_s: float
+    """Those of them, and of the teacher's, that were found in the store and not spent again."""
+
+    def tags(self) -> dict[str, str]:
+        """What its latency was taken on."""
+        timed = self.measurement.latency
+        return {"latency_device": timed.latency_device, "latency_provider": timed.latency_provider}
+
+    def metrics(self) -> dict[str, float]:
+        """Every final number by the name it has in Optuna, MLflow and CSV."""
+        measured, timed = self.measurement, self.measurement.latency
+        return {
+            "val_accuracy": measured.val_accuracy,
+            "test_accuracy": measured.test_accuracy,
+            "latency_p50_ms": timed.latency_p50_ms,
+            "latency_p90_ms": timed.latency_p90_ms,
+            "latency_p99_ms": timed.latency_p99_ms,
+            "latency_n": timed.latency_n,
+            "reference_latency_p50_ms": measured.reference_latency_p50_ms,
+            "size_bytes": measured.size_bytes,
+            "num_params": measured.num_params,
+            "num_nonzero_params": measured.num_nonzero_params,
+            "macs": measured.macs,
+            "parity_max_abs": self.export.parity_max_abs,
+            "parity_agreement": self.export.parity_agreement,
+            "num_val": self.num_val,
+            "num_test": self.num_test,
+            "train_time_s": self.train_time_s,
+            "reused_time_s": self.reused_time_s,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRecord:
+    """What a trial leaves in its folder for MLflow: the outbox. Metrics are finite numbers, never placeholders."""
+
+    key: str
+    """`SWEEP/00012`; the name under which it is delivered once."""
+    trial_number: int | None
+    """Of the Optuna study; None for the teacher."""
+    stage: str
+    """`candidate` or `teacher`."""
+    status: str
+    """`finished`, `stopped`, `infeasible` or `failed`."""
+    reason: str
+    """Why it did not finish; empty if it did."""
+    params: Mapping[str, Any]
+    metrics: Mapping[str, float]
+    tags: Mapping[str, str]
+    """Words about the result: the device and provider of its latency."""
+    curve: tuple[EpochRecord, ...]
+    files: tuple[str, ...]
+    """Names of the artifacts beside the record."""
+    started: float
+    """Unix time, seconds."""
+    ended: float
+
+
 def to_json(record: Any) -> str:
-    """A record as JSON text; paths become strings, tuples lists."""
-    return json.dumps(dataclasses.asdict(record), indent=1, default=str)
+    """A record, or a plain mapping, as JSON text; paths become strings, tuples lists."""
+    row = dataclasses.asdict(record) if dataclasses.is_dataclass(record) and not isinstance(record, type) else record
+    return json.dumps(row, indent=1, default=str)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -144,7 +221,35 @@ def write_text(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
+    temporary.replace(path)
+
+
+def read_model(folder: Path) -> ModelRecord:
+    """The `ModelRecord` that a stage wrote into this folder of the store."""
+    row = _read(folder)
+    return ModelRecord(**row | {"folder": folder, "curve": epochs_from_json(row["curve"])})
+
+
+def read_export(folder: Path) -> ExportRecord:
+    """The `ExportRecord` that the export stage wrote into this folder of the store."""
+    return ExportRecord(**_read(folder) | {"folder": folder})
+
+
+def read_measurement(folder: Path) -> Measurement:
+    """The `Measurement` that the measuring stage wrote into this folder of the store."""
+    row = _read(folder)
+    return Measurement(**row | {"latency": LatencyRecord(**row["latency"])})
+
+
+def read_trial(folder: Path) -> TrialRecord:
+    """The `TrialRecord` that a trial wrote into its folder."""
+    row = _read(folder)
+    return TrialRecord(**row | {"curve": epochs_from_json(row["curve"]), "files": tuple(row["files"])})
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    row: dict[str, Any] = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+    return row
 
 
 def epochs_from_json(rows: list[Mapping[str, Any]]) -> tuple[EpochRecord, ...]:

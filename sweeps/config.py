@@ -1,0 +1,149 @@
+"""What one sweep is: candidate, space, exchange rates, devices. Presets are functions that return one."""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from optuna.distributions import BaseDistribution
+
+from sweeps.objectives import ExchangeRates
+from sweeps.space import default_space, describe, parse
+from trainables.configs import (
+    AugmentConfig,
+    CandidateConfig,
+    MeasureConfig,
+    PruneConfig,
+    StudentConfig,
+    TeacherConfig,
+    TrainingConfig,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """A sweep: what is searched, how long, on what, and where everything goes."""
+
+    name: str
+    """Names the sweep in the output folder, Optuna and MLflow; the same name goes on where it stopped."""
+    out: Path = Path("runs")
+    """Folder that holds everything: mlflow.db, artifacts/, store/, sweeps/NAME/."""
+    data_dir: Path = Path("data")
+    """Downloads and decoded images."""
+    tracking_uri: str | None = None
+    """MLflow server or database; None is OUT/mlflow.db."""
+    trials: int = 30
+    """Finished trials in all, those of earlier runs under this name included."""
+    gpus: int = 0
+    """GPUs to use; 0 trains on the CPU."""
+    gpus_per_trial: float = 1.0
+    """Share of a GPU a trial gets, up to 1, or a whole number of GPUs."""
+    cpus: int = 1
+    """CPU cores to use."""
+    cpus_per_trial: int = 1
+    """CPU cores a trial gets where it trains on the CPU."""
+    base: CandidateConfig = field(default_factory=CandidateConfig)
+    """What the space does not vary."""
+    space: Mapping[str, BaseDistribution] = field(default_factory=default_space)
+    rates: ExchangeRates = field(default_factory=ExchangeRates)
+    search_seed: int = 0
+    """Of the sampler."""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
+            raise ValueError(f"name={self.name!r} may hold only letters, digits, '.', '_' and '-'.")
+        for name in ("trials", "cpus", "cpus_per_trial"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name} >= 1` must hold, but got {name}={getattr(self, name)}.")
+        if self.gpus < 0:
+            raise ValueError(f"`gpus >= 0` must hold, but got gpus={self.gpus}.")
+        share = self.gpus_per_trial
+        if not (0 < share <= 1 or share == int(share) >= 1):
+            raise ValueError(f"gpus_per_trial={share} must be a share in (0, 1] or a whole number.")
+        if self.gpus and share > self.gpus:
+            raise ValueError(
+                f"`gpus_per_trial <= gpus` must hold, but got gpus_per_trial={share} and gpus={self.gpus}."
+            )
+        if self.cpus_per_trial > self.cpus:
+            raise ValueError(
+                f"`cpus_per_trial <= cpus` must hold, but got cpus_per_trial={self.cpus_per_trial} and cpus={self.cpus}."
+            )
+
+    @property
+    def folder(self) -> Path:
+        """OUT/sweeps/NAME."""
+        return self.out / "sweeps" / self.name
+
+    @property
+    def concurrency(self) -> int:
+        """Trials that run at once."""
+        if not self.gpus:
+            return self.cpus // self.cpus_per_trial
+        return (
+            int(self.gpus / self.gpus_per_trial)
+            if self.gpus_per_trial > 1
+            else self.gpus * int(1 / self.gpus_per_trial)
+        )
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """What Ray reserves for a trial."""
+        if not self.gpus:
+            return {"cpu": self.cpus_per_trial}
+        return {
+            "cpu": self.cpus / self.concurrency if self.cpus < self.concurrency else self.threads,
+            "gpu": self.gpus_per_trial,
+        }
+
+    @property
+    def threads(self) -> int:
+        """CPU threads a trial may use, so that all that run at once do not fight over cores."""
+        return max(1, self.cpus // self.concurrency)
+
+    def identity(self) -> dict[str, Any]:
+        """What may not change under one name: everything that decides what a trial's numbers mean."""
+        varied = set(self.space)
+        fixed = {name: value for name, value in self.base.flat().items() if name not in varied}
+        return {"base": fixed, "space": describe(self.space), "rates": vars(self.rates)}
+
+
+def default_name(preset: str, identity: Mapping[str, Any]) -> str:
+    """A name that the same command gives again, and another one does not."""
+    text = json.dumps(identity, sort_keys=True, default=str)
+    return f"{preset}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+
+
+def quick() -> SweepConfig:
+    """Small real images and the AlexNet pair on a CPU: a whole sweep in a minute or two, no network."""
+    return SweepConfig(
+        name="quick",
+        trials=12,
+        base=CandidateConfig(
+            augment=augment_for("digits", None),
+            training=TrainingConfig(batch_size=64),
+            teacher=TeacherConfig(teacher_model="alexnet", teacher_epochs=5, teacher_learning_rate=1e-3),
+            student=StudentConfig(student_model="alexnet_small", student_epochs=4, learning_rate=1e-3),
+            prune=PruneConfig(recovery_epochs=2),
+            measure=MeasureConfig(latency_seconds=1.0),
+        ),
+        space=default_space() | {"learning_rate": parse("learning_rate", "1e-3,3e-3")},
+    )
+
+
+def cifar10() -> SweepConfig:
+    """ResNet-18 to MobileNetV3-Small on CIFAR-10 at 32 pixels; meant for GPUs."""
+    base = CandidateConfig()
+    return SweepConfig(name="cifar10", base=base.replace(dataset="cifar10", **vars(augment_for("cifar10", None))))
+
+
+PRESETS: Mapping[str, Callable[[], SweepConfig]] = {"cifar10": cifar10, "quick": quick}
+
+
+def augment_for(dataset: str, image_size: int | None) -> AugmentConfig:
+    """Augmentation that suits a data set: digits may not be mirrored; large images are cropped by area."""
+    if dataset == "digits":
+        return AugmentConfig(flip=False, crop_padding=2)
+    return AugmentConfig(crop="resized" if (image_size or 32) >= 128 else "padded")

@@ -1,0 +1,184 @@
+"""Search distillation and pruning settings for the best trade-off of accuracy, latency and size.
+
+    python sweeps/kd_prune.py --preset quick
+    python sweeps/kd_prune.py --gpus 4
+
+The same command goes on where an interrupted sweep stopped.
+"""
+
+import argparse
+import dataclasses
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+
+from sweeps import space
+from sweeps.config import PRESETS, SweepConfig, augment_for, default_name
+from sweeps.objectives import ExchangeRates
+from trainables.flags import OneLineParser, add_config_flags, config_from_flags, field_docs, flag_name
+
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code: 0 done, 1 some trials failed, 2 bad input, 130 interrupted."""
+    words = sys.argv[1:] if argv is None else argv
+    parser, flags = _parse(words)
+    console = Console(highlight=False)
+    try:
+        config = _config(flags)
+        _check(config)
+        from sweeps.launch import Interrupted, run_sweep  # Ray takes a second to import; bad flags need not wait
+
+        try:
+            return FAILED if run_sweep(config, console) else 0
+        except (Interrupted, KeyboardInterrupt):
+            console.print(f"Stopped. What is finished is in {config.folder}; the same command goes on from there.")
+            return INTERRUPTED
+    except ValueError as error:
+        parser.error(_with_flags(str(error)))
+
+
+def _parse(words: list[str]) -> tuple[OneLineParser, argparse.Namespace]:
+    first = OneLineParser(prog="kd_prune.py", add_help=False)
+    first.add_argument("--preset", choices=sorted(PRESETS), default="cifar10")
+    preset = PRESETS[first.parse_known_args(words)[0].preset]()
+    parser = OneLineParser(
+        prog="kd_prune.py",
+        usage="kd_prune.py [FLAGS]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_sweep_flags(parser, preset)
+    add_config_flags(parser, preset.base, leave_out=space.SEARCHED)
+    return parser, parser.parse_args(words)
+
+
+def _add_sweep_flags(parser: OneLineParser, preset: SweepConfig) -> None:
+    docs = field_docs(SweepConfig)
+    sweep = parser.add_argument_group("sweep")
+    sweep.add_argument(
+        "--preset",
+        choices=sorted(PRESETS),
+        default="cifar10",
+        help="What the other flags start from (default: cifar10)",
+    )
+    sweep.add_argument("--name", help=f"{docs['name']} (default: preset and a digest of the settings)")
+    for name, kind in (("out", Path), ("data_dir", Path), ("tracking_uri", str)):
+        sweep.add_argument(
+            flag_name(name),
+            type=kind,
+            metavar="PATH" if kind is Path else "URI",
+            default=getattr(preset, name),
+            help=f"{docs[name]} (default: {getattr(preset, name)})",
+        )
+    for name, kind in (
+        ("trials", int),
+        ("search_seed", int),
+        ("gpus", int),
+        ("gpus_per_trial", float),
+        ("cpus_per_trial", int),
+    ):
+        sweep.add_argument(
+            flag_name(name),
+            type=kind,
+            metavar="N",
+            default=getattr(preset, name),
+            help=f"{docs[name]} (default: {getattr(preset, name)})",
+        )
+    sweep.add_argument(
+        "--cpus", type=int, metavar="N", default=_cores(), help=f"{docs['cpus']} (default: all, {_cores()})"
+    )
+    searched = parser.add_argument_group("search space", "each takes one value, a list such as 1,2,4, or LOW:HIGH")
+    for name in space.SEARCHED:
+        searched.add_argument(
+            flag_name(name), metavar="SPACE", help=f"{_SEARCHED_DOCS[name]} (default: {space.show(preset.space[name])})"
+        )
+    score = parser.add_argument_group("score", "100 * val_accuracy minus points for latency and size, see README")
+    rate_docs = field_docs(ExchangeRates)
+    for field in dataclasses.fields(ExchangeRates):
+        score.add_argument(
+            flag_name(field.name),
+            type=float,
+            metavar="POINTS",
+            default=getattr(preset.rates, field.name),
+            help=f"{rate_docs[field.name]} (default: {getattr(preset.rates, field.name)})",
+        )
+
+
+_SEARCHED_DOCS = {
+    "temperature": "Softens teacher and student logits, > 0",
+    "alpha": "Weight of the soft, teacher term, 0 to 1; the labels get 1 - alpha",
+    "learning_rate": "Peak of the student's schedule (AdamW)",
+    "pruning_method": "structured (removes channels) or l1_unstructured (zeroes conv weights)",
+    "pruning_ratio": "Fraction removed, in [0, 1)",
+}
+
+
+def _config(flags: argparse.Namespace) -> SweepConfig:
+    preset = PRESETS[flags.preset]()
+    base = preset.base
+    if flags.dataset not in (None, base.data.dataset) or flags.image_size is not None:
+        base = dataclasses.replace(base, augment=augment_for(flags.dataset or base.data.dataset, flags.image_size))
+    given = {name: getattr(flags, name) for name in space.SEARCHED if getattr(flags, name) is not None}
+    names = (
+        "out",
+        "data_dir",
+        "tracking_uri",
+        "trials",
+        "search_seed",
+        "gpus",
+        "gpus_per_trial",
+        "cpus",
+        "cpus_per_trial",
+    )
+    for name in space.SEARCHED:
+        setattr(flags, name, None)
+    config = dataclasses.replace(
+        preset,
+        **{name: getattr(flags, name) for name in names},
+        base=config_from_flags(base, flags),
+        space={**preset.space, **{name: space.parse(name, text) for name, text in given.items()}},
+        rates=ExchangeRates(latency_points=flags.latency_points, size_points=flags.size_points),
+    )
+    return dataclasses.replace(config, name=flags.name or default_name(flags.preset, config.identity()))
+
+
+def _check(config: SweepConfig) -> None:
+    """Refuse what cannot work before anything is trained."""
+    for folder, flag in ((config.out, "--out"), (config.data_dir, "--data-dir")):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise ValueError(f"{flag} {folder}: cannot be written ({error.strerror}); name a folder you own.") from None
+    import torch
+
+    from trainables.stages.models import check_model
+
+    check_model(config.base.teacher.teacher_model)
+    check_model(config.base.student.student_model)
+    there = torch.cuda.device_count()
+    if config.gpus > there:
+        raise ValueError(f"--gpus {config.gpus}: this machine has {there}; ask for at most that, or 0 for the CPU.")
+
+
+def _with_flags(message: str) -> str:
+    """The message with `alpha=2.0` said as `--alpha 2.0`: what the person typed."""
+    names = [f.name for f in dataclasses.fields(SweepConfig)] + list(SweepConfig(name="x").base.flat())
+    names += [f.name for f in dataclasses.fields(ExchangeRates)]
+    pattern = re.compile(rf"(?<![\w-])({'|'.join(sorted(names, key=len, reverse=True))})=")
+    return pattern.sub(lambda match: f"{flag_name(match[1])} ", message)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,307 @@
+"""Runs a sweep: the only `ray.init` and `Tuner`."""
+
+import fcntl
+import json
+import logging
+import os
+import signal
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# Set before Ray is imported: its own output, usage reports and loggers are replaced by ours; a trial without GPUs
+# must not see them.
+os.environ |= {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_RESULT_DELIM": "/",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+    "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled"),
+}
+
+import optuna
+import ray
+from ray import tune
+from rich.console import Console
+
+from sweeps.config import SweepConfig
+from sweeps.delivery import Delivery, deliver_all
+from sweeps.objectives import DIRECTIONS, UNITS, composite_score, reference_point
+from sweeps.outcome import publish, show
+from sweeps.progress import Progress
+from sweeps.searcher import StudySearcher, finished, open_study
+from trainables.records import TrialRecord, read_trial, to_json, write_text
+from trainables.stages import data
+from trainables.teacher import TeacherTrial
+from trainables.tracking import Tracker, versions
+from trainables.trial import CandidateTrial, StageTrial
+
+MAX_FAILURES = 3  # a died process is started again this often; invalid configurations are not
+
+
+class Interrupted(Exception):
+    """The sweep was asked to stop; everything finished so far is on disk."""
+
+
+def run_sweep(config: SweepConfig, console: Console) -> int:
+    """Run a sweep, or go on with it; returns how many trials failed.
+
+    Raises:
+        ValueError: if the input is bad; nothing has been trained.
+        Interrupted: if Ctrl-C or SIGTERM ended it early.
+    """
+    with _sole_driver(config.folder):
+        dataset = data.prepare(config.base.data, config.data_dir)
+        _check_identity(config)
+        tracker = Tracker(
+            tracking_uri(config),
+            experiment=dataset.name.replace(":", "-"),
+            sweep=config.name,
+            artifacts=config.out / "artifacts",
+        )
+        with _ray(config):
+            teacher = _teacher(config, console)
+            _write_sweep_json(config, teacher, num_classes=dataset.num_classes)
+            try:
+                failed = _trials(config, teacher, tracker, console)
+            except Interrupted:
+                _finish(config, teacher, tracker, console, "interrupted")
+                raise
+            _finish(config, teacher, tracker, console, "finished")
+    return failed
+
+
+def tracking_uri(config: SweepConfig) -> str:
+    """Where MLflow keeps this sweep."""
+    return config.tracking_uri or f"sqlite:///{(config.out / 'mlflow.db').resolve()}"
+
+
+def trial_dir(config: SweepConfig, number: int) -> Path:
+    """The outbox folder of a trial."""
+    return config.folder / "trials" / f"{number:05}"
+
+
+def tuner(
+    trainable: type[StageTrial],
+    config: SweepConfig,
+    *,
+    resources: Mapping[str, float],
+    callbacks: list[tune.Callback],
+    name: str,
+    param_space: Mapping[str, Any] | None = None,
+    searcher: StudySearcher | None = None,
+    trials: int = 1,
+) -> tune.Tuner:
+    """A Tuner for one of our trainables, its own output and checkpoints off."""
+    return tune.Tuner(
+        tune.with_resources(trainable, dict(resources)),
+        param_space=dict(param_space) if param_space is not None else None,
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            num_samples=trials,
+            max_concurrent_trials=config.concurrency if searcher else None,
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: f"{trial.config.get('trial_number')}-{trial.trial_id}",
+        ),
+        run_config=tune.RunConfig(
+            name=name,
+            storage_path=str((config.folder / "tune").resolve()),
+            callbacks=callbacks,
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+        ),
+    )
+
+
+def _teacher(config: SweepConfig, console: Console) -> TrialRecord:
+    """The teacher's record, made by a Tune run of its own if there is none yet."""
+    folder = config.folder / "teacher"
+    if not (folder / "record.json").exists():
+        space = _place(config, folder, number=None) | {"candidate": config.base.flat(), "threads": config.cpus}
+        resources = {"cpu": config.cpus, "gpu": min(1, config.gpus)}
+        title = f"Sweep {config.name}: first its teacher, {config.base.teacher.teacher_model}"
+        progress = Progress(console, title=title, trials=1, done=0, concurrency=1)
+        with progress:
+            tuner(
+                TeacherTrial, config, resources=resources, callbacks=[progress], name="teacher", param_space=space
+            ).fit()
+    if not (folder / "record.json").exists():
+        raise Interrupted
+    record = read_trial(folder)
+    if record.status != "finished":
+        (folder / "record.json").unlink()
+        raise ValueError(f"teacher: {record.reason}")
+    return record
+
+
+def _trials(config: SweepConfig, teacher: TrialRecord, tracker: Tracker, console: Console) -> int:
+    """Run what is missing of the sweep's trials; returns how many of all its trials failed."""
+    study = open_study(config.folder / "study.journal", config.name, seed=config.search_seed, space=config.space)
+    done = len(finished(study))
+    if done >= config.trials:
+        console.print(f"Sweep {config.name} has its {config.trials} trials; --trials {config.trials + 10} adds some.")
+        return _failed(study)
+    searcher = StudySearcher(
+        study,
+        config.space,
+        trial_config=lambda number, params: (
+            _place(config, trial_dir(config, number), number=number)
+            | {"candidate": config.base.replace(**params).flat()}
+        ),
+        score=lambda metrics: _score(config, teacher, metrics),
+    )
+    progress = Progress(
+        console,
+        title=_title(config),
+        trials=config.trials,
+        done=done,
+        concurrency=config.concurrency,
+        teacher=_teacher_line(config, teacher),
+    )
+    delivery = Delivery(tracker, lambda metrics: _score(config, teacher, metrics), progress)
+    with progress:
+        tuner(
+            CandidateTrial,
+            config,
+            resources=config.resources,
+            callbacks=[progress, delivery],
+            name="trials",
+            searcher=searcher,
+            trials=config.trials - done,
+        ).fit()
+    if len(finished(study)) < config.trials and not searcher.exhausted:
+        raise Interrupted
+    return _failed(study)
+
+
+def _failed(study: optuna.Study) -> int:
+    return len(study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.FAIL,)))
+
+
+def _finish(config: SweepConfig, teacher: TrialRecord, tracker: Tracker, console: Console, status: str) -> None:
+    """Deliver what is left in the outbox, then show the front: in MLflow, on disk, on the screen."""
+    folders = [config.folder / "teacher", *sorted((config.folder / "trials").glob("*"))]
+    waiting = deliver_all(tracker, folders, lambda metrics: _score(config, teacher, metrics))
+    if waiting:
+        console.print(
+            f"{waiting} trials wait in {config.folder} for MLflow; the same command delivers them.", style="yellow"
+        )
+        return
+    uri = tracking_uri(config)
+    tracker.sweep_artifacts([config.folder / "sweep.json"])
+    runs = publish(tracker, uri, config.name, config.folder / "front")
+    tracker.close(status)
+    show(console, runs, uri, config.folder / "front")
+
+
+def _place(config: SweepConfig, folder: Path, *, number: int | None) -> dict[str, Any]:
+    """The part of a Tune config that says where a trial works."""
+    return {
+        "out": str(config.out.resolve()),
+        "data_dir": str(config.data_dir.resolve()),
+        "device": "cuda" if config.gpus else "cpu",
+        "threads": config.threads,
+        "trial_number": number,
+        "trial_dir": str(folder.resolve()),
+        "key": f"{config.name}/{folder.name}",
+    }
+
+
+def _score(config: SweepConfig, teacher: TrialRecord, metrics: Mapping[str, float]) -> float:
+    return composite_score(metrics, teacher_size_bytes=teacher.metrics["size_bytes"], rates=config.rates)
+
+
+def _title(config: SweepConfig) -> str:
+    at = f"{config.gpus} GPUs" if config.gpus else f"{config.cpus} CPU cores"
+    base = config.base
+    return (
+        f"Sweep {config.name}: {base.teacher.teacher_model} -> {base.student.student_model} on {base.data.dataset},"
+        f" {config.concurrency} at once on {at}"
+    )
+
+
+def _teacher_line(config: SweepConfig, teacher: TrialRecord) -> str:
+    metrics = teacher.metrics
+    return (
+        f"teacher {config.base.teacher.teacher_model}: val {100 * metrics['val_accuracy']:.2f} %"
+        f"  {metrics['latency_p50_ms']:.3f} ms  {metrics['size_bytes'] / 1e6:.2f} MB"
+    )
+
+
+def _check_identity(config: SweepConfig) -> None:
+    """A name stands for one search; the same name with another one would mix numbers that do not compare."""
+    path = config.folder / "identity.json"
+    mine = json.loads(to_json(config.identity()))
+    if not path.exists():
+        write_text(path, to_json(mine))
+        return
+    theirs = json.loads(path.read_text(encoding="utf-8"))
+    if theirs != mine:
+        flat = [
+            (f"{part}.{name}", theirs[part].get(name), value) for part in mine for name, value in mine[part].items()
+        ]
+        name, old, new = next(entry for entry in flat if entry[1] != entry[2])
+        raise ValueError(
+            f"--name {config.name}: that sweep was made with {name.partition('.')[2]}={old}, not {new};"
+            " take another --name."
+        )
+
+
+def _write_sweep_json(config: SweepConfig, teacher: TrialRecord, *, num_classes: int) -> None:
+    path = config.folder / "sweep.json"
+    if path.exists():
+        return
+    content = {
+        "name": config.name,
+        "directions": DIRECTIONS,
+        "units": UNITS,
+        "reference_point": reference_point(num_classes),
+        "teacher": dict(teacher.metrics),
+        "config": config.identity(),
+        "versions": versions(),
+    }
+    write_text(path, to_json(content))
+
+
+@contextmanager
+def _sole_driver(folder: Path) -> Generator[None, None, None]:
+    """Hold the sweep's lock: two drivers on one study would take each other's trials for orphans."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "driver.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"--name {folder.name}: another process runs this sweep; wait for it or take another --name."
+            ) from None
+        yield
+
+
+@contextmanager
+def _ray(config: SweepConfig) -> Generator[None, None, None]:
+    """A local Ray of the sweep's size, quiet, on loopback; an initialised one is used as it is."""
+    if ray.is_initialized():
+        yield
+        return
+    for name in ("ray", "ray.tune", "ray.train", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    ray.init(
+        address="local",
+        num_cpus=config.cpus,
+        num_gpus=config.gpus,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    # Ray aborts on SIGTERM without saving; Tune stops in order on SIGUSR1.
+    before = signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        ray.shutdown()

@@ -1,0 +1,82 @@
+import sqlite3
+
+import numpy as np
+import pytest
+
+from analysis.runs import fetch_artifact, read_runs
+
+
+def test_newest_sweep_is_the_default_with_one_typed_row_a_trial(store):
+    runs = read_runs(store)
+    frame = runs.frame
+    assert runs.name == "night"
+    assert runs.sweep["reference_point"]["error_points"] == 90.0
+    assert len(frame) == 13
+    assert frame.index.name == "run_id"
+    assert list(frame["trial_number"].fillna(-1)) == [-1, *range(12)]
+    assert frame["stage"].iloc[0] == frame["control"].iloc[0] == "teacher"
+    assert set(frame["sweep"]) == {"night"}
+    assert frame["temperature"].dtype == frame["val_accuracy"].dtype == np.float64
+    assert frame["num_val"].dtype == np.int64
+    assert frame["flip"].dropna().tolist() == [True] * 12
+    assert frame["image_size"].isna().all()
+    assert frame["pruning_method"].dropna().isin(["structured", "l1_unstructured"]).all()
+    assert "val_accuracy" in runs.metrics
+    assert "temperature" in runs.params
+
+
+def test_infinity_comes_back_as_infinity_and_absence_as_nan(store):
+    frame = read_runs(store).frame.set_index("trial_number")
+    assert frame.loc[8, "score"] == np.inf
+    assert np.isnan(frame.loc[8, "size_bytes"])
+
+
+def test_a_sweep_without_trials_is_an_empty_frame(store):
+    runs = read_runs(store, "early")
+    assert runs.frame.empty
+    assert "status" in runs.frame.columns
+
+
+def test_more_than_a_thousand_runs_are_read(store, monkeypatch):
+    import analysis.runs
+
+    client = analysis.runs.MlflowClient
+    search = client.search_runs
+    monkeypatch.setattr(client, "search_runs", lambda *args, **kwargs: search(*args, max_results=5, **kwargs))
+    assert len(read_runs(store).frame) == 13
+
+
+def test_unknown_sweep_lists_those_there_are(store):
+    with pytest.raises(ValueError, match=r"sweep='nigth'.*newest first: night, early\."):
+        read_runs(store, "nigth")
+
+
+def test_absent_store_is_not_created(tmp_path):
+    with pytest.raises(ValueError, match=r"mlflow\.db': the file does not exist"):
+        read_runs(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_no_store_stays_as_it_is(tmp_path):
+    (tmp_path / "text.db").write_text("not a database " * 100)
+    with pytest.raises(ValueError, match=r"text\.db': file is not a database"):
+        read_runs(f"sqlite:///{tmp_path / 'text.db'}")
+    sqlite3.connect(tmp_path / "empty.db").close()
+    with pytest.raises(ValueError, match=r"empty\.db': the file has no MLflow tables"):
+        read_runs(f"sqlite:///{tmp_path / 'empty.db'}")
+    assert (tmp_path / "empty.db").stat().st_size == 0
+
+
+@pytest.mark.parametrize("uri", ["nonsense://x", "http://127.0.0.1:9", "sqlite://", ""])
+def test_unreachable_store_is_one_line(uri, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"tracking_uri='{uri}'") as caught:
+        read_runs(uri)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fetch_artifact_names_what_is_missing(store, tmp_path):
+    run_id = read_runs(store).frame.index[0]
+    with pytest.raises(ValueError, match=r"artifact 'model\.onnx'"):
+        fetch_artifact(store, run_id, "model.onnx", tmp_path)

@@ -1,0 +1,191 @@
+import copy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from trainables.stages.models import MODEL_NAMES, build_model, count, evaluating
+from trainables.stages.prune import PruneSummary, apply_masks, load_weights, masks, prune, save_weights
+
+
+class Residual(nn.Module):
+    """A user's network: a shortcut, a depthwise and a grouped convolution, a flatten before the classifier."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.norm = nn.BatchNorm2d(width)
+        self.depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
+        self.grouped = nn.Conv2d(width, width, 3, padding=1, groups=4)
+        self.classifier = nn.Linear(width * 16, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.stem(images)))
+        x = x + self.grouped(self.depthwise(x))
+        logits: Tensor = self.classifier(nn.functional.adaptive_avg_pool2d(x, 4).flatten(1))
+        return logits
+
+
+def _prune(model: nn.Module, method: str, ratio: float, num_classes: int = 5) -> PruneSummary:
+    return prune(model, method=method, ratio=ratio, image_size=32, num_classes=num_classes)
+
+
+def _logits(model: nn.Module) -> Tensor:
+    images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with evaluating(model), torch.no_grad():
+        logits: Tensor = model(images)
+    return logits
+
+
+@pytest.mark.parametrize("method", ["structured", "l1_unstructured"])
+def test_ratio_0_leaves_logits_bit_for_bit(method: str) -> None:
+    model = build_model("mobilenet_v3_small", num_classes=5, image_size=32)
+    before = _logits(model)
+    summary = _prune(model, method, 0.0)
+    assert torch.equal(_logits(model), before)
+    assert (summary.achieved_params_ratio, summary.achieved_macs_ratio, summary.sparsity) == (0, 0, 0)
+
+
+def test_l1_zeroes_the_smallest_weights_of_every_layer() -> None:
+    model = Residual()
+    before = {name: layer.weight.detach().clone() for name, layer in model.named_modules() if hasattr(layer, "weight")}
+    order = list(model.state_dict())
+    summary = _prune(model, "l1_unstructured", 0.3)
+    for name in ("stem", "depthwise", "grouped"):
+        old, new = before[name], model.get_parameter(f"{name}.weight")
+        zero = new == 0
+        assert int(zero.sum()) == round(0.3 * old.numel())
+        assert torch.equal(new[~zero], old[~zero])
+        assert old[zero].abs().max() <= old[~zero].abs().min()
+    assert torch.equal(model.classifier.weight, before["classifier"])
+    assert list(model.state_dict()) == order
+    assert summary.sparsity == pytest.approx(0.3, abs=0.002)
+    assert summary.achieved_macs_ratio == 0
+    zeros = sum(int((p == 0).sum()) for name, p in model.named_parameters() if name.endswith("weight"))
+    assert summary.achieved_params_ratio == pytest.approx(zeros / count(model, 32)[0])
+
+
+def test_masks_keep_zeros_through_training() -> None:
+    torch.manual_seed(0)
+    model = Residual()
+    _prune(model, "l1_unstructured", 0.5)
+    kept = masks(model)
+    assert set(kept) == {"stem.weight", "depthwise.weight", "grouped.weight"}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    for _ in range(3):
+        nn.functional.cross_entropy(model(torch.randn(4, 3, 32, 32)), torch.arange(4)).backward()
+        optimizer.step()
+        apply_masks(model, kept)
+    assert all(torch.equal(model.get_parameter(name) == 0, zero) for name, zero in kept.items())
+
+
+@pytest.mark.parametrize("ratio", [0.05, 0.3, 0.5])
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_structured_removes_channels_and_survives_the_round_trip(name: str, ratio: float, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = build_model(name, num_classes=5, image_size=32)
+    params, _, macs = count(model, 32)
+    summary = _prune(model, "structured", ratio)
+    left_params, _, left_macs = count(model, 32)
+    assert summary.achieved_params_ratio == pytest.approx(1 - left_params / params)
+    assert summary.achieved_macs_ratio == pytest.approx(1 - left_macs / macs)
+    # a layer keeps 1 - ratio of its inputs and of its outputs
+    assert summary.achieved_params_ratio == pytest.approx(1 - (1 - ratio) ** 2, abs=0.05)
+    widths = [layer.out_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)]
+    assert all(width % 8 == 0 for width in widths if width >= 48)
+
+    save_weights(model, tmp_path / "weights.pt")
+    loaded = build_model(name, num_classes=5, image_size=32)
+    load_weights(loaded, tmp_path / "weights.pt")
+    assert torch.equal(_logits(loaded), _logits(model))
+    assert count(loaded, 32) == count(model, 32)
+    assert [path.name for path in tmp_path.iterdir()] == ["weights.pt"]
+
+
+def test_structured_keeps_the_strong_channels() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 5))
+    with torch.no_grad():
+        model[0].weight[::2] *= 1e-3
+    strong = model[0].weight[1::2].detach().clone()
+    _prune(model, "structured", 0.5)
+    assert torch.equal(model[0].weight, strong)
+
+
+def test_users_network_with_groups_and_frozen_parameters(tmp_path: Path) -> None:
+    model = Residual().train()
+    model.stem.requires_grad_(False)
+    _prune(model, "structured", 0.5)
+    assert model.stem.out_channels == 16
+    assert model.depthwise.groups == 16
+    assert model.grouped.groups == 4
+    assert model.training
+    assert [p.requires_grad for p in model.stem.parameters()] == [False, False]
+    assert all(p.requires_grad for p in model.classifier.parameters())
+    save_weights(model, tmp_path / "weights.pt")
+    loaded = Residual()
+    load_weights(loaded, tmp_path / "weights.pt")
+    assert torch.equal(_logits(loaded), _logits(model))
+    loaded(torch.randn(2, 3, 32, 32)).sum().backward()
+    assert loaded.stem.weight.grad is not None
+
+
+def test_pruned_network_trains() -> None:
+    model = build_model("mobilenet_v3_small", num_classes=5, image_size=32)
+    _prune(model, "structured", 0.5)
+    assert all(p.grad is None for p in model.parameters())
+    model.train()(torch.randn(4, 3, 32, 32)).sum().backward()
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in model.parameters())
+
+
+@pytest.mark.parametrize("method", ["structured", "l1_unstructured"])
+def test_nothing_removed_is_an_error(method: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 1, 1), nn.Flatten(), nn.Linear(1024, 5))
+    with pytest.raises(ValueError, match=rf"method='{method}' and ratio=0.1 removed nothing"):
+        _prune(model, method, 0.1)
+
+
+@pytest.mark.parametrize(("method", "ratio"), [("magnitude", 0.3), ("structured", 1.0), ("structured", -0.1)])
+def test_out_of_range(method: str, ratio: float) -> None:
+    with pytest.raises(ValueError, match=f"{method}|ratio={ratio}"):
+        _prune(Residual(), method, ratio)
+
+
+def test_attention_is_refused_before_anything_is_touched() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.Flatten(), nn.LayerNorm(512), nn.Linear(512, 5))
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match="handles Conv2d, BatchNorm and Linear layers, but got 2 of type LayerNorm"):
+        _prune(model, "structured", 0.3)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_architecture_without_output_layer() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 5, 32), nn.Flatten())
+    assert _output_error(model) == "no error"  # a convolution may be the classifier, as in SqueezeNet
+    model = nn.Sequential(nn.Conv2d(3, 10, 32), nn.Flatten(), nn.MaxPool1d(2))
+    assert "num_classes=5 outputs" in _output_error(model)
+
+
+def _output_error(model: nn.Module) -> str:
+    stem = nn.Conv2d(3, 3, 1)
+    try:
+        _prune(nn.Sequential(stem, model), "structured", 0.5)
+    except ValueError as error:
+        return str(error)
+    return "no error"
+
+
+def test_loading_another_architecture_names_the_tensor(tmp_path: Path) -> None:
+    save_weights(nn.Sequential(nn.Conv2d(3, 8, 5)), tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=r"weights.pt does not fit the model: 0 \(Conv2d\).*\(8, 3, 5, 5\)"):
+        load_weights(nn.Sequential(nn.Conv2d(3, 8, 3)), tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=r"1 tensors are on one side only, the first is 0.bias of the file"):
+        load_weights(nn.Sequential(nn.Conv2d(3, 8, 5, bias=False)), tmp_path / "weights.pt")
+
+
+def test_torch_pruning_is_imported_only_when_channels_are_removed() -> None:
+    code = "import sys, trainables.stages.prune; print('torch_pruning' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"

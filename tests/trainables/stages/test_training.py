@@ -1,0 +1,149 @@
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from trainables.configs import AugmentConfig, TrainingConfig
+from trainables.records import EpochRecord
+from trainables.stages.losses import hard_term
+from trainables.stages.training import Batch, Images, Loop, evaluate, learning_rate, seed_for, train
+
+CLASSES = 3
+
+
+@pytest.fixture
+def images() -> Images:
+    """Coloured squares: the class is the brightest channel."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, CLASSES, 96)
+    pixels = rng.integers(0, 100, (96, 3, 8, 8), dtype=np.uint8)
+    pixels[np.arange(96), labels] += 100
+    tensor, target = torch.from_numpy(pixels), torch.from_numpy(labels)
+    half = torch.full((1, 3, 1, 1), 0.5)
+    return Images(
+        train_images=tensor[:64],
+        train_labels=target[:64],
+        val_images=tensor[64:],
+        val_labels=target[64:],
+        mean=half,
+        std=half,
+        num_classes=CLASSES,
+    )
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2),
+        nn.Linear(8, CLASSES),
+    )  # fmt: skip
+
+
+def loop(epochs: int = 4, **augment: object) -> Loop:
+    return Loop(
+        stage="student",
+        epochs=epochs,
+        learning_rate=0.02,
+        training=TrainingConfig(batch_size=15),
+        augment=AugmentConfig(crop_padding=1, **augment),
+    )
+
+
+def loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    return hard_term(logits, batch.target, label_smoothing=0.0)
+
+
+def run(model: nn.Module, images: Images, folder: Path, stop_after: int | None = None, **options) -> list[EpochRecord]:
+    records = []
+    epochs = train(model, options.pop("loop", loop()), images, loss, folder, **options)
+    for record in epochs:
+        records.append(record)
+        if record.epoch == stop_after:
+            epochs.close()
+    return records
+
+
+@pytest.mark.parametrize("augment", [{}, {"mixup_alpha": 0.4}, {"randaugment_magnitude": 9}])
+def test_2_and_2_epochs_resumed_equal_4_bit_for_bit(images: Images, tmp_path: Path, augment: dict) -> None:
+    whole, parts, again = network(), network(), network()
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "parts").mkdir()
+    curve = run(whole, images, tmp_path / "whole", loop=loop(**augment))
+    first = run(parts, images, tmp_path / "parts", stop_after=2, loop=loop(**augment))
+    rest = run(again, images, tmp_path / "parts", loop=loop(**augment))
+    assert [record.epoch for record in first + rest] == [1, 2, 3, 4]
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], value, rtol=0, atol=0)
+    assert [(r.train_loss, r.val_loss, r.val_accuracy) for r in first + rest] == [
+        (r.train_loss, r.val_loss, r.val_accuracy) for r in curve
+    ]
+
+
+def test_it_learns_and_its_records_are_what_evaluation_says(images: Images, tmp_path: Path) -> None:
+    model = network()
+    curve = run(model, images, tmp_path, loop=loop(8))
+    assert curve[-1].val_accuracy > 0.9 > 0.5 > curve[-1].val_loss
+    assert evaluate(model, images) == (curve[-1].val_loss, curve[-1].val_accuracy)
+
+
+def test_training_gives_all_epochs_back_even_those_of_an_earlier_run(images: Images, tmp_path: Path) -> None:
+    run(network(), images, tmp_path, stop_after=3)
+    epochs = train(network(), loop(), images, loss, tmp_path)
+    assert next(epochs).epoch == 4
+    with pytest.raises(StopIteration) as end:
+        next(epochs)
+    assert [record.epoch for record in end.value.value] == [1, 2, 3, 4]
+
+
+def test_evaluation_at_epoch_1_is_not_chance_with_sluggish_batchnorm(images: Images, tmp_path: Path) -> None:
+    """torchvision's MobileNetV3 momentum of 0.01 reads as chance for its first epochs unless it is re-estimated."""
+    model = network()
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum = 0.001
+    curve = run(model, images, tmp_path, loop=loop(4))
+    assert curve[-1].val_accuracy > 0.6
+
+
+def test_masks_are_put_back_after_every_step(images: Images, tmp_path: Path) -> None:
+    model = network()
+    calls = []
+    run(model, images, tmp_path, after_step=lambda: calls.append(1))
+    assert len(calls) == 4 * 5  # 64 images in batches of 15, the last of 4 included
+
+
+def test_every_step_takes_its_turn_on_the_device(images: Images, tmp_path: Path) -> None:
+    turns = []
+
+    @contextmanager
+    def turn() -> Iterator[None]:
+        turns.append(1)
+        yield
+
+    run(network(), images, tmp_path, turn=turn)
+    assert len(turns) == 4 * (5 + 1)  # steps, and one evaluation an epoch
+
+
+def test_divergence_is_a_value_error_that_names_loss_and_learning_rate(images: Images, tmp_path: Path) -> None:
+    def broken(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        return logits.sum() * float("nan")
+
+    with pytest.raises(ValueError, match=r"loss is nan in epoch 1 at learning rate 0\.02"):
+        next(train(network(), loop(), images, broken, tmp_path))
+
+
+def test_learning_rate_warms_up_and_ends_at_zero() -> None:
+    plan = loop()
+    assert learning_rate(plan, 0.025) == pytest.approx(0.01)
+    assert learning_rate(plan, 0.05) == pytest.approx(0.02)
+    assert learning_rate(plan, 1.0) == pytest.approx(0, abs=1e-12)
+
+
+def test_seeds_differ_by_every_part() -> None:
+    seeds = {seed_for(0, "student", 1), seed_for(1, "student", 1), seed_for(0, "teacher", 1), seed_for(0, "student", 2)}
+    assert len(seeds) == 4
+    assert all(0 <= seed < 2**63 for seed in seeds)

@@ -1,0 +1,31 @@
+"""Tune trainable for pruning and recovery alone: data -> teacher -> student -> pruned and recovered."""
+
+from collections.abc import Generator
+from typing import Any
+
+from trainables.configs import CandidateConfig
+from trainables.records import EpochRecord, ModelRecord
+from trainables.stages import data
+from trainables.stages.recovery import recovery
+from trainables.stages.student import student
+from trainables.stages.teacher import teacher
+from trainables.stages.training import load_images
+from trainables.stages.workspace import Workspace
+from trainables.student import model_result
+from trainables.trial import StageTrial
+
+
+class PruneTrial(StageTrial):
+    """Prunes and recovers one student; teacher and student are found in the store or made first."""
+
+    def begin(self, config: CandidateConfig, place: Workspace) -> Generator[EpochRecord, None, ModelRecord]:
+        """Teacher, student, then pruning and recovery."""
+        dataset = data.prepare(config.data, place.data_dir)
+        images = load_images(dataset, place.device)
+        taught_by = yield from teacher(config, dataset, images, place)
+        dense = yield from student(config, dataset, images, taught_by, place)
+        return (yield from recovery(config, dataset, images, taught_by, dense, place))
+
+    def finish(self, record: ModelRecord) -> dict[str, Any]:
+        """Key, size and last accuracy of the model in the store."""
+        return model_result(record)

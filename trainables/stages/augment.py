@@ -1,0 +1,178 @@
+"""Batched augmentation as a pure function of (data seed, epoch, sample), on the device that holds the images.
+
+All random numbers of an epoch are drawn once, one row a sample, so the view of sample i never depends on the batch it
+is in, on the number of workers or on the device's generator. Teacher and student that ask for the same epoch see the
+same pixels ("consistent teaching", arXiv:2106.05237), and the teacher's logits can be stored.
+
+Only integer sums, gathers and single elementwise operations are used on pixels: results are equal bit for bit whatever
+the batch size. Shape legend: N samples, B batch, C = 3 channels, H = W = image_size.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trainables.configs import AugmentConfig
+from trainables.stages import randaugment
+from trainables.stages.pixels import pick, pick_bilinear
+
+_FLIP, _CROP, _OPERATIONS, _MIXUP, _ORDER = range(5)
+"""Streams of random numbers: switching one augmentation on leaves the draws of the others as they were."""
+_ATTEMPTS = 10  # of RandomResizedCrop to find a box that fits, as in torchvision
+
+
+class Views:
+    """The augmented views of all samples in one epoch.
+
+    Order of operations: RandAugment on uint8, crop, flip, Mixup.
+
+    Args:
+        config: which augmentations.
+        num_samples: N, the length of the training split.
+        epoch: which epoch's views, >= 0.
+        image_size: pixels of a side.
+        device: where views are computed; None: where the images are.
+    """
+
+    def __init__(
+        self,
+        config: AugmentConfig,
+        *,
+        num_samples: int,
+        epoch: int,
+        image_size: int,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if config.crop == "padded" and config.crop_padding >= image_size:
+            raise ValueError(
+                f"`crop_padding < image_size` must hold, but got crop_padding={config.crop_padding} and {image_size=}."
+            )
+        self.config = config
+        self.image_size = image_size
+        self.num_samples = num_samples
+        self.device = device if device is None else torch.device(device)
+        drawn = _draw(config, num_samples, epoch, image_size)
+        self._drawn = {name: torch.from_numpy(rows) for name, rows in drawn.items()}
+
+    def batch(self, images_N3HW: Tensor, index_B: Tensor) -> Tensor:
+        """Views of samples `index_B`: float32 in [0, 1], B3HW, not normalised.
+
+        `images_N3HW` (uint8) holds all samples, on any device, as a memory map too. With Mixup the view is
+        `lam * view(i) + (1 - lam) * view(partner)`, both augmented, neither mixed before; see `partners`.
+        """
+        assert len(images_N3HW) == self.num_samples and images_N3HW.shape[-1] == self.image_size, images_N3HW.shape
+        index_B = index_B.to(self.device or images_N3HW.device)
+        view = self._single(images_N3HW, index_B)
+        if self.config.mixup_alpha is None:
+            return view
+        partner_B, lam_B = self.partners(index_B)
+        lam = lam_B.view(-1, 1, 1, 1)
+        return lam * view + (1 - lam) * self._single(images_N3HW, partner_B)
+
+    def partners(self, index_B: Tensor) -> tuple[Tensor, Tensor]:
+        """With whom each sample is mixed (int64, B) and its own weight `lam` (float32, B).
+
+        Without Mixup: itself, and 1. Targets mix in the same way: `lam * y[i] + (1 - lam) * y[partner]`.
+        """
+        index_B = index_B.to(self.device or index_B.device)
+        if self.config.mixup_alpha is None:
+            return index_B, torch.ones(len(index_B), device=index_B.device)
+        drawn = self._drawn_on(index_B.device)
+        return drawn["partner"][index_B], drawn["lam"][index_B]
+
+    def _drawn_on(self, device: torch.device) -> dict[str, Tensor]:
+        """The epoch's random numbers, moved to a device once."""
+        if self._drawn["flip"].device != device:
+            self._drawn = {name: rows.to(device) for name, rows in self._drawn.items()}
+        return self._drawn
+
+    def _single(self, images_N3HW: Tensor, index_B: Tensor) -> Tensor:
+        images = images_N3HW[index_B.to(images_N3HW.device)].to(index_B.device)
+        own = {name: rows[index_B] for name, rows in self._drawn_on(index_B.device).items()}
+        if self.config.randaugment_magnitude is not None:
+            images = randaugment.apply(images, own["operations"], own["negative"], self.config.randaugment_magnitude)
+        if self.config.crop == "resized":
+            return _to_unit(_flipped(_resized(images, own["box"]), own["flip"]))
+        if self.config.crop == "padded" and self.config.crop_padding:
+            return _to_unit(_shifted(images, own["shift"], own["flip"]))
+        return _to_unit(_flipped(images, own["flip"]))
+
+
+def batch_order(seed: int, epoch: int, n: int) -> Tensor:
+    """The order in which an epoch visits its n samples: a permutation (int64), a pure function of its arguments."""
+    return torch.from_numpy(_generator(seed, epoch, _ORDER).permutation(n).astype(np.int64))
+
+
+def _generator(seed: int, epoch: int, stream: int) -> np.random.Generator:
+    """Counter-based (Philox) numbers: every (seed, epoch, stream) has a sequence of its own."""
+    assert epoch >= 0, epoch
+    key = np.array([seed % 2**64, epoch * 256 + stream], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key))
+
+
+def _draw(config: AugmentConfig, n: int, epoch: int, size: int) -> dict[str, NDArray[np.generic]]:
+    """Everything random about an epoch: arrays with one row a sample."""
+    seed = config.data_seed
+    rows: dict[str, NDArray[np.generic]] = {"flip": np.zeros(n, dtype=bool)}
+    if config.flip:
+        rows["flip"] = _generator(seed, epoch, _FLIP).random(n) < 0.5
+    if config.crop == "padded":
+        reach = config.crop_padding
+        rows["shift"] = _generator(seed, epoch, _CROP).integers(-reach, reach, size=(n, 2), endpoint=True)
+    if config.crop == "resized":
+        rows["box"] = _boxes(_generator(seed, epoch, _CROP).random((n, _ATTEMPTS, 4)), size)
+    if config.randaugment_magnitude is not None:
+        generator = _generator(seed, epoch, _OPERATIONS)
+        drawn = generator.integers(0, 2 * len(randaugment.OPERATIONS), size=(n, randaugment.OPERATIONS_PER_IMAGE))
+        rows["operations"], rows["negative"] = drawn // 2, drawn % 2 == 1
+    if config.mixup_alpha is not None:
+        generator = _generator(seed, epoch, _MIXUP)
+        rows["partner"] = generator.permutation(n).astype(np.int64)
+        rows["lam"] = generator.beta(config.mixup_alpha, config.mixup_alpha, size=n).astype(np.float32)
+    return rows
+
+
+def _boxes(uniform: NDArray[np.float64], size: int) -> NDArray[np.int64]:
+    """Crops (top, left, height, width) of RandomResizedCrop: area 0.08 to 1, aspect ratio 3/4 to 4/3 (log-uniform).
+
+    `uniform` is (N, attempts, 4); the first attempt that fits into the image is taken, else the whole image.
+    """
+    area = size * size * (0.08 + 0.92 * uniform[..., 0])
+    ratio = np.exp(np.log(3 / 4) + (np.log(4 / 3) - np.log(3 / 4)) * uniform[..., 1])
+    width, height = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))
+    fits = (width >= 1) & (width <= size) & (height >= 1) & (height <= size)
+    top = np.floor(uniform[..., 2] * (size - height + 1))
+    left = np.floor(uniform[..., 3] * (size - width + 1))
+    first = fits.argmax(axis=1)
+    attempts = np.stack([top, left, height, width], axis=-1)
+    boxes: NDArray[np.int64] = attempts[np.arange(len(first)), first].astype(np.int64)
+    boxes[~fits.any(axis=1)] = (0, 0, size, size)
+    return boxes
+
+
+def _shifted(images_BCHW: Tensor, shift_B2: Tensor, flip_B: Tensor) -> Tensor:
+    """Padded with zeros, cropped at an offset, then mirrored where `flip_B`: one gather."""
+    size = images_BCHW.shape[-1]
+    line = torch.arange(size, device=images_BCHW.device)
+    columns = torch.where(flip_B[:, None], size - 1 - line, line) + shift_B2[:, 1:]
+    return pick(images_BCHW, (line + shift_B2[:, :1])[:, :, None], columns[:, None, :])
+
+
+def _resized(images_BCHW: Tensor, box_B4: Tensor) -> Tensor:
+    """The box of each image scaled to the whole image, bilinear; float32 in [0, 255]."""
+    size = images_BCHW.shape[-1]
+    top, left, height, width = box_B4[:, :, None].unbind(1)
+    centre = torch.arange(size, device=images_BCHW.device) + 0.5
+    # Clamped to the box: pixels next to it must not shine through, as if the crop had been cut out before.
+    ys = torch.minimum((centre * (height / size) - 0.5).clamp(min=0), height - 1.0) + top
+    xs = torch.minimum((centre * (width / size) - 0.5).clamp(min=0), width - 1.0) + left
+    return pick_bilinear(images_BCHW, ys, xs)
+
+
+def _flipped(images_BCHW: Tensor, flip_B: Tensor) -> Tensor:
+    return torch.where(flip_B.view(-1, 1, 1, 1), images_BCHW.flip(-1), images_BCHW)
+
+
+def _to_unit(images: Tensor) -> Tensor:
+    return images.to(torch.float32) / 255

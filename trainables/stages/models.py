@@ -1,0 +1,283 @@
+"""Builds teachers and students by name: torchvision's classifiers, CIFAR variants, or the user's own function.
+
+Shape letters: B images, C classes.
+"""
+
+import difflib
+import http.client
+import importlib
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+MODEL_NAMES = ("resnet18", "mobilenet_v3_small", "alexnet", "alexnet_small")
+"""Names tuned for small images too; every torchvision classifier and `package.module:function` work beside them."""
+
+OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
+"""Transient: never turned into a ValueError, which stands for a failure that will come again."""
+
+_SMALL_IMAGE = 64
+"""Below this side, in pixels, ImageNet stems throw away most of the picture: strides are removed."""
+
+
+def build_model(name: str, *, num_classes: int, image_size: int, pretrained: bool = False) -> nn.Module:
+    """A network that takes normalised float images (B, 3, image_size, image_size) and returns logits (B, C).
+
+    Raises:
+        ValueError: if the name is unknown, the weights cannot be had, or one image does not give (1, num_classes).
+    """
+    check_model(name)
+    if ":" in name:
+        model = _users_model(name, num_classes=num_classes, pretrained=pretrained)
+    elif name == "alexnet_small" or (name == "alexnet" and image_size < _SMALL_IMAGE):
+        if pretrained:
+            raise ValueError(f"--pretrained: no weights exist for model {name!r} at image_size={image_size}.")
+        model = _alexnet_cifar(num_classes, image_size, small=name == "alexnet_small")
+    else:
+        model = _torchvision_model(name, num_classes=num_classes, image_size=image_size, pretrained=pretrained)
+        if image_size < _SMALL_IMAGE:
+            _adapt_stem(name, model, pretrained=pretrained)
+    check_logits(model, name=name, num_classes=num_classes, image_size=image_size)
+    return model
+
+
+def check_model(name: str) -> None:
+    """Returns if `build_model` knows the name; builds nothing, but imports the user's module.
+
+    Raises:
+        ValueError: one line with close names, or what is wrong with `package.module:function`.
+    """
+    if ":" in name:
+        _users_function(name)
+        return
+    known = [*MODEL_NAMES, *torchvision.models.list_models(module=torchvision.models)]
+    if name not in known:
+        close = difflib.get_close_matches(name, dict.fromkeys(known), n=3)
+        hint = f"Did you mean {' or '.join(close)}? " if close else ""
+        raise ValueError(
+            f"Unknown model {name!r}. {hint}Use {', '.join(MODEL_NAMES)}, another torchvision classification model, "
+            "or package.module:function."
+        )
+
+
+def check_logits(model: nn.Module, *, name: str, num_classes: int, image_size: int) -> None:
+    """Returns if one image gives logits of shape (1, num_classes); the model's mode is kept.
+
+    Raises:
+        ValueError: with what came out instead, or why nothing did.
+    """
+    image = torch.zeros(1, 3, image_size, image_size, device=_device(model))
+    with evaluating(model), torch.no_grad():
+        try:
+            logits = model(image)
+        except OUT_OF_MEMORY:
+            raise
+        except Exception as error:  # the user's forward() may raise anything
+            reason = _first_line(error)
+            raise ValueError(f"Model {name!r} fails on one image of image_size={image_size}: {reason}") from error
+    shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if shape != (1, num_classes):
+        raise ValueError(
+            f"Model {name!r} must return logits of shape (1, {num_classes}) for an image, but got {shape}."
+        )
+
+
+def recalibrate_bn(model: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Replaces the running statistics of BatchNorm by their plain average over the batches; nothing else changes.
+
+    Torchvision's MobileNetV3 stays at chance for its first epochs without it: running statistics with momentum 0.01
+    still remember their start, while the weights have moved on. Dropout is off meanwhile; modes and momenta are
+    restored. Does nothing (and draws no batch) without BatchNorm.
+
+    Raises:
+        ValueError: if there is no batch.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
+    if not layers:
+        return
+    momenta = [layer.momentum for layer in layers]
+    seen = 0
+    with evaluating(model), torch.no_grad():
+        try:
+            for images in batches:
+                if seen == 0:
+                    for layer in layers:
+                        layer.reset_running_stats()
+                        layer.momentum = None  # PyTorch's name for the cumulative average
+                        layer.train()
+                model(images)
+                seen += 1
+        finally:
+            for layer, momentum in zip(layers, momenta, strict=True):
+                layer.momentum = momentum
+    if seen == 0:
+        raise ValueError("`batches` must hold at least one batch to recalibrate BatchNorm, but got batches=0.")
+
+
+def count(model: nn.Module, image_size: int) -> tuple[int, int, int]:
+    """Returns (num_params, num_nonzero_params, macs): elements of all parameters, multiply-accumulates of one image.
+
+    MACs are those of Conv2d and Linear modules: out elements x in_channels / groups x kernel area, and out elements x
+    in_features. Biases, normalisation, activations and the products inside attention are not counted.
+    """
+    macs = 0
+
+    def add(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal macs
+        if isinstance(layer, nn.Conv2d):
+            macs += output.numel() * layer.in_channels // layer.groups * math.prod(layer.kernel_size)
+        elif isinstance(layer, nn.Linear):
+            macs += output.numel() * layer.in_features
+
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    hooks = [layer.register_forward_hook(add) for layer in layers]
+    try:
+        with evaluating(model), torch.no_grad():
+            model(torch.zeros(1, 3, image_size, image_size, device=_device(model)))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    parameters = list(model.parameters())
+    return sum(p.numel() for p in parameters), sum(int(torch.count_nonzero(p)) for p in parameters), macs
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in eval mode; afterwards every module has its own mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield model
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _users_function(name: str) -> Callable[..., Any]:
+    module_name, _, attribute = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # the user's module may raise anything while it is imported
+        raise ValueError(
+            f"Model {name!r}: cannot import {module_name!r} ({_first_line(error)}); is its folder on PYTHONPATH?"
+        ) from error
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        raise ValueError(f"Model {name!r}: {module_name!r} has no function {attribute!r}.")
+    return function  # type: ignore[no-any-return]
+
+
+def _users_model(name: str, *, num_classes: int, pretrained: bool) -> nn.Module:
+    if pretrained:
+        raise ValueError(f"--pretrained is for torchvision models; load weights inside the function of model {name!r}.")
+    try:
+        model = _users_function(name)(num_classes=num_classes)
+    except OUT_OF_MEMORY:
+        raise
+    except Exception as error:  # the user's function may raise anything
+        raise ValueError(f"Model {name!r}: the function raised {_first_line(error)}.") from error
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"Model {name!r} must return a torch.nn.Module, but got {type(model).__name__}.")
+    return model
+
+
+def _torchvision_model(name: str, *, num_classes: int, image_size: int, pretrained: bool) -> nn.Module:
+    options: dict[str, Any] = {}
+    if name in ("googlenet", "inception_v3"):
+        # auxiliary classifiers would return tuples while training
+        options = {"aux_logits": False, "init_weights": not pretrained}
+    if pretrained:
+        model = _pretrained(name, options)
+        _replace_head(model, num_classes)
+    else:
+        if name.startswith("vit_"):
+            options["image_size"] = image_size
+        model = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
+    for layer in model.modules():
+        if isinstance(layer, _BatchNorm) and layer.momentum is not None:
+            # 0.01, as in MobileNetV3 and EfficientNet, needs thousands of steps to forget its start
+            layer.momentum = max(layer.momentum, 0.1)
+    return model
+
+
+def _pretrained(name: str, options: dict[str, Any]) -> nn.Module:
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    try:
+        model: nn.Module = torchvision.models.get_model(name, weights=weights, progress=False, **options)
+    except (OSError, http.client.HTTPException, RuntimeError) as error:
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        file = weights.url.rsplit("/", 1)[-1]
+        raise ValueError(
+            f"--pretrained: the weights of model {name!r} cannot be downloaded ({_first_line(error)}); "
+            f"put the file {file} into {folder}."
+        ) from error
+    return model
+
+
+def _replace_head(model: nn.Module, num_classes: int) -> None:
+    """Gives the last Linear (of SqueezeNet, which has none: the last Conv2d) num_classes outputs."""
+    linears = [n for n, layer in model.named_modules() if isinstance(layer, nn.Linear)]
+    convs = [n for n, layer in model.named_modules() if isinstance(layer, nn.Conv2d)]
+    name = (linears or convs)[-1]
+    old = model.get_submodule(name)
+    if isinstance(old, nn.Linear):
+        model.set_submodule(name, nn.Linear(old.in_features, num_classes, bias=old.bias is not None))
+    elif isinstance(old, nn.Conv2d):
+        model.set_submodule(name, nn.Conv2d(old.in_channels, num_classes, 1))
+
+
+def _adapt_stem(name: str, model: Any, *, pretrained: bool) -> None:
+    """Keeps the resolution of small images: 32 px through ImageNet's ResNet-18 stem would leave a 1x1 map."""
+    if name == "resnet18":
+        stem = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
+        if pretrained:
+            with torch.no_grad():
+                stem.weight.copy_(model.conv1.weight[:, :, 2:5, 2:5])  # the centre of the 7x7 filters
+        model.conv1, model.maxpool = stem, nn.Identity()
+    elif name == "mobilenet_v3_small":
+        model.features[0][0].stride = (1, 1)
+        model.features[1].block[0][0].stride = (1, 1)
+
+
+def _alexnet_cifar(num_classes: int, image_size: int, *, small: bool) -> nn.Sequential:
+    """AlexNet's five convolutions, all 3x3, for images from 16 pixels: 4.4 M parameters, or 0.8 M if small."""
+    widths = (32, 96, 192, 128, 128) if small else (64, 192, 384, 256, 256)
+    hidden, dropout = (256, 0.2) if small else (1024, 0.3)
+    stride = 1 if image_size < _SMALL_IMAGE // 2 else 2 if image_size < 2 * _SMALL_IMAGE else 4
+    features: list[nn.Module] = []
+    channels = 3
+    for index, width in enumerate(widths):
+        features += [nn.Conv2d(channels, width, 3, stride=stride if index == 0 else 1, padding=1), nn.ReLU()]
+        if index in (0, 1, 4):
+            features.append(nn.MaxPool2d(2))
+        channels = width
+    classifier = [
+        *(nn.Dropout(dropout), nn.Linear(channels * 4, hidden), nn.ReLU()),
+        *(nn.Dropout(dropout), nn.Linear(hidden, hidden), nn.ReLU()),
+        nn.Linear(hidden, num_classes),
+    ]
+    model = nn.Sequential(*features, nn.AdaptiveAvgPool2d(2), nn.Flatten(), *classifier)
+    for layer in model:
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            # without BatchNorm, PyTorch's default start is too small to learn in a few epochs
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    return model

@@ -1,0 +1,27 @@
+"""Reading pixels of a batch at per-image positions (B images, C channels, H x W pixels)."""
+
+from torch import Tensor
+
+
+def pick(images_BCHW: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
+    """Output pixel (y, x) of image b is its pixel (ys[b, y, x], xs[b, y, x]); zero where that lies outside.
+
+    `ys` and `xs` are int64 and broadcast to BHW.
+    """
+    batch, channels, height, width = images_BCHW.shape
+    inside = (ys >= 0) & (ys < height) & (xs >= 0) & (xs < width)
+    flat = (ys.clamp(0, height - 1) * width + xs.clamp(0, width - 1)).expand(batch, height, width)
+    flat = flat.reshape(batch, 1, height * width).expand(-1, channels, -1)
+    return images_BCHW.flatten(2).gather(2, flat).view(images_BCHW.shape) * inside[:, None]
+
+
+def pick_bilinear(images_BCHW: Tensor, ys_BH: Tensor, xs_BW: Tensor) -> Tensor:
+    """Bilinear pixels at fractional rows and columns inside the image; float32, the scale of `images_BCHW`."""
+    height, width = images_BCHW.shape[-2:]
+    top, left = ys_BH.floor(), xs_BW.floor()
+    down, right = (ys_BH - top)[:, None, :, None], (xs_BW - left)[:, None, None, :]
+    rows = [(top.long() + step).clamp(max=height - 1)[:, :, None] for step in (0, 1)]
+    columns = [(left.long() + step).clamp(max=width - 1)[:, None, :] for step in (0, 1)]
+    upper = pick(images_BCHW, rows[0], columns[0]) * (1 - right) + pick(images_BCHW, rows[0], columns[1]) * right
+    lower = pick(images_BCHW, rows[1], columns[0]) * (1 - right) + pick(images_BCHW, rows[1], columns[1]) * right
+    return upper * (1 - down) + lower * down

@@ -1,0 +1,65 @@
+"""The student is pruned, then recovered by a few more epochs of distillation."""
+
+from collections.abc import Generator
+from pathlib import Path
+
+from trainables.configs import CandidateConfig
+from trainables.records import DatasetRecord, EpochRecord, ModelRecord, read_model
+from trainables.stages.prune import apply_masks, masks, prune
+from trainables.stages.student import distillation_loss
+from trainables.stages.trained import write_model
+from trainables.stages.training import Images, Loop, recalibrate, train
+from trainables.stages.workspace import Workspace, load_model
+from trainables.store import Key, stage_key
+
+VERSION = 1
+
+
+def recovery_key(config: CandidateConfig, student: ModelRecord) -> Key:
+    """Where the pruned and recovered student of this configuration lies in the store."""
+    return stage_key("recovery", version=VERSION, parents=[student.key], **vars(config.prune))
+
+
+def recovery(
+    config: CandidateConfig,
+    dataset: DatasetRecord,
+    images: Images,
+    teacher: ModelRecord,
+    student: ModelRecord,
+    place: Workspace,
+) -> Generator[EpochRecord, None, ModelRecord]:
+    """Prune the student and train what is left, or find it in the store; yields the recovery epochs.
+
+    Zeroed weights stay zero: the masks are put back after every step. Ratio 0 keeps every weight and still trains
+    the recovery epochs, so that all candidates of a sweep get the same budget.
+    """
+    key = recovery_key(config, student)
+
+    def compute(folder: Path) -> Generator[EpochRecord, None, None]:
+        model = load_model(student)
+        prune(
+            model,
+            method=config.prune.pruning_method,
+            ratio=config.prune.pruning_ratio,
+            image_size=dataset.image_size,
+            num_classes=dataset.num_classes,
+        )
+        zeros = masks(model) if config.prune.pruning_method == "l1_unstructured" else {}
+        loop = Loop(
+            stage="recovery",
+            epochs=config.prune.recovery_epochs,
+            learning_rate=config.student.learning_rate * config.prune.recovery_learning_rate_factor,
+            training=config.training,
+            augment=config.augment,
+            first_view=config.student.student_epochs,
+        )
+        loss = distillation_loss(config, teacher, images)
+        lease = place.lease()
+        curve = yield from train(
+            model, loop, images, loss, folder, after_step=lambda: apply_masks(model, zeros), turn=lease.shared
+        )
+        if not curve:  # nothing has re-estimated BatchNorm since the cut
+            recalibrate(model.to(images.mean.device), loop, images)
+        write_model(model, folder, key=key, name=config.student.student_model, dataset=dataset, curve=curve)
+
+    return read_model((yield from place.store.obtain(key, compute)))

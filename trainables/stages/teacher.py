@@ -1,0 +1,54 @@
+"""The teacher: trained or fine-tuned once, found again by every trial."""
+
+from collections.abc import Generator
+from pathlib import Path
+
+import torch
+
+from trainables.configs import CandidateConfig
+from trainables.records import DatasetRecord, EpochRecord, ModelRecord, read_model
+from trainables.stages.losses import hard_term
+from trainables.stages.trained import write_model
+from trainables.stages.training import Batch, Images, Loop, seed_for, train
+from trainables.stages.workspace import Workspace, build_for
+from trainables.store import Key, stage_key
+
+VERSION = 1
+
+
+def teacher_key(config: CandidateConfig, dataset: DatasetRecord) -> Key:
+    """Where the teacher of this configuration and data set lies in the store."""
+    return stage_key(
+        "teacher",
+        version=VERSION,
+        parents=[dataset.fingerprint],
+        **vars(config.augment),
+        **vars(config.training),
+        **vars(config.teacher),
+    )
+
+
+def teacher(
+    config: CandidateConfig, dataset: DatasetRecord, images: Images, place: Workspace
+) -> Generator[EpochRecord, None, ModelRecord]:
+    """Train the teacher with cross-entropy on the labels, or find it in the store; yields its epochs."""
+    key = teacher_key(config, dataset)
+
+    def compute(folder: Path) -> Generator[EpochRecord, None, None]:
+        torch.manual_seed(seed_for(config.training.seed, "teacher", "weights"))
+        model = build_for(config.teacher.teacher_model, dataset, pretrained=config.teacher.pretrained)
+        loop = Loop(
+            stage="teacher",
+            epochs=config.teacher.teacher_epochs,
+            learning_rate=config.teacher.teacher_learning_rate,
+            training=config.training,
+            augment=config.augment,
+        )
+
+        def loss(logits_BC: torch.Tensor, batch: Batch) -> torch.Tensor:
+            return hard_term(logits_BC, batch.target, label_smoothing=config.training.label_smoothing)
+
+        curve = yield from train(model, loop, images, loss, folder, turn=place.lease().shared)
+        write_model(model, folder, key=key, name=config.teacher.teacher_model, dataset=dataset, curve=curve)
+
+    return read_model((yield from place.store.obtain(key, compute)))

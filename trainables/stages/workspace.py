@@ -1,0 +1,50 @@
+"""Where a candidate is made: store, data folder, device, and the lease on that device."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from trainables.records import DatasetRecord, ModelRecord
+from trainables.stages.lease import DeviceLease
+from trainables.stages.models import build_model
+from trainables.stages.prune import load_weights
+from trainables.store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workspace:
+    """What stages need besides their configuration; nothing in it changes a result."""
+
+    store: Store
+    data_dir: Path
+    """Downloads and decoded arrays of this node."""
+    device: str
+    """`cpu` or `cuda`."""
+    threads: int
+    """CPU threads of this process."""
+    lease_dir: Path
+    """Lock files of this node's devices: trials train together, a measurement runs alone."""
+
+    def lease(self) -> DeviceLease:
+        """The right to use this workspace's device, shared or alone."""
+        return DeviceLease(self.lease_dir, self.device)
+
+    def enter(self) -> None:
+        """Set this process up: threads, denormals flushed (pruned weights decay into them and run 10 times slower)."""
+        torch.set_num_threads(self.threads)
+        torch.set_flush_denormal(True)
+        os.environ["OMP_NUM_THREADS"] = str(self.threads)
+
+
+def build_for(name: str, dataset: DatasetRecord, *, pretrained: bool = False) -> torch.nn.Module:
+    """A fresh model that fits the data set."""
+    return build_model(name, num_classes=dataset.num_classes, image_size=dataset.image_size, pretrained=pretrained)
+
+
+def load_model(record: ModelRecord) -> torch.nn.Module:
+    """The trained network of a record, on the CPU, in evaluation mode."""
+    model = build_model(record.model_name, num_classes=record.num_classes, image_size=record.image_size)
+    load_weights(model, record.folder / "weights.pt")
+    return model.eval()

@@ -1,0 +1,179 @@
+"""Ray Tune trainables over the stages: one step is one epoch, wherever it is trained.
+
+Nothing is checkpointed through Tune. The store holds every finished stage and the last epoch of the running one, so
+a trial that is started again, here or on another node, goes on where it was.
+"""
+
+import gc
+import os
+import shutil
+import time
+from collections.abc import Generator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import torch
+from ray import tune
+
+from trainables.configs import CandidateConfig
+from trainables.records import CandidateRecord, EpochRecord, TrialRecord, to_json, write_text
+from trainables.stages.candidate import candidate
+from trainables.stages.workspace import Workspace
+from trainables.store import Store
+
+
+class StageTrial(tune.Trainable):
+    """Runs a generator of epochs; subclasses say which.
+
+    The Tune config holds `candidate` (the flat configuration), `out`, `data_dir` (paths as text), `threads` and
+    `device`. Reports `stage`, `epoch`, `epochs` and `val_accuracy` after every epoch, and the result's own numbers
+    with `final=True` at the end. A configuration that cannot work ends the trial with `invalid` set to the reason
+    instead of raising: Tune would only run it again.
+    """
+
+    _epochs: Generator[EpochRecord, None, Any] | None = None
+    _started: float = 0.0
+
+    def begin(self, config: CandidateConfig, place: Workspace) -> Generator[EpochRecord, None, Any]:
+        """The work: yields epochs, returns a record."""
+        raise NotImplementedError
+
+    def finish(self, record: Any) -> dict[str, Any]:
+        """The result's numbers for Tune."""
+        raise NotImplementedError
+
+    def refuse(self, reason: str) -> None:
+        """Called when the configuration cannot give a result."""
+
+    def step(self) -> dict[str, Any]:
+        """Train one epoch, or finish."""
+        try:
+            if self._epochs is None:
+                self._started = time.time()
+                place = workspace(self.config)
+                place.enter()
+                self._epochs = self.begin(CandidateConfig.from_flat(self.config["candidate"]), place)
+            epoch = next(self._epochs)
+        except StopIteration as end:
+            return {**self.finish(end.value), "final": True, "done": True}
+        except ValueError as error:
+            self.refuse(str(error))
+            return {"invalid": str(error), "final": False, "done": True}
+        report = {"stage": epoch.stage, "epoch": epoch.epoch, "epochs": epoch.epochs}
+        return {**report, "val_accuracy": epoch.val_accuracy, "final": False}
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Give this process to the next trial with nothing left of the last one."""
+        self.cleanup()
+        self.config = new_config
+        return True
+
+    def cleanup(self) -> None:
+        """Let go of locks and memory; the unfinished stage stays in the store."""
+        if self._epochs is not None:
+            self._epochs.close()
+        self._epochs = None
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing: the store is the checkpoint."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing: the store is the checkpoint."""
+
+
+class OutboxTrial(StageTrial):
+    """A trial whose result goes to MLflow: it leaves record and files in `trial_dir`, and talks to nobody.
+
+    Also needs `key` (`SWEEP/00012`), `trial_number` and `trial_dir` in the Tune config.
+    """
+
+    stage: ClassVar[str]
+
+    def finish(self, record: CandidateRecord) -> dict[str, Any]:
+        """Put artifacts and record into the outbox."""
+        folder = Path(self.config["trial_dir"])
+        folder.mkdir(parents=True, exist_ok=True)
+        files = [record.export.folder / "model.onnx"]
+        if record.export.torchscript_bytes is not None:
+            files.append(record.export.folder / "model.torchscript.pt")
+        for file in files:
+            link(file, folder / file.name)
+        write_text(folder / "recipe.json", to_json(dict(record.params)))
+        metrics = record.metrics() | {"trial_time_s": time.time() - self._started}
+        self._write(
+            status="finished",
+            params=record.params,
+            metrics=metrics,
+            tags=record.tags(),
+            curve=record.curve,
+            files=(*(file.name for file in files), "recipe.json"),
+        )
+        return metrics
+
+    def refuse(self, reason: str) -> None:
+        """Leave the reason in the outbox."""
+        self._write(status="failed", reason=reason, params=self.config["candidate"])
+
+    def _write(
+        self,
+        *,
+        status: str,
+        params: Mapping[str, Any],
+        reason: str = "",
+        metrics: Mapping[str, float] = MappingProxyType({}),
+        tags: Mapping[str, str] = MappingProxyType({}),
+        curve: tuple[EpochRecord, ...] = (),
+        files: tuple[str, ...] = (),
+    ) -> None:
+        folder = Path(self.config["trial_dir"])
+        folder.mkdir(parents=True, exist_ok=True)
+        record = TrialRecord(
+            key=self.config["key"],
+            trial_number=self.config["trial_number"],
+            stage=self.stage,
+            status=status,
+            reason=reason,
+            params=params,
+            metrics=dict(metrics),
+            tags=dict(tags),
+            curve=curve,
+            files=files,
+            started=self._started,
+            ended=time.time(),
+        )
+        write_text(folder / "record.json", to_json(record))
+
+
+class CandidateTrial(OutboxTrial):
+    """data -> teacher -> student -> pruned and recovered -> exported -> measured."""
+
+    stage = "candidate"
+
+    def begin(self, config: CandidateConfig, place: Workspace) -> Generator[EpochRecord, None, CandidateRecord]:
+        """The whole chain."""
+        return candidate(config, place)
+
+
+def workspace(config: Mapping[str, Any]) -> Workspace:
+    """The workspace that a Tune config names."""
+    out = Path(config["out"])
+    return Workspace(
+        store=Store(out / "store"),
+        data_dir=Path(config["data_dir"]),
+        device=config["device"],
+        threads=config["threads"],
+        lease_dir=out / "leases",
+    )
+
+
+def link(source: Path, target: Path) -> None:
+    """The same bytes under another name: a hard link, or a copy where the file system has none."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
