@@ -15,7 +15,7 @@ from trainables.tracking import Tracker
 Score = Callable[[Mapping[str, float]], float]
 
 
-class Delivery(tune.Callback):  # type: ignore[misc]  # Ray ships no types
+class Delivery(tune.Callback):
     """Delivers a trial when Tune says it has ended. MLflow being away never stops a sweep."""
 
     def __init__(self, tracker: Tracker, score: Score, progress: Progress) -> None:

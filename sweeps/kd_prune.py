@@ -13,6 +13,7 @@ import re
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -67,26 +68,14 @@ def _add_sweep_flags(parser: OneLineParser, preset: SweepConfig) -> None:
         default="cifar10",
         help="What the other flags start from (default: cifar10)",
     )
+    kinds: dict[str, Any] = {"out": Path, "data_dir": Path, "tracking_uri": str}
+    kinds |= {"trials": int, "search_seed": int, "gpus": int, "gpus_per_trial": float, "cpus_per_trial": int}
     sweep.add_argument("--name", help=f"{docs['name']} (default: preset and a digest of the settings)")
-    for name, kind in (("out", Path), ("data_dir", Path), ("tracking_uri", str)):
+    for name, kind in kinds.items():
         sweep.add_argument(
             flag_name(name),
             type=kind,
-            metavar="PATH" if kind is Path else "URI",
-            default=getattr(preset, name),
-            help=f"{docs[name]} (default: {getattr(preset, name)})",
-        )
-    for name, kind in (
-        ("trials", int),
-        ("search_seed", int),
-        ("gpus", int),
-        ("gpus_per_trial", float),
-        ("cpus_per_trial", int),
-    ):
-        sweep.add_argument(
-            flag_name(name),
-            type=kind,
-            metavar="N",
+            metavar={Path: "PATH", str: "URI"}.get(kind, "N"),
             default=getattr(preset, name),
             help=f"{docs[name]} (default: {getattr(preset, name)})",
         )

@@ -42,7 +42,7 @@ from trainables.trial import CandidateTrial, StageTrial
 MAX_FAILURES = 3  # a died process is started again this often; invalid configurations are not
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818  # like KeyboardInterrupt, not an error
     """The sweep was asked to stop; everything finished so far is on disk."""
 
 

@@ -15,7 +15,7 @@ from rich.text import Text
 REDRAW_S = 0.5
 
 
-class Progress(tune.Callback):  # type: ignore[misc]  # Ray ships no types
+class Progress(tune.Callback):
     """Draws the state of the sweep; holds nothing that a resumed sweep needs."""
 
     def __init__(

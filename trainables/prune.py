@@ -9,7 +9,7 @@ from trainables.stages import data
 from trainables.stages.recovery import recovery
 from trainables.stages.student import student
 from trainables.stages.teacher import teacher
-from trainables.stages.training import load_images
+from trainables.stages.tensors import load_images
 from trainables.stages.workspace import Workspace
 from trainables.student import model_result
 from trainables.trial import StageTrial

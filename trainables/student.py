@@ -8,7 +8,7 @@ from trainables.records import EpochRecord, ModelRecord
 from trainables.stages import data
 from trainables.stages.student import student
 from trainables.stages.teacher import teacher
-from trainables.stages.training import load_images
+from trainables.stages.tensors import load_images
 from trainables.stages.workspace import Workspace
 from trainables.trial import StageTrial
 

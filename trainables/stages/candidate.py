@@ -19,7 +19,7 @@ from trainables.stages.models import check_model
 from trainables.stages.recovery import recovery
 from trainables.stages.student import student
 from trainables.stages.teacher import teacher
-from trainables.stages.training import load_images
+from trainables.stages.tensors import load_images
 from trainables.stages.workspace import Workspace
 from trainables.store import Store
 
@@ -100,7 +100,8 @@ def _shown(epochs: Epochs) -> CandidateRecord:
         try:
             epoch = next(epochs)
         except StopIteration as end:
-            return end.value
+            result: CandidateRecord = end.value
+            return result
         sys.stderr.write(
             f"{epoch.stage} {epoch.epoch}/{epoch.epochs}  loss {epoch.train_loss:.3f}"
             f"  val {100 * epoch.val_accuracy:.1f} %  {epoch.seconds:.1f} s\n"

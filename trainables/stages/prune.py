@@ -123,7 +123,7 @@ def _sparsity(model: nn.Module) -> float:
 def _zero_weights(model: nn.Module, ratio: float) -> None:
     for conv in _convolutions(model).values():
         # the tensor form of torch.nn.utils.prune: no hooks and masks to make permanent afterwards
-        pruned: Tensor = L1Unstructured(amount=ratio).prune(conv.weight)  # type: ignore[no-untyped-call]
+        pruned: Tensor = L1Unstructured(amount=ratio).prune(conv.weight)
         conv.weight.copy_(pruned)
 
 

@@ -6,9 +6,11 @@ from pathlib import Path
 from trainables.configs import CandidateConfig
 from trainables.records import DatasetRecord, EpochRecord, ModelRecord, read_model
 from trainables.stages.prune import apply_masks, masks, prune
-from trainables.stages.student import distillation_loss
+from trainables.stages.soft_labels import SoftLabels
+from trainables.stages.student import Distillation
+from trainables.stages.tensors import Images
 from trainables.stages.trained import write_model
-from trainables.stages.training import Images, Loop, recalibrate, train
+from trainables.stages.training import Loop, recalibrate, train
 from trainables.stages.workspace import Workspace, load_model
 from trainables.store import Key, stage_key
 
@@ -53,10 +55,10 @@ def recovery(
             augment=config.augment,
             first_view=config.student.student_epochs,
         )
-        loss = distillation_loss(config, teacher, images)
+        lesson = Distillation(config, SoftLabels(teacher, dataset, images, config.augment, place.store))
         lease = place.lease()
         curve = yield from train(
-            model, loop, images, loss, folder, after_step=lambda: apply_masks(model, zeros), turn=lease.shared
+            model, loop, images, lesson, folder, after_step=lambda: apply_masks(model, zeros), turn=lease.shared
         )
         if not curve:  # nothing has re-estimated BatchNorm since the cut
             recalibrate(model.to(images.mean.device), loop, images)

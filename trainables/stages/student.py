@@ -1,16 +1,19 @@
-"""The student, distilled from the teacher; and the loss it shares with recovery."""
+"""The student, distilled from the teacher; and the lesson it shares with recovery."""
 
 from collections.abc import Generator
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from trainables.configs import CandidateConfig
 from trainables.records import DatasetRecord, EpochRecord, ModelRecord, read_model
-from trainables.stages.losses import kd_loss
+from trainables.stages.losses import hard_term, kd_loss
+from trainables.stages.soft_labels import SoftLabels
+from trainables.stages.tensors import Images
 from trainables.stages.trained import write_model
-from trainables.stages.training import Batch, Images, Loop, Loss, seed_for, train
-from trainables.stages.workspace import Workspace, build_for, load_model
+from trainables.stages.training import Batch, Loop, Turn, seed_for, train
+from trainables.stages.workspace import Workspace, build_for
 from trainables.store import Key, stage_key
 
 VERSION = 1
@@ -28,23 +31,30 @@ def student_key(config: CandidateConfig, dataset: DatasetRecord, teacher: ModelR
     )
 
 
-def distillation_loss(config: CandidateConfig, teacher: ModelRecord, images: Images) -> Loss:
-    """`kd_loss` against the teacher's view of the very same augmented pixels."""
-    network = load_model(teacher).to(images.mean.device)
+class Distillation:
+    """A lesson of labels and of what the teacher says about the very same augmented pixels: `kd_loss`."""
 
-    def loss(logits_BC: torch.Tensor, batch: Batch) -> torch.Tensor:
-        with torch.no_grad():
-            teacher_BC = network(images.normalise(batch.pixels))
+    def __init__(self, config: CandidateConfig, soft_labels: SoftLabels) -> None:
+        self._config, self._soft_labels = config, soft_labels
+
+    def open(self, view: int, turn: Turn) -> None:
+        """Have the teacher's logits of this view, unless the loss gives them no weight."""
+        if self._config.student.alpha > 0:
+            self._soft_labels.open(view, turn)
+
+    def __call__(self, logits_BC: Tensor, batch: Batch) -> Tensor:
+        """The loss in nats."""
+        student, label_smoothing = self._config.student, self._config.training.label_smoothing
+        if student.alpha == 0:  # what kd_loss gives then, without asking a teacher
+            return hard_term(logits_BC, batch.target, label_smoothing=label_smoothing)
         return kd_loss(
             logits_BC,
-            teacher_BC,
+            self._soft_labels(batch.view, batch.index),
             batch.target,
-            temperature=config.student.temperature,
-            alpha=config.student.alpha,
-            label_smoothing=config.training.label_smoothing,
+            temperature=student.temperature,
+            alpha=student.alpha,
+            label_smoothing=label_smoothing,
         )
-
-    return loss
 
 
 def student(
@@ -63,8 +73,8 @@ def student(
             training=config.training,
             augment=config.augment,
         )
-        loss = distillation_loss(config, teacher, images)
-        curve = yield from train(model, loop, images, loss, folder, turn=place.lease().shared)
+        lesson = Distillation(config, SoftLabels(teacher, dataset, images, config.augment, place.store))
+        curve = yield from train(model, loop, images, lesson, folder, turn=place.lease().shared)
         write_model(model, folder, key=key, name=config.student.student_model, dataset=dataset, curve=curve)
 
     return read_model((yield from place.store.obtain(key, compute)))

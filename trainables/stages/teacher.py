@@ -4,16 +4,32 @@ from collections.abc import Generator
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from trainables.configs import CandidateConfig
 from trainables.records import DatasetRecord, EpochRecord, ModelRecord, read_model
 from trainables.stages.losses import hard_term
+from trainables.stages.tensors import Images
 from trainables.stages.trained import write_model
-from trainables.stages.training import Batch, Images, Loop, seed_for, train
+from trainables.stages.training import Batch, Loop, Turn, seed_for, train
 from trainables.stages.workspace import Workspace, build_for
 from trainables.store import Key, stage_key
 
 VERSION = 1
+
+
+class Labels:
+    """A lesson of labels alone."""
+
+    def __init__(self, label_smoothing: float) -> None:
+        self._label_smoothing = label_smoothing
+
+    def open(self, view: int, turn: Turn) -> None:
+        """Nothing is needed."""
+
+    def __call__(self, logits_BC: Tensor, batch: Batch) -> Tensor:
+        """Cross-entropy, nats."""
+        return hard_term(logits_BC, batch.target, label_smoothing=self._label_smoothing)
 
 
 def teacher_key(config: CandidateConfig, dataset: DatasetRecord) -> Key:
@@ -45,10 +61,8 @@ def teacher(
             augment=config.augment,
         )
 
-        def loss(logits_BC: torch.Tensor, batch: Batch) -> torch.Tensor:
-            return hard_term(logits_BC, batch.target, label_smoothing=config.training.label_smoothing)
-
-        curve = yield from train(model, loop, images, loss, folder, turn=place.lease().shared)
+        lesson = Labels(config.training.label_smoothing)
+        curve = yield from train(model, loop, images, lesson, folder, turn=place.lease().shared)
         write_model(model, folder, key=key, name=config.teacher.teacher_model, dataset=dataset, curve=curve)
 
     return read_model((yield from place.store.obtain(key, compute)))

@@ -7,21 +7,21 @@ import hashlib
 import json
 import math
 import time
-import warnings
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainables.configs import AugmentConfig, TrainingConfig
-from trainables.records import DatasetRecord, EpochRecord, epochs_from_json
+from trainables.records import EpochRecord, epochs_from_json
 from trainables.stages import augment as views
-from trainables.stages import data
 from trainables.stages.models import recalibrate_bn
+from trainables.stages.tensors import Images
 
 WARMUP_SHARE = 0.05
 EVAL_BATCH = 512
@@ -42,28 +42,18 @@ class Batch:
     """Class indices [B], or probabilities [B, C] under Mixup."""
 
 
-Loss = Callable[[Tensor, Batch], Tensor]
-"""(logits [B, C], batch) -> scalar in nats."""
+Turn = Callable[[], AbstractContextManager[None]]
+"""Entered around a step's work on the device; blocks while somebody measures there."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Images:
-    """A data set on the training device."""
+class Lesson(Protocol):
+    """What a stage is taught by."""
 
-    train_images: Tensor
-    """uint8 [N, 3, H, W]."""
-    train_labels: Tensor
-    """int64 [N]."""
-    val_images: Tensor
-    val_labels: Tensor
-    mean: Tensor
-    """float32 [1, 3, 1, 1], of pixel values in [0, 1]."""
-    std: Tensor
-    num_classes: int
+    def open(self, view: int, turn: Turn) -> None:
+        """Have everything at hand that the view's batches need."""
 
-    def normalise(self, images: Tensor) -> Tensor:
-        """Pixel values in [0, 1] to zero mean and unit deviation: what the models take."""
-        return (images - self.mean) / self.std
+    def __call__(self, logits_BC: Tensor, batch: Batch) -> Tensor:
+        """The loss of a batch, a scalar in nats."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,20 +71,6 @@ class Loop:
     """Index of the first epoch's augmented views; recovery goes on where the student stopped."""
 
 
-def load_images(dataset: DatasetRecord, device: str) -> Images:
-    """The training and validation split as uint8 tensors; on a CPU they stay memory-mapped and shared."""
-    tensors: dict[str, Tensor] = {}
-    for split in ("train", "val"):
-        images, labels = data.load(dataset, split)
-        with warnings.catch_warnings():  # the arrays are read-only on purpose, and nothing here writes to them
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            tensors[f"{split}_images"] = torch.from_numpy(images).to(device)
-            tensors[f"{split}_labels"] = torch.from_numpy(labels).to(device)
-    mean = torch.tensor(dataset.mean, device=device).view(1, 3, 1, 1)
-    std = torch.tensor(dataset.std, device=device).view(1, 3, 1, 1)
-    return Images(mean=mean, std=std, num_classes=dataset.num_classes, **tensors)
-
-
 def seed_for(seed: int, *parts: object) -> int:
     """A seed in [0, 2^63) that depends on every part: the same stage and epoch draw the same numbers again."""
     digest = hashlib.sha256(repr((seed, *parts)).encode()).digest()
@@ -105,11 +81,11 @@ def train(
     model: nn.Module,
     loop: Loop,
     images: Images,
-    loss: Loss,
+    lesson: Lesson,
     folder: Path,
     *,
     after_step: Callable[[], None] | None = None,
-    turn: Callable[[], AbstractContextManager[None]] = nullcontext,
+    turn: Turn = nullcontext,
 ) -> Generator[EpochRecord, None, tuple[EpochRecord, ...]]:
     """Train `model` in place, yield each epoch's record once its state is safely in `folder`, return all of them.
 
@@ -118,7 +94,7 @@ def train(
 
     Args:
         after_step: called after every optimiser step (pruning masks).
-        turn: entered around every step; blocks while somebody measures on this device.
+        turn: entered around every step.
     """
     device = images.mean.device
     model.to(device)
@@ -127,7 +103,7 @@ def train(
     for epoch in range(len(curve) + 1, loop.epochs + 1):
         started = time.perf_counter()
         torch.manual_seed(seed_for(loop.training.seed, loop.stage, epoch))
-        train_loss, train_accuracy = _epoch(model, optimizer, loop, images, loss, epoch, after_step, turn)
+        train_loss, train_accuracy = _epoch(model, optimizer, loop, images, lesson, epoch, after_step, turn)
         with turn():
             recalibrate(model, loop, images)
             val_loss, val_accuracy = evaluate(model, images)
@@ -153,15 +129,16 @@ def _epoch(
     optimizer: torch.optim.Optimizer,
     loop: Loop,
     images: Images,
-    loss: Loss,
+    lesson: Lesson,
     epoch: int,
     after_step: Callable[[], None] | None,
-    turn: Callable[[], AbstractContextManager[None]],
+    turn: Turn,
 ) -> tuple[float, float]:
     """One pass over the training split; mean loss in nats and accuracy on the augmented images."""
     view = loop.first_view + epoch - 1
     batches = _batches(loop, images, epoch)
     seen = _views(loop, images, view)
+    lesson.open(view, turn)
     total_loss = torch.zeros((), device=images.mean.device)
     correct = torch.zeros((), device=images.mean.device)
     count = 0
@@ -174,7 +151,7 @@ def _epoch(
             pixels = seen.batch(images.train_images, index)
             batch = Batch(index=index, view=view, pixels=pixels, target=_target(seen, index, images))
             logits_BC = model(images.normalise(pixels))
-            value = loss(logits_BC, batch)
+            value = lesson(logits_BC, batch)
             optimizer.zero_grad(set_to_none=True)
             value.backward()
             optimizer.step()
@@ -186,7 +163,8 @@ def _epoch(
     mean_loss = total_loss.item() / count
     if not math.isfinite(mean_loss):
         raise ValueError(
-            f"training diverged: {loop.stage} loss is {mean_loss} in epoch {epoch} at learning rate {loop.learning_rate}."
+            f"training diverged: {loop.stage} loss is {mean_loss} in epoch {epoch} at learning rate"
+            f" {loop.learning_rate}."
         )
     return mean_loss, correct.item() / count
 

@@ -70,6 +70,7 @@ def test_record_describes_the_files(record: ExportRecord) -> None:
     assert sorted(path.name for path in record.folder.iterdir()) == [ONNX_FILE, TORCHSCRIPT_FILE]
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.load.*is deprecated")
 @pytest.mark.parametrize("batch", [1, 2, 5, 17])
 def test_any_batch_size_normalised_inside(model: nn.Module, record: ExportRecord, batch: int) -> None:
     images = _images(batch, seed=3)
@@ -173,7 +174,7 @@ def test_parity_batches(images: int) -> None:
 def test_nan_logits_are_refused(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, 3))
     nn.init.constant_(model[1].bias, float("nan"))
-    with pytest.raises(ValueError, match="logits must be finite, but .* nan or inf"):
+    with pytest.raises(ValueError, match=r"logits must be finite, but .* nan or inf"):
         _export(model, tmp_path)
 
 

