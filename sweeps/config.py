@@ -68,9 +68,8 @@ class SweepConfig:
                 f"`gpus_per_trial <= gpus` must hold, but got gpus_per_trial={share} and gpus={self.gpus}."
             )
         if self.cpus_per_trial > self.cpus:
-            raise ValueError(
-                f"`cpus_per_trial <= cpus` must hold, but got cpus_per_trial={self.cpus_per_trial} and cpus={self.cpus}."
-            )
+            per_trial = f"cpus_per_trial={self.cpus_per_trial}"
+            raise ValueError(f"`cpus_per_trial <= cpus` must hold, but got {per_trial} and cpus={self.cpus}.")
 
     @property
     def folder(self) -> Path:

@@ -21,6 +21,7 @@ from sweeps import space
 from sweeps.config import PRESETS, SweepConfig, augment_for, default_name
 from sweeps.objectives import ExchangeRates
 from trainables.flags import OneLineParser, add_config_flags, config_from_flags, field_docs, flag_name
+from trainables.stages import data
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
@@ -33,15 +34,18 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = _config(flags)
         _check(config)
-        from sweeps.launch import Interrupted, run_sweep  # Ray takes a second to import; bad flags need not wait
-
-        try:
-            return FAILED if run_sweep(config, console) else 0
-        except (Interrupted, KeyboardInterrupt):
-            console.print(f"Stopped. What is finished is in {config.folder}; the same command goes on from there.")
-            return INTERRUPTED
+        dataset = data.prepare(config.base.data, config.data_dir)
     except ValueError as error:
         parser.error(_with_flags(str(error)))
+    from sweeps.launch import InputError, Interrupted, run_sweep  # Ray takes a second; bad flags need not wait for it
+
+    try:
+        return FAILED if run_sweep(config, dataset, console) else 0
+    except InputError as error:
+        parser.error(_with_flags(str(error)))
+    except (Interrupted, KeyboardInterrupt):
+        console.print(f"Stopped. What is finished is in {config.folder}; the same command goes on from there.")
+        return INTERRUPTED
 
 
 def _parse(words: list[str]) -> tuple[OneLineParser, argparse.Namespace]:

@@ -33,8 +33,7 @@ from sweeps.objectives import DIRECTIONS, UNITS, composite_score, reference_poin
 from sweeps.outcome import publish, show
 from sweeps.progress import Progress
 from sweeps.searcher import StudySearcher, finished, open_study
-from trainables.records import TrialRecord, read_trial, to_json, write_text
-from trainables.stages import data
+from trainables.records import DatasetRecord, TrialRecord, read_trial, to_json, write_text
 from trainables.teacher import TeacherTrial
 from trainables.tracking import Tracker, versions
 from trainables.trial import CandidateTrial, StageTrial
@@ -46,15 +45,19 @@ class Interrupted(Exception):  # noqa: N818  # like KeyboardInterrupt, not an er
     """The sweep was asked to stop; everything finished so far is on disk."""
 
 
-def run_sweep(config: SweepConfig, console: Console) -> int:
-    """Run a sweep, or go on with it; returns how many trials failed.
+class InputError(ValueError):
+    """The sweep cannot run as it was asked for; the message is for its user."""
+
+
+def run_sweep(config: SweepConfig, dataset: DatasetRecord, console: Console) -> int:
+    """Run a sweep on a prepared data set, or go on with it; returns how many trials failed.
 
     Raises:
-        ValueError: if the input is bad; nothing has been trained.
+        InputError: if the name belongs to another sweep or is in use, or no teacher can be made.
         Interrupted: if Ctrl-C or SIGTERM ended it early.
     """
+    _quiet()
     with _sole_driver(config.folder):
-        dataset = data.prepare(config.base.data, config.data_dir)
         _check_identity(config)
         tracker = Tracker(
             tracking_uri(config),
@@ -134,7 +137,7 @@ def _teacher(config: SweepConfig, console: Console) -> TrialRecord:
     record = read_trial(folder)
     if record.status != "finished":
         (folder / "record.json").unlink()
-        raise ValueError(f"teacher: {record.reason}")
+        raise InputError(f"teacher: {record.reason}")
     return record
 
 
@@ -245,7 +248,7 @@ def _check_identity(config: SweepConfig) -> None:
             (f"{part}.{name}", theirs[part].get(name), value) for part in mine for name, value in mine[part].items()
         ]
         name, old, new = next(entry for entry in flat if entry[1] != entry[2])
-        raise ValueError(
+        raise InputError(
             f"--name {config.name}: that sweep was made with {name.partition('.')[2]}={old}, not {new};"
             " take another --name."
         )
@@ -275,7 +278,7 @@ def _sole_driver(folder: Path) -> Generator[None, None, None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(
+            raise InputError(
                 f"--name {folder.name}: another process runs this sweep; wait for it or take another --name."
             ) from None
         yield
@@ -287,9 +290,6 @@ def _ray(config: SweepConfig) -> Generator[None, None, None]:
     if ray.is_initialized():
         yield
         return
-    for name in ("ray", "ray.tune", "ray.train", "ray.data"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     ray.init(
         address="local",
         num_cpus=config.cpus,
@@ -305,3 +305,10 @@ def _ray(config: SweepConfig) -> Generator[None, None, None]:
     finally:
         signal.signal(signal.SIGTERM, before)
         ray.shutdown()
+
+
+def _quiet() -> None:
+    """Our own table is what a person sees; libraries speak up for errors only."""
+    for name in ("ray", "ray.tune", "ray.train", "ray.data", "mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)

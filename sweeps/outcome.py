@@ -28,7 +28,7 @@ def show(console: Console, runs: Runs, tracking_uri: str, folder: Path) -> None:
         console.print("No trial has finished, so there is no front yet.")
     else:
         console.print(front_table(with_teacher(runs, front), variants=choose(front, runs.sweep["teacher"])))
-        best = runs.frame.loc[runs.frame["score"].idxmax()]
+        best = front.iloc[int(front["score"].argmax())]
         model = folder.parent / "trials" / f"{int(best['trial_number']):05}" / "model.onnx"
         console.print(
             f"Best score {best['score']:.2f} points: trial {int(best['trial_number'])}, {model}", soft_wrap=True

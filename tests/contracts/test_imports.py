@@ -1,0 +1,102 @@
+import ast
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("sweeps", "trainables", "analysis")
+
+IMPORT_ALL = """
+    import importlib, sys
+    names, forbidden = sys.argv[1].split(","), sys.argv[2].split(",")
+    for name in names:
+        importlib.import_module(name)
+        print(name, *(bad for bad in forbidden if bad in sys.modules))
+"""
+
+IMPORT_WITHOUT = """
+    import importlib, sys
+    hidden = set(sys.argv[2].split(","))
+    class Hide:
+        def find_spec(self, name, path=None, target=None):
+            if name.partition(".")[0] in hidden:
+                raise ImportError(f"{name} is hidden")
+    sys.meta_path.insert(0, Hide())
+    for name in sys.argv[1].split(","):
+        importlib.import_module(name)
+        print(name)
+"""
+
+
+def modules(package: str) -> list[str]:
+    """Every module right below a package, by its dotted name."""
+    folder = ROOT.joinpath(*package.split("."))
+    return sorted(f"{package}.{file.stem}" for file in folder.glob("*.py") if file.stem != "__init__")
+
+
+def python(script: str, cwd: Path, *arguments: str) -> list[str]:
+    """Lines that a script prints in a fresh interpreter outside the repository."""
+    command = [sys.executable, "-c", textwrap.dedent(script), *arguments]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("names", "forbidden"),
+    [
+        (modules("trainables.stages"), ("ray", "mlflow", "optuna")),
+        (
+            [f"trainables.{name}" for name in ("configs", "flags", "records", "store")]
+            + [f"trainables.stages.{name}" for name in ("data", "lease", "measure")],
+            ("torch", "ray", "mlflow", "optuna"),
+        ),
+        (modules("analysis"), ("torch", "ray", "optuna")),
+    ],
+    ids=["stages without ray", "records and measuring without torch", "analysis without torch"],
+)
+def test_importing_does_not_pull_in(tmp_path: Path, names: list[str], forbidden: tuple[str, ...]) -> None:
+    assert python(IMPORT_ALL, tmp_path, ",".join(names), ",".join(forbidden)) == names
+
+
+def test_training_needs_torch_alone(tmp_path: Path) -> None:
+    names = [f"trainables.stages.{name}" for name in ("student", "teacher", "training")]
+    absent = "torch_pruning,onnx,onnxscript,onnxruntime,sklearn,ray,mlflow,optuna,pandas"
+    assert python(IMPORT_WITHOUT, tmp_path, ",".join(names), absent) == names
+
+
+def test_no_file_beside_the_commands_hides_a_module(tmp_path: Path) -> None:
+    """`python sweeps/x.py` puts sweeps/ first on sys.path: `sweeps/queue.py` would break every import of queue."""
+    stems = [name.rpartition(".")[2] for name in modules("sweeps")]
+    script = "import importlib.util, sys; print(*filter(importlib.util.find_spec, sys.argv[1:]), sep='\\n')"
+    assert python(script, tmp_path, "queue", *stems) == ["queue"]
+    assert not set(stems) & set(sys.stdlib_module_names)
+
+
+def test_mlflow_is_touched_in_two_files() -> None:
+    files = [file for package in PACKAGES for file in (ROOT / package).rglob("*.py")]
+    users = {str(file.relative_to(ROOT)) for file in files if "mlflow" in imported(file)}
+    assert users == {"trainables/tracking.py", "analysis/runs.py"}
+
+
+def imported(file: Path) -> set[str]:
+    """Top-level names of all modules that a file imports, wherever in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+@pytest.mark.parametrize(
+    ("package", "allowed"),
+    [("trainables", {"trainables"}), ("analysis", {"analysis", "trainables"})],
+)
+def test_arrows_between_packages_do_not_turn_round(package: str, allowed: set[str]) -> None:
+    for file in (ROOT / package).rglob("*.py"):
+        assert imported(file) & set(PACKAGES) <= allowed, file

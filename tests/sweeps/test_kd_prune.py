@@ -1,0 +1,158 @@
+"""A whole sweep on real images through the real command: Ray, Optuna's journal, MLflow on SQLite, ONNX Runtime."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import optuna
+import pandas as pd
+import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from PIL import Image
+from sklearn.datasets import load_digits
+
+REPO = Path(__file__).parents[2]
+TRIALS = 4
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Scikit-learn's digits as an image folder, 100 images a class for training, 20 for test."""
+    root = tmp_path_factory.mktemp("photos")
+    digits = load_digits()
+    for digit in range(10):
+        of_class = digits.images[digits.target == digit]
+        for split, part in (("train", of_class[:100]), ("test", of_class[100:120])):
+            folder = root / split / str(digit)
+            folder.mkdir(parents=True)
+            for number, pixels in enumerate(part):
+                image = Image.fromarray((pixels * 15.9).astype(np.uint8)).resize((32, 32), Image.Resampling.BILINEAR)
+                image.save(folder / f"{number:03}.png")
+    return root
+
+
+def command(photos: Path, out: Path, *more: str) -> list[str]:
+    settings = "--preset quick --teacher-epochs 3 --student-epochs 2 --recovery-epochs 1 --latency-seconds 0.2"
+    where = ["--out", str(out), "--data-dir", str(out.parent / "data"), "--dataset", f"folder:{photos}", "--no-flip"]
+    return [sys.executable, str(REPO / "sweeps" / "kd_prune.py"), *settings.split(), *where, *more]
+
+
+def study_of(out: Path) -> optuna.Study:
+    (journal,) = out.glob("sweeps/*/study.journal")
+    return optuna.load_study(study_name=None, storage=JournalStorage(JournalFileBackend(str(journal))))
+
+
+def children(out: Path) -> pd.DataFrame:
+    mlflow.set_tracking_uri(f"sqlite:///{out / 'mlflow.db'}")
+    return mlflow.search_runs(search_all_experiments=True, filter_string="tags.kind = 'trial'")
+
+
+@pytest.fixture(scope="module")
+def out(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A finished sweep. Its terminal output is in `OUT/terminal.txt`."""
+    out = tmp_path_factory.mktemp("sweep") / "runs"
+    run = subprocess.run(command(photos, out, "--trials", str(TRIALS)), capture_output=True, text=True, timeout=400)
+    assert run.returncode == 0, run.stdout + run.stderr
+    (out / "terminal.txt").write_text(run.stdout + run.stderr)
+    yield out
+    mlflow.set_tracking_uri("")
+
+
+def test_every_trial_is_in_optuna_and_in_mlflow_with_the_same_numbers(out: Path) -> None:
+    runs = children(out)
+    trials = {trial.number: trial for trial in study_of(out).trials if trial.state.name == "COMPLETE"}
+    assert len(trials) == TRIALS
+    assert len(runs) == TRIALS + 1  # and the teacher
+    for _, run in runs[runs["tags.stage"] == "candidate"].iterrows():
+        trial = trials[int(run["tags.trial_number"])]
+        assert run["metrics.score"] == pytest.approx(trial.value)
+        assert float(run["params.alpha"]) == trial.params["alpha"]
+        assert run["params.pruning_method"] == trial.params["pruning_method"]
+        assert run["metrics.latency_p50_ms"] > 0
+        assert run["status"] == "FINISHED"
+
+
+def test_runs_are_nested_under_the_sweep_and_the_front_is_tagged(out: Path) -> None:
+    runs = children(out)
+    assert runs["tags.mlflow.parentRunId"].nunique() == 1
+    candidates = runs[runs["tags.stage"] == "candidate"]
+    on_front = candidates[candidates["tags.pareto"] == "true"]
+    assert len(on_front) >= 1
+    assert candidates["metrics.val_accuracy"].idxmax() in on_front.index
+    parent = mlflow.MlflowClient().get_run(runs["tags.mlflow.parentRunId"].iloc[0])
+    names = {file.path for file in mlflow.MlflowClient().list_artifacts(parent.info.run_id)}
+    assert {"sweep.json", "pareto.html", "pareto.csv", "metrics_grid.png"} <= names
+    assert parent.data.metrics["hypervolume"] > 0
+
+
+def test_independent_script_gets_the_recorded_test_accuracy_exactly(out: Path, photos: Path, tmp_path: Path) -> None:
+    runs = children(out)
+    champion = runs.loc[runs["metrics.score"].idxmax()]
+    model = mlflow.artifacts.download_artifacts(
+        run_id=champion["run_id"], artifact_path="model.onnx", dst_path=tmp_path
+    )
+    script = [sys.executable, str(REPO / "tests" / "evaluate_onnx.py"), model, str(photos / "test")]
+    count, accuracy = subprocess.run(script, capture_output=True, text=True, check=True, cwd=tmp_path).stdout.split()
+    assert int(count) == 200 == champion["metrics.num_test"]
+    assert float(accuracy) == champion["metrics.test_accuracy"]
+
+
+def test_the_teacher_was_trained_once_and_its_logits_computed_once_a_view(out: Path) -> None:
+    assert len(list(out.glob("store/teacher/*/record.json"))) == 1
+    assert len(list(out.glob("store/soft_labels/*/record.json"))) <= 2 + 1  # student epochs and recovery epochs
+
+
+def test_no_local_path_leaves_in_an_artifact(out: Path, photos: Path) -> None:
+    for file in out.glob("sweeps/*/trials/*/*"):
+        if file.name in ("model.onnx", "model.torchscript.pt", "recipe.json"):
+            content = file.read_bytes()
+            assert str(photos).encode() not in content, file
+            assert str(REPO).encode() not in content, file
+
+
+def test_the_terminal_stays_calm(out: Path) -> None:
+    lines = (out / "terminal.txt").read_text().splitlines()
+    assert not [line for line in lines if "Warning" in line or "INFO" in line or "raylet" in line]
+    assert "mlflow ui --backend-store-uri sqlite:///" in lines[-1]
+
+
+def test_the_same_command_adds_only_what_is_missing(out: Path, photos: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in out.glob("sweeps/*/trials/*/record.json")}
+    more = command(photos, out, "--trials", str(TRIALS + 1))
+    assert subprocess.run(more, capture_output=True, timeout=200).returncode == 0
+    after = {path: path.stat().st_mtime_ns for path in out.glob("sweeps/*/trials/*/record.json")}
+    assert len(after) == TRIALS + 1
+    assert before.items() <= after.items()
+    assert len(children(out)) == TRIALS + 2
+
+
+def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "runs"
+    words = command(photos, out, "--trials", "3", "--name", "stopped")
+    driver = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+    assert driver.stdout is not None
+    for line in driver.stdout:
+        if line.startswith("[1/3]"):
+            break
+    driver.send_signal(signal.SIGINT)
+    rest = driver.stdout.read()
+    assert driver.wait(timeout=60) == 130
+    assert "same command goes on" in rest
+    finished = [t.number for t in study_of(out).trials if t.state.name == "COMPLETE"]
+    assert 1 <= len(finished) < 3
+    started = time.time()
+    assert subprocess.run(words, capture_output=True, timeout=200).returncode == 0
+    records = {int(p.parent.name): json.loads(p.read_text()) for p in out.glob("sweeps/stopped/trials/*/record.json")}
+    assert len(records) == 3
+    assert all(records[number]["ended"] < started for number in finished)
+    assert len(children(out)) == 3 + 1

@@ -1,0 +1,122 @@
+import itertools
+import math
+
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+from sweeps.space import LITERATURE, SEARCHED, default_space, describe, first_trials, parse, show, size
+from trainables.configs import CandidateConfig
+
+
+def values(distribution: CategoricalDistribution | FloatDistribution) -> list:
+    if isinstance(distribution, CategoricalDistribution):
+        return list(distribution.choices)
+    count = round((distribution.high - distribution.low) / distribution.step) + 1
+    return [distribution.low + i * distribution.step for i in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("alpha", "0.9", [0.9]),
+        ("alpha", "0.5,0.9,0.5", [0.5, 0.9]),
+        ("alpha", " 0.5 , 0.9 ", [0.5, 0.9]),
+        ("alpha", "0.7:1", [0.7, 0.8, 0.9, 1.0]),
+        ("temperature", "1:2", [1.0, 1.5, 2.0]),
+        ("temperature", "1:2.2", [1.0, 1.5, 2.0]),
+        ("pruning_ratio", "0:0.1", [0.0, 0.05, 0.1]),
+        ("learning_rate", "1e-3,3e-3", [1e-3, 3e-3]),
+        ("pruning_method", "structured", ["structured"]),
+        ("pruning_method", "structured, l1_unstructured", ["structured", "l1_unstructured"]),
+    ],
+)
+def test_what_a_flag_asks_for(name: str, text: str, expected: list) -> None:
+    distribution = parse(name, text)
+    assert values(distribution) == pytest.approx(expected) if name != "pruning_method" else expected
+    assert size({name: distribution}) == len(expected)
+
+
+def test_a_range_of_learning_rates_is_continuous_and_logarithmic() -> None:
+    distribution = parse("learning_rate", "1e-4:1e-2")
+    assert distribution == FloatDistribution(1e-4, 1e-2, log=True)
+    assert size({"learning_rate": distribution}) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("alpha", "x", r"alpha='x' must be a number, LOW:HIGH or a list"),
+        ("alpha", "", r"alpha='' must be a number"),
+        ("alpha", "0.5,", r"alpha='0.5,' must be a number"),
+        ("alpha", "0.9:0.1", r"alpha='0.9:0.1' must be LOW:HIGH with LOW < HIGH"),
+        ("alpha", "0.5:0.5", r"alpha='0.5:0.5' must be LOW:HIGH"),
+        ("alpha", "0:0.5:1", r"alpha='0:0.5:1' must be LOW:HIGH"),
+        ("alpha", "0:nan", r"alpha='0:nan' must be LOW:HIGH"),
+        ("alpha", "0:2", r"alpha=2.0"),
+        ("alpha", "0.5,1.5", r"alpha=1.5"),
+        ("temperature", "0:4", r"temperature=0.0"),
+        ("temperature", "1:inf", r"temperature=inf"),
+        ("pruning_ratio", "0:1", r"pruning_ratio=1.0"),
+        ("learning_rate", "0:1e-3", r"learning_rate=0.0"),
+        ("pruning_method", "structured,l2", r"pruning_method.*'l2'"),
+    ],
+)
+def test_malformed_and_out_of_range_texts_are_named(name: str, text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        parse(name, text)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", SEARCHED)
+def test_a_shown_distribution_parses_to_itself(name: str) -> None:
+    distribution = default_space()[name]
+    assert parse(name, show(distribution)) == distribution
+
+
+def test_every_point_of_the_default_space_is_a_configuration() -> None:
+    space = default_space()
+    grid = {name: values(distribution) for name, distribution in space.items()}
+    assert size(space) == math.prod(map(len, grid.values())) == 15 * 11 * 3 * 2 * 15
+    for name, choices in grid.items():
+        for value in choices:
+            CandidateConfig().replace(**{name: value})
+
+
+def test_the_default_space_holds_the_literatures_points_exactly() -> None:
+    assert first_trials(default_space()) == [dict(point) for point in LITERATURE]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("temperature", "1:2", 2.0),
+        ("temperature", "5:8", 5.0),
+        ("temperature", "1.2:8", 4.2),
+        ("temperature", "1,3.5,10", 3.5),
+        ("learning_rate", "1e-3:1e-2", 1e-3),
+        ("pruning_method", "l1_unstructured", "l1_unstructured"),
+    ],
+)
+def test_a_first_trial_outside_the_space_takes_its_nearest_point(name: str, text: str, expected: object) -> None:
+    assert first_trials(default_space() | {name: parse(name, text)})[0][name] == expected
+
+
+def test_first_trials_lie_in_the_space_and_differ() -> None:
+    texts = {
+        "temperature": ("1:8", "1.3:1.9", "2"),
+        "alpha": ("0:1", "0.05:0.2", "0,1"),
+        "pruning_ratio": ("0:0.7", "0.02:0.28", "0.5"),
+    }
+    for combination in itertools.product(*texts.values()):
+        space = default_space() | {name: parse(name, text) for name, text in zip(texts, combination, strict=True)}
+        points = first_trials(space)
+        assert 1 <= len(points) <= 2
+        assert all(points.count(point) == 1 for point in points)
+        for point in points:
+            for name, distribution in space.items():
+                assert any(point[name] == pytest.approx(value) for value in values(distribution)), (name, point)
+
+
+def test_descriptions_tell_spaces_apart() -> None:
+    assert describe(default_space()) == describe(default_space())
+    assert describe(default_space()) != describe(default_space() | {"alpha": parse("alpha", "0:0.9")})
