@@ -20,14 +20,17 @@ IMPORT_ALL = """
 IMPORT_WITHOUT = """
     import importlib, sys
     hidden = set(sys.argv[2].split(","))
-    class Hide:
-        def find_spec(self, name, path=None, target=None):
-            if name.partition(".")[0] in hidden:
-                raise ImportError(f"{name} is hidden")
-    sys.meta_path.insert(0, Hide())
+    class Hiding:
+        def __init__(self, finder):
+            self.finder = finder
+        def find_spec(self, name, *rest):
+            return None if name.partition(".")[0] in hidden else self.finder.find_spec(name, *rest)
+        def __getattr__(self, name):
+            return getattr(self.finder, name)
+    sys.meta_path = [Hiding(finder) for finder in sys.meta_path]
     for name in sys.argv[1].split(","):
         importlib.import_module(name)
-        print(name)
+        print(name, *hidden & set(sys.modules))
 """
 
 
