@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 PRUNING_METHODS = ("l1_unstructured", "structured")
+PRUNED_SHARES = ("channels", "macs", "size", "latency")
 CROPS = ("none", "padded", "resized")
 
 
@@ -139,7 +140,10 @@ class PruneConfig:
     """`structured` removes channels (faster everywhere); `l1_unstructured` zeroes conv weights (size after
     compression only)."""
     pruning_ratio: float = 0.3
-    """Fraction removed, in [0, 1): of channels a layer, or of Conv2d weights. 0 leaves the student as it is."""
+    """Fraction removed, in [0, 1): of what `pruning_of` says, or of Conv2d weights. 0 leaves the student as it is."""
+    pruning_of: str = "channels"
+    """What `structured` removes a fraction of: `channels` of every layer, or the dense student's `macs`, `size` (file
+    bytes) or `latency` (p50); the last three find the channel ratio by bisection on the untrained student."""
     recovery_epochs: int = 4
     """Passes over the training split after pruning, with the distillation loss of the student."""
     recovery_learning_rate_factor: float = 0.3
@@ -148,7 +152,12 @@ class PruneConfig:
     def __post_init__(self) -> None:
         if self.pruning_method not in PRUNING_METHODS:
             known = ", ".join(PRUNING_METHODS)
-            raise ValueError(f"`pruning_method` must be one of {known}, but got {self.pruning_method!r}.")
+            raise ValueError(
+                f"`pruning_method` must be one of {known}, but got pruning_method={self.pruning_method!r}."
+            )
+        if self.pruning_of not in PRUNED_SHARES:
+            known = ", ".join(PRUNED_SHARES)
+            raise ValueError(f"`pruning_of` must be one of {known}, but got pruning_of={self.pruning_of!r}.")
         if not 0 <= self.pruning_ratio < 1:
             raise ValueError(f"`0 <= pruning_ratio < 1` must hold, but got pruning_ratio={self.pruning_ratio}.")
         _check_epochs("recovery_epochs", self.recovery_epochs)

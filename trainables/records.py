@@ -133,6 +133,22 @@ class Measurement:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShapeRecord:
+    """What a candidate will cost its user, known from its untrained shape before an epoch is spent."""
+
+    channel_ratio: float
+    """Fraction of channels to remove a layer; 0 if none is removed."""
+    latency_p50_ms: float
+    reference_latency_p50_ms: float
+    """The teacher's file, timed in alternation."""
+    size_bytes: int
+    num_params: int
+    macs: int
+    seconds: float
+    """What it cost to find out."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class CandidateRecord:
     """A finished candidate: what was made, out of what, and what it measures."""
 
@@ -239,6 +255,11 @@ def read_measurement(folder: Path) -> Measurement:
     """The `Measurement` that the measuring stage wrote into this folder of the store."""
     row = _read(folder)
     return Measurement(**row | {"latency": LatencyRecord(**row["latency"])})
+
+
+def read_shape(folder: Path) -> ShapeRecord:
+    """The `ShapeRecord` that the shape stage wrote into this folder of the store."""
+    return ShapeRecord(**_read(folder))
 
 
 def read_trial(folder: Path) -> TrialRecord:

@@ -17,7 +17,8 @@ import torch
 from ray import tune
 
 from trainables.configs import CandidateConfig
-from trainables.records import CandidateRecord, EpochRecord, TrialRecord, to_json, write_text
+from trainables.limits import InfeasibleError, Limits
+from trainables.records import CandidateRecord, EpochRecord, ShapeRecord, TrialRecord, to_json, write_text
 from trainables.stages.candidate import candidate
 from trainables.stages.workspace import Workspace
 from trainables.store import Store
@@ -32,36 +33,55 @@ class StageTrial(tune.Trainable):
     instead of raising: Tune would only run it again.
     """
 
-    _epochs: Generator[EpochRecord, None, Any] | None = None
+    _steps: Generator[ShapeRecord | EpochRecord, None, Any] | None = None
+    _shape: ShapeRecord | None = None
     _started: float = 0.0
 
-    def begin(self, config: CandidateConfig, place: Workspace) -> Generator[EpochRecord, None, Any]:
-        """The work: yields epochs, returns a record."""
+    def begin(self, config: CandidateConfig, place: Workspace) -> Generator[ShapeRecord | EpochRecord, None, Any]:
+        """The work: yields the shape and epochs, returns a record."""
         raise NotImplementedError
 
     def finish(self, record: Any) -> dict[str, Any]:
         """The result's numbers for Tune."""
         raise NotImplementedError
 
-    def refuse(self, reason: str) -> None:
-        """Called when the configuration cannot give a result."""
+    def refuse(self, status: str, reason: str, measured: Mapping[str, float]) -> None:
+        """Called when the configuration cannot give a result: `failed`, or `infeasible` with what was measured."""
 
     def step(self) -> dict[str, Any]:
         """Train one epoch, or finish."""
         try:
-            if self._epochs is None:
+            if self._steps is None:
                 self._started = time.time()
                 place = workspace(self.config)
                 place.enter()
-                self._epochs = self.begin(CandidateConfig.from_flat(self.config["candidate"]), place)
-            epoch = next(self._epochs)
+                self._steps = self.begin(CandidateConfig.from_flat(self.config["candidate"]), place)
+            step = next(self._steps)
         except StopIteration as end:
             return {**self.finish(end.value), "final": True, "done": True}
+        except InfeasibleError as error:
+            self.refuse("infeasible", str(error), error.measured)
+            return {"excess": error.excess, "final": False, "done": True}
         except ValueError as error:
-            self.refuse(str(error))
+            self.refuse("failed", str(error), {})
             return {"invalid": str(error), "final": False, "done": True}
-        report = {"stage": epoch.stage, "epoch": epoch.epoch, "epochs": epoch.epochs}
-        return {**report, "val_accuracy": epoch.val_accuracy, "final": False}
+        if isinstance(step, ShapeRecord):
+            self._shape = step
+            return {"stage": "shape", "final": False}
+        return self._report(step)
+
+    def _report(self, epoch: EpochRecord) -> dict[str, Any]:
+        """An epoch, with what is known of the untrained shape, for schedulers that compare whole candidates."""
+        report = {"stage": epoch.stage, "epoch": epoch.epoch, "epochs": epoch.epochs, "final": False}
+        report["val_accuracy"] = epoch.val_accuracy
+        if self._shape is not None and epoch.stage in ("student", "recovery"):
+            planned = self.config["candidate"]
+            before = planned["student_epochs"] if epoch.stage == "recovery" else 0
+            report["step"] = before + epoch.epoch
+            report["steps"] = planned["student_epochs"] + planned["recovery_epochs"]
+            for name in ("latency_p50_ms", "reference_latency_p50_ms", "size_bytes"):
+                report[name] = getattr(self._shape, name)
+        return report
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Give this process to the next trial with nothing left of the last one."""
@@ -71,9 +91,10 @@ class StageTrial(tune.Trainable):
 
     def cleanup(self) -> None:
         """Let go of locks and memory; the unfinished stage stays in the store."""
-        if self._epochs is not None:
-            self._epochs.close()
-        self._epochs = None
+        if self._steps is not None:
+            self._steps.close()
+        self._steps = None
+        self._shape = None
         gc.collect()
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
@@ -114,9 +135,9 @@ class OutboxTrial(StageTrial):
         )
         return metrics
 
-    def refuse(self, reason: str) -> None:
+    def refuse(self, status: str, reason: str, measured: Mapping[str, float]) -> None:
         """Leave the reason in the outbox."""
-        self._write(status="failed", reason=reason, params=self.config["candidate"])
+        self._write(status=status, reason=reason, params=self.config["candidate"], metrics=measured)
 
     def _write(
         self,
@@ -153,9 +174,11 @@ class CandidateTrial(OutboxTrial):
 
     stage = "candidate"
 
-    def begin(self, config: CandidateConfig, place: Workspace) -> Generator[EpochRecord, None, CandidateRecord]:
-        """The whole chain."""
-        return candidate(config, place)
+    def begin(
+        self, config: CandidateConfig, place: Workspace
+    ) -> Generator[ShapeRecord | EpochRecord, None, CandidateRecord]:
+        """The whole chain, as far as the limits in the Tune config allow."""
+        return candidate(config, place, Limits(**self.config.get("limits", {})))
 
 
 def workspace(config: Mapping[str, Any]) -> Workspace:

@@ -11,12 +11,14 @@ from typing import TypeVar
 
 from trainables.configs import CandidateConfig
 from trainables.flags import OneLineParser, add_config_flags, config_from_flags
-from trainables.records import CandidateRecord, DatasetRecord, EpochRecord, to_json
+from trainables.limits import InfeasibleError, Limits
+from trainables.records import CandidateRecord, DatasetRecord, EpochRecord, ShapeRecord, to_json
 from trainables.stages import data
 from trainables.stages.exported import exported, recipe
 from trainables.stages.measured import measured
 from trainables.stages.models import check_model
 from trainables.stages.recovery import recovery
+from trainables.stages.shape import shaped
 from trainables.stages.student import student
 from trainables.stages.teacher import teacher
 from trainables.stages.tensors import load_images
@@ -24,6 +26,8 @@ from trainables.stages.workspace import Workspace
 from trainables.store import Store
 
 Epochs = Generator[EpochRecord, None, CandidateRecord]
+Steps = Generator[ShapeRecord | EpochRecord, None, CandidateRecord]
+NO_LIMITS = Limits()
 Model = TypeVar("Model")
 
 
@@ -47,23 +51,27 @@ def teacher_candidate(config: CandidateConfig, place: Workspace) -> Epochs:
     )
 
 
-def candidate(config: CandidateConfig, place: Workspace) -> Epochs:
-    """data -> teacher -> student -> pruned and recovered -> exported -> measured; yields every epoch trained.
+def candidate(config: CandidateConfig, place: Workspace, limits: Limits = NO_LIMITS) -> Steps:
+    """data -> teacher -> shape -> student -> pruned and recovered -> exported -> measured.
 
-    Stages that the store already holds yield nothing. Closing the generator, or a dead process, loses at most the
-    running epoch.
+    Yields the untrained shape first, then every epoch trained. Stages that the store already holds yield nothing.
+    Closing the generator, or a dead process, loses at most the running epoch.
 
     Raises:
+        InfeasibleError: if the shape cannot keep to the limits; nothing has been trained for it.
         ValueError: if the configuration cannot give a candidate (it would fail again).
     """
     dataset: DatasetRecord = data.prepare(config.data, place.data_dir)
     images = load_images(dataset, place.device)
     teacher_model, teacher_spent = yield from _spending(teacher(config, dataset, images, place))
+    reference = yield from exported(config, dataset, teacher_model, recipe(config, dataset, "teacher"), place)
+    shape = yield from shaped(config, dataset, reference, place)
+    yield shape
+    check_shape(shape, limits)
     student_model, student_spent = yield from _spending(student(config, dataset, images, teacher_model, place))
     pruned_model, recovery_spent = yield from _spending(
-        recovery(config, dataset, images, teacher_model, student_model, place)
+        recovery(config, dataset, images, teacher_model, student_model, place, channel_ratio=shape.channel_ratio)
     )
-    reference = yield from exported(config, dataset, teacher_model, recipe(config, dataset, "teacher"), place)
     made_by = recipe(config, dataset, "candidate")
     files = yield from exported(config, dataset, pruned_model, made_by, place)
     measurement = yield from measured(config, dataset, pruned_model, files, reference, place)
@@ -82,6 +90,18 @@ def candidate(config: CandidateConfig, place: Workspace) -> Epochs:
     )
 
 
+def check_shape(shape: ShapeRecord, limits: Limits) -> None:
+    """Return if the untrained shape keeps to the limits.
+
+    Raises:
+        InfeasibleError: if it cannot, whatever it learns.
+    """
+    measured = {"latency_p50_ms": shape.latency_p50_ms, "size_bytes": shape.size_bytes, "macs": shape.macs}
+    excess = limits.excess(measured)
+    if any(over > 0 for over in excess.values()):
+        raise InfeasibleError(excess, measured)
+
+
 def _spending(stage: Generator[EpochRecord, None, Model]) -> Generator[EpochRecord, None, tuple[Model, float]]:
     """Pass a stage's epochs on; return its result and the seconds that were really trained now."""
     spent = 0.0
@@ -94,18 +114,22 @@ def _spending(stage: Generator[EpochRecord, None, Model]) -> Generator[EpochReco
         yield epoch
 
 
-def _shown(epochs: Epochs) -> CandidateRecord:
+def _shown(steps: Steps) -> CandidateRecord:
     """Run to the end, one line an epoch on standard error."""
     while True:
         try:
-            epoch = next(epochs)
+            step = next(steps)
         except StopIteration as end:
             result: CandidateRecord = end.value
             return result
-        sys.stderr.write(
-            f"{epoch.stage} {epoch.epoch}/{epoch.epochs}  loss {epoch.train_loss:.3f}"
-            f"  val {100 * epoch.val_accuracy:.1f} %  {epoch.seconds:.1f} s\n"
-        )
+        if isinstance(step, ShapeRecord):
+            line = f"shape  {step.latency_p50_ms:.3f} ms  {step.size_bytes / 1e6:.2f} MB  {step.macs / 1e6:.1f} M MACs"
+        else:
+            line = (
+                f"{step.stage} {step.epoch}/{step.epochs}  loss {step.train_loss:.3f}"
+                f"  val {100 * step.val_accuracy:.1f} %  {step.seconds:.1f} s"
+            )
+        sys.stderr.write(line + "\n")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -36,7 +36,7 @@ def measured(
         "measured",
         version=VERSION,
         parents=[files.onnx_sha256, reference.onnx_sha256, dataset.fingerprint],
-        processor=_processor(),
+        processor=processor(),
         **vars(config.measure),
     )
 
@@ -68,7 +68,7 @@ def measured(
     return read_measurement((yield from place.store.obtain(key, compute)))
 
 
-def _processor() -> str:
+def processor() -> str:
     """The processor's name: a latency holds for one kind of machine."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

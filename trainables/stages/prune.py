@@ -35,11 +35,16 @@ class PruneSummary:
     """Fraction of exact zeros among the Conv2d weights that are left, 0 to 1."""
 
 
-def prune(model: nn.Module, *, method: str, ratio: float, image_size: int, num_classes: int) -> PruneSummary:
+def prune(
+    model: nn.Module, *, method: str, ratio: float, image_size: int, num_classes: int, must_remove: bool = True
+) -> PruneSummary:
     """Prunes the model in place and says what was achieved; ratio 0 leaves it bit for bit.
 
     `structured` removes `ratio` of the channels of every layer, coupled layers together (DepGraph, arXiv:2301.12900),
     those with the smallest group L2 norm first. `l1_unstructured` zeroes the `ratio` smallest |w| of every Conv2d.
+
+    Args:
+        must_remove: whether removing nothing at ratio > 0 is an error; a search for a ratio may try too small ones.
 
     Raises:
         ValueError: if the method is unknown, the ratio is out of [0, 1), nothing was removed at ratio > 0, or the
@@ -57,7 +62,7 @@ def prune(model: nn.Module, *, method: str, ratio: float, image_size: int, num_c
             _remove_channels(model, ratio, image_size=image_size, num_classes=num_classes)
     after_params, after_nonzero, after_macs = count(model, image_size)
     removed = params - after_params if method == "structured" else nonzero - after_nonzero
-    if ratio > 0 and removed == 0:
+    if ratio > 0 and removed == 0 and must_remove:
         raise ValueError(
             f"Pruning with {method=} and {ratio=} removed nothing: no layer is wide enough for this ratio, or there is "
             "no layer that it applies to; take a larger ratio or the other method."

@@ -17,9 +17,11 @@ from trainables.store import Key, stage_key
 VERSION = 1
 
 
-def recovery_key(config: CandidateConfig, student: ModelRecord) -> Key:
+def recovery_key(config: CandidateConfig, student: ModelRecord, *, channel_ratio: float) -> Key:
     """Where the pruned and recovered student of this configuration lies in the store."""
-    return stage_key("recovery", version=VERSION, parents=[student.key], **vars(config.prune))
+    return stage_key(
+        "recovery", version=VERSION, parents=[student.key], channel_ratio=channel_ratio, **vars(config.prune)
+    )
 
 
 def recovery(
@@ -29,20 +31,25 @@ def recovery(
     teacher: ModelRecord,
     student: ModelRecord,
     place: Workspace,
+    *,
+    channel_ratio: float,
 ) -> Generator[EpochRecord, None, ModelRecord]:
     """Prune the student and train what is left, or find it in the store; yields the recovery epochs.
+
+    `channel_ratio` is what `structured` removes of every layer's channels: `pruning_ratio`, or what the shape stage
+    found for another `pruning_of`.
 
     Zeroed weights stay zero: the masks are put back after every step. Ratio 0 keeps every weight and still trains
     the recovery epochs, so that all candidates of a sweep get the same budget.
     """
-    key = recovery_key(config, student)
+    key = recovery_key(config, student, channel_ratio=channel_ratio)
 
     def compute(folder: Path) -> Generator[EpochRecord, None, None]:
         model = load_model(student)
         prune(
             model,
             method=config.prune.pruning_method,
-            ratio=config.prune.pruning_ratio,
+            ratio=channel_ratio if config.prune.pruning_method == "structured" else config.prune.pruning_ratio,
             image_size=dataset.image_size,
             num_classes=dataset.num_classes,
         )

@@ -1,0 +1,277 @@
+import dataclasses
+import json
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+from trainables import tracking
+from trainables.records import EpochRecord, TrialRecord, to_json
+from trainables.tracking import DELIVERED, Tracker
+
+PARAMS = {"temperature": 4.0, "alpha": 0.9, "pruning_method": "structured", "image_size": None, "flip": True}
+METRICS = {"val_accuracy": 0.91, "latency_p50_ms": 1.25, "size_bytes": 1_400_000}
+
+Left = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def uri(out: Path) -> str:
+    return f"sqlite:///{out / 'mlflow.db'}"
+
+
+@pytest.fixture(scope="module")
+def client(uri: str) -> mlflow.MlflowClient:
+    return mlflow.MlflowClient(uri)
+
+
+def open_tracker(uri: str, out: Path, sweep: str = "night", experiment: str = "digits") -> Tracker:
+    return Tracker(uri, experiment=experiment, sweep=sweep, artifacts=out / "artifacts")
+
+
+@pytest.fixture(scope="module")
+def tracker(uri: str, out: Path) -> Tracker:
+    return open_tracker(uri, out)
+
+
+def curve(epochs: int, stage: str = "student") -> tuple[EpochRecord, ...]:
+    return tuple(
+        EpochRecord(
+            stage=stage,
+            epoch=epoch,
+            epochs=epochs,
+            train_loss=1 / epoch,
+            train_accuracy=0.5,
+            val_loss=2 / epoch,
+            val_accuracy=1 - 1 / (epoch + 1),
+            learning_rate=1e-3,
+            seconds=0.1,
+        )
+        for epoch in range(1, epochs + 1)
+    )
+
+
+@pytest.fixture
+def left(tmp_path: Path, request: pytest.FixtureRequest) -> Left:
+    """Leaves a trial's folder as a trial would, under a key of this test's own."""
+
+    def leave(**changes: Any) -> Path:
+        folder = tmp_path / f"{request.node.name}-{time.monotonic_ns()}"
+        folder.mkdir()
+        record = TrialRecord(
+            key=f"night/{folder.name}",
+            trial_number=7,
+            stage="candidate",
+            status="finished",
+            reason="",
+            params=PARAMS,
+            metrics=METRICS,
+            tags={"latency_device": "cpu:1"},
+            curve=curve(3),
+            files=("model.onnx", "recipe.json"),
+            started=1_700_000_000.0,
+            ended=1_700_000_060.0,
+        )
+        record = dataclasses.replace(record, **changes)
+        for name in record.files:
+            (folder / name).write_text(f"content of {name}")
+        (folder / "record.json").write_text(to_json(record))
+        return folder
+
+    return leave
+
+
+def runs_of(client: mlflow.MlflowClient, folder: Path, experiment: str = "digits") -> list[Run]:
+    found = client.get_experiment_by_name(experiment)
+    assert found is not None
+    return client.search_runs([found.experiment_id], f"tags.key = 'night/{folder.name}'")
+
+
+def test_delivered_twice_is_one_complete_run(tracker: Tracker, client: mlflow.MlflowClient, left: Left) -> None:
+    folder = left()
+    assert tracker.deliver(folder, {"score": 91.5})
+    assert tracker.deliver(folder, {"score": 91.5})
+    (run,) = runs_of(client, folder)
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == folder.name
+    assert (run.info.start_time, run.info.end_time) == (1_700_000_000_000, 1_700_000_060_000)
+    assert run.data.params == {name: str(value) for name, value in PARAMS.items()}
+    assert run.data.metrics.items() >= (METRICS | {"score": 91.5}).items()
+    assert run.data.tags["mlflow.parentRunId"] == tracker.parent_id
+    expected = {"kind": "trial", "sweep": "night", "stage": "candidate", "status": "finished", "trial_number": "7"}
+    assert run.data.tags.items() >= (expected | {"latency_device": "cpu:1"}).items()
+    assert "reason" not in run.data.tags
+    assert "control" not in run.data.tags
+
+
+def test_curves_have_one_point_an_epoch(tracker: Tracker, client: mlflow.MlflowClient, left: Left) -> None:
+    folder = left(curve=curve(3) + curve(2, "recovery"))
+    assert tracker.deliver(folder, {})
+    (run,) = runs_of(client, folder)
+    for stage, epochs in (("student", 3), ("recovery", 2)):
+        for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "learning_rate"):
+            points = client.get_metric_history(run.info.run_id, f"{stage}_{name}")
+            assert [point.step for point in points] == list(range(1, epochs + 1))
+    assert run.data.metrics["val_accuracy"] == METRICS["val_accuracy"]
+
+
+def test_artifacts_are_the_files_of_the_record(
+    tracker: Tracker, client: mlflow.MlflowClient, left: Left, out: Path
+) -> None:
+    folder = left()
+    assert tracker.deliver(folder, {})
+    (run,) = runs_of(client, folder)
+    assert sorted(file.path for file in client.list_artifacts(run.info.run_id)) == ["model.onnx", "recipe.json"]
+    stored = out / "artifacts" / run.info.run_id / "artifacts" / "model.onnx"
+    assert stored.read_text() == "content of model.onnx"
+
+
+def test_a_lost_marker_does_not_make_a_second_run(uri: str, client: mlflow.MlflowClient, left: Left, out: Path) -> None:
+    folder = left()
+    assert open_tracker(uri, out).deliver(folder, {"score": 91.5})
+    (before,) = runs_of(client, folder)
+    assert json.loads((folder / DELIVERED).read_text()) == {"run_id": before.info.run_id}
+    (folder / DELIVERED).unlink()
+    assert open_tracker(uri, out).deliver(folder, {"score": 91.5})
+    (after,) = runs_of(client, folder)
+    assert (after.info.run_id, after.info.status) == (before.info.run_id, "FINISHED")
+    assert len(client.get_metric_history(after.info.run_id, "student_val_loss")) == 3
+    assert (folder / DELIVERED).exists()
+
+
+def test_a_delivery_cut_off_by_kill_9_is_completed(tracker: Tracker, client: mlflow.MlflowClient, left: Left) -> None:
+    folder = left()
+    tags = {"kind": "trial", "sweep": "night", "key": f"night/{folder.name}", "mlflow.parentRunId": tracker.parent_id}
+    half = client.create_run(tracker.experiment_id, tags=tags).info.run_id
+    client.log_param(half, "temperature", "4.0")
+    client.log_metric(half, "val_accuracy", METRICS["val_accuracy"], timestamp=1_700_000_060_000, step=0)
+    assert tracker.deliver(folder, {"score": 91.5})
+    (run,) = runs_of(client, folder)
+    assert (run.info.run_id, run.info.status) == (half, "FINISHED")
+    assert run.data.params.keys() == PARAMS.keys()
+    assert run.data.metrics["score"] == 91.5
+    assert len(client.get_metric_history(half, "val_accuracy")) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"), [("failed", "FAILED"), ("infeasible", "KILLED"), ("stopped", "KILLED")]
+)
+def test_a_trial_without_a_result_says_why(
+    tracker: Tracker, client: mlflow.MlflowClient, left: Left, status: str, expected: str
+) -> None:
+    folder = left(status=status, reason="pruning_ratio=0.9 leaves no channel", metrics={}, curve=(), files=())
+    assert tracker.deliver(folder, {})
+    (run,) = runs_of(client, folder)
+    assert run.info.status == expected
+    assert run.data.tags["status"] == status
+    assert run.data.tags["reason"] == "pruning_ratio=0.9 leaves no channel"
+    assert run.data.metrics == {}
+
+
+def test_the_teacher_is_a_control_without_a_number(tracker: Tracker, client: mlflow.MlflowClient, left: Left) -> None:
+    folder = left(stage="teacher", trial_number=None)
+    assert tracker.deliver(folder, {})
+    (run,) = runs_of(client, folder)
+    assert run.data.tags["control"] == "teacher"
+    assert "trial_number" not in run.data.tags
+
+
+def test_two_thousand_points_and_more_are_batched(tracker: Tracker, client: mlflow.MlflowClient, left: Left) -> None:
+    folder = left(curve=curve(400), files=())
+    assert tracker.deliver(folder, {})
+    (run,) = runs_of(client, folder)
+    points = client.get_metric_history(run.info.run_id, "student_val_loss")
+    assert [point.step for point in points] == list(range(1, 401))
+    assert points[-1].value == pytest.approx(2 / 400)
+    assert run.data.metrics["latency_p50_ms"] == METRICS["latency_p50_ms"]
+
+
+def closed_port() -> str:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_an_unreachable_server_is_told_within_seconds_and_the_outbox_waits(
+    uri: str, client: mlflow.MlflowClient, left: Left, out: Path
+) -> None:
+    folder, started = left(), time.monotonic()
+    with pytest.raises(MlflowException, match=r"127\.0\.0\.1"):
+        open_tracker(closed_port(), out)
+    assert time.monotonic() - started < 10
+    assert not (folder / DELIVERED).exists()
+    working = open_tracker(uri, out)
+    assert working.deliver(folder, {})
+    assert working.deliver(folder, {})
+    assert len(runs_of(client, folder)) == 1
+
+
+def test_a_store_that_goes_away_is_left_alone_then_gets_everything_once(
+    uri: str, client: mlflow.MlflowClient, left: Left, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [left(), left()]
+    artifacts = tmp_path / "artifacts"
+    tracker = Tracker(uri, experiment="moving", sweep="night", artifacts=artifacts)
+    artifacts.write_text("a file where the artifact folder was")
+    assert not tracker.deliver(folders[0], {})
+    artifacts.unlink()
+    started = time.monotonic()
+    assert not tracker.deliver(folders[1], {})  # not asked again yet
+    assert time.monotonic() - started < 0.5
+    assert not (folders[0] / DELIVERED).exists()
+    monkeypatch.setattr(tracking, "RETRY_AFTER_S", 0.0)
+    again = Tracker(uri, experiment="moving", sweep="night", artifacts=artifacts)
+    assert again.parent_id == tracker.parent_id
+    assert all(again.deliver(folder, {}) for folder in folders)
+    for folder in folders:
+        (run,) = runs_of(client, folder, "moving")
+        assert run.info.status == "FINISHED"
+        assert len(client.list_artifacts(run.info.run_id)) == 2
+
+
+def test_a_very_long_reason_is_delivered_too(tracker: Tracker, client: mlflow.MlflowClient, left: Left) -> None:
+    folder = left(status="failed", reason="x" * 20_000, metrics={}, curve=(), files=())
+    assert tracker.deliver(folder, {})
+    (run,) = runs_of(client, folder)
+    assert run.data.tags["reason"].startswith("xxxx")
+
+
+def test_sweeps_share_an_experiment_and_each_has_one_parent(uri: str, tracker: Tracker, out: Path) -> None:
+    other = open_tracker(uri, out, "other")
+    assert other.experiment_id == tracker.experiment_id
+    assert other.parent_id != tracker.parent_id == open_tracker(uri, out).parent_id
+
+
+def test_the_parent_takes_files_curves_marks_and_its_end(
+    uri: str, client: mlflow.MlflowClient, left: Left, out: Path, tmp_path: Path
+) -> None:
+    tracker = open_tracker(uri, out, "ends")
+    folder = left()
+    assert tracker.deliver(folder, {})
+    (run,) = runs_of(client, folder)
+    (tmp_path / "sweep.json").write_text("{}")
+    tracker.sweep_artifacts([tmp_path / "sweep.json"])
+    for step, volume in enumerate((0.1, 0.4)):
+        tracker.sweep_metric("hypervolume", volume, step=step)
+    tracker.mark_front({run.info.run_id}, set())
+    tracker.close("interrupted")
+    parent = client.get_run(tracker.parent_id)
+    assert (parent.info.status, parent.data.tags["status"]) == ("KILLED", "interrupted")
+    assert parent.data.metrics["hypervolume"] == 0.4
+    assert [file.path for file in client.list_artifacts(tracker.parent_id)] == ["sweep.json"]
+    assert client.get_run(run.info.run_id).data.tags["pareto"] == "true"
+    tracker.mark_front(set(), {run.info.run_id})
+    assert client.get_run(run.info.run_id).data.tags["pareto"] == "false"
+    tracker.close("finished")
+    assert client.get_run(tracker.parent_id).info.status == "FINISHED"

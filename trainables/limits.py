@@ -1,0 +1,58 @@
+"""What a candidate must keep to, in the user's units (standard library only)."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+
+class InfeasibleError(ValueError):
+    """A candidate cannot keep to its limits; `excess` says by how much, `measured` what is known of it."""
+
+    def __init__(self, excess: Mapping[str, float], measured: Mapping[str, float]) -> None:
+        over = ", ".join(f"{name} by {100 * by:.0f} %" for name, by in excess.items() if by > 0)
+        super().__init__(f"over {over}")
+        self.excess, self.measured = dict(excess), dict(measured)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Upper bounds; None sets none."""
+
+    max_latency_ms: float | None = None
+    """Largest p50 latency of one image, milliseconds."""
+    max_size_mb: float | None = None
+    """Largest ONNX file, 10^6 bytes."""
+    max_macs: float | None = None
+    """Most multiply-accumulates of one image."""
+    max_drop: float | None = None
+    """Most points of validation accuracy that may be lost against the teacher."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            least = 0 if field.name == "max_drop" else -math.inf
+            if value is not None and not (math.isfinite(value) and value >= least and (least == 0 or value > 0)):
+                sign = ">=" if field.name == "max_drop" else ">"
+                raise ValueError(f"`{field.name} {sign} 0` must hold, but got {field.name}={value}.")
+
+    def excess(self, measured: Mapping[str, float]) -> dict[str, float]:
+        """By how much each limit is exceeded, relative to it; 0 or less is kept.
+
+        Args:
+            measured: `latency_p50_ms`, `size_bytes`, `macs`; and, once trained, `val_accuracy` and
+                `teacher_val_accuracy`. A limit whose number is not there yet is left out.
+        """
+        bounds = {
+            "max_latency_ms": (measured.get("latency_p50_ms"), self.max_latency_ms),
+            "max_size_mb": (measured["size_bytes"] / 1e6 if "size_bytes" in measured else None, self.max_size_mb),
+            "max_macs": (measured.get("macs"), self.max_macs),
+        }
+        over = {
+            name: value / bound - 1
+            for name, (value, bound) in bounds.items()
+            if value is not None and bound is not None
+        }
+        if self.max_drop is not None and "teacher_val_accuracy" in measured:
+            drop = 100 * (measured["teacher_val_accuracy"] - measured["val_accuracy"])
+            over["max_drop"] = (drop - self.max_drop) / max(self.max_drop, 1.0)
+        return over

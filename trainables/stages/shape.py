@@ -1,0 +1,153 @@
+"""Measure first: what a pruned student costs its user, found on its untrained shape and kept for all trials."""
+
+import time
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Never
+
+import torch
+
+from trainables.configs import CandidateConfig
+from trainables.records import DatasetRecord, ExportRecord, ShapeRecord, read_shape, to_json, write_text
+from trainables.stages.export import export_untrained
+from trainables.stages.exported import recipe
+from trainables.stages.measure import time_alternating
+from trainables.stages.measured import processor
+from trainables.stages.models import count
+from trainables.stages.prune import prune
+from trainables.stages.workspace import Workspace, build_for
+from trainables.store import stage_key
+
+VERSION = 1
+BISECTIONS = 8  # 1/256 of the channels is finer than any layer
+
+
+def shaped(
+    config: CandidateConfig, dataset: DatasetRecord, reference: ExportRecord, place: Workspace
+) -> Generator[Never, None, ShapeRecord]:
+    """Latency, size and MACs of this candidate's architecture, from random weights, or from the store.
+
+    The signature is the architecture: zeroed weights change none of these numbers, so all `l1_unstructured` ratios
+    share the dense student's entry.
+    """
+    structured = config.prune.pruning_method == "structured" and config.prune.pruning_ratio > 0
+    key = stage_key(
+        "shape",
+        version=VERSION,
+        parents=[reference.onnx_sha256],
+        student_model=config.student.student_model,
+        num_classes=dataset.num_classes,
+        image_size=dataset.image_size,
+        pruning_ratio=config.prune.pruning_ratio if structured else 0.0,
+        pruning_of=config.prune.pruning_of if structured else "channels",
+        processor=processor(),
+        **vars(config.measure),
+    )
+
+    def compute(folder: Path) -> Generator[Never, None, None]:
+        started = time.perf_counter()
+        sketch = _Sketch(config, dataset, reference, place, folder / "untrained.onnx")
+        ratio = sketch.channel_ratio() if structured else 0.0
+        record = sketch.measured(ratio)
+        sketch.path.unlink()
+        seconds = time.perf_counter() - started
+        write_text(folder / "record.json", to_json(vars(record) | {"seconds": seconds}))
+        yield from ()
+
+    return read_shape((yield from place.store.obtain(key, compute)))
+
+
+def solve(share: Callable[[float], float], target: float) -> float:
+    """The smallest channel ratio in [0, 1) at which `share` (of the dense model, falling) is at most `target`.
+
+    Bisection; the answer is within 1 / 2^BISECTIONS.
+
+    Raises:
+        ValueError: if even the narrowest model is above the target.
+    """
+    low, high = 0.0, 1 - 2.0**-BISECTIONS
+    if (least := share(high)) > target:
+        raise ValueError(f"no channel ratio leaves a share of {target:.3g}: the narrowest model still has {least:.3g}.")
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if share(middle) <= target else (middle, high)
+    return high
+
+
+class _Sketch:
+    """Untrained students of one architecture, pruned by any ratio and measured."""
+
+    def __init__(
+        self, config: CandidateConfig, dataset: DatasetRecord, reference: ExportRecord, place: Workspace, path: Path
+    ) -> None:
+        self.path = path
+        self._config, self._dataset, self._reference, self._place = config, dataset, reference, place
+
+    def channel_ratio(self) -> float:
+        """The ratio of channels that `pruning_of` and `pruning_ratio` ask for."""
+        wanted = self._config.prune
+        if wanted.pruning_of == "channels":
+            return wanted.pruning_ratio
+        known: dict[float, float] = {}
+
+        def amount(ratio: float) -> float:
+            if ratio not in known:
+                known[ratio] = self._amount(wanted.pruning_of, ratio)
+            return known[ratio]
+
+        return solve(lambda ratio: amount(ratio) / amount(0.0), 1 - wanted.pruning_ratio)
+
+    def measured(self, ratio: float) -> ShapeRecord:
+        """Build, prune, export and time one."""
+        model = self._model(ratio)
+        num_params, _, macs = count(model, self._dataset.image_size)
+        size_bytes = self._export(model)
+        with self._place.lease().alone():
+            latency, reference = time_alternating(
+                self.path,
+                self._reference.folder / "model.onnx",
+                threads=self._config.measure.latency_threads,
+                seconds=self._config.measure.latency_seconds,
+            )
+        return ShapeRecord(
+            channel_ratio=ratio,
+            latency_p50_ms=latency.latency_p50_ms,
+            reference_latency_p50_ms=reference.latency_p50_ms,
+            size_bytes=size_bytes,
+            num_params=num_params,
+            macs=macs,
+            seconds=0.0,
+        )
+
+    def _amount(self, what: str, ratio: float) -> float:
+        if what == "macs":
+            return count(self._model(ratio), self._dataset.image_size)[2]
+        if what == "size":
+            return self._export(self._model(ratio))
+        record = self.measured(ratio)
+        return record.latency_p50_ms / record.reference_latency_p50_ms
+
+    def _model(self, ratio: float) -> torch.nn.Module:
+        torch.manual_seed(0)
+        model = build_for(self._config.student.student_model, self._dataset)
+        prune(
+            model,
+            method="structured",
+            ratio=ratio,
+            image_size=self._dataset.image_size,
+            num_classes=self._dataset.num_classes,
+            must_remove=False,
+        )
+        return model
+
+    def _export(self, model: torch.nn.Module) -> int:
+        return export_untrained(
+            model,
+            mean=self._dataset.mean,
+            std=self._dataset.std,
+            image_size=self._dataset.image_size,
+            class_names=self._dataset.class_names,
+            recipe=recipe(self._config, self._dataset, "candidate"),
+            opset=self._config.export.opset,
+            path=self.path,
+        )
