@@ -21,6 +21,11 @@ from trainables.configs import (
     TeacherConfig,
     TrainingConfig,
 )
+from trainables.limits import Limits
+
+
+OBJECTIVES = ("composite", "pareto")
+SAMPLERS = ("tpe", "nsga2", "gp", "random", "grid")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +54,18 @@ class SweepConfig:
     """What the space does not vary."""
     space: Mapping[str, BaseDistribution] = field(default_factory=default_space)
     rates: ExchangeRates = field(default_factory=ExchangeRates)
+    limits: Limits = field(default_factory=Limits)
+    """What a candidate must keep to."""
+    objective: str = "composite"
+    """`composite` searches one score; `pareto` gives Optuna accuracy, latency and size."""
+    sampler: str = "tpe"
+    """Who proposes: `tpe`, `nsga2`, `gp`, `random` or `grid` (every combination once)."""
     search_seed: int = 0
     """Of the sampler."""
+    reuse_probability: float = 0.25
+    """Share of trials that keep the distillation of a promising student in the store and vary only its pruning."""
+    stopper: bool = True
+    """Stop trials early that others beat at no more latency and size."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
@@ -58,6 +73,13 @@ class SweepConfig:
         for name in ("trials", "cpus", "cpus_per_trial"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name} >= 1` must hold, but got {name}={getattr(self, name)}.")
+        for name, known in (("objective", OBJECTIVES), ("sampler", SAMPLERS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"`{name}` must be one of {', '.join(known)}, but got {name}={getattr(self, name)!r}.")
+        if not 0 <= self.reuse_probability <= 1:
+            raise ValueError(
+                f"`0 <= reuse_probability <= 1` must hold, but got reuse_probability={self.reuse_probability}."
+            )
         if self.gpus < 0:
             raise ValueError(f"`gpus >= 0` must hold, but got gpus={self.gpus}.")
         share = self.gpus_per_trial
@@ -106,7 +128,13 @@ class SweepConfig:
         """What may not change under one name: everything that decides what a trial's numbers mean."""
         varied = set(self.space)
         fixed = {name: value for name, value in self.base.flat().items() if name not in varied}
-        return {"base": fixed, "space": describe(self.space), "rates": vars(self.rates)}
+        return {
+            "base": fixed,
+            "space": describe(self.space),
+            "rates": vars(self.rates),
+            "limits": vars(self.limits),
+            "objective": {"objective": self.objective},
+        }
 
 
 def default_name(preset: str, identity: Mapping[str, Any]) -> str:

@@ -20,6 +20,7 @@ from rich.console import Console
 from sweeps import space
 from sweeps.config import PRESETS, SweepConfig, augment_for, default_name
 from sweeps.objectives import ExchangeRates
+from trainables.configs import KD_LOSSES
 from trainables.flags import OneLineParser, add_config_flags, config_from_flags, field_docs, flag_name
 from trainables.stages import data
 
@@ -104,8 +105,10 @@ def _add_sweep_flags(parser: OneLineParser, preset: SweepConfig) -> None:
 
 
 _SEARCHED_DOCS = {
-    "temperature": "Softens teacher and student logits, > 0",
+    "kd_loss": f"Soft, teacher term, of {', '.join(KD_LOSSES)}; a list such as kd,dkd,dist searches among them",
     "alpha": "Weight of the soft, teacher term, 0 to 1; the labels get 1 - alpha",
+    "temperature": "Softens teacher and student logits, > 0; mse does without",
+    "dkd_beta": "Weight of the classes that are not the target, >= 0; asked for where kd_loss is dkd",
     "learning_rate": "Peak of the student's schedule (AdamW)",
     "pruning_method": "structured (removes channels) or l1_unstructured (zeroes conv weights)",
     "pruning_ratio": "Fraction removed, in [0, 1)",

@@ -5,6 +5,7 @@ missing, and loses what was in flight when the driver dies.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
-from sweeps.space import Space, first_trials
+from sweeps.space import Space, canonical, first_trials, suggest
 
 DUPLICATE = "duplicate"
 MAX_DUPLICATES = 50
@@ -34,7 +35,10 @@ def open_study(path: Path, name: str, *, seed: int, space: Space) -> optuna.Stud
         load_if_exists=True,
     )
     trials = study.get_trials(deepcopy=False)
-    study.sampler = optuna.samplers.TPESampler(seed=seed + len(trials), multivariate=True)
+    with warnings.catch_warnings():
+        # group: without it, one trial that lacks a conditional parameter takes that one out of the joint distribution
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.sampler = optuna.samplers.TPESampler(seed=seed + len(trials), multivariate=True, group=True)
     if not trials:
         for point in first_trials(space):
             study.enqueue_trial(point)
@@ -88,7 +92,8 @@ class StudySearcher(Searcher):
             self.exhausted = True
             return str(Searcher.FINISHED)
         self._numbers[trial_id] = trial.number
-        return self._trial_config(trial.number, trial.params)
+        # an orphan keeps what it has; one whose driver died while asking gets the rest now
+        return self._trial_config(trial.number, suggest(trial, self._space))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell the study how a trial ended."""
@@ -113,13 +118,13 @@ class StudySearcher(Searcher):
     def _propose(self) -> optuna.Trial | None:
         """A trial nobody has asked for before; None after `MAX_DUPLICATES` old ones in a row."""
         known = [
-            trial.params
+            canonical(trial.params)
             for trial in self._study.get_trials(deepcopy=False)
-            if trial.state not in (TrialState.WAITING, TrialState.FAIL)
+            if trial.state not in (TrialState.WAITING, TrialState.FAIL) and DUPLICATE not in trial.user_attrs
         ]
         for _ in range(MAX_DUPLICATES):
-            trial = self._study.ask(fixed_distributions=self._space)
-            if trial.params not in known:
+            trial = self._study.ask()
+            if canonical(suggest(trial, self._space)) not in known:
                 return trial
             trial.set_user_attr(DUPLICATE, True)
             self._study.tell(trial, state=TrialState.PRUNED)

@@ -1,7 +1,11 @@
-"""The search space: one Optuna distribution for every parameter that a sweep varies."""
+"""The search space: one Optuna distribution for every parameter that a sweep varies.
+
+It is conditional: alpha exists only where `kd_loss` has a soft term, a setting of the soft term (temperature, ...) only
+where that loss reads it and alpha > 0. A space without `kd_loss` or alpha is one of plain `kd` with alpha > 0.
+"""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from optuna.distributions import (
@@ -9,20 +13,30 @@ from optuna.distributions import (
     CategoricalDistribution,
     FloatDistribution,
 )
+from optuna.trial import Trial
 
-from trainables.configs import PRUNING_METHODS, CandidateConfig
+from trainables.configs import KD_LOSSES, LOSS_SETTINGS, PRUNING_METHODS, CandidateConfig, StudentConfig
 
-SEARCHED = ("temperature", "alpha", "learning_rate", "pruning_method", "pruning_ratio")
-STEPS = {"temperature": 0.5, "alpha": 0.1, "pruning_ratio": 0.05}
+SEARCHED = ("kd_loss", "alpha", "temperature", "dkd_beta", "learning_rate", "pruning_method", "pruning_ratio")
+"""In the order of asking: whether a parameter exists depends on earlier ones."""
+WORDS = ("kd_loss", "pruning_method")
+STEPS = {"temperature": 0.5, "alpha": 0.1, "dkd_beta": 0.5, "pruning_ratio": 0.05}
 """Grid of a range LOW:HIGH: coarse, so that trials share stages. A learning rate has none, it is searched in log."""
 
 Space = Mapping[str, BaseDistribution]
 
+_COMMON = {"learning_rate": 3e-4, "pruning_method": "structured", "pruning_ratio": 0.3}
 LITERATURE: tuple[Mapping[str, Any], ...] = (
-    {"temperature": 4.0, "alpha": 0.9, "learning_rate": 3e-4, "pruning_method": "structured", "pruning_ratio": 0.2},
-    {"temperature": 4.0, "alpha": 0.9, "learning_rate": 3e-4, "pruning_method": "structured", "pruning_ratio": 0.3},
+    _COMMON | {"kd_loss": "kd", "alpha": 0.9, "temperature": 4.0, "pruning_ratio": 0.2},
+    _COMMON | {"kd_loss": "kd", "alpha": 0.9, "temperature": 4.0},
+    _COMMON | {"kd_loss": "logit_std", "alpha": 9 / 9.1, "temperature": 2.0},
+    _COMMON | {"kd_loss": "dkd", "alpha": 0.5, "temperature": 4.0, "dkd_beta": 8.0},
+    _COMMON | {"kd_loss": "dist", "alpha": 2 / 3, "temperature": 4.0},
+    _COMMON | {"kd_loss": "wttm", "alpha": 0.8, "temperature": 5.0},
+    _COMMON | {"kd_loss": "mse", "alpha": 1.0},
+    _COMMON | {"kd_loss": "none"},
 )
-"""First trials: what papers and tutorials use (arXiv:1503.02531; RepDistiller)."""
+"""First trials: what papers use, their weights as our alpha (sources: `trainables.stages.losses`, each function)."""
 
 
 def parse(name: str, text: str) -> BaseDistribution:
@@ -35,7 +49,7 @@ def parse(name: str, text: str) -> BaseDistribution:
     Raises:
         ValueError: if the text is no such thing, or a value is out of the parameter's range.
     """
-    if name == "pruning_method":
+    if name in WORDS:
         return _choices(name, [part.strip() for part in text.split(",")])
     try:
         values = [float(part) for part in text.replace(":", ",").split(",")]
@@ -56,27 +70,67 @@ def parse(name: str, text: str) -> BaseDistribution:
 def default_space() -> dict[str, BaseDistribution]:
     """The space of a plain `kd_prune` sweep."""
     return {
-        "temperature": parse("temperature", "1:8"),
+        "kd_loss": parse("kd_loss", "kd"),
         "alpha": parse("alpha", "0:1"),
+        "temperature": parse("temperature", "1:8"),
+        "dkd_beta": parse("dkd_beta", "1:8"),
         "learning_rate": parse("learning_rate", "3e-4,1e-3,3e-3"),
         "pruning_method": parse("pruning_method", ",".join(PRUNING_METHODS)),
         "pruning_ratio": parse("pruning_ratio", "0:0.7"),
     }
 
 
+def suggest(trial: Trial, space: Space) -> dict[str, Any]:
+    """A trial's parameters, asked for one after the other; those that would be inert are left out.
+
+    What the trial already has, enqueued or from before a crash, it keeps.
+    """
+    params: dict[str, Any] = {}
+    for name in _in_order(space):
+        if not _inert(name, params):
+            params[name] = _ask(trial, name, space[name])
+    return params
+
+
+def canonical(params: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells two trials apart: without inert parameters, and no teacher always as kd_loss=none."""
+    kept: dict[str, Any] = {}
+    for name in _in_order(params):
+        if not _inert(name, kept):
+            kept[name] = params[name]
+    if kept.get("alpha") == 0:
+        del kept["alpha"]
+        kept["kd_loss"] = "none"
+    return kept
+
+
 def first_trials(space: Space) -> list[dict[str, Any]]:
-    """The literature's settings as far as the space holds them; a parameter outside takes its nearest value."""
+    """The literature's settings for every loss of the space; a parameter outside takes its nearest value."""
     points: list[dict[str, Any]] = []
     for wanted in LITERATURE:
-        point = {name: _nearest(distribution, wanted[name]) for name, distribution in space.items()}
-        if point not in points:
+        if wanted["kd_loss"] not in _losses(space):
+            continue
+        point: dict[str, Any] = {}
+        for name in _in_order(space):
+            if not _inert(name, point):
+                point[name] = _nearest(space[name], wanted[name])
+        if canonical(point) not in map(canonical, points):
             points.append(point)
     return points
 
 
 def size(space: Space) -> float:
-    """How many different trials there are; infinity if a parameter is continuous."""
-    return math.prod(_count(distribution) for distribution in space.values())
+    """How many different trials there are, inert parameters not counted; infinity if one is continuous."""
+    others = math.prod(_count(space[name]) for name in space if name not in {"kd_loss", "alpha", *LOSS_SETTINGS})
+    losses = set(_losses(space))
+    without = "none" in losses or ("alpha" in space and _holds_zero(space["alpha"]))
+    alphas = _count(space["alpha"]) - _holds_zero(space["alpha"]) if "alpha" in space else 1
+    taught = sum(
+        alphas * math.prod(_count(space[name]) for name in KD_LOSSES[loss] if name in space)
+        for loss in losses - {"none"}
+        if alphas
+    )
+    return others * (taught + without)
 
 
 def describe(space: Space) -> dict[str, str]:
@@ -90,6 +144,39 @@ def show(distribution: BaseDistribution) -> str:
         return ",".join(f"{choice:g}" if isinstance(choice, float) else str(choice) for choice in distribution.choices)
     assert isinstance(distribution, FloatDistribution)
     return f"{distribution.low:g}:{distribution.high:g}"
+
+
+def _in_order(names: Mapping[str, Any]) -> Iterator[str]:
+    yield from (name for name in SEARCHED if name in names)
+    yield from (name for name in names if name not in SEARCHED)
+
+
+def _inert(name: str, given: Mapping[str, Any]) -> bool:
+    """Whether a parameter changes nothing, given those before it."""
+    loss = given.get("kd_loss", StudentConfig.kd_loss)
+    if name == "alpha":
+        return bool(loss == "none")
+    if name in LOSS_SETTINGS:
+        return name not in KD_LOSSES[loss] or given.get("alpha", StudentConfig.alpha) == 0
+    return False
+
+
+def _losses(space: Space) -> tuple[str, ...]:
+    return tuple(space["kd_loss"].choices) if "kd_loss" in space else (StudentConfig.kd_loss,)
+
+
+def _ask(trial: Trial, name: str, distribution: BaseDistribution) -> Any:
+    if isinstance(distribution, CategoricalDistribution):
+        return trial.suggest_categorical(name, distribution.choices)
+    assert isinstance(distribution, FloatDistribution)
+    return trial.suggest_float(name, distribution.low, distribution.high, step=distribution.step, log=distribution.log)
+
+
+def _holds_zero(distribution: BaseDistribution) -> bool:
+    if isinstance(distribution, CategoricalDistribution):
+        return 0 in distribution.choices
+    assert isinstance(distribution, FloatDistribution)
+    return bool(distribution.low == 0)
 
 
 def _choices(name: str, values: list[Any]) -> CategoricalDistribution:

@@ -13,6 +13,17 @@ from typing import Any
 PRUNING_METHODS = ("l1_unstructured", "structured")
 PRUNED_SHARES = ("channels", "macs", "size", "latency")
 CROPS = ("none", "padded", "resized")
+KD_LOSSES: Mapping[str, tuple[str, ...]] = {
+    "kd": ("temperature",),
+    "logit_std": ("temperature",),
+    "dkd": ("temperature", "dkd_beta"),
+    "dist": ("temperature",),
+    "wttm": ("temperature",),
+    "mse": (),
+    "none": (),
+}
+"""The soft, teacher terms (`trainables.stages.losses`) and the settings that each reads besides alpha."""
+LOSS_SETTINGS = frozenset(name for names in KD_LOSSES.values() for name in names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,10 +130,14 @@ class StudentConfig:
     """Passes over the training split."""
     learning_rate: float = 3e-4
     """Peak of AdamW's cosine schedule."""
+    kd_loss: str = "kd"
+    """Soft, teacher term: `kd`, `logit_std`, `dkd`, `dist`, `wttm`, `mse` or `none` (labels only)."""
     temperature: float = 4.0
-    """Softens teacher and student logits, > 0."""
+    """Softens teacher and student logits, > 0; `mse` does without, `wttm` softens the teacher alone."""
     alpha: float = 0.9
     """Weight of the soft, teacher term in [0, 1]; the labels get 1 - alpha."""
+    dkd_beta: float = 8.0
+    """Weight of the classes that are not the target, >= 0; used by `dkd` only."""
 
     def __post_init__(self) -> None:
         _check_epochs("student_epochs", self.student_epochs)
@@ -130,6 +145,25 @@ class StudentConfig:
         _check_positive("temperature", self.temperature)
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"`0 <= alpha <= 1` must hold, but got alpha={self.alpha}.")
+        if self.kd_loss not in KD_LOSSES:
+            raise ValueError(f"`kd_loss` must be one of {', '.join(KD_LOSSES)}, but got kd_loss={self.kd_loss!r}.")
+        if not (self.dkd_beta >= 0 and math.isfinite(self.dkd_beta)):
+            raise ValueError(f"`dkd_beta >= 0` must hold, but got dkd_beta={self.dkd_beta}.")
+
+    @property
+    def soft_weight(self) -> float:
+        """alpha, or 0 where there is no soft term."""
+        return 0.0 if self.kd_loss == "none" else self.alpha
+
+    def canonical(self) -> "StudentConfig":
+        """The same student with every setting that its loss does not read at its default.
+
+        No teacher is one thing by two names: alpha=0 and kd_loss=none both become kd_loss=none, alpha=0.
+        """
+        taught = self if self.soft_weight > 0 else dataclasses.replace(self, kd_loss="none", alpha=0.0)
+        inert = LOSS_SETTINGS.difference(KD_LOSSES[taught.kd_loss])
+        defaults: dict[str, Any] = {f.name: f.default for f in fields(self) if f.name in inert}
+        return dataclasses.replace(taught, **defaults)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,6 +259,10 @@ class CandidateConfig:
         if changes:
             raise ValueError(f"Unknown configuration fields: {', '.join(sorted(changes))}.")
         return CandidateConfig(**parts)
+
+    def canonical(self) -> "CandidateConfig":
+        """The same candidate with every inert setting at its default: what records show and keys are made of."""
+        return dataclasses.replace(self, student=self.student.canonical())
 
     @classmethod
     def from_flat(cls, row: Mapping[str, Any]) -> "CandidateConfig":

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,6 +169,8 @@ class CandidateRecord:
     """Training seconds of its stages (the teacher's excluded), whenever they were spent."""
     reused_time_s: float
     """Those of them, and of the teacher's, that were found in the store and not spent again."""
+    keys: tuple[str, ...] = ()
+    """What the store holds for it: the results of its stages, teacher's and reference's included."""
 
     def tags(self) -> dict[str, str]:
         """What its latency was taken on."""
@@ -222,6 +225,8 @@ class TrialRecord:
     started: float
     """Unix time, seconds."""
     ended: float
+    keys: tuple[str, ...] = ()
+    """What the store holds for it; a collector keeps that while the trial is wanted."""
 
 
 def to_json(record: Any) -> str:
@@ -232,12 +237,16 @@ def to_json(record: Any) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old text or the new one, never a part (POSIX rename)."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:  # a full disk keeps no half-written file
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def read_model(folder: Path) -> ModelRecord:
@@ -265,7 +274,8 @@ def read_shape(folder: Path) -> ShapeRecord:
 def read_trial(folder: Path) -> TrialRecord:
     """The `TrialRecord` that a trial wrote into its folder."""
     row = _read(folder)
-    return TrialRecord(**row | {"curve": epochs_from_json(row["curve"]), "files": tuple(row["files"])})
+    tuples = {"curve": epochs_from_json(row["curve"]), "files": tuple(row["files"]), "keys": tuple(row.get("keys", ()))}
+    return TrialRecord(**row | tuples)
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -132,6 +132,7 @@ class OutboxTrial(StageTrial):
             tags=record.tags(),
             curve=record.curve,
             files=(*(file.name for file in files), "recipe.json"),
+            keys=record.keys,
         )
         return metrics
 
@@ -149,6 +150,7 @@ class OutboxTrial(StageTrial):
         tags: Mapping[str, str] = MappingProxyType({}),
         curve: tuple[EpochRecord, ...] = (),
         files: tuple[str, ...] = (),
+        keys: tuple[str, ...] = (),
     ) -> None:
         folder = Path(self.config["trial_dir"])
         folder.mkdir(parents=True, exist_ok=True)
@@ -165,6 +167,7 @@ class OutboxTrial(StageTrial):
             files=files,
             started=self._started,
             ended=time.time(),
+            keys=keys,
         )
         write_text(folder / "record.json", to_json(record))
 

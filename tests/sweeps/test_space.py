@@ -1,11 +1,23 @@
 import itertools
 import math
+from typing import Any
 
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
-from sweeps.space import LITERATURE, SEARCHED, default_space, describe, first_trials, parse, show, size
-from trainables.configs import CandidateConfig
+from sweeps.space import (
+    LITERATURE,
+    SEARCHED,
+    Space,
+    canonical,
+    default_space,
+    describe,
+    first_trials,
+    parse,
+    show,
+    size,
+)
+from trainables.configs import KD_LOSSES, CandidateConfig
 
 
 def values(distribution: CategoricalDistribution | FloatDistribution) -> list:
@@ -73,17 +85,39 @@ def test_a_shown_distribution_parses_to_itself(name: str) -> None:
     assert parse(name, show(distribution)) == distribution
 
 
-def test_every_point_of_the_default_space_is_a_configuration() -> None:
-    space = default_space()
-    grid = {name: values(distribution) for name, distribution in space.items()}
-    assert size(space) == math.prod(map(len, grid.values())) == 15 * 11 * 3 * 2 * 15
-    for name, choices in grid.items():
-        for value in choices:
+def points_of(space: Space) -> list[dict[str, Any]]:
+    """Every combination, inert parameters included."""
+    choices = [values(distribution) for distribution in space.values()]
+    return [dict(zip(space, combination, strict=True)) for combination in itertools.product(*choices)]
+
+
+def test_every_value_of_the_default_space_is_a_configuration() -> None:
+    for name, distribution in default_space().items():
+        for value in values(distribution):
             CandidateConfig().replace(**{name: value})
 
 
+@pytest.mark.parametrize("losses", ["kd", "none", "mse", "kd,none", "dkd,mse", "kd,dkd,mse,none"])
+@pytest.mark.parametrize("alphas", ["0", "0.5", "0,0.5", "0:0.3", "0.7:0.9"])
+def test_size_counts_trials_that_differ(losses: str, alphas: str) -> None:
+    texts = {"kd_loss": losses, "alpha": alphas, "temperature": "1:2", "dkd_beta": "1,8", "pruning_ratio": "0,0.3"}
+    space = {name: parse(name, text) for name, text in texts.items()}
+    different = {tuple(sorted(canonical(point).items())) for point in points_of(space)}
+    assert size(space) == len(different)
+
+
+def test_size_of_the_default_space() -> None:
+    """Rates x methods x ratios x (alphas above 0 x temperatures + no teacher)."""
+    assert size(default_space()) == 3 * 2 * 15 * (10 * 15 + 1)
+
+
 def test_the_default_space_holds_the_literatures_points_exactly() -> None:
-    assert first_trials(default_space()) == [dict(point) for point in LITERATURE]
+    assert first_trials(default_space()) == [dict(point) for point in LITERATURE if point["kd_loss"] == "kd"]
+
+
+def test_every_loss_of_the_space_has_a_first_trial() -> None:
+    space = default_space() | {"kd_loss": parse("kd_loss", ",".join(KD_LOSSES))}
+    assert {point["kd_loss"] for point in first_trials(space)} == set(KD_LOSSES)
 
 
 @pytest.mark.parametrize(
@@ -113,8 +147,8 @@ def test_first_trials_lie_in_the_space_and_differ() -> None:
         assert 1 <= len(points) <= 2
         assert all(points.count(point) == 1 for point in points)
         for point in points:
-            for name, distribution in space.items():
-                assert any(point[name] == pytest.approx(value) for value in values(distribution)), (name, point)
+            for name, chosen in point.items():
+                assert chosen in [v if isinstance(v, str) else pytest.approx(v) for v in values(space[name])], name
 
 
 def test_descriptions_tell_spaces_apart() -> None:

@@ -1,9 +1,12 @@
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 
-from trainables.configs import AugmentConfig, CandidateConfig, DataConfig, PruneConfig, StudentConfig
+from trainables.configs import KD_LOSSES, AugmentConfig, CandidateConfig, DataConfig, PruneConfig, StudentConfig
 from trainables.flags import field_docs
+from trainables.stages.student import student_key
+from trainables.store import Key
 
 
 def test_field_names_are_unique_across_parts_so_that_a_candidate_is_one_row() -> None:
@@ -35,6 +38,9 @@ def test_replace_refuses_unknown_names() -> None:
         (lambda: StudentConfig(alpha=1.5), r"0 <= alpha <= 1.*alpha=1.5"),
         (lambda: StudentConfig(alpha=float("nan")), r"alpha=nan"),
         (lambda: StudentConfig(temperature=0.0), r"temperature > 0.*temperature=0.0"),
+        (lambda: StudentConfig(kd_loss="hinton"), r"kd_loss.*kd, logit_std.*kd_loss='hinton'"),
+        (lambda: StudentConfig(dkd_beta=-1.0), r"dkd_beta >= 0.*dkd_beta=-1.0"),
+        (lambda: StudentConfig(dkd_beta=float("nan")), r"dkd_beta=nan"),
         (lambda: StudentConfig(learning_rate=-1.0), r"learning_rate > 0.*learning_rate=-1.0"),
         (lambda: StudentConfig(student_epochs=-1), r"student_epochs >= 0.*student_epochs=-1"),
         (lambda: PruneConfig(pruning_ratio=1.0), r"0 <= pruning_ratio < 1.*pruning_ratio=1.0"),
@@ -48,3 +54,58 @@ def test_replace_refuses_unknown_names() -> None:
 def test_out_of_range_values_are_named(build, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"alpha": 0.0, "temperature": 2.0}, {"alpha": 0.0, "temperature": 7.0}),
+        ({"alpha": 0.0}, {"kd_loss": "none"}),
+        ({"alpha": 0.0, "kd_loss": "dkd", "dkd_beta": 2.0}, {"kd_loss": "none", "alpha": 0.3, "temperature": 1.0}),
+        ({"kd_loss": "mse", "temperature": 2.0, "dkd_beta": 1.0}, {"kd_loss": "mse"}),
+        ({"kd_loss": "kd", "dkd_beta": 2.0}, {}),
+        ({"kd_loss": "dist", "dkd_beta": 2.0}, {"kd_loss": "dist"}),
+    ],
+)
+def test_settings_that_a_loss_does_not_read_are_no_difference(one: dict, other: dict) -> None:
+    assert StudentConfig(**one) != StudentConfig(**other)
+    assert StudentConfig(**one).canonical() == StudentConfig(**other).canonical()
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({}, {"temperature": 2.0}),
+        ({}, {"alpha": 0.5}),
+        ({}, {"kd_loss": "logit_std"}),
+        ({"kd_loss": "dkd"}, {"kd_loss": "dkd", "dkd_beta": 2.0}),
+        ({"kd_loss": "dist"}, {"kd_loss": "dist", "temperature": 1.0}),
+        ({"kd_loss": "wttm"}, {"kd_loss": "wttm", "temperature": 1.0}),
+        ({"kd_loss": "mse"}, {"kd_loss": "mse", "alpha": 1.0}),
+        ({"kd_loss": "none"}, {"kd_loss": "none", "learning_rate": 1e-2}),
+        ({"kd_loss": "none"}, {"alpha": 0.1}),
+    ],
+)
+def test_settings_that_a_loss_reads_are_a_difference(one: dict, other: dict) -> None:
+    assert StudentConfig(**one).canonical() != StudentConfig(**other).canonical()
+
+
+@pytest.mark.parametrize("kd_loss", KD_LOSSES)
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+def test_canonical_is_final_and_records_no_teacher_as_none(kd_loss: str, alpha: float) -> None:
+    config = CandidateConfig().replace(kd_loss=kd_loss, alpha=alpha, temperature=7.0, dkd_beta=1.0)
+    student = config.canonical().student
+    assert config.canonical().canonical() == config.canonical()
+    assert student.soft_weight == config.student.soft_weight
+    assert (student.kd_loss, student.alpha) == ((kd_loss, alpha) if student.soft_weight else ("none", 0.0))
+    assert config.canonical().prune == config.prune
+
+
+def test_students_that_do_not_differ_share_a_place_in_the_store() -> None:
+    place = SimpleNamespace(fingerprint="data"), SimpleNamespace(key="teacher/t")
+
+    def key(**changes: object) -> Key:
+        return student_key(CandidateConfig().replace(**changes), *place)
+
+    assert key(kd_loss="none") == key(alpha=0.0, temperature=9.0) != key()
+    assert key(dkd_beta=1.0) == key() != key(temperature=9.0)

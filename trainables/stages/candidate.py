@@ -15,7 +15,7 @@ from trainables.limits import InfeasibleError, Limits
 from trainables.records import CandidateRecord, DatasetRecord, EpochRecord, ShapeRecord, to_json
 from trainables.stages import data
 from trainables.stages.exported import exported, recipe
-from trainables.stages.measured import measured
+from trainables.stages.measured import measured, measured_key
 from trainables.stages.models import check_model
 from trainables.stages.recovery import recovery
 from trainables.stages.shape import shaped
@@ -48,6 +48,7 @@ def teacher_candidate(config: CandidateConfig, place: Workspace) -> Epochs:
         num_test=dataset.num_test,
         train_time_s=model.train_time_s,
         reused_time_s=max(0.0, model.train_time_s - spent),
+        keys=(model.key, files.key, str(measured_key(config, dataset, files, files))),
     )
 
 
@@ -87,6 +88,10 @@ def candidate(config: CandidateConfig, place: Workspace, limits: Limits = NO_LIM
         num_test=dataset.num_test,
         train_time_s=train_time_s,
         reused_time_s=max(0.0, teacher_model.train_time_s + train_time_s - spent),
+        keys=(
+            *(model.key for model in (teacher_model, student_model, pruned_model)),
+            *(reference.key, files.key, str(measured_key(config, dataset, files, reference))),
+        ),
     )
 
 

@@ -18,9 +18,20 @@ from trainables.records import (
 from trainables.stages import data
 from trainables.stages.measure import accuracy, open_session, time_alternating
 from trainables.stages.workspace import Workspace
-from trainables.store import stage_key
+from trainables.store import Key, stage_key
 
 VERSION = 1
+
+
+def measured_key(config: CandidateConfig, dataset: DatasetRecord, files: ExportRecord, reference: ExportRecord) -> Key:
+    """Where the measurement of these files by a machine like this one lies in the store."""
+    return stage_key(
+        "measured",
+        version=VERSION,
+        parents=[files.onnx_sha256, reference.onnx_sha256, dataset.fingerprint],
+        processor=processor(),
+        **vars(config.measure),
+    )
 
 
 def measured(
@@ -32,13 +43,7 @@ def measured(
     place: Workspace,
 ) -> Generator[Never, None, Measurement]:
     """Accuracy on validation and, once, on test; latency in alternation with the teacher's file, alone on the node."""
-    key = stage_key(
-        "measured",
-        version=VERSION,
-        parents=[files.onnx_sha256, reference.onnx_sha256, dataset.fingerprint],
-        processor=processor(),
-        **vars(config.measure),
-    )
+    key = measured_key(config, dataset, files, reference)
 
     def compute(folder: Path) -> Generator[Never, None, None]:
         onnx_path = files.folder / "model.onnx"

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from trainables.configs import CandidateConfig
 from trainables.records import DatasetRecord, EpochRecord, ModelRecord, read_model
-from trainables.stages.losses import hard_term, kd_loss
+from trainables.stages.losses import distillation_loss, hard_term
 from trainables.stages.soft_labels import SoftLabels
 from trainables.stages.tensors import Images
 from trainables.stages.trained import write_model
@@ -16,7 +16,7 @@ from trainables.stages.training import Batch, Loop, Turn, seed_for, train
 from trainables.stages.workspace import Workspace, build_for
 from trainables.store import Key, stage_key
 
-VERSION = 1
+VERSION = 2
 
 
 def student_key(config: CandidateConfig, dataset: DatasetRecord, teacher: ModelRecord) -> Key:
@@ -27,34 +27,28 @@ def student_key(config: CandidateConfig, dataset: DatasetRecord, teacher: ModelR
         parents=[dataset.fingerprint, teacher.key],
         **vars(config.augment),
         **vars(config.training),
-        **vars(config.student),
+        **vars(config.student.canonical()),
     )
 
 
 class Distillation:
-    """A lesson of labels and of what the teacher says about the very same augmented pixels: `kd_loss`."""
+    """A lesson of labels and of what the teacher says about the same augmented pixels."""
 
     def __init__(self, config: CandidateConfig, soft_labels: SoftLabels) -> None:
         self._config, self._soft_labels = config, soft_labels
 
     def open(self, view: int, turn: Turn) -> None:
         """Have the teacher's logits of this view, unless the loss gives them no weight."""
-        if self._config.student.alpha > 0:
+        if self._config.student.soft_weight > 0:
             self._soft_labels.open(view, turn)
 
     def __call__(self, logits_BC: Tensor, batch: Batch) -> Tensor:
         """The loss in nats."""
         student, label_smoothing = self._config.student, self._config.training.label_smoothing
-        if student.alpha == 0:  # what kd_loss gives then, without asking a teacher
+        if student.soft_weight == 0:  # what distillation_loss gives then, without asking a teacher
             return hard_term(logits_BC, batch.target, label_smoothing=label_smoothing)
-        return kd_loss(
-            logits_BC,
-            self._soft_labels(batch.view, batch.index),
-            batch.target,
-            temperature=student.temperature,
-            alpha=student.alpha,
-            label_smoothing=label_smoothing,
-        )
+        teacher_BC = self._soft_labels(batch.view, batch.index)
+        return distillation_loss(logits_BC, teacher_BC, batch.target, settings=student, label_smoothing=label_smoothing)
 
 
 def student(

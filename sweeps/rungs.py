@@ -1,0 +1,207 @@
+"""Asynchronous successive halving where accuracy alone is a curve: what a candidate costs is known from the start.
+
+After MO-ASHA (Schmucker et al., arXiv:2106.12639) and ASHA (Li et al., arXiv:1810.05934, the variant that stops
+instead of pausing). What we do differently: a trial is compared only with trials that are nowhere worse in the
+objectives that are fixed before training, and it ends only if one of them leads by more than the noise of the
+validation split. So a member of the final front can be lost only where accuracies cross between rung and end.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from types import MappingProxyType
+from typing import Any
+
+import moocore
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+STANDARD_ERRORS = 2.0
+"""Lead that counts, in standard errors of the difference of two validation accuracies."""
+VERSION = 1
+NO_PRICES: Mapping[str, float] = MappingProxyType({})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What a trial showed at a rung, and what was decided."""
+
+    accuracy: float
+    """On the validation split, 0 to 1."""
+    num_val: int
+    """Images behind it."""
+    fixed: Mapping[str, float]
+    """What is known before training, each better when lower."""
+    beaten_by: str | None = None
+    """The trial that leads it by most, if it was stopped; None if it went on."""
+
+
+class Rungs:
+    """Decides at fractions of a trial's own budget of epochs whether it goes on.
+
+    A rung keeps the trials that reported there before; nobody is waited for. Of n trials the best max(1, n // eta)
+    are kept: by non-dominated sorting over accuracy and fixed objectives, within a front in epsilon-net order. One
+    that is not kept is stopped only if a trial with no larger fixed objective leads it by more than
+    `STANDARD_ERRORS`.
+
+    Fixed objectives with a price are not compared but subtracted: the score is 100 * accuracy - sum(price * fixed),
+    in points. If all have one, this is ASHA on the score.
+    """
+
+    def __init__(self, *, prices: Mapping[str, float] = NO_PRICES, eta: int = 3, grace: float = 0.25) -> None:
+        """Take the rules.
+
+        Args:
+            prices: accuracy points per unit of a fixed objective.
+            eta: a rung keeps one trial in eta, and the next one is eta times as far.
+            grace: fraction of the budget before the first rung.
+        """
+        if eta < 2:
+            raise ValueError(f"`eta >= 2` must hold, but got {eta=}.")
+        if not 0 < grace < 1:
+            raise ValueError(f"`0 < grace < 1` must hold, but got {grace=}.")
+        self._prices, self._eta, self._grace = dict(prices), eta, grace
+        self._rungs: dict[str, dict[str, Entry]] = {}
+
+    def steps(self, budget: int) -> list[int]:
+        """Epochs, 1 for the first, after which a trial of so many is judged; never its last.
+
+        Example:
+            >>> Rungs(eta=3).steps(24), Rungs(eta=2).steps(24), Rungs().steps(1)
+            ([6, 18], [6, 12], [])
+        """
+        found: list[int] = []
+        fraction = self._grace
+        while (step := math.ceil(fraction * budget - 1e-9)) < budget:
+            found.append(step)
+            fraction *= self._eta
+        return sorted(set(found))
+
+    def is_rung(self, step: int, budget: int, *, milestone: bool = False) -> bool:
+        """Whether a trial is judged after this epoch; a `milestone` is judged anywhere between grace and end."""
+        steps = self.steps(budget)
+        return step in steps or (milestone and bool(steps) and steps[0] <= step < budget)
+
+    def report(
+        self,
+        trial: str,
+        *,
+        step: int,
+        budget: int,
+        accuracy: float,
+        num_val: int,
+        fixed: Mapping[str, float],
+        peers: str = "",
+        milestone: bool = False,
+    ) -> bool:
+        """Record a trial's epoch if it is a rung; True if the trial should stop.
+
+        The first record counts: a trial that comes by again after a crash gets the same answer.
+
+        Args:
+            step: epochs done, 1 for the first.
+            budget: epochs planned.
+            peers: only trials of the same peers, at the same fraction of their budgets, are compared.
+            milestone: see `is_rung`.
+        """
+        if not (0 <= accuracy <= 1 and num_val >= 1):
+            raise ValueError(f"`0 <= accuracy <= 1` and `num_val >= 1` must hold, but got {accuracy=} and {num_val=}.")
+        if not self.is_rung(step, budget, milestone=milestone):
+            return False
+        rung = self._rungs.setdefault(f"{Fraction(step, budget)} {peers}".strip(), {})
+        if trial not in rung:
+            mine = Entry(accuracy=accuracy, num_val=num_val, fixed=dict(fixed))
+            by = self._beaten_by(rung | {trial: mine}, trial)
+            rung[trial] = Entry(accuracy=accuracy, num_val=num_val, fixed=dict(fixed), beaten_by=by)
+        return rung[trial].beaten_by is not None
+
+    def state(self) -> dict[str, Any]:
+        """Everything recorded, as plain data; the rules are not part of it."""
+        rungs = {rung: {trial: asdict(entry) for trial, entry in of.items()} for rung, of in self._rungs.items()}
+        return {"version": VERSION, "rungs": rungs}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` gave, even under other rules: later decisions follow the new ones.
+
+        Raises:
+            ValueError: if it is no such thing.
+        """
+        if state.get("version") != VERSION:
+            raise ValueError(f"`version == {VERSION}` must hold for recorded rungs, but got {state.get('version')=}.")
+        self._rungs = {
+            rung: {trial: Entry(**entry) for trial, entry in of.items()} for rung, of in state["rungs"].items()
+        }
+
+    def _beaten_by(self, rung: Mapping[str, Entry], trial: str) -> str | None:
+        names = sorted(rung)  # not the order of arrival, so that ties do not depend on it
+        entries = [rung[name] for name in names]
+        compared = sorted(rung[trial].fixed.keys() - self._prices.keys())
+        values = np.array([self._score(entry) for entry in entries])
+        costs = np.array([[entry.fixed[name] for name in compared] for entry in entries]).reshape(len(names), -1)
+        at = names.index(trial)
+        if at in promotion_order(values, costs)[: max(1, len(names) // self._eta)]:
+            return None
+        errors = np.array([100 * standard_error(entry.accuracy, entry.num_val) for entry in entries])
+        lead = values - values[at] - STANDARD_ERRORS * np.hypot(errors, errors[at])
+        lead[(costs > costs[at]).any(axis=1)] = -np.inf
+        best = int(np.argmax(lead))
+        return names[best] if lead[best] > 0 else None
+
+    def _score(self, entry: Entry) -> float:
+        return 100 * entry.accuracy - sum(price * entry.fixed[name] for name, price in self._prices.items())
+
+
+def standard_error(accuracy: float, num_val: int) -> float:
+    """Binomial standard error of an accuracy, sqrt(p * (1 - p) / n).
+
+    Two models judged on the same images err together, so that the difference has less noise than independent errors
+    add up to: a margin built from this is on the safe side. Noise between training seeds is not part of it.
+    """
+    return math.sqrt(accuracy * (1 - accuracy) / num_val)
+
+
+def promotion_order(values: Floats, costs: Floats) -> list[int]:
+    """Indices from the first to keep to the last: front after front, each in epsilon-net order.
+
+    Args:
+        values: shape (n,), higher is better.
+        costs: shape (n, m), lower is better; m = 0 sorts by value alone.
+
+    Example:
+        >>> promotion_order(np.array([90.0, 80.0, 70.0, 60.0]), np.array([[4.0], [3.9], [1.0], [2.0]]))
+        [0, 2, 1, 3]
+    """
+    points = np.column_stack([values, costs])
+    ranks = moocore.pareto_rank(points, maximise=[True, *[False] * costs.shape[1]])
+    order: list[int] = []
+    for rank in range(int(ranks.max()) + 1):
+        front = np.flatnonzero(ranks == rank)
+        front = front[np.argsort(-values[front], kind="stable")]
+        order += front[epsilon_net(points[front])].tolist()
+    return order
+
+
+def epsilon_net(points: Floats) -> list[int]:
+    """Farthest-first order: the first point, then always the one farthest from those taken.
+
+    Gonzalez (TCS 38, 1985); a prefix is spread over the set within twice of the best possible. Axes are scaled to
+    their span in the set, so that units do not matter. O(n^2).
+
+    Args:
+        points: shape (n, m), n > 0.
+
+    Example:
+        >>> epsilon_net(np.array([[0.0, 9.0], [1.0, 8.0], [9.0, 0.0], [5.0, 5.0]]))
+        [0, 2, 3, 1]
+    """
+    span = np.ptp(points, axis=0)
+    scaled = points / np.where(span > 0, span, 1.0)
+    order = [0]
+    distance = np.linalg.norm(scaled - scaled[0], axis=1)
+    while len(order) < len(points):
+        distance[order] = -1.0
+        order.append(int(np.argmax(distance)))
+        distance = np.minimum(distance, np.linalg.norm(scaled - scaled[order[-1]], axis=1))
+    return order

@@ -1,0 +1,125 @@
+"""Tune scheduler that ends trials which cannot reach the front any more; the rules are in `sweeps.rungs`."""
+
+import json
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+from sweeps.objectives import ExchangeRates
+from sweeps.rungs import Rungs
+from trainables.records import to_json, write_text
+
+OBJECTIVES = ("composite", "pareto")
+NEEDED = {
+    "stage",
+    "step",
+    "steps",
+    "val_accuracy",
+    "num_val",
+    "latency_p50_ms",
+    "reference_latency_p50_ms",
+    "size_bytes",
+}
+"""A report that lacks one of them (a teacher's, a final one) decides nothing."""
+
+logger = logging.getLogger(__name__)
+
+
+class FrontStopper(FIFOScheduler):  # type: ignore[misc]
+    """Stops a trial at a rung if another one, no slower and no larger, leads it by more than the noise.
+
+    `pareto` compares accuracy among trials with no more latency and size. `composite` compares scores in points
+    (`sweeps.objectives.composite_score`), where accuracy is the only part that still moves.
+
+    Before pruning, the accuracy is the dense student's: it says nothing about what its pruning will cost. Digits at a
+    ratio of 0.65 had 0.91 as a student and 0.64 after recovery, those at 0.1 had 0.91 and 0.95. More pruning never
+    helps accuracy, so in the student stage the ratio counts as one more objective, among trials pruned by one method.
+    The first epoch after pruning, where shapes can be compared at last, is a rung of its own.
+    """
+
+    def __init__(
+        self, objective: str, rates: ExchangeRates, path: Path | None, *, eta: int = 3, grace: float = 0.25
+    ) -> None:
+        """Go on with the rungs kept in `path`, if there are any.
+
+        Args:
+            objective: `composite` or `pareto`.
+            rates: prices of latency and size, used by `composite`.
+            path: OUT/sweeps/NAME/rungs.json, written anew at every rung; None keeps nothing.
+            eta: see `Rungs`.
+            grace: see `Rungs`.
+        """
+        super().__init__()
+        if objective not in OBJECTIVES:
+            raise ValueError(f"`objective` must be one of {', '.join(OBJECTIVES)}, but got {objective=}.")
+        prices = {"log2_latency": rates.latency_points, "log2_size": rates.size_points}
+        self._rungs = Rungs(prices=prices if objective == "composite" else {}, eta=eta, grace=grace)
+        self._path = path
+        if path is not None and path.exists():
+            try:
+                self._rungs.restore(json.loads(path.read_text(encoding="utf-8")))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ValueError(f"{path} holds no rungs ({error}); delete it to start with none.") from error
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
+        """STOP or CONTINUE after an epoch."""
+        if NEEDED - result.keys() or result.get("final"):
+            return str(TrialScheduler.CONTINUE)
+        step, budget = int(result["step"]), int(result["steps"])
+        milestone = result["stage"] == "recovery" and result.get("epoch") == 1
+        if not self._rungs.is_rung(step, budget, milestone=milestone):
+            return str(TrialScheduler.CONTINUE)
+        peers, fixed = compared_with(result, trial.config.get("candidate", {}))
+        stop = self._rungs.report(
+            str(trial.config.get("key", trial.trial_id)),  # Tune's own id is another one after a restart
+            step=step,
+            budget=budget,
+            accuracy=float(result["val_accuracy"]),
+            num_val=int(result["num_val"]),
+            fixed=fixed,
+            peers=peers,
+            milestone=milestone,
+        )
+        self._keep()
+        return str(TrialScheduler.STOP if stop else TrialScheduler.CONTINUE)
+
+    def debug_string(self) -> str:
+        """One line for Tune's own status."""
+        entries = [entry for rung in self._rungs.state()["rungs"].values() for entry in rung.values()]
+        return f"FrontStopper: {sum(entry['beaten_by'] is not None for entry in entries)} trials stopped."
+
+    def _keep(self) -> None:
+        """Write the rungs down; a full disk costs a resumed sweep its old rungs, not this one its trials."""
+        if self._path is None:
+            return
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(self._path, to_json(self._rungs.state()))
+        except OSError as error:
+            logger.warning("%s could not be written (%s); the sweep goes on.", self._path, error)
+
+
+def compared_with(result: Mapping[str, Any], candidate: Mapping[str, Any]) -> tuple[str, dict[str, float]]:
+    """(peers, fixed objectives) of an epoch's report, for `Rungs.report`.
+
+    log2_latency = log2(latency_p50_ms / reference_latency_p50_ms), doublings of the teacher's
+    log2_size    = log2(size_bytes), doublings of one byte; the teacher's size is the same for all
+    pruning_ratio, in the student stage only
+
+    Args:
+        result: with the keys of `NEEDED`.
+        candidate: the trial's flat configuration.
+    """
+    fixed = {
+        "log2_latency": math.log2(result["latency_p50_ms"] / result["reference_latency_p50_ms"]),
+        "log2_size": math.log2(result["size_bytes"]),
+    }
+    stage = str(result["stage"])
+    if stage == "student" and "pruning_ratio" in candidate:
+        how = [str(candidate[name]) for name in ("pruning_method", "pruning_of") if name in candidate]
+        return " ".join([stage, *how]), fixed | {"pruning_ratio": float(candidate["pruning_ratio"])}
+    return stage, fixed
