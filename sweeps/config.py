@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution
 
 from sweeps.objectives import ExchangeRates
-from sweeps.space import default_space, describe, parse
+from sweeps.space import default_space, describe, parse, size
 from trainables.configs import (
     AugmentConfig,
     CandidateConfig,
@@ -22,7 +23,6 @@ from trainables.configs import (
     TrainingConfig,
 )
 from trainables.limits import Limits
-
 
 OBJECTIVES = ("composite", "pareto")
 SAMPLERS = ("tpe", "nsga2", "gp", "random", "grid")
@@ -76,6 +76,12 @@ class SweepConfig:
         for name, known in (("objective", OBJECTIVES), ("sampler", SAMPLERS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"`{name}` must be one of {', '.join(known)}, but got {name}={getattr(self, name)!r}.")
+        if not 0 <= self.search_seed < 2**31:
+            raise ValueError(f"`0 <= search_seed < 2**31` must hold, but got search_seed={self.search_seed}.")
+        if self.sampler == "grid" and not math.isfinite(size(self.space)):
+            raise ValueError(
+                "sampler='grid' needs lists or stepped ranges; give learning_rate as a list such as 1e-3,3e-3."
+            )
         if not 0 <= self.reuse_probability <= 1:
             raise ValueError(
                 f"`0 <= reuse_probability <= 1` must hold, but got reuse_probability={self.reuse_probability}."
@@ -83,7 +89,7 @@ class SweepConfig:
         if self.gpus < 0:
             raise ValueError(f"`gpus >= 0` must hold, but got gpus={self.gpus}.")
         share = self.gpus_per_trial
-        if not (0 < share <= 1 or share == int(share) >= 1):
+        if not (0 < share <= 1 or (math.isfinite(share) and share == int(share) >= 1)):
             raise ValueError(f"gpus_per_trial={share} must be a share in (0, 1] or a whole number.")
         if self.gpus and share > self.gpus:
             raise ValueError(

@@ -10,6 +10,7 @@ from ray.tune.experiment import Trial
 
 from sweeps.progress import Progress
 from trainables.records import TrialRecord, read_trial, to_json, write_text
+from trainables.stages.data import public_name
 from trainables.tracking import Tracker
 
 Score = Callable[[Mapping[str, float]], float]
@@ -28,30 +29,16 @@ class Delivery(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Tune: a trial has ended by itself."""
         folder = Path(trial.config["trial_dir"])
-        if (folder / "record.json").exists():
-            self._deliver(folder)
+        if not (folder / "record.json").exists():
+            seen = trial.last_result or {}
+            reason = f"stopped after {seen.get('step')} of {seen.get('steps')} epochs"
+            _write_record(trial, status="stopped", reason=reason)
+        self._deliver(folder)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Tune: a trial has failed for good; its folder says why."""
-        folder = Path(trial.config["trial_dir"])
-        folder.mkdir(parents=True, exist_ok=True)
-        now = time.time()
-        record = TrialRecord(
-            key=trial.config["key"],
-            trial_number=trial.config["trial_number"],
-            stage="candidate",
-            status="failed",
-            reason=_last_line(trial.error_file),
-            params=trial.config["candidate"],
-            metrics={},
-            tags={},
-            curve=(),
-            files=(),
-            started=now,
-            ended=now,
-        )
-        write_text(folder / "record.json", to_json(record))
-        self._deliver(folder)
+        _write_record(trial, status="failed", reason=_last_line(trial.error_file))
+        self._deliver(Path(trial.config["trial_dir"]))
 
     def _deliver(self, folder: Path) -> None:
         record = read_trial(folder)
@@ -60,8 +47,31 @@ class Delivery(tune.Callback):
         if record.status == "finished":
             self._progress.finished(label, scores["score"], summary(record, scores["score"]))
         else:
-            self._progress.dropped(label, record.reason)
+            self._progress.dropped(label, record)
         self._tracker.deliver(folder, scores)
+
+
+def _write_record(trial: Trial, *, status: str, reason: str) -> None:
+    """The record of a trial that could not write its own."""
+    folder = Path(trial.config["trial_dir"])
+    folder.mkdir(parents=True, exist_ok=True)
+    now = time.time()
+    params = trial.config["candidate"]
+    record = TrialRecord(
+        key=trial.config["key"],
+        trial_number=trial.config["trial_number"],
+        stage="candidate",
+        status=status,
+        reason=reason,
+        params=params | {"dataset": public_name(params["dataset"])},
+        metrics={},
+        tags={},
+        curve=(),
+        files=(),
+        started=now - (trial.last_result or {}).get("time_total_s", 0.0),
+        ended=now,
+    )
+    write_text(folder / "record.json", to_json(record))
 
 
 def deliver_all(tracker: Tracker, folders: Iterable[Path], score: Score) -> int:

@@ -8,12 +8,11 @@ The same command goes on where an interrupted sweep stopped.
 
 import argparse
 import dataclasses
+import inspect
 import os
 import re
 import sys
 import tempfile
-from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -21,7 +20,16 @@ from sweeps import space
 from sweeps.config import PRESETS, SweepConfig, augment_for, default_name
 from sweeps.objectives import ExchangeRates
 from trainables.configs import KD_LOSSES
-from trainables.flags import OneLineParser, add_config_flags, config_from_flags, field_docs, flag_name
+from trainables.flags import (
+    OneLineParser,
+    add_config_flags,
+    add_flags,
+    config_from_flags,
+    field_docs,
+    flag_name,
+    given,
+)
+from trainables.limits import Limits
 from trainables.stages import data
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
@@ -38,7 +46,8 @@ def main(argv: list[str] | None = None) -> int:
         dataset = data.prepare(config.base.data, config.data_dir)
     except ValueError as error:
         parser.error(_with_flags(str(error)))
-    from sweeps.launch import InputError, Interrupted, run_sweep  # Ray takes a second; bad flags need not wait for it
+    from sweeps.launch import Interrupted, run_sweep  # Ray takes a second; bad flags need not wait for it
+    from sweeps.sweep_folder import InputError
 
     try:
         return FAILED if run_sweep(config, dataset, console) else 0
@@ -65,43 +74,24 @@ def _parse(words: list[str]) -> tuple[OneLineParser, argparse.Namespace]:
 
 
 def _add_sweep_flags(parser: OneLineParser, preset: SweepConfig) -> None:
-    docs = field_docs(SweepConfig)
-    sweep = parser.add_argument_group("sweep")
-    sweep.add_argument(
+    group = parser.add_argument_group("sweep")
+    group.add_argument(
         "--preset",
         choices=sorted(PRESETS),
         default="cifar10",
         help="What the other flags start from (default: cifar10)",
     )
-    kinds: dict[str, Any] = {"out": Path, "data_dir": Path, "tracking_uri": str}
-    kinds |= {"trials": int, "search_seed": int, "gpus": int, "gpus_per_trial": float, "cpus_per_trial": int}
-    sweep.add_argument("--name", help=f"{docs['name']} (default: preset and a digest of the settings)")
-    for name, kind in kinds.items():
-        sweep.add_argument(
-            flag_name(name),
-            type=kind,
-            metavar={Path: "PATH", str: "URI"}.get(kind, "N"),
-            default=getattr(preset, name),
-            help=f"{docs[name]} (default: {getattr(preset, name)})",
-        )
-    sweep.add_argument(
-        "--cpus", type=int, metavar="N", default=_cores(), help=f"{docs['cpus']} (default: all, {_cores()})"
-    )
+    docs = field_docs(SweepConfig)
+    group.add_argument("--name", help=f"{docs['name']} (default: preset and a digest of the settings)")
+    group.add_argument("--cpus", type=int, metavar="N", help=f"{docs['cpus']} (default: all, {_cores()})")
+    add_flags(group, preset, leave_out=("name", "cpus", "base", "space", "rates", "limits"))
     searched = parser.add_argument_group("search space", "each takes one value, a list such as 1,2,4, or LOW:HIGH")
     for name in space.SEARCHED:
         searched.add_argument(
             flag_name(name), metavar="SPACE", help=f"{_SEARCHED_DOCS[name]} (default: {space.show(preset.space[name])})"
         )
-    score = parser.add_argument_group("score", "100 * val_accuracy minus points for latency and size, see README")
-    rate_docs = field_docs(ExchangeRates)
-    for field in dataclasses.fields(ExchangeRates):
-        score.add_argument(
-            flag_name(field.name),
-            type=float,
-            metavar="POINTS",
-            default=getattr(preset.rates, field.name),
-            help=f"{rate_docs[field.name]} (default: {getattr(preset.rates, field.name)})",
-        )
+    add_flags(parser.add_argument_group("limits", inspect.getdoc(Limits)), preset.limits)
+    add_flags(parser.add_argument_group("score", inspect.getdoc(ExchangeRates)), preset.rates)
 
 
 _SEARCHED_DOCS = {
@@ -120,28 +110,18 @@ def _config(flags: argparse.Namespace) -> SweepConfig:
     base = preset.base
     if flags.dataset not in (None, base.data.dataset) or flags.image_size is not None:
         base = dataclasses.replace(base, augment=augment_for(flags.dataset or base.data.dataset, flags.image_size))
-    given = {name: getattr(flags, name) for name in space.SEARCHED if getattr(flags, name) is not None}
-    names = (
-        "out",
-        "data_dir",
-        "tracking_uri",
-        "trials",
-        "search_seed",
-        "gpus",
-        "gpus_per_trial",
-        "cpus",
-        "cpus_per_trial",
-    )
+    spaces = {name: getattr(flags, name) for name in space.SEARCHED if getattr(flags, name) is not None}
     for name in space.SEARCHED:
         setattr(flags, name, None)
     config = dataclasses.replace(
         preset,
-        **{name: getattr(flags, name) for name in names},
+        **{"cpus": _cores()} | given(flags, SweepConfig),
         base=config_from_flags(base, flags),
-        space={**preset.space, **{name: space.parse(name, text) for name, text in given.items()}},
-        rates=ExchangeRates(latency_points=flags.latency_points, size_points=flags.size_points),
+        space={**preset.space, **{name: space.parse(name, text) for name, text in spaces.items()}},
+        rates=dataclasses.replace(preset.rates, **given(flags, ExchangeRates)),
+        limits=dataclasses.replace(preset.limits, **given(flags, Limits)),
     )
-    return dataclasses.replace(config, name=flags.name or default_name(flags.preset, config.identity()))
+    return config if flags.name else dataclasses.replace(config, name=default_name(flags.preset, config.identity()))
 
 
 def _check(config: SweepConfig) -> None:
@@ -157,8 +137,11 @@ def _check(config: SweepConfig) -> None:
 
     from trainables.stages.models import check_model
 
-    check_model(config.base.teacher.teacher_model)
-    check_model(config.base.student.student_model)
+    for name in ("teacher_model", "student_model"):
+        try:
+            check_model(config.base.flat()[name])
+        except ValueError as error:
+            raise ValueError(f"{flag_name(name)}: {error}") from error
     there = torch.cuda.device_count()
     if config.gpus > there:
         raise ValueError(f"--gpus {config.gpus}: this machine has {there}; ask for at most that, or 0 for the CPU.")
@@ -167,7 +150,7 @@ def _check(config: SweepConfig) -> None:
 def _with_flags(message: str) -> str:
     """The message with `alpha=2.0` said as `--alpha 2.0`: what the person typed."""
     names = [f.name for f in dataclasses.fields(SweepConfig)] + list(SweepConfig(name="x").base.flat())
-    names += [f.name for f in dataclasses.fields(ExchangeRates)]
+    names += [f.name for part in (ExchangeRates, Limits) for f in dataclasses.fields(part)]
     pattern = re.compile(rf"(?<![\w-])({'|'.join(sorted(names, key=len, reverse=True))})=")
     return pattern.sub(lambda match: f"{flag_name(match[1])} ", message)
 

@@ -1,7 +1,5 @@
 """Runs a sweep: the only `ray.init` and `Tuner`."""
 
-import fcntl
-import json
 import logging
 import os
 import signal
@@ -25,17 +23,20 @@ os.environ |= {
 import optuna
 import ray
 from ray import tune
+from ray.tune.schedulers import TrialScheduler
 from rich.console import Console
 
 from sweeps.config import SweepConfig
 from sweeps.delivery import Delivery, deliver_all
-from sweeps.objectives import DIRECTIONS, UNITS, composite_score, reference_point
+from sweeps.objectives import composite_score
 from sweeps.outcome import publish, show
 from sweeps.progress import Progress
-from sweeps.searcher import StudySearcher, finished, open_study
-from trainables.records import DatasetRecord, TrialRecord, read_trial, to_json, write_text
+from sweeps.searcher import Proposing, StudySearcher, finished, open_study
+from sweeps.stopper import FrontStopper
+from sweeps.sweep_folder import InputError, check_identity, sole_driver, write_sweep_json
+from trainables.records import DatasetRecord, TrialRecord, read_trial
 from trainables.teacher import TeacherTrial
-from trainables.tracking import Tracker, versions
+from trainables.tracking import Tracker, TrackingError
 from trainables.trial import CandidateTrial, StageTrial
 
 MAX_FAILURES = 3  # a died process is started again this often; invalid configurations are not
@@ -43,10 +44,6 @@ MAX_FAILURES = 3  # a died process is started again this often; invalid configur
 
 class Interrupted(Exception):  # noqa: N818  # like KeyboardInterrupt, not an error
     """The sweep was asked to stop; everything finished so far is on disk."""
-
-
-class InputError(ValueError):
-    """The sweep cannot run as it was asked for; the message is for its user."""
 
 
 def run_sweep(config: SweepConfig, dataset: DatasetRecord, console: Console) -> int:
@@ -57,24 +54,33 @@ def run_sweep(config: SweepConfig, dataset: DatasetRecord, console: Console) -> 
         Interrupted: if Ctrl-C or SIGTERM ended it early.
     """
     _quiet()
-    with _sole_driver(config.folder):
-        _check_identity(config)
-        tracker = Tracker(
-            tracking_uri(config),
-            experiment=dataset.name.replace(":", "-"),
-            sweep=config.name,
-            artifacts=config.out / "artifacts",
-        )
+    with sole_driver(config.folder):
+        sweep_id = check_identity(config)
+        tracker = _tracker(config, dataset, sweep_id)
         with _ray(config):
             teacher = _teacher(config, console)
-            _write_sweep_json(config, teacher, num_classes=dataset.num_classes)
+            write_sweep_json(config, teacher, dataset)
             try:
-                failed = _trials(config, teacher, tracker, console)
+                failed = _trials(config, dataset, teacher, tracker, console)
             except Interrupted:
                 _finish(config, teacher, tracker, console, "interrupted")
                 raise
             _finish(config, teacher, tracker, console, "finished")
     return failed
+
+
+def _tracker(config: SweepConfig, dataset: DatasetRecord, sweep_id: str) -> Tracker:
+    uri = tracking_uri(config)
+    try:
+        return Tracker(
+            uri,
+            experiment=dataset.name.replace(":", "-"),
+            sweep=config.name,
+            sweep_id=sweep_id,
+            artifacts=config.out / "artifacts",
+        )
+    except TrackingError as error:
+        raise InputError(f"--tracking-uri {uri}: {error}; start that server, or leave the flag out.") from error
 
 
 def tracking_uri(config: SweepConfig) -> str:
@@ -96,6 +102,7 @@ def tuner(
     name: str,
     param_space: Mapping[str, Any] | None = None,
     searcher: StudySearcher | None = None,
+    scheduler: TrialScheduler | None = None,
     trials: int = 1,
 ) -> tune.Tuner:
     """A Tuner for one of our trainables, its own output and checkpoints off."""
@@ -104,6 +111,7 @@ def tuner(
         param_space=dict(param_space) if param_space is not None else None,
         tune_config=tune.TuneConfig(
             search_alg=searcher,
+            scheduler=scheduler,
             num_samples=trials,
             max_concurrent_trials=config.concurrency if searcher else None,
             reuse_actors=True,
@@ -141,22 +149,35 @@ def _teacher(config: SweepConfig, console: Console) -> TrialRecord:
     return record
 
 
-def _trials(config: SweepConfig, teacher: TrialRecord, tracker: Tracker, console: Console) -> int:
+def _trials(
+    config: SweepConfig, dataset: DatasetRecord, teacher: TrialRecord, tracker: Tracker, console: Console
+) -> int:
     """Run what is missing of the sweep's trials; returns how many of all its trials failed."""
-    study = open_study(config.folder / "study.journal", config.name, seed=config.search_seed, space=config.space)
+    study = open_study(config.folder / "study.journal", config.name, objective=config.objective, space=config.space)
     done = len(finished(study))
     if done >= config.trials:
         console.print(f"Sweep {config.name} has its {config.trials} trials; --trials {config.trials + 10} adds some.")
         return _failed(study)
+    known = {"num_val": dataset.num_val, "teacher_val_accuracy": teacher.metrics["val_accuracy"]}
     searcher = StudySearcher(
         study,
-        config.space,
-        trial_config=lambda number, params: (
-            _place(config, trial_dir(config, number), number=number)
-            | {"candidate": config.base.replace(**params).flat()}
+        Proposing(
+            space=config.space,
+            sampler=config.sampler,
+            seed=config.search_seed,
+            reuse_probability=config.reuse_probability,
+            objective=config.objective,
+            limits=config.limits,
         ),
+        trial_config=lambda number, params: {
+            **_place(config, trial_dir(config, number), number=number),
+            **known,
+            "limits": vars(config.limits),
+            "candidate": config.base.replace(**params).flat(),
+        },
         score=lambda metrics: _score(config, teacher, metrics),
     )
+    stopper = FrontStopper(config.objective, config.rates, config.folder / "rungs.json") if config.stopper else None
     progress = Progress(
         console,
         title=_title(config),
@@ -174,6 +195,7 @@ def _trials(config: SweepConfig, teacher: TrialRecord, tracker: Tracker, console
             callbacks=[progress, delivery],
             name="trials",
             searcher=searcher,
+            scheduler=stopper,
             trials=config.trials - done,
         ).fit()
     if len(finished(study)) < config.trials and not searcher.exhausted:
@@ -233,55 +255,6 @@ def _teacher_line(config: SweepConfig, teacher: TrialRecord) -> str:
         f"teacher {config.base.teacher.teacher_model}: val {100 * metrics['val_accuracy']:.2f} %"
         f"  {metrics['latency_p50_ms']:.3f} ms  {metrics['size_bytes'] / 1e6:.2f} MB"
     )
-
-
-def _check_identity(config: SweepConfig) -> None:
-    """A name stands for one search; the same name with another one would mix numbers that do not compare."""
-    path = config.folder / "identity.json"
-    mine = json.loads(to_json(config.identity()))
-    if not path.exists():
-        write_text(path, to_json(mine))
-        return
-    theirs = json.loads(path.read_text(encoding="utf-8"))
-    if theirs != mine:
-        flat = [
-            (f"{part}.{name}", theirs[part].get(name), value) for part in mine for name, value in mine[part].items()
-        ]
-        name, old, new = next(entry for entry in flat if entry[1] != entry[2])
-        raise InputError(
-            f"--name {config.name}: that sweep was made with {name.partition('.')[2]}={old}, not {new};"
-            " take another --name."
-        )
-
-
-def _write_sweep_json(config: SweepConfig, teacher: TrialRecord, *, num_classes: int) -> None:
-    path = config.folder / "sweep.json"
-    if path.exists():
-        return
-    content = {
-        "name": config.name,
-        "directions": DIRECTIONS,
-        "units": UNITS,
-        "reference_point": reference_point(num_classes),
-        "teacher": dict(teacher.metrics),
-        "config": config.identity(),
-        "versions": versions(),
-    }
-    write_text(path, to_json(content))
-
-
-@contextmanager
-def _sole_driver(folder: Path) -> Generator[None, None, None]:
-    """Hold the sweep's lock: two drivers on one study would take each other's trials for orphans."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "driver.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"--name {folder.name}: another process runs this sweep; wait for it or take another --name."
-            ) from None
-        yield
 
 
 @contextmanager

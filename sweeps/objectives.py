@@ -36,6 +36,16 @@ def composite_score(metrics: Mapping[str, float], *, teacher_size_bytes: float, 
     return 100 * metrics["val_accuracy"] - rates.latency_points * latency - rates.size_points * size
 
 
+def study_directions(objective: str) -> list[str]:
+    """What Optuna is told to do with `study_values`."""
+    return list(DIRECTIONS.values()) if objective == "pareto" else ["maximize"]
+
+
+def study_values(objective: str, metrics: Mapping[str, float], score: float) -> list[float]:
+    """What Optuna is told of a finished candidate: its score, or accuracy, latency and size as they are."""
+    return [metrics[name] for name in DIRECTIONS] if objective == "pareto" else [score]
+
+
 def reference_point(num_classes: int) -> dict[str, float]:
     """The corner that hypervolume is measured from, fixed before the first trial.
 

@@ -12,6 +12,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from trainables.records import TrialRecord
+
 REDRAW_S = 0.5
 
 
@@ -34,7 +36,6 @@ class Progress(tune.Callback):
         self._title, self._teacher = title, teacher
         self._trials, self._done, self._concurrency = trials, done, concurrency
         self._before = done
-        self._failed = 0
         self._started = time.monotonic()
         self._drawn = 0.0
         self._running: dict[str, str] = {}
@@ -65,12 +66,14 @@ class Progress(tune.Callback):
         if self._best is None or score > self._best[0]:
             self._best = (score, f"trial {label}  {summary}")
         if self._live is None:
-            self._console.print(f"[{self._done}/{self._trials}] trial {label}  {summary}{self._left()}")
+            text = f"[{self._done}/{self._trials}] trial {label}  {summary}{self._left()}"
+            self._console.print(text, markup=False, soft_wrap=True)
 
-    def dropped(self, label: str, reason: str) -> None:
-        """A trial ended without a result."""
-        self._failed += 1
-        self._console.print(f"trial {label} gave no candidate: {reason}", style="yellow", highlight=False)
+    def dropped(self, label: str, record: TrialRecord) -> None:
+        """A trial ended without a candidate: stopped, infeasible or failed."""
+        style = "yellow" if record.status == "failed" else "dim"
+        text = f"[{self._done}/{self._trials}] trial {label}  {record.status}: {record.reason}"
+        self._console.print(text, style=style, markup=False, soft_wrap=True)
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: Mapping[str, Any], **info: Any

@@ -1,5 +1,6 @@
 """Who proposes the next trial: Optuna's samplers by name, and one that reuses what the store already holds."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +25,10 @@ def make_sampler(name: str, *, seed: int) -> BaseSampler:
     """The sampler of a `--sampler` name; constraints set on trials are honoured by each that learns from trials."""
     match name:
         case "tpe":
-            return TPESampler(seed=seed, multivariate=True, group=True)
+            with warnings.catch_warnings():
+                # group: without it, one trial that lacks a conditional parameter takes it out of the joint distribution
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                return TPESampler(seed=seed, multivariate=True, group=True)
         case "nsga2":
             return NSGAIISampler(seed=seed, population_size=20)
         case "gp":
@@ -50,4 +54,6 @@ def keep_student(
     best = np.argsort(worth)[::-1][: max(1, round(PROMISING_SHARE * len(trials)))]
     kept = trials[int(rng.choice(best))]
     fixed: dict[str, Any] = {name: value for name, value in kept.params.items() if name in STUDENT_PARAMS}
-    return PartialFixedSampler(fixed, base) if fixed else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return PartialFixedSampler(fixed, base) if fixed else None

@@ -5,41 +5,39 @@ missing, and loses what was in flight when the driver dies.
 """
 
 import math
-import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
+from sweeps.objectives import DIRECTIONS, study_directions, study_values
+from sweeps.samplers import keep_student, make_sampler
 from sweeps.space import Space, canonical, first_trials, suggest
+from trainables.limits import Limits
 
 DUPLICATE = "duplicate"
 MAX_DUPLICATES = 50
 
 
-def open_study(path: Path, name: str, *, seed: int, space: Space) -> optuna.Study:
+def open_study(path: Path, name: str, *, objective: str, space: Space) -> optuna.Study:
     """The sweep's study in its journal file; made, with the literature's trials first, if there is none.
 
-    `optuna-dashboard PATH` opens it. The sampler's random state is not stored: it is seeded with the number of
-    trials so far, so that a resumed sweep does not propose the first ones again.
+    `optuna-dashboard PATH` opens it.
     """
     study = optuna.create_study(
         storage=JournalStorage(JournalFileBackend(str(path))),
         study_name=name,
-        direction="maximize",
+        directions=study_directions(objective),
         load_if_exists=True,
     )
-    trials = study.get_trials(deepcopy=False)
-    with warnings.catch_warnings():
-        # group: without it, one trial that lacks a conditional parameter takes that one out of the joint distribution
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        study.sampler = optuna.samplers.TPESampler(seed=seed + len(trials), multivariate=True, group=True)
-    if not trials:
+    if not study.get_trials(deepcopy=False):
         for point in first_trials(space):
             study.enqueue_trial(point)
     return study
@@ -54,17 +52,34 @@ def finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
     ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Proposing:
+    """How new trials are proposed and judged."""
+
+    space: Space
+    sampler: str = "tpe"
+    """A name of `sweeps.samplers.make_sampler`."""
+    seed: int = 0
+    """The samplers' random state is not stored: it is seeded with the number of trials so far, so that a resumed
+    sweep does not propose the first ones again."""
+    reuse_probability: float = 0.0
+    """Share of proposals that keep the student of a promising trial."""
+    objective: str = "composite"
+    limits: Limits = field(default_factory=Limits)
+
+
 class StudySearcher(Searcher):
     """Hands the study's proposals to Tune and tells it what became of them.
 
-    Told to Optuna: COMPLETE for a finished candidate with a finite score; PRUNED for one that was stopped or cannot
-    work, so that samplers avoid the place; FAIL only for broken machines, which samplers ignore.
+    Told to Optuna: COMPLETE for a finished candidate with finite values; PRUNED for one that was stopped or cannot
+    work, so that samplers avoid the place; FAIL only for broken machines, which samplers ignore. A limit that is
+    exceeded becomes a constraint, never a made-up value.
     """
 
     def __init__(
         self,
         study: optuna.Study,
-        space: Space,
+        proposing: Proposing,
         *,
         trial_config: Callable[[int, Mapping[str, Any]], dict[str, Any]],
         score: Callable[[Mapping[str, float]], float],
@@ -76,10 +91,12 @@ class StudySearcher(Searcher):
             score: a finished trial's metrics -> points, higher is better.
         """
         super().__init__()
-        self._study = study
-        self._space = dict(space)
-        self._trial_config = trial_config
-        self._score = score
+        self._study, self._how = study, proposing
+        self._space = dict(proposing.space)
+        self._trial_config, self._score = trial_config, score
+        seed = proposing.seed + len(study.get_trials(deepcopy=False))
+        self._sampler = make_sampler(proposing.sampler, seed=seed)
+        self._rng = np.random.default_rng(seed)
         self._numbers: dict[str, int] = {}
         self.exhausted = False
         # No other driver is alive: what still runs in the study belongs to one that died, and is handed out again.
@@ -106,14 +123,21 @@ class StudySearcher(Searcher):
             self._study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
             return
         result = result or {}
-        score = self._score(result) if result.get("final") else math.nan
-        if math.isfinite(score):
-            for name in ("val_accuracy", "latency_p50_ms", "size_bytes", "macs"):
+        for name, excess in result.get("excess", {}).items():
+            trial.set_constraint(name, excess)
+        values = self._values(result) if result.get("final") else []
+        if values and all(math.isfinite(value) for value in values):
+            for name in (*DIRECTIONS, "macs"):
                 trial.set_user_attr(name, result[name])
-            self._study.tell(number, score, skip_if_finished=True)
+            trial.set_user_attr("score", self._score(result))
+            self._study.tell(number, values, skip_if_finished=True)
             return
-        trial.set_user_attr("reason", str(result.get("invalid") or "stopped before its end"))
+        reason = result.get("invalid") or ("over its limits" if result.get("excess") else "stopped before its end")
+        trial.set_user_attr("reason", str(reason))
         self._study.tell(number, state=TrialState.PRUNED, skip_if_finished=True)
+
+    def _values(self, result: Mapping[str, Any]) -> list[float]:
+        return study_values(self._how.objective, result, self._score(result))
 
     def _propose(self) -> optuna.Trial | None:
         """A trial nobody has asked for before; None after `MAX_DUPLICATES` old ones in a row."""
@@ -123,12 +147,25 @@ class StudySearcher(Searcher):
             if trial.state not in (TrialState.WAITING, TrialState.FAIL) and DUPLICATE not in trial.user_attrs
         ]
         for _ in range(MAX_DUPLICATES):
+            self._study.sampler = self._next_sampler()
             trial = self._study.ask()
             if canonical(suggest(trial, self._space)) not in known:
                 return trial
             trial.set_user_attr(DUPLICATE, True)
             self._study.tell(trial, state=TrialState.PRUNED)
         return None
+
+    def _next_sampler(self) -> optuna.samplers.BaseSampler:
+        """The sampler, or now and then one that keeps the student of a promising trial in the store."""
+        if self._rng.random() >= self._how.reuse_probability:
+            return self._sampler
+        done = [
+            trial
+            for trial in self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+            if all(excess <= 0 for excess in trial.constraints.values())
+        ]
+        worth = [trial.user_attrs["score"] for trial in done]
+        return keep_student(self._sampler, done, worth, self._rng) or self._sampler
 
     def _trial(self, number: int) -> optuna.Trial:
         storage = self._study._storage

@@ -73,7 +73,8 @@ class AugmentConfig:
         if self.crop_padding < 0:
             raise ValueError(f"`crop_padding >= 0` must hold, but got crop_padding={self.crop_padding}.")
         if self.randaugment_magnitude is not None and not 0 <= self.randaugment_magnitude <= 30:
-            raise ValueError(f"`0 <= randaugment_magnitude <= 30` must hold, but got {self.randaugment_magnitude}.")
+            value = self.randaugment_magnitude
+            raise ValueError(f"`0 <= randaugment_magnitude <= 30` must hold, but got randaugment_magnitude={value}.")
         if self.mixup_alpha is not None and not self.mixup_alpha > 0:
             raise ValueError(f"`mixup_alpha > 0` must hold, but got mixup_alpha={self.mixup_alpha}.")
 
@@ -93,7 +94,9 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         if self.batch_size < 2:
-            raise ValueError(f"`batch_size >= 2` must hold (BatchNorm needs two), but got {self.batch_size}.")
+            raise ValueError(
+                f"`batch_size >= 2` must hold (BatchNorm needs two), but got batch_size={self.batch_size}."
+            )
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"`0 <= label_smoothing < 1` must hold, but got label_smoothing={self.label_smoothing}.")
         if self.weight_decay < 0:

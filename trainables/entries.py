@@ -57,7 +57,7 @@ def progress(partial: Path) -> Progress:
 
 def note_progress(partial: Path, done: Progress) -> None:
     """Keep seconds and reports with the work."""
-    write_text(partial / PROGRESS, to_json(dict(done)))
+    (partial / PROGRESS).write_text(to_json(dict(done)), encoding="utf-8")
 
 
 def described(partial: Path, *, key: str, version: int) -> Manifest:

@@ -10,6 +10,7 @@ import textwrap
 import types
 import typing
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any, NoReturn
 
 from trainables.configs import CandidateConfig
@@ -47,12 +48,22 @@ def add_config_flags(
     """One flag for every field of every part of a candidate; what is not given stays `None` in the namespace."""
     for part in dataclasses.fields(defaults):
         value = getattr(defaults, part.name)
-        group = parser.add_argument_group(part.name, inspect.getdoc(type(value)))
-        docs = field_docs(type(value))
-        hints = typing.get_type_hints(type(value))
-        for field in dataclasses.fields(value):
-            if field.name not in leave_out:
-                _add_flag(group, field.name, hints[field.name], docs[field.name], getattr(value, field.name))
+        add_flags(parser.add_argument_group(part.name, inspect.getdoc(type(value))), value, leave_out=leave_out)
+
+
+def add_flags(group: Any, defaults: Any, *, leave_out: Collection[str] = ()) -> None:
+    """One flag for every field of a dataclass instance; what is not given stays `None` in the namespace."""
+    docs = field_docs(type(defaults))
+    hints = typing.get_type_hints(type(defaults))
+    for field in dataclasses.fields(defaults):
+        if field.name not in leave_out:
+            _add_flag(group, field.name, hints[field.name], docs[field.name], getattr(defaults, field.name))
+
+
+def given(flags: argparse.Namespace, config_class: type) -> dict[str, Any]:
+    """The fields of a dataclass that the command line sets."""
+    names = (field.name for field in dataclasses.fields(config_class))
+    return {name: value for name in names if (value := getattr(flags, name, None)) is not None}
 
 
 def config_from_flags(config: CandidateConfig, flags: argparse.Namespace) -> CandidateConfig:
@@ -82,5 +93,5 @@ def _add_flag(group: Any, name: str, hint: Any, doc: str, default: Any) -> None:
     if kind is bool:
         group.add_argument(flag_name(name), action=argparse.BooleanOptionalAction, default=None, help=text)
     else:
-        metavar = {int: "N", float: "X", str: "NAME"}[kind]
+        metavar = {int: "N", float: "X", str: "NAME", Path: "PATH"}[kind]
         group.add_argument(flag_name(name), type=kind, default=None, metavar=metavar, help=text)

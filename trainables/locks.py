@@ -115,17 +115,19 @@ class Lease:
 
     def _keep(self) -> None:
         fresh = time.monotonic()
-        while not self._stop.wait(self._stale_s / 4):
-            try:
-                if not self._mine():
-                    self._lost.set()
-                    return
-                self._objects.write(self._name, self._content())
-                fresh = time.monotonic()
-            except OSError:  # a network that comes back in time costs nothing
-                if time.monotonic() - fresh > self._stale_s:
-                    self._lost.set()
-                    return
+        try:
+            while not self._stop.wait(self._stale_s / 4):
+                try:
+                    if not self._mine():
+                        return
+                    self._objects.write(self._name, self._content())
+                    fresh = time.monotonic()
+                except OSError:  # a network that comes back in time costs nothing
+                    if time.monotonic() - fresh > self._stale_s:
+                        return
+        finally:
+            if not self._stop.is_set():
+                self._lost.set()
 
     def _content(self) -> bytes:
         return json.dumps({"owner": self._owner, "time": time.time()}).encode()

@@ -56,7 +56,7 @@ def lasting(seconds: float) -> str:
 def _parser() -> OneLineParser:
     parser = OneLineParser(prog="python -m trainables.store", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="ls|du|gc")
-    shared = argparse.ArgumentParser(add_help=False)
+    shared = OneLineParser(add_help=False)
     shared.add_argument(
         "--out", type=Path, default=Path("runs"), metavar="DIR", help="holds store/ and sweeps/ (default: runs)"
     )

@@ -28,34 +28,43 @@ BATCH_METRICS = 900  # MLflow takes 1,000 metrics a call
 STATUS = {"finished": "FINISHED", "stopped": "KILLED", "infeasible": "KILLED", "failed": "FAILED"}
 
 
+class TrackingError(Exception):
+    """The MLflow store cannot be used; the message says why, on one line."""
+
+
 class Tracker:
     """One sweep in MLflow: a parent run, and a child run for every delivered trial."""
 
-    def __init__(self, uri: str, *, experiment: str, sweep: str, artifacts: Path) -> None:
+    def __init__(self, uri: str, *, experiment: str, sweep: str, sweep_id: str, artifacts: Path) -> None:
         """Open the store and find or make experiment and parent run.
 
         Args:
             uri: tracking server or `sqlite:///PATH`.
             experiment: one for a task, such as `cifar10`.
             sweep: name of the parent run.
+            sweep_id: unique; names may repeat on a shared server.
             artifacts: folder for the artifacts of a new experiment in a local store.
 
         Raises:
-            MlflowException: if the store cannot be reached.
+            TrackingError: if the store cannot be reached or used.
         """
         self._away_until = 0.0
-        if uri.startswith("sqlite:///"):
-            _write_ahead(Path(uri.removeprefix("sqlite:///")))
-        self._client = mlflow.MlflowClient(uri)
-        found = self._client.get_experiment_by_name(experiment)
-        location = artifacts.resolve().as_uri() if uri.startswith("sqlite:") else None
-        self.experiment_id = (
-            found.experiment_id if found else self._client.create_experiment(experiment, artifact_location=location)
-        )
         self._sweep = sweep
-        self.parent_id = self._find(f"tags.kind = 'sweep' AND tags.sweep = '{sweep}'") or self._create(
-            sweep, {"kind": "sweep", "sweep": sweep, "status": "running"}
-        )
+        local = uri.startswith("sqlite:///")
+        try:
+            if local:
+                _write_ahead(Path(uri.removeprefix("sqlite:///")))
+            self._client = mlflow.MlflowClient(uri)
+            found = self._client.get_experiment_by_name(experiment)
+            location = artifacts.resolve().as_uri() if local else None
+            self.experiment_id = (
+                found.experiment_id if found else self._client.create_experiment(experiment, artifact_location=location)
+            )
+            self.parent_id = self._find(f"tags.sweep_id = '{sweep_id}'") or self._create(
+                sweep, {"kind": "sweep", "sweep": sweep, "sweep_id": sweep_id, "status": "running"}
+            )
+        except (MlflowException, sqlite3.Error, OSError) as error:
+            raise TrackingError(str(error).splitlines()[0]) from error
 
     def deliver(self, folder: Path, scores: Mapping[str, float]) -> bool:
         """Bring one trial folder's record, curves and files to MLflow, unless that has been done.
@@ -100,9 +109,9 @@ class Tracker:
         self._client.set_terminated(self.parent_id, "FINISHED" if status == "finished" else "KILLED")
 
     def _deliver(self, folder: Path, record: TrialRecord, scores: Mapping[str, float]) -> None:
-        run_id = self._find(f"tags.key = '{record.key}'") or self._create(
-            record.key.rpartition("/")[2], _tags(record) | {"sweep": self._sweep}, started=record.started
-        )
+        run_id = self._find(
+            f"tags.key = '{record.key}' AND tags.`mlflow.parentRunId` = '{self.parent_id}'"
+        ) or self._create(record.key.rpartition("/")[2], _tags(record) | {"sweep": self._sweep}, started=record.started)
         params = [Param(name, str(value)) for name, value in record.params.items()]
         self._client.log_batch(run_id, params=params)
         ended = int(record.ended * 1000)

@@ -20,6 +20,7 @@ from trainables.configs import CandidateConfig
 from trainables.limits import InfeasibleError, Limits
 from trainables.records import CandidateRecord, EpochRecord, ShapeRecord, TrialRecord, to_json, write_text
 from trainables.stages.candidate import candidate
+from trainables.stages.data import public_name
 from trainables.stages.workspace import Workspace
 from trainables.store import Store
 
@@ -74,6 +75,7 @@ class StageTrial(tune.Trainable):
         """An epoch, with what is known of the untrained shape, for schedulers that compare whole candidates."""
         report = {"stage": epoch.stage, "epoch": epoch.epoch, "epochs": epoch.epochs, "final": False}
         report["val_accuracy"] = epoch.val_accuracy
+        report["num_val"] = self.config.get("num_val")
         if self._shape is not None and epoch.stage in ("student", "recovery"):
             planned = self.config["candidate"]
             before = planned["student_epochs"] if epoch.stage == "recovery" else 0
@@ -125,8 +127,12 @@ class OutboxTrial(StageTrial):
             link(file, folder / file.name)
         write_text(folder / "recipe.json", to_json(dict(record.params)))
         metrics = record.metrics() | {"trial_time_s": time.time() - self._started}
+        teacher = {"teacher_val_accuracy": self.config["teacher_val_accuracy"]} if self.stage == "candidate" else {}
+        excess = self._limits().excess(metrics | teacher)
+        over = [name for name, by in excess.items() if by > 0]
         self._write(
-            status="finished",
+            status="infeasible" if over else "finished",
+            reason=f"over {', '.join(over)}" if over else "",
             params=record.params,
             metrics=metrics,
             tags=record.tags(),
@@ -134,11 +140,15 @@ class OutboxTrial(StageTrial):
             files=(*(file.name for file in files), "recipe.json"),
             keys=record.keys,
         )
-        return metrics
+        return metrics | {"excess": excess}
+
+    def _limits(self) -> Limits:
+        return Limits(**self.config.get("limits", {}))
 
     def refuse(self, status: str, reason: str, measured: Mapping[str, float]) -> None:
         """Leave the reason in the outbox."""
-        self._write(status=status, reason=reason, params=self.config["candidate"], metrics=measured)
+        params = self.config["candidate"] | {"dataset": public_name(self.config["candidate"]["dataset"])}
+        self._write(status=status, reason=reason, params=params, metrics=measured)
 
     def _write(
         self,
@@ -181,7 +191,7 @@ class CandidateTrial(OutboxTrial):
         self, config: CandidateConfig, place: Workspace
     ) -> Generator[ShapeRecord | EpochRecord, None, CandidateRecord]:
         """The whole chain, as far as the limits in the Tune config allow."""
-        return candidate(config, place, Limits(**self.config.get("limits", {})))
+        return candidate(config, place, self._limits())
 
 
 def workspace(config: Mapping[str, Any]) -> Workspace:

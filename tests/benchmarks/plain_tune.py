@@ -15,8 +15,10 @@ START = time.time()
 import copy
 import csv
 import dataclasses
+import json
 import math
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +31,7 @@ import ray
 import torch
 import torch.nn.functional as F
 import torch_pruning
+from mlflow import MlflowClient
 from ray import tune
 from ray.air.integrations.mlflow import MLflowLoggerCallback
 from ray.tune.schedulers import ASHAScheduler
@@ -116,11 +119,14 @@ class Split:
         self.val_labels = torch.from_numpy(labels).to(task.device)
 
 
-def _augmentation(augment: AugmentConfig, dataset: DatasetRecord) -> list[Any]:
+def _check(augment: AugmentConfig) -> None:
     if augment.crop == "resized" or augment.randaugment_magnitude is not None or augment.mixup_alpha is not None:
         raise ValueError(
             "--crop resized, --randaugment-magnitude and --mixup-alpha: the plain script has none of them."
         )
+
+
+def _augmentation(augment: AugmentConfig, dataset: DatasetRecord) -> list[Any]:
     crop = [transforms.RandomCrop(dataset.image_size, padding=augment.crop_padding)] if augment.crop == "padded" else []
     return [*crop, *([transforms.RandomHorizontalFlip()] if augment.flip else [])]
 
@@ -315,7 +321,8 @@ def trial(params: dict[str, Any], *, task: Task, arrays: dict[str, tuple[np.ndar
         for layer in masked:
             torch_prune.remove(layer, "weight")
 
-    file = Path(tune.get_context().get_trial_dir()) / "model.onnx"
+    context = tune.get_context()
+    file = Path(context.get_trial_dir()) / "model.onnx"
     size_bytes, teacher_bytes = export(student, task, file), (task.folder / "teacher.onnx").stat().st_size
     measured = {
         "val_accuracy": file_accuracy(file, *arrays["val"]),
@@ -326,7 +333,8 @@ def trial(params: dict[str, Any], *, task: Task, arrays: dict[str, tuple[np.ndar
     }
     measured["latency_ratio"] = measured["latency_p50_ms"] / measured["reference_latency_p50_ms"]
     score = composite_score(measured, teacher_size_bytes=teacher_bytes, rates=task.rates)
-    tune.report(measured | {"score": score, "file": str(file)})
+    kept = shutil.copyfile(file, task.folder / f"{context.get_trial_id()}.onnx")  # Tune's folders are MLflow's to copy
+    tune.report(measured | {"score": score, "file": kept.name})
 
 
 class Points(tune.Callback):
@@ -341,21 +349,21 @@ class Points(tune.Callback):
         if "latency_p50_ms" not in result:
             return
         known = {"wall_s": round(time.time() - START, 3), "trial": trial.trial_id, **trial.config, **result}
-        known["file"] = Path(result["file"]).relative_to(self._path.parent)
         with self._path.open("a", newline="") as file:
             csv.writer(file).writerow([known[name] for name in COLUMNS])
 
 
-def run(config: SweepConfig, workers: int, max_seconds: float | None) -> bool:
+def run(config: SweepConfig, dataset: DatasetRecord, workers: int, max_seconds: float | None) -> bool:
     """Teacher, then the sweep; False if it was interrupted."""
     out = config.out.resolve()
-    dataset = data.prepare(config.base.data, config.data_dir)
     arrays = {split: tuple(np.array(array) for array in data.load(dataset, split)) for split in ("train", "val")}
     device = "cuda" if config.gpus else "cpu"
     task = Task(config=config.base, dataset=dataset, rates=config.rates, device=device, workers=workers, folder=out)
     train_teacher(task, arrays, config.cpus)
     ray.init(address="local", num_cpus=config.cpus, num_gpus=config.gpus, include_dashboard=False, log_to_driver=False)
     epochs = config.base.student.student_epochs + config.base.prune.recovery_epochs
+    tracking_uri = f"sqlite:///{out / 'mlflow.db'}"
+    MlflowClient(tracking_uri).create_experiment("plain", artifact_location=(out / "artifacts").as_uri())
     searcher = OptunaSearch(
         space=dict(config.space),
         metric="score",
@@ -384,36 +392,47 @@ def run(config: SweepConfig, workers: int, max_seconds: float | None) -> bool:
             verbose=1,
             callbacks=[
                 Points(out / "points.csv"),
-                MLflowLoggerCallback(
-                    tracking_uri=f"sqlite:///{out / 'mlflow.db'}", experiment_name="plain", save_artifact=True
-                ),
+                MLflowLoggerCallback(tracking_uri=tracking_uri, experiment_name="plain", save_artifact=True),
             ],
         ),
     )
     results = tuner.fit()
+    write_ends(results, epochs + 1, out / "ends.json")
     ended = sum(bool(result.metrics and result.metrics.get("done")) or result.error is not None for result in results)
     wall = time.time() - START
     print(f"{len(results)} trials, {results.num_errors} failed, {wall:.1f} s with the teacher: {out / 'points.csv'}")
     return ended >= config.trials or (max_seconds is not None and wall >= max_seconds)
 
 
+def write_ends(results: tune.ResultGrid, last: int, path: Path) -> None:
+    """How many trials ended how, in the words of kd_prune.py's records."""
+    iterations = [(result.metrics or {}).get("training_iteration", 0) for result in results if result.error is None]
+    finished = sum(iteration >= last for iteration in iterations)
+    ends = {"finished": finished, "stopped": len(iterations) - finished, "failed": results.num_errors}
+    path.write_text(json.dumps({how: count for how, count in ends.items() if count}))
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code: 0 done, 2 bad input, 130 interrupted."""
     words = sys.argv[1:] if argv is None else argv
-    parser, flags = _parse(words)
+    parser, flags = parsed(words)
     try:
-        config = _config(flags)
+        config = sweep_config(flags)
+        _check(config.base.augment)
         if config.out.exists() and any(config.out.iterdir()):
             raise ValueError(f"--out {config.out}: holds files already; name a fresh folder.")
-        config.out.mkdir(parents=True, exist_ok=True)
-        return 0 if run(config, flags.workers, flags.max_seconds) else 130
+        dataset = data.prepare(config.base.data, config.data_dir)
     except ValueError as error:
         parser.error(str(error))
+    try:
+        config.out.mkdir(parents=True, exist_ok=True)
+        return 0 if run(config, dataset, flags.workers, flags.max_seconds) else 130
     except KeyboardInterrupt:
         return 130
 
 
-def _parse(words: list[str]) -> tuple[OneLineParser, Any]:
+def parsed(words: list[str], *, lenient: bool = False) -> tuple[OneLineParser, Any]:
+    """The parser, for its errors, and what it read; `lenient` passes over flags that only kd_prune.py has."""
     first = OneLineParser(prog="plain_tune.py", add_help=False)
     first.add_argument("--preset", choices=sorted(PRESETS), default="cifar10")
     preset = PRESETS[first.parse_known_args(words)[0].preset]()
@@ -435,10 +454,11 @@ def _parse(words: list[str]) -> tuple[OneLineParser, Any]:
     for name in SEARCHED:
         searched.add_argument(flag_name(name), metavar="SPACE", help=f"(default: {spaces.show(preset.space[name])})")
     add_config_flags(parser, preset.base, leave_out=spaces.SEARCHED)
-    return parser, parser.parse_args(words)
+    return parser, parser.parse_known_args(words)[0] if lenient else parser.parse_args(words)
 
 
-def _config(flags: Any) -> SweepConfig:
+def sweep_config(flags: Any) -> SweepConfig:
+    """What the flags ask for."""
     preset = PRESETS[flags.preset]()
     base = preset.base
     if flags.dataset not in (None, base.data.dataset) or flags.image_size is not None:

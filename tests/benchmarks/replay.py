@@ -1,4 +1,4 @@
-"""Compare samplers and stoppers in simulated time, against trials that a real sweep has recorded.
+"""Compares samplers and stoppers in simulated time, against trials that a real sweep has recorded.
 
     python tests/benchmarks/replay.py --record runs --sweep grid --table grid.parquet
     python tests/benchmarks/replay.py --table grid.parquet --seeds 20
@@ -31,6 +31,7 @@ from sweeps.stopper import FrontStopper
 
 FRACTIONS = (0.25, 0.5, 1.0)
 GOAL = 0.95
+DIRECTIONS = {"composite": ["maximize"], "pareto": ["maximize", "minimize", "minimize"]}
 
 SAMPLERS: Mapping[str, Callable[[int], optuna.samplers.BaseSampler]] = {
     "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
@@ -39,11 +40,12 @@ SAMPLERS: Mapping[str, Callable[[int], optuna.samplers.BaseSampler]] = {
     "nsga2": lambda seed: optuna.samplers.NSGAIISampler(seed=seed, population_size=10),
     "gp": lambda seed: optuna.samplers.GPSampler(seed=seed),
 }
-STOPPERS: Mapping[str, Callable[[str, int], TrialScheduler]] = {
-    "none": lambda objective, epochs: FIFOScheduler(),
-    "front": lambda objective, epochs: FrontStopper(objective, ExchangeRates(), None),
+STOPPERS: Mapping[str, Callable[[int], TrialScheduler]] = {
+    "none": lambda epochs: FIFOScheduler(),
+    "pareto": lambda epochs: FrontStopper("pareto", ExchangeRates(), None),
+    "composite": lambda epochs: FrontStopper("composite", ExchangeRates(), None),
     # As in Ray's documentation: accuracy alone, whatever a candidate costs.
-    "asha": lambda objective, epochs: AsyncHyperBandScheduler(
+    "asha": lambda epochs: AsyncHyperBandScheduler(
         metric="val_accuracy",
         mode="max",
         max_t=epochs,
@@ -97,22 +99,18 @@ def simulate(
     Args:
         overhead_s: seconds of a trial after its last epoch, for export and measuring.
     """
-    directions = ["maximize"] if objective == "composite" else ["maximize", "minimize", "minimize"]
-    study = optuna.create_study(directions=directions, sampler=sampler)
+    study = optuna.create_study(directions=DIRECTIONS[objective], sampler=sampler)
     free = np.ones(len(table.rows), dtype=bool)
     events: list[tuple[float, int, int, int, int]] = []  # time, order, row, step done, number in the study
     order = itertools.count()
     finished: list[tuple[float, int]] = []
     stopped, busy = 0, 0.0
 
-    def spend(now: float, seconds: float, row: int, step: int, number: int) -> None:
-        heapq.heappush(events, (now + seconds, next(order), row, step, number))
-
     def start(now: float) -> None:
         if free.any():
             row, number = _propose(study, table, free)
             stopper.on_trial_add(None, _trial(table, row))
-            spend(now, table.seconds[row][0], row, 1, number)
+            heapq.heappush(events, (now + table.seconds[row][0], next(order), row, 1, number))
 
     for _ in range(workers):
         start(0.0)
@@ -129,7 +127,8 @@ def simulate(
             study.tell(number, state=optuna.trial.TrialState.PRUNED)
             start(now)
         else:
-            spend(now, table.seconds[row][step] if step < epochs else overhead_s, row, step + 1, number)
+            next_s = table.seconds[row][step] if step < epochs else overhead_s
+            heapq.heappush(events, (now + next_s, next(order), row, step + 1, number))
     rows = [row for _, row in finished]
     found = hypervolume_over_trials(table.axes[rows], table.reference) if rows else np.zeros(0)
     return Replay(
@@ -143,7 +142,7 @@ def _propose(study: optuna.Study, table: Table, free: npt.NDArray[np.bool_]) -> 
     free[row] = False
     for name, distribution in table.space.items():
         value = table.rows[row][name]
-        if value == value:  # NaN: the row has no such parameter
+        if not pd.isna(value):  # else the row has no such parameter
             study._storage.set_trial_param(trial._trial_id, name, distribution.to_internal_repr(value), distribution)
     return row, trial.number
 
@@ -162,19 +161,25 @@ def _report(table: Table, row: int, step: int) -> dict[str, Any]:
 
 def _values(row: Mapping[str, Any], objective: str) -> list[float]:
     if objective == "composite":
-        return [composite_score(row, teacher_size_bytes=row["teacher_size_bytes"], rates=ExchangeRates())]
+        return [score(row)]
     latency = math.log2(row["latency_p50_ms"] / row["reference_latency_p50_ms"])
     return [row["val_accuracy"], latency, math.log2(row["size_bytes"])]
 
 
+def score(row: Mapping[str, Any]) -> float:
+    """A row's composite score in points."""
+    return composite_score(row, teacher_size_bytes=row["teacher_size_bytes"], rates=ExchangeRates())
+
+
 def compare(frame: pd.DataFrame, arms: argparse.Namespace) -> pd.DataFrame:
-    """One row per sampler, stopper and seed: hypervolume at `FRACTIONS` of the budget and seconds to `GOAL`."""
+    """One row per sampler, stopper and seed: hypervolume at `FRACTIONS` of the budget, time to `GOAL`, best score."""
     rows = []
     for seed in range(arms.seeds):
         table = Table.drawn(frame, seed)
-        budget = arms.budget * sum(map(sum, table.seconds)) / arms.workers
+        whole = sum(map(sum, table.seconds)) + arms.overhead_s * len(table.rows)
+        budget = arms.budget * whole / arms.workers
         for sampler, stopper in itertools.product(arms.samplers, arms.stoppers):
-            scheduler = STOPPERS[stopper](arms.objective, max(map(len, table.curves)))
+            scheduler = STOPPERS[stopper](max(map(len, table.curves)))
             done = simulate(
                 table,
                 SAMPLERS[sampler](seed),
@@ -186,6 +191,7 @@ def compare(frame: pd.DataFrame, arms: argparse.Namespace) -> pd.DataFrame:
             )
             row = {"sampler": sampler, "stopper": stopper, "seed": seed}
             row |= {"started": done.started, "stopped": done.stopped}
+            row["score"] = max((score(table.rows[number]) for _, number in done.finished), default=math.nan)
             row |= {f"{share:.0%}": 100 * done.at(share * budget) for share in FRACTIONS}
             rows.append(row | {"time_to_goal_s": done.time_to(GOAL)})
     return pd.DataFrame(rows)
@@ -194,11 +200,19 @@ def compare(frame: pd.DataFrame, arms: argparse.Namespace) -> pd.DataFrame:
 def show(runs: pd.DataFrame) -> str:
     """Median and quartiles over the seeds, as a table in Markdown."""
     shares = [f"{share:.0%}" for share in FRACTIONS]
-    head = ["sampler", "stopper", "trials", "stopped", *(f"HV at {share}" for share in shares), f"s to {GOAL:.0%}"]
+    head = [
+        "sampler",
+        "stopper",
+        "trials",
+        "stopped",
+        *(f"HV at {share}" for share in shares),
+        f"s to {GOAL:.0%}",
+        "best score",
+    ]
     lines = [head, ["---"] * len(head)]
     for (sampler, stopper), of in runs.groupby(["sampler", "stopper"], sort=False):
         counts = [f"{of[name].median():.0f}" for name in ("started", "stopped")]
-        spreads = [_spread(of[name]) for name in (*shares, "time_to_goal_s")]
+        spreads = [_spread(of[name]) for name in (*shares, "time_to_goal_s", "score")]
         lines.append([str(sampler), str(stopper), *counts, *spreads])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -230,7 +244,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         save(chosen.table, index=False)
         print(f"{len(table)} trials in {chosen.table}")
         return
-    print(f"HV: % of the table's hypervolume, median [quartiles] of {chosen.seeds} seeds, {chosen.workers} workers")
+    print(f"HV: % of the table's hypervolume, median [quartiles] of {chosen.seeds} seeds, {chosen.workers} workers;")
+    print(f"score: points, of the best finished candidate; Optuna is told the objective {chosen.objective!r}")
     print(show(compare(read_table(chosen.table), chosen)))
 
 

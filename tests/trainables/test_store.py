@@ -1,36 +1,22 @@
+import errno
 import json
+import logging
 import os
+import resource
 import signal
 import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from steps import counting, flip, run
 
 from trainables.store import Key, Store, stage_key
 
-
-def run(generator: Generator[int, None, Path]) -> tuple[list[int], Path]:
-    reports = []
-    while True:
-        try:
-            reports.append(next(generator))
-        except StopIteration as end:
-            return reports, end.value
-
-
-def counting(folder: Path) -> Generator[int, None, None]:
-    """Three steps, each kept on disk: what an interrupted attempt left is not done again."""
-    log = folder / "steps"
-    done = len(log.read_text().splitlines()) if log.exists() else 0
-    for step in range(done, 3):
-        with log.open("a") as file:
-            file.write(f"{step}\n")
-        yield step
-    (folder / "record.json").write_text(json.dumps({"steps": 3}))
+KEY = stage_key("student", version=1, alpha=0.9)
 
 
 def test_computed_once_and_found_again(tmp_path: Path) -> None:
@@ -98,3 +84,272 @@ def test_kill_9_of_the_process_that_computes_lets_the_next_one_in(tmp_path: Path
     os.kill(victim.pid, signal.SIGKILL)
     assert waiting.communicate(timeout=30)[0] == "started\nhas it\n"
     assert Store(tmp_path).find(Key("s", "k")) is not None
+
+
+def test_a_result_names_its_files_its_cost_and_its_version(tmp_path: Path) -> None:
+    def slow(folder: Path) -> Generator[int, None, None]:
+        (folder / ".record.json.1").write_text("left by a killed writer")
+        (folder / "state.tmp").write_text("left by a killed writer")
+        for _ in range(2):
+            time.sleep(0.05)
+            yield 0
+        (folder / "record.json").write_text("{}")
+
+    attempt = Store(tmp_path).obtain(KEY, slow)
+    next(attempt)
+    time.sleep(0.2)  # a consumer's time is no cost of the stage
+    _, folder = run(attempt)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["key"] == str(KEY)
+    assert (manifest["format"], manifest["version"], manifest["reports"]) == (2, 1, 2)
+    assert list(manifest["files"]) == ["record.json"]
+    assert manifest["files"]["record.json"]["size"] == 2
+    assert 0.1 <= manifest["seconds"] < 0.2
+    assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "record.json"]
+
+
+def test_the_cost_is_that_of_all_attempts(tmp_path: Path) -> None:
+    attempt = Store(tmp_path).obtain(KEY, counting)
+    assert [next(attempt), next(attempt)] == [0, 1]
+    attempt.close()
+    _, folder = run(Store(tmp_path).obtain(KEY, counting))
+    assert json.loads((folder / "manifest.json").read_text())["reports"] == 3
+
+
+def remove_manifest(folder: Path) -> None:
+    (folder / "manifest.json").unlink()
+
+
+def garble_manifest(folder: Path) -> None:
+    (folder / "manifest.json").write_text("{")
+
+
+def remove_file(folder: Path) -> None:
+    (folder / "steps").unlink()
+
+
+def truncate(folder: Path) -> None:
+    (folder / "steps").write_bytes((folder / "steps").read_bytes()[:-1])
+
+
+def flip_a_bit(folder: Path) -> None:
+    flip(folder / "steps")
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [
+        (flip_a_bit, "steps does not have its SHA-256"),
+        (truncate, "steps has 5 bytes instead of 6"),
+        (remove_file, "steps is missing"),
+        (remove_manifest, "manifest.json is missing"),
+        (garble_manifest, "manifest.json cannot be read"),
+    ],
+)
+def test_a_damaged_result_is_moved_aside_said_so_once_and_computed_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, harm, reason: str
+) -> None:
+    _, folder = run(Store(tmp_path).obtain(KEY, counting))
+    harm(folder)
+    store = Store(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        assert store.find(KEY) is None
+        assert run(store.obtain(KEY, counting)) == ([0, 1, 2], folder)
+        assert run(store.obtain(KEY, counting)) == ([], folder)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"store: {folder} is damaged ({reason}); moved to {KEY.digest}.corrupt-1 and computed again"
+    ]
+    assert (tmp_path / f"{KEY}.corrupt-1").is_dir()
+    assert (folder / "steps").read_text() == "0\n1\n2\n"
+
+
+def test_damage_done_in_another_process_is_found_by_a_fresh_one(tmp_path: Path) -> None:
+    """A checksum that this process remembers does not hide a file that has changed since."""
+    _, folder = run(Store(tmp_path).obtain(KEY, counting))
+    status = (folder / "steps").stat()
+    flip(folder / "steps")
+    os.utime(folder / "steps", ns=(status.st_atime_ns, status.st_mtime_ns))
+    script = "import sys; from pathlib import Path; from trainables.store import *; " + (
+        "print(Store(Path(sys.argv[1])).find(Key('student', sys.argv[2])))"
+    )
+    done = subprocess.run([sys.executable, "-c", script, tmp_path, KEY.digest], capture_output=True, text=True)
+    assert done.stdout == "None\n"
+
+
+def test_a_store_of_another_format_is_refused_with_both_formats_and_the_fix(tmp_path: Path) -> None:
+    (tmp_path / "store.json").write_text('{"format": 99}')
+    message = rf"{tmp_path} was written in store format 99, but this version reads format 2: .*gc --all"
+    with pytest.raises(ValueError, match=message):
+        run(Store(tmp_path).obtain(KEY, counting))
+    with pytest.raises(ValueError, match=message):
+        Store(tmp_path).find(KEY)
+
+
+def test_a_store_without_manifests_is_one_of_format_1(tmp_path: Path) -> None:
+    (tmp_path / "student" / "abc").mkdir(parents=True)
+    (tmp_path / "student" / "abc" / "record.json").write_text("{}")
+    with pytest.raises(ValueError, match="store format 1, but this version reads format 2"):
+        run(Store(tmp_path).obtain(KEY, counting))
+
+
+class Failing:
+    def __init__(self, *errors: Exception) -> None:
+        self.errors, self.calls = list(errors), 0
+
+    def __call__(self, folder: Path) -> Generator[int, None, None]:
+        self.calls += 1
+        if self.errors:
+            raise self.errors.pop(0)
+        yield from counting(folder)
+
+
+def test_a_value_error_is_remembered_and_raised_again_without_computing(tmp_path: Path) -> None:
+    compute = Failing(ValueError("training diverged: loss is nan"))
+    for _ in range(3):
+        with pytest.raises(ValueError, match=r"^training diverged: loss is nan$"):
+            run(Store(tmp_path).obtain(KEY, compute))
+    assert compute.calls == 1
+    assert Store(tmp_path).failure(KEY) == "training diverged: loss is nan"
+    kept = json.loads((tmp_path / f"{KEY}.failed.json").read_text())
+    assert (kept["key"], kept["version"]) == (str(KEY), 1)
+    assert not (tmp_path / f"{KEY}.partial").exists()
+    newer = stage_key("student", version=2, alpha=0.9)
+    assert run(Store(tmp_path).obtain(newer, compute))[0] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError("lost"), MemoryError("out"), RuntimeError("CUDA out of memory"), json.JSONDecodeError("x", "", 0)],
+    ids=lambda error: type(error).__name__,
+)
+def test_every_other_error_is_transient(tmp_path: Path, error: Exception) -> None:
+    compute = Failing(error)
+    with pytest.raises(type(error), match=str(error)[:5]):
+        run(Store(tmp_path).obtain(KEY, compute))
+    assert Store(tmp_path).failure(KEY) is None
+    assert run(Store(tmp_path).obtain(KEY, compute))[0] == [0, 1, 2]
+
+
+def test_work_that_was_finished_but_not_yet_in_place_is_not_done_again(tmp_path: Path) -> None:
+    """A kill between `record.json` and the rename: the state to resume from is already gone by then."""
+    partial = tmp_path / f"{KEY}.partial"
+    partial.mkdir(parents=True)
+    assert len(list(counting(partial))) == 3
+    assert run(Store(tmp_path).obtain(KEY, Failing(AssertionError("computed"))))[0] == []
+
+
+def heavy(folder: Path) -> Generator[int, None, None]:
+    (folder / "weights.pt").write_bytes(bytes(200_000))
+    yield 0
+    (folder / "record.json").write_text("{}")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 128 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("may not mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_leaves_no_result_and_no_wrong_record(small_disk: Path) -> None:
+    with pytest.raises(OSError, match="No space left") as raised:
+        run(Store(small_disk).obtain(KEY, heavy))
+    assert raised.value.errno == errno.ENOSPC
+    assert Store(small_disk).find(KEY) is None
+    assert Store(small_disk).failure(KEY) is None
+    subprocess.run(["mount", "-o", "remount,size=1m", small_disk], check=True)
+    assert (run(Store(small_disk).obtain(KEY, heavy))[1] / "weights.pt").stat().st_size == 200_000
+
+
+def test_a_disk_that_fills_while_the_result_is_put_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsync = os.fsync
+
+    def full(descriptor: int) -> None:
+        if "manifest.json" in str(Path(f"/proc/self/fd/{descriptor}").readlink()):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(Store(tmp_path).obtain(KEY, heavy))
+    assert Store(tmp_path).find(KEY) is None
+    assert not list(tmp_path.rglob("*manifest*"))
+    monkeypatch.undo()
+    assert run(Store(tmp_path).obtain(KEY, heavy))[0] == []  # the work itself was kept
+
+
+def test_a_quota_on_files_leaves_no_result(tmp_path: Path) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            run(Store(tmp_path).obtain(KEY, heavy))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert Store(tmp_path).find(KEY) is None
+    assert run(Store(tmp_path).obtain(KEY, heavy))[0] == [0]
+
+
+TRAIN = """
+    import os, sys, time
+    from pathlib import Path
+    import torch
+    from torch import nn
+    from trainables.configs import AugmentConfig, TrainingConfig
+    from trainables.stages.teacher import Labels
+    from trainables.stages.tensors import Images
+    from trainables.stages.training import Loop, train
+    from trainables.store import Key, Store
+
+    class Lesson(Labels):
+        def open(self, view, turn):
+            print("begins", view + 1, flush=True)
+        def __call__(self, logits, batch):
+            time.sleep(pause)
+            return super().__call__(logits, batch)
+
+    def compute(folder):
+        torch.manual_seed(0)
+        torch.set_num_threads(1)
+        images = torch.randint(0, 255, (48, 3, 8, 8), dtype=torch.uint8)
+        labels, half = torch.arange(48) % 3, torch.full((1, 3, 1, 1), 0.5)
+        images = Images(train_images=images[:32], train_labels=labels[:32], val_images=images[32:],
+                        val_labels=labels[32:], mean=half, std=half, num_classes=3)
+        loop = Loop(stage="student", epochs=5, learning_rate=1e-3,
+                    training=TrainingConfig(batch_size=16), augment=AugmentConfig(crop_padding=1))
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+        yield from train(model, loop, images, Lesson(0.0), folder)
+        torch.save(model.state_dict(), folder / "weights.pt")
+        (folder / "record.json").write_text("{}")
+
+    for name, pause in ("killed", 0.2), ("killed", 0.0), ("whole", 0.0):
+        if (child := os.fork()) == 0:  # torch is imported once for three workers
+            print("worker", os.getpid(), flush=True)
+            for report in Store(Path(sys.argv[1]) / name).obtain(Key("student", "k"), compute):
+                print("stored", report.epoch, flush=True)
+            os._exit(0)
+        os.waitpid(child, 0)
+"""
+
+
+def test_a_student_killed_in_mid_stage_repeats_no_stored_epoch(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    command = [sys.executable, "-c", textwrap.dedent(TRAIN), str(tmp_path)]
+    workers: list[list[str]] = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            workers += [[]] if "worker" in line else []
+            workers[-1].append(line.strip())
+            if len(workers) == 1 and line == "begins 3\n":
+                os.kill(int(workers[0][0].split()[1]), signal.SIGKILL)
+    killed, second, _ = workers
+    assert killed[1:] == ["begins 1", "stored 1", "begins 2", "stored 2", "begins 3"]
+    assert [line for line in second if "begins" in line] == ["begins 3", "begins 4", "begins 5"]
+    weights = [torch.load(tmp_path / name / "student" / "k" / "weights.pt") for name in ("killed", "whole")]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][name], rtol=0, atol=0)

@@ -51,6 +51,13 @@ def load(record: DatasetRecord, split: str) -> tuple[NDArray[np.uint8], NDArray[
     return _open(record.folder, split)
 
 
+def public_name(dataset: str) -> str:
+    """The data set's name without local paths: `folder:photos` for `folder:/home/me/photos`."""
+    if dataset.startswith(folders.PREFIX):
+        return folders.PREFIX + folders.folder_of(dataset).name
+    return dataset
+
+
 def _open(folder: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     images = np.load(folder / f"{split}_images.npy", mmap_mode="r")
     return images, np.load(folder / f"{split}_labels.npy", mmap_mode="r")
@@ -93,7 +100,6 @@ def _split(config: DataConfig, raw: RawDataset) -> dict[str, tuple[RawSplit, NDA
 
 
 def _describe(config: DataConfig, raw: RawDataset, folder: Path) -> DatasetRecord:
-    is_folder = config.dataset.startswith(folders.PREFIX)
     arrays = {split: _open(folder, split) for split in ("train", "val", "test")}
     digest = hashlib.sha256(json.dumps([raw.class_names, raw.image_size]).encode())
     for split, (images, labels) in arrays.items():
@@ -102,7 +108,7 @@ def _describe(config: DataConfig, raw: RawDataset, folder: Path) -> DatasetRecor
         digest.update(labels.data)
     mean, std = _statistics(arrays["train"][0])
     return DatasetRecord(
-        name=f"{folders.PREFIX}{folders.folder_of(config.dataset).name}" if is_folder else config.dataset,
+        name=public_name(config.dataset),
         folder=folder,
         fingerprint=digest.hexdigest(),
         class_names=raw.class_names,

@@ -19,7 +19,7 @@ PARITY_IMAGES = 512
 
 def recipe(config: CandidateConfig, dataset: DatasetRecord, stage: str) -> dict[str, Any]:
     """What decides the weights of a `teacher` or `candidate`, flat and without local paths."""
-    row = config.flat() | {"dataset": dataset.name, "image_size": dataset.image_size}
+    row = config.canonical().flat() | {"dataset": dataset.name, "image_size": dataset.image_size}
     unused = {**vars(config.measure)}
     if stage == "teacher":
         unused |= {**vars(config.student), **vars(config.prune)}
