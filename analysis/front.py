@@ -10,7 +10,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from analysis.labels import MB, merged_names
+from analysis.labels import MB, merged_names, trial_label
 from analysis.pareto import (
     AXES,
     hypervolume,
@@ -105,22 +105,25 @@ def front_table(frame: pd.DataFrame, *, variants: Mapping[str, str] | None = Non
 
     Args:
         frame: front members and the teacher (`stage` = teacher), as `with_teacher` returns them.
-        variants: name -> run id, as `choose` returns them, for the last column.
+        variants: name -> run id, as `choose` returns them, told in the caption.
     """
     names = merged_names(variants or {})
     teachers = frame["stage"] == "teacher"
     rows = pd.concat([frame[teachers], frame[~teachers]])
     teacher: dict[Any, Any] = rows.iloc[0].to_dict() if teachers.any() else {}
-    caption = "ms: latency p50 of one image; x: multiple of the teacher's"
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, caption=caption, caption_justify="left")
-    # Headers of two lines and wrapping the last two columns let the table fit a terminal of 80 columns.
+    labels = {str(run_id): trial_label(row) for run_id, row in frame.iterrows()}
+    chosen = [f"{name}: {labels[run_id]}" for run_id, name in names.items()]
+    caption = "\n".join(
+        ["ms: latency p50 of one image; x: multiple of the teacher's; T: temperature", "; ".join(chosen)]
+    )
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
+    # Headers of two lines let the table fit a terminal of 80 columns.
     table.add_column("trial", no_wrap=True)
-    for header in ("val\n%", "test\n%", "ms", "x", "MB", "x", "temper-\nature", "alpha"):
+    for header in ("val\n%", "test\n%", "ms", "x", "MB", "x", "T", "alpha"):
         table.add_column(header, justify="right", no_wrap=True)
-    table.add_column("pruning", min_width=len("l1_unstructured"), overflow="fold")
-    table.add_column("", overflow="fold")
+    table.add_column("pruning", no_wrap=True)
     speed = latency_ratio(rows, teacher) if teacher else pd.Series(np.nan, index=rows.index)
-    for ratio, (run_id, row) in zip(speed, rows.iterrows(), strict=True):
+    for ratio, (_, row) in zip(speed, rows.iterrows(), strict=True):
         is_teacher = row["stage"] == "teacher"
         table.add_row(
             "teacher" if is_teacher else _text(row.get("trial_number"), ".0f"),
@@ -133,7 +136,6 @@ def front_table(frame: pd.DataFrame, *, variants: Mapping[str, str] | None = Non
             "" if is_teacher else _text(row.get("temperature"), "g"),
             "" if is_teacher else _text(row.get("alpha"), "g"),
             "" if is_teacher else escape(f"{row.get('pruning_method')} {_text(row.get('pruning_ratio'), 'g')}"),
-            names.get(str(run_id), ""),
             style="dim" if is_teacher else None,
         )
     return table

@@ -25,6 +25,7 @@ from trainables.configs import (
 from trainables.limits import Limits
 
 OBJECTIVES = ("composite", "pareto")
+STOPPERS = {"front": "pareto", "score": "composite", "off": None}
 SAMPLERS = ("tpe", "nsga2", "gp", "random", "grid")
 
 
@@ -64,8 +65,9 @@ class SweepConfig:
     """Of the sampler."""
     reuse_probability: float = 0.25
     """Share of trials that keep the distillation of a promising student in the store and vary only its pruning."""
-    stopper: bool = True
-    """Stop trials early that others beat at no more latency and size."""
+    stopper: str = "front"
+    """Who ends trials early: `front` (others are more accurate at no more latency and size), `score` (others have a
+    higher score; cheaper, and thins the front out) or `off`."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
@@ -73,7 +75,7 @@ class SweepConfig:
         for name in ("trials", "cpus", "cpus_per_trial"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name} >= 1` must hold, but got {name}={getattr(self, name)}.")
-        for name, known in (("objective", OBJECTIVES), ("sampler", SAMPLERS)):
+        for name, known in (("objective", OBJECTIVES), ("sampler", SAMPLERS), ("stopper", tuple(STOPPERS))):
             if getattr(self, name) not in known:
                 raise ValueError(f"`{name}` must be one of {', '.join(known)}, but got {name}={getattr(self, name)!r}.")
         if not 0 <= self.search_seed < 2**31:

@@ -26,7 +26,7 @@ from ray import tune
 from ray.tune.schedulers import TrialScheduler
 from rich.console import Console
 
-from sweeps.config import SweepConfig
+from sweeps.config import STOPPERS, SweepConfig
 from sweeps.delivery import Delivery, deliver_all
 from sweeps.objectives import composite_score
 from sweeps.outcome import publish, show
@@ -177,7 +177,8 @@ def _trials(
         },
         score=lambda metrics: _score(config, teacher, metrics),
     )
-    stopper = FrontStopper(config.objective, config.rates, config.folder / "rungs.json") if config.stopper else None
+    rule = STOPPERS[config.stopper]
+    stopper = FrontStopper(rule, config.rates, config.folder / "rungs.json") if rule else None
     progress = Progress(
         console,
         title=_title(config),

@@ -1,6 +1,5 @@
 """What a store holds, and taking things out of it, on this disk or below a URL (no torch, no Ray)."""
 
-import contextlib
 import shutil
 import time
 from dataclasses import dataclass
@@ -75,7 +74,10 @@ class LocalShelf:
     def leftovers(self) -> list[Leftover]:
         """Unfinished work, results moved aside, and what a killed collector left."""
         found = []
-        for folder in sorted(path for path in self._root.glob("*/*.*") if path.is_dir()):
+        folders = sorted(path for path in self._root.glob("*/*") if path.is_dir())
+        for folder in folders:
+            if "." not in folder.name and (folder / MANIFEST).exists():
+                continue
             status = [path.stat() for path in (folder, *folder.rglob("*"))]
             key = f"{folder.parent.name}/{folder.name.partition('.')[0]}"
             age = time.time() - max(part.st_mtime for part in status)
@@ -195,8 +197,9 @@ def _remove(path: Path) -> None:
     """Out of sight by one rename, then file by file: a killed collector leaves no half of a result."""
     if path.is_dir():
         gone = path if path.suffix else path.with_name(f"{path.name}.removed")
-        with contextlib.suppress(FileNotFoundError):
+        if gone != path:
+            shutil.rmtree(gone, ignore_errors=True)
             path.rename(gone)
-            shutil.rmtree(gone)
+        shutil.rmtree(gone, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)

@@ -90,9 +90,7 @@ class Store:
         if isinstance(root, Path) or "://" not in root:
             self._local = Path(root)
         elif cache is None:
-            raise ValueError(
-                f"the store {root} needs a folder of this node, but got {cache=}: Store(url, cache=Path())."
-            )
+            raise ValueError(f"the store {root} needs a local folder, but got {cache=}: Store({root!r}, cache=FOLDER).")
         else:
             self._local, self._objects = cache, Objects(root)
         self._stale_s, self._checked = stale_s, False
@@ -129,8 +127,9 @@ class Store:
         report, so that another node can go on from there. A damaged result is moved aside, logged and computed again.
 
         Raises:
-            ValueError: as raised by `compute`. It is remembered, and raised again without computing; subclasses, which
-                broken files raise too, and all other exceptions are not, and leave the unfinished folder.
+            ValueError: as raised by `compute`. It is remembered, and raised again without computing. Not remembered are
+                its subclasses and those raised `from` another error (a broken file, a module that cannot be imported),
+                nor any other exception: they leave the unfinished folder to the next attempt.
             ConnectionError: if another node has taken the work over.
         """
         if (found := self.find(key)) is not None:
@@ -157,7 +156,7 @@ class Store:
                 except StopIteration:
                     break
                 except ValueError as error:
-                    if type(error) is ValueError:
+                    if type(error) is ValueError and error.__cause__ is None:
                         self._remember(work.key, str(error))
                         shutil.rmtree(work.partial, ignore_errors=True)
                     raise
@@ -212,6 +211,7 @@ class Store:
 
     def _raise_remembered(self, key: Key) -> None:
         if (reason := self.failure(key)) is not None:
+            log.warning("store: %s failed before; `python -m trainables.store gc --failures` lets it try again", key)
             raise ValueError(reason)
 
     def _check_format(self) -> None:

@@ -11,7 +11,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
-from sweeps.searcher import DUPLICATE, StudySearcher, open_study
+from sweeps.searcher import DUPLICATE, Proposing, StudySearcher, open_study
 from sweeps.space import Space, canonical, default_space, first_trials, parse, size, suggest
 from trainables.configs import KD_LOSSES, CandidateConfig, StudentConfig
 
@@ -117,10 +117,10 @@ def test_first_trials_without_a_teacher_are_one_a_ratio() -> None:
 
 
 def driver(folder: Path, space: Space) -> tuple[optuna.Study, StudySearcher]:
-    study = open_study(folder / "study.journal", "night", seed=0, space=space)
+    study = open_study(folder / "study.journal", "night", objective="composite", space=space)
     searcher = StudySearcher(
         study,
-        space,
+        Proposing(space=space),
         trial_config=lambda number, params: {"trial_number": number, "params": dict(params)},
         score=lambda metrics: 100 * metrics["val_accuracy"],
     )
@@ -149,7 +149,7 @@ def test_tpe_searches_all_losses_without_warnings_and_never_one_student_twice(tm
     late = [params["kd_loss"] for params in seen[20:]]
     assert late.count("dkd") > 20 / len(KD_LOSSES)
     # on disk, read by somebody else
-    reread = open_study(tmp_path / "study.journal", "night", seed=0, space=space)
+    reread = open_study(tmp_path / "study.journal", "night", objective="composite", space=space)
     complete = reread.get_trials(states=(TrialState.COMPLETE,))
     assert [canonical(trial.params) for trial in complete] == seen
     for trial in complete:

@@ -8,7 +8,8 @@ import pytest
 from optuna import Study
 from optuna.trial import TrialState
 
-from sweeps.searcher import DUPLICATE, StudySearcher, finished, open_study
+from sweeps.config import SAMPLERS
+from sweeps.searcher import DUPLICATE, Proposing, StudySearcher, finished, open_study
 from sweeps.space import Space, default_space, first_trials, parse
 
 ONE_POINT = {
@@ -28,11 +29,16 @@ def space_of(**texts: str) -> dict[str, Any]:
     return {name: parse(name, text) for name, text in (ONE_POINT | texts).items()}
 
 
-def driver(folder: Path, space: Space, *, seed: int = 0) -> tuple[Study, StudySearcher]:
+def driver(
+    folder: Path, space: Space, *, seed: int = 0, objective: str = "composite", **how: Any
+) -> tuple[Study, StudySearcher]:
     """What a driver does when it starts on this folder: for the first time, or after another one died."""
-    study = open_study(folder / "study.journal", "night", seed=seed, space=space)
+    study = open_study(folder / "study.journal", "night", objective=objective, space=space)
     searcher = StudySearcher(
-        study, space, trial_config=trial_config, score=lambda metrics: 100 * metrics["val_accuracy"]
+        study,
+        Proposing(space=space, seed=seed, objective=objective, **how),
+        trial_config=trial_config,
+        score=lambda metrics: 100 * metrics["val_accuracy"],
     )
     return study, searcher
 
@@ -210,3 +216,66 @@ def test_a_suggestion_is_plain_json(tmp_path: Path) -> None:
     _, searcher = driver(tmp_path, default_space())
     for config in ask(searcher, 4):
         assert json.loads(json.dumps(config)) == config
+
+
+def measured(params: Mapping[str, Any]) -> dict[str, float]:
+    """A made-up world: pruning costs accuracy and buys speed and size."""
+    ratio = params["pruning_ratio"]
+    return FINAL | {
+        "val_accuracy": 0.9 - 0.2 * ratio + 0.01 * params["alpha"],
+        "latency_p50_ms": 2 - ratio,
+        "size_bytes": int(1e6 * (1 - ratio) ** 2) + 1,
+    }
+
+
+@pytest.mark.parametrize("objective", ["composite", "pareto"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_takes_every_kind_of_ending(tmp_path: Path, sampler: str, objective: str) -> None:
+    """Finished, over a limit before and after training, stopped, failed: all in one study, none left running."""
+    space = space_of(alpha="0.1:0.9", pruning_ratio="0:0.7", temperature="1,2,4")
+    how = {"sampler": sampler, "objective": objective, "reuse_probability": 0.3}
+    study, searcher = driver(tmp_path, space, **how)
+    for i in range(16):
+        name = f"t{i}"
+        config = searcher.suggest(name)
+        assert isinstance(config, dict)
+        result = measured(study.trials[config["trial_number"]].params)
+        ends = {
+            3: {"final": False, "excess": {"max_size_mb": 0.4}},
+            6: result | {"excess": {"max_drop": 0.7}},
+            9: {"final": False, "stage": "student"},
+        }
+        searcher.on_trial_complete(name, ends.get(i, result | {"excess": {"max_drop": -0.1}}), error=i == 12)
+    states = [trial.state for trial in study.trials if DUPLICATE not in trial.user_attrs]
+    assert [states.count(s) for s in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)] == [13, 2, 1]
+    over = [trial.constraints for trial in study.trials if any(by > 0 for by in trial.constraints.values())]
+    assert over == [{"max_size_mb": 0.4}, {"max_drop": 0.7}]
+
+
+def test_tpe_turns_away_from_what_is_over_a_limit(tmp_path: Path) -> None:
+    """Half of the space is infeasible and looks best; a limit told as a constraint keeps most trials out of it."""
+    study, searcher = driver(tmp_path, space_of(alpha="0.1:0.9", pruning_ratio="0:0.95", temperature="1:8"))
+    for i in range(60):
+        config = searcher.suggest(f"t{i}")
+        params = study.trials[config["trial_number"]].params
+        over = 0.5 - params["pruning_ratio"]
+        result = measured(params) | {"excess": {"max_latency_ms": over}}
+        searcher.on_trial_complete(f"t{i}", result if over <= 0 else {"final": False, "excess": result["excess"]})
+    late = [trial for trial in study.trials if DUPLICATE not in trial.user_attrs][30:]
+    assert sum(trial.params["pruning_ratio"] < 0.5 for trial in late) <= 8
+
+
+def test_reuse_keeps_the_student_of_a_promising_trial_and_varies_its_pruning(tmp_path: Path) -> None:
+    space = space_of(alpha="0.1:0.9", pruning_ratio="0:0.95", temperature="1:8")
+    study, searcher = driver(tmp_path, space, reuse_probability=1.0)
+    students, kept = [], 0
+    for i in range(24):
+        config = searcher.suggest(f"t{i}")
+        params = study.trials[config["trial_number"]].params
+        student = {name: params[name] for name in ("alpha", "temperature", "learning_rate")}
+        kept += student in students
+        students.append(student)
+        searcher.on_trial_complete(f"t{i}", measured(params))
+    assert kept >= 18
+    pruned = [str(trial.params) for trial in study.trials if DUPLICATE not in trial.user_attrs]
+    assert len(pruned) == len(set(pruned))

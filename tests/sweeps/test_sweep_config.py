@@ -70,7 +70,6 @@ def test_out_of_range_values_are_named(changes: dict, message: str) -> None:
         SweepConfig(**({"name": "x"} | changes))
 
 
-@pytest.mark.xfail(strict=True, reason="int(share) raises before the check can name share", raises=Exception)
 @pytest.mark.parametrize("share", [float("nan"), float("inf")])
 def test_a_share_that_is_no_number_is_named(share: float) -> None:
     with pytest.raises(ValueError, match=f"gpus_per_trial={share}"):

@@ -9,11 +9,10 @@ from typing import Any
 import mlflow
 import pytest
 from mlflow.entities import Run
-from mlflow.exceptions import MlflowException
 
 from trainables import tracking
 from trainables.records import EpochRecord, TrialRecord, to_json
-from trainables.tracking import DELIVERED, Tracker
+from trainables.tracking import DELIVERED, Tracker, TrackingError
 
 PARAMS = {"temperature": 4.0, "alpha": 0.9, "pruning_method": "structured", "image_size": None, "flip": True}
 METRICS = {"val_accuracy": 0.91, "latency_p50_ms": 1.25, "size_bytes": 1_400_000}
@@ -37,7 +36,7 @@ def client(uri: str) -> mlflow.MlflowClient:
 
 
 def open_tracker(uri: str, out: Path, sweep: str = "night", experiment: str = "digits") -> Tracker:
-    return Tracker(uri, experiment=experiment, sweep=sweep, artifacts=out / "artifacts")
+    return Tracker(uri, experiment=experiment, sweep=sweep, sweep_id=sweep, artifacts=out / "artifacts")
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +206,7 @@ def test_an_unreachable_server_is_told_within_seconds_and_the_outbox_waits(
     uri: str, client: mlflow.MlflowClient, left: Left, out: Path
 ) -> None:
     folder, started = left(), time.monotonic()
-    with pytest.raises(MlflowException, match=r"127\.0\.0\.1"):
+    with pytest.raises(TrackingError, match=r"127\.0\.0\.1"):
         open_tracker(closed_port(), out)
     assert time.monotonic() - started < 10
     assert not (folder / DELIVERED).exists()
@@ -222,7 +221,7 @@ def test_a_store_that_goes_away_is_left_alone_then_gets_everything_once(
 ) -> None:
     folders = [left(), left()]
     artifacts = tmp_path / "artifacts"
-    tracker = Tracker(uri, experiment="moving", sweep="night", artifacts=artifacts)
+    tracker = Tracker(uri, experiment="moving", sweep="night", sweep_id="night", artifacts=artifacts)
     artifacts.write_text("a file where the artifact folder was")
     assert not tracker.deliver(folders[0], {})
     artifacts.unlink()
@@ -231,7 +230,7 @@ def test_a_store_that_goes_away_is_left_alone_then_gets_everything_once(
     assert time.monotonic() - started < 0.5
     assert not (folders[0] / DELIVERED).exists()
     monkeypatch.setattr(tracking, "RETRY_AFTER_S", 0.0)
-    again = Tracker(uri, experiment="moving", sweep="night", artifacts=artifacts)
+    again = Tracker(uri, experiment="moving", sweep="night", sweep_id="night", artifacts=artifacts)
     assert again.parent_id == tracker.parent_id
     assert all(again.deliver(folder, {}) for folder in folders)
     for folder in folders:
