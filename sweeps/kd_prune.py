@@ -32,6 +32,7 @@ from trainables.flags import (
 from trainables.limits import Limits
 from trainables.stages import data
 
+TRACKING_SCHEMES = ("sqlite:///", "http://", "https://", "postgresql", "mysql", "mssql")
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 
@@ -133,6 +134,9 @@ def _check(config: SweepConfig) -> None:
                 pass
         except OSError as error:
             raise ValueError(f"{flag} {folder}: cannot be written ({error.strerror}); name a folder you own.") from None
+    uri = config.tracking_uri
+    if uri is not None and not uri.startswith(TRACKING_SCHEMES):
+        raise ValueError(f"--tracking-uri {uri}: must begin with {', '.join(TRACKING_SCHEMES)}.")
     import torch
 
     from trainables.stages.models import check_model

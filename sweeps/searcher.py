@@ -24,6 +24,7 @@ from trainables.limits import Limits
 
 DUPLICATE = "duplicate"
 MAX_DUPLICATES = 50
+MAX_REUSED = 5
 
 
 def open_study(path: Path, name: str, *, objective: str, space: Space) -> optuna.Study:
@@ -146,8 +147,9 @@ class StudySearcher(Searcher):
             for trial in self._study.get_trials(deepcopy=False)
             if trial.state not in (TrialState.WAITING, TrialState.FAIL) and DUPLICATE not in trial.user_attrs
         ]
-        for _ in range(MAX_DUPLICATES):
-            self._study.sampler = self._next_sampler()
+        for attempt in range(MAX_DUPLICATES):
+            # after a few, the promising students have been pruned in every way there is
+            self._study.sampler = self._next_sampler() if attempt < MAX_REUSED else self._sampler
             trial = self._study.ask()
             if canonical(suggest(trial, self._space)) not in known:
                 return trial

@@ -253,7 +253,7 @@ def test_every_sampler_takes_every_kind_of_ending(tmp_path: Path, sampler: str, 
 
 
 def test_tpe_turns_away_from_what_is_over_a_limit(tmp_path: Path) -> None:
-    """Half of the space is infeasible and looks best; a limit told as a constraint keeps most trials out of it."""
+    """Half of the space is infeasible, and accuracy pulls towards it: proposals gather at the limit, on both sides."""
     study, searcher = driver(tmp_path, space_of(alpha="0.1:0.9", pruning_ratio="0:0.95", temperature="1:8"))
     for i in range(60):
         config = searcher.suggest(f"t{i}")
@@ -262,7 +262,7 @@ def test_tpe_turns_away_from_what_is_over_a_limit(tmp_path: Path) -> None:
         result = measured(params) | {"excess": {"max_latency_ms": over}}
         searcher.on_trial_complete(f"t{i}", result if over <= 0 else {"final": False, "excess": result["excess"]})
     late = [trial for trial in study.trials if DUPLICATE not in trial.user_attrs][30:]
-    assert sum(trial.params["pruning_ratio"] < 0.5 for trial in late) <= 8
+    assert sum(trial.params["pruning_ratio"] < 0.4 for trial in late) <= 6  # 12 of 30 at random
 
 
 def test_reuse_keeps_the_student_of_a_promising_trial_and_varies_its_pruning(tmp_path: Path) -> None:
