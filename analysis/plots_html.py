@@ -199,10 +199,10 @@ def _lay_out(figure: go.Figure, frame: pd.DataFrame, title: str, split: str, siz
         template="none",
         font={"family": "Helvetica, Arial, sans-serif", "size": 14, "color": INK},
         hoverlabel={"bgcolor": "white", "align": "left", "font": {"size": 12}},
-        # At the bottom of the page, not under the axis: three rows in a narrow frame must not meet the axis title.
+        # At the bottom of the page, not under the axis: five rows in a narrow frame must not meet the axis title.
         legend={"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0.01, "x": 0, "itemsizing": "trace"},
         coloraxis={"colorscale": "Viridis", "cmin": float(sizes.min()), "cmax": float(sizes.max()), "colorbar": bar},
-        margin={"l": 80, "r": 30, "t": 85, "b": 130},
+        margin={"l": 80, "r": 30, "t": 85, "b": 185},
         xaxis=AXIS | {"title": {"text": "latency p50, ms", "standoff": 8}} | scale,
         yaxis=AXIS | {"title": f"accuracy, % ({split})"},
     )
