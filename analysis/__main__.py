@@ -18,6 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code: 0 done, 1 no finished candidate yet, 2 bad input."""
     options = _parse(arguments)
     # MLflow and the plotting libraries take two seconds to import: too long for --help or a typing error.
+    from analysis.controls import controls, print_controls, write_controls
     from analysis.front import choose, front_hypervolume, front_members, front_table, with_teacher, write_front
     from analysis.runs import read_runs
 
@@ -32,7 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _refuse(str(error).replace("tracking_uri=", "--tracking-uri ").replace("sweep=", "--name "))
     folder = options.to or options.out / "sweeps" / runs.name / "front"
     try:
-        paths = write_front(runs, folder)
+        arms = controls(runs.frame)
+        paths = [*write_front(runs, folder), *write_controls(arms, folder)]
     except OSError as error:
         return _refuse(f"--to {folder} cannot be written ({error.strerror}); name another folder.")
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
@@ -47,6 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     reference = runs.sweep["reference_point"]
     corner = ", ".join(f"{axis} {value:g}" for axis, value in reference.items())
     console.print(f"hypervolume {front_hypervolume(runs):.2f} (reference point: {corner})", markup=False)
+    print_controls(console, arms)
     for path in paths:
         print(os.path.relpath(path))
     return 0

@@ -26,14 +26,21 @@ from analysis.plots_html import pareto_html
 from analysis.runs import Runs
 
 
+def retrained(frame: pd.DataFrame) -> pd.Series:
+    """True for champions that were trained again and for their control arms: `analysis.controls` reports those."""
+    if "control" not in frame.columns:
+        return pd.Series(False, index=frame.index)
+    return frame["control"].notna() & (frame["stage"] == "candidate")
+
+
 def mark_front(frame: pd.DataFrame, directions: Mapping[str, str]) -> pd.DataFrame:
     """A copy with the column `pareto`: True for candidates that no other candidate dominates.
 
     Only finished trials compete, and only with all objectives finite: a stopped, infeasible or failed one is never on
-    a front, however good it looked. The teacher does not compete.
+    a front, however good it looked. Neither the teacher nor retrained champions and controls compete.
     """
     marked = frame.assign(pareto=False)
-    competing = frame[(frame["status"] == "finished") & (frame["stage"] == "candidate")]
+    competing = frame[(frame["status"] == "finished") & (frame["stage"] == "candidate") & ~retrained(frame)]
     if len(competing):
         points = objectives(competing, directions)
         marked.loc[points.index[non_dominated(points.to_numpy())], "pareto"] = True
@@ -71,7 +78,8 @@ def front_hypervolume(runs: Runs) -> float:
 
 def hypervolume_curve(runs: Runs) -> list[tuple[int, float]]:
     """(trial number, hypervolume of all candidates up to it), in order of the trials."""
-    frame = runs.frame[(runs.frame["status"] == "finished") & (runs.frame["stage"] == "candidate")]
+    frame = runs.frame[~retrained(runs.frame)]
+    frame = frame[(frame["status"] == "finished") & (frame["stage"] == "candidate")]
     if frame.empty:
         return []
     points = normalised(frame, runs.sweep["teacher"])[list(AXES)].to_numpy()
@@ -155,7 +163,7 @@ def write_front(runs: Runs, folder: Path) -> list[Path]:
         table.convert_dtypes().to_csv(path)
     if front.empty:
         return paths
-    drawn = with_teacher(runs, marked[(marked["status"] == "finished")])
+    drawn = with_teacher(runs, marked[(marked["status"] == "finished") & ~retrained(marked)])
     variants = choose(front, runs.sweep["teacher"])
     paths += [folder / "pareto.html", folder / "pareto.png", folder / "metrics_grid.png"]
     pareto_html(drawn, paths[2], sweep=runs.sweep, recipe=runs.params)

@@ -49,15 +49,15 @@ class Runs:
         return self.sweeps[self.name]
 
 
-def read_runs(tracking_uri: str, sweep: str | None = None) -> Runs:
-    """All trials of one sweep, by default of the newest.
+def read_runs(tracking_uri: str, sweep: str | None = None, *, parent_id: str | None = None) -> Runs:
+    """All trials of one sweep, by default of the newest; `parent_id` tells sweeps of one name apart.
 
     Raises:
         ValueError: if there is no such store or no such sweep, or the sweep's `sweep.json` cannot be read.
     """
     try:
         client = _client(tracking_uri)
-        parent = _parent(client, tracking_uri, sweep)
+        parent = client.get_run(parent_id) if parent_id else _parent(client, tracking_uri, sweep)
         query = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}' and tags.kind = 'trial'"
         children = list(_pages(lambda token: client.search_runs([parent.info.experiment_id], query, page_token=token)))
         content = _sweep_json(client, parent)

@@ -68,16 +68,22 @@ class SweepConfig:
     stopper: str = "front"
     """Who ends trials early: `front` (others are more accurate at no more latency and size), `score` (others have a
     higher score; cheaper, and thins the front out) or `off`."""
+    champions: int = 0
+    """Front members worth most (hypervolume) to train again, beside control arms, when the search is over; 0 is off."""
+    seeds: int = 3
+    """Training seeds of every champion and control arm, one run each; two or more give intervals."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
             raise ValueError(f"name={self.name!r} may hold only letters, digits, '.', '_' and '-'.")
-        for name in ("trials", "cpus", "cpus_per_trial"):
+        for name in ("trials", "cpus", "cpus_per_trial", "seeds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name} >= 1` must hold, but got {name}={getattr(self, name)}.")
         for name, known in (("objective", OBJECTIVES), ("sampler", SAMPLERS), ("stopper", tuple(STOPPERS))):
             if getattr(self, name) not in known:
                 raise ValueError(f"`{name}` must be one of {', '.join(known)}, but got {name}={getattr(self, name)!r}.")
+        if self.champions < 0:
+            raise ValueError(f"`champions >= 0` must hold, but got champions={self.champions}.")
         if not 0 <= self.search_seed < 2**31:
             raise ValueError(f"`0 <= search_seed < 2**31` must hold, but got search_seed={self.search_seed}.")
         if self.sampler == "grid" and not math.isfinite(size(self.space)):

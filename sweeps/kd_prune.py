@@ -2,61 +2,63 @@
 
     python sweeps/kd_prune.py --preset quick
     python sweeps/kd_prune.py --gpus 4
+    python sweeps/kd_prune.py --gpus 4 --plan          what that would cost in time, memory and disk; trains nothing
+    python sweeps/kd_prune.py --gpus 4 --budget 6h     as many trials as fit into that time (6h, 90m, 1h30m, 45s)
 
 The same command goes on where an interrupted sweep stopped.
 """
 
 import argparse
 import dataclasses
-import inspect
-import os
-import re
 import sys
-import tempfile
+import time
 
 from rich.console import Console
 
 from sweeps import space
-from sweeps.config import PRESETS, SweepConfig, augment_for, default_name
-from sweeps.objectives import ExchangeRates
-from trainables.configs import KD_LOSSES
-from trainables.flags import (
-    OneLineParser,
-    add_config_flags,
-    add_flags,
-    config_from_flags,
-    field_docs,
-    flag_name,
-    given,
+from sweeps.command import (
+    BAD_INPUT,
+    FAILED,
+    INTERRUPTED,
+    Deadline,
+    TimedSweep,
+    add_cost_flags,
+    add_sweep_flags,
+    check,
+    config_of,
+    in_words,
+    look_up,
+    run,
+    show,
+    take_spaces,
+    trials_within,
+    with_flags,
 )
-from trainables.limits import Limits
+from sweeps.config import PRESETS, SweepConfig, default_name
+from trainables.flags import OneLineParser
+from trainables.records import DatasetRecord
 from trainables.stages import data
 
-TRACKING_SCHEMES = ("sqlite:///", "http://", "https://", "postgresql", "mysql", "mssql")
-FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+__all__ = ["BAD_INPUT", "FAILED", "INTERRUPTED", "main"]
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code: 0 done, 1 some trials failed, 2 bad input, 130 interrupted."""
+    started = time.monotonic()
     words = sys.argv[1:] if argv is None else argv
     parser, flags = _parse(words)
     console = Console(highlight=False)
     try:
         config = _config(flags)
-        _check(config)
+        check(config)
         dataset = data.prepare(config.base.data, config.data_dir)
+        if flags.plan or flags.budget:
+            config = _planned(config, dataset, flags, console, started)
+            if flags.plan:
+                return 0
     except ValueError as error:
-        parser.error(_with_flags(str(error)))
-    from sweeps.launch import Interrupted, run_sweep  # Ray takes a second; bad flags need not wait for it
-    from sweeps.sweep_folder import InputError
-
-    try:
-        return FAILED if run_sweep(config, dataset, console) else 0
-    except InputError as error:
-        parser.error(_with_flags(str(error)))
-    except (Interrupted, KeyboardInterrupt):
-        console.print(f"Stopped. What is finished is in {config.folder}; the same command goes on from there.")
-        return INTERRUPTED
+        parser.error(with_flags(str(error)))
+    return run(config, dataset, parser, console)
 
 
 def _parse(words: list[str]) -> tuple[OneLineParser, argparse.Namespace]:
@@ -69,98 +71,53 @@ def _parse(words: list[str]) -> tuple[OneLineParser, argparse.Namespace]:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    _add_sweep_flags(parser, preset)
-    add_config_flags(parser, preset.base, leave_out=space.SEARCHED)
-    return parser, parser.parse_args(words)
-
-
-def _add_sweep_flags(parser: OneLineParser, preset: SweepConfig) -> None:
-    group = parser.add_argument_group("sweep")
-    group.add_argument(
+    parser.add_argument(
         "--preset",
         choices=sorted(PRESETS),
         default="cifar10",
         help="What the other flags start from (default: cifar10)",
     )
-    docs = field_docs(SweepConfig)
-    group.add_argument("--name", help=f"{docs['name']} (default: preset and a digest of the settings)")
-    group.add_argument("--cpus", type=int, metavar="N", help=f"{docs['cpus']} (default: all, {_cores()})")
-    add_flags(group, preset, leave_out=("name", "cpus", "base", "space", "rates", "limits"))
-    searched = parser.add_argument_group("search space", "each takes one value, a list such as 1,2,4, or LOW:HIGH")
-    for name in space.SEARCHED:
-        searched.add_argument(
-            flag_name(name), metavar="SPACE", help=f"{_SEARCHED_DOCS[name]} (default: {space.show(preset.space[name])})"
-        )
-    add_flags(parser.add_argument_group("limits", inspect.getdoc(Limits)), preset.limits)
-    add_flags(parser.add_argument_group("score", inspect.getdoc(ExchangeRates)), preset.rates)
-
-
-_SEARCHED_DOCS = {
-    "kd_loss": f"Soft, teacher term, of {', '.join(KD_LOSSES)}; a list such as kd,dkd,dist searches among them",
-    "alpha": "Weight of the soft, teacher term, 0 to 1; the labels get 1 - alpha",
-    "temperature": "Softens teacher and student logits, > 0; mse does without",
-    "dkd_beta": "Weight of the classes that are not the target, >= 0; asked for where kd_loss is dkd",
-    "learning_rate": "Peak of the student's schedule (AdamW)",
-    "pruning_method": "structured (removes channels) or l1_unstructured (zeroes conv weights)",
-    "pruning_ratio": "Fraction removed, in [0, 1)",
-}
+    add_cost_flags(parser)
+    add_sweep_flags(parser, preset)
+    return parser, parser.parse_args(words)
 
 
 def _config(flags: argparse.Namespace) -> SweepConfig:
+    if flags.budget and flags.trials is not None:
+        raise ValueError(
+            f"--budget and --trials {flags.trials}: a budget chooses the number of trials; leave one of them out."
+        )
     preset = PRESETS[flags.preset]()
-    base = preset.base
-    if flags.dataset not in (None, base.data.dataset) or flags.image_size is not None:
-        base = dataclasses.replace(base, augment=augment_for(flags.dataset or base.data.dataset, flags.image_size))
-    spaces = {name: getattr(flags, name) for name in space.SEARCHED if getattr(flags, name) is not None}
-    for name in space.SEARCHED:
-        setattr(flags, name, None)
-    config = dataclasses.replace(
-        preset,
-        **{"cpus": _cores()} | given(flags, SweepConfig),
-        base=config_from_flags(base, flags),
-        space={**preset.space, **{name: space.parse(name, text) for name, text in spaces.items()}},
-        rates=dataclasses.replace(preset.rates, **given(flags, ExchangeRates)),
-        limits=dataclasses.replace(preset.limits, **given(flags, Limits)),
-    )
+    texts = take_spaces(flags)
+    searched = {**preset.space, **{name: space.parse(name, text) for name, text in texts.items()}}
+    config = config_of(flags, preset, searched)
     return config if flags.name else dataclasses.replace(config, name=default_name(flags.preset, config.identity()))
 
 
-def _check(config: SweepConfig) -> None:
-    """Refuse what cannot work before anything is trained."""
-    for folder, flag in ((config.out, "--out"), (config.data_dir, "--data-dir")):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
-            raise ValueError(f"{flag} {folder}: cannot be written ({error.strerror}); name a folder you own.") from None
-    uri = config.tracking_uri
-    if uri is not None and not uri.startswith(TRACKING_SCHEMES):
-        raise ValueError(f"--tracking-uri {uri}: must begin with {', '.join(TRACKING_SCHEMES)}.")
-    import torch
+def _planned(
+    config: SweepConfig, dataset: DatasetRecord, flags: argparse.Namespace, console: Console, started: float
+) -> SweepConfig:
+    """Probe, then print the plan, or make the sweep fit its budget; a budget counts from `started`.
 
-    from trainables.stages.models import check_model
+    Raises:
+        ValueError: if the budget is too small for one trial.
+    """
+    from sweeps.plan import estimate, probe
 
-    for name in ("teacher_model", "student_model"):
-        try:
-            check_model(config.base.flat()[name])
-        except ValueError as error:
-            raise ValueError(f"{flag_name(name)}: {error}") from error
-    there = torch.cuda.device_count()
-    if config.gpus > there:
-        raise ValueError(f"--gpus {config.gpus}: this machine has {there}; ask for at most that, or 0 for the CPU.")
-
-
-def _with_flags(message: str) -> str:
-    """The message with `alpha=2.0` said as `--alpha 2.0`: what the person typed."""
-    names = [f.name for f in dataclasses.fields(SweepConfig)] + list(SweepConfig(name="x").base.flat())
-    names += [f.name for part in (ExchangeRates, Limits) for f in dataclasses.fields(part)]
-    pattern = re.compile(rf"(?<![\w-])({'|'.join(sorted(names, key=len, reverse=True))})=")
-    return pattern.sub(lambda match: f"{flag_name(match[1])} ", message)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    hits = look_up(config, dataset, space.first_trials(config.space))
+    measured = probe(config, dataset)
+    plan = estimate(measured, config, hits)
+    if flags.budget:
+        deadline = Deadline(at=started + flags.budget, trial_s=plan.trial_s.expected)
+        fit = trials_within(deadline.left(), plan, budget_s=flags.budget)
+        config = TimedSweep(**vars(config) | {"trials": hits.trials + fit, "deadline": deadline})
+        plan = estimate(measured, config, hits)
+        console.print(
+            f"A budget of {in_words(flags.budget)}: {plan.trials} trials of about {in_words(plan.trial_s.expected)}."
+        )
+    if flags.plan:
+        show(console, plan, config, hits)
+    return config
 
 
 if __name__ == "__main__":

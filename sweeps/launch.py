@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +25,22 @@ import optuna
 import ray
 from ray import tune
 from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
 from rich.console import Console
 
+from sweeps.champions import retrain
+from sweeps.command import Deadline, TimedSweep
 from sweeps.config import STOPPERS, SweepConfig
 from sweeps.delivery import Delivery, deliver_all
 from sweeps.objectives import composite_score
-from sweeps.outcome import publish, show
+from sweeps.outcome import headline, open_tracker, publish, show, teacher_line
 from sweeps.progress import Progress
 from sweeps.searcher import Proposing, StudySearcher, finished, open_study
 from sweeps.stopper import FrontStopper
 from sweeps.sweep_folder import InputError, check_identity, sole_driver, write_sweep_json
 from trainables.records import DatasetRecord, TrialRecord, read_trial
 from trainables.teacher import TeacherTrial
-from trainables.tracking import Tracker, TrackingError
+from trainables.tracking import Tracker
 from trainables.trial import CandidateTrial, StageTrial
 
 MAX_FAILURES = 3  # a died process is started again this often; invalid configurations are not
@@ -44,6 +48,19 @@ MAX_FAILURES = 3  # a died process is started again this often; invalid configur
 
 class Interrupted(Exception):  # noqa: N818  # like KeyboardInterrupt, not an error
     """The sweep was asked to stop; everything finished so far is on disk."""
+
+
+class _InTime(StudySearcher):
+    """Proposes nothing that would end after the deadline, if there is one."""
+
+    deadline: Deadline | None = None
+
+    def late(self) -> bool:
+        return self.deadline is not None and self.deadline.over()
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        self.exhausted = self.exhausted or self.late()
+        return str(Searcher.FINISHED) if self.late() else super().suggest(trial_id)
 
 
 def run_sweep(config: SweepConfig, dataset: DatasetRecord, console: Console) -> int:
@@ -56,31 +73,18 @@ def run_sweep(config: SweepConfig, dataset: DatasetRecord, console: Console) -> 
     _quiet()
     with sole_driver(config.folder):
         sweep_id = check_identity(config)
-        tracker = _tracker(config, dataset, sweep_id)
+        tracker = open_tracker(tracking_uri(config), config, dataset, sweep_id)
         with _ray(config):
             teacher = _teacher(config, console)
             write_sweep_json(config, teacher, dataset)
             try:
                 failed = _trials(config, dataset, teacher, tracker, console)
+                failed += _champions(config, teacher, dataset, tracker, console)
             except Interrupted:
                 _finish(config, teacher, tracker, console, "interrupted")
                 raise
             _finish(config, teacher, tracker, console, "finished")
     return failed
-
-
-def _tracker(config: SweepConfig, dataset: DatasetRecord, sweep_id: str) -> Tracker:
-    uri = tracking_uri(config)
-    try:
-        return Tracker(
-            uri,
-            experiment=dataset.name.replace(":", "-"),
-            sweep=config.name,
-            sweep_id=sweep_id,
-            artifacts=config.out / "artifacts",
-        )
-    except TrackingError as error:
-        raise InputError(f"--tracking-uri {uri}: {error}; start that server, or leave the flag out.") from error
 
 
 def tracking_uri(config: SweepConfig) -> str:
@@ -101,7 +105,7 @@ def tuner(
     callbacks: list[tune.Callback],
     name: str,
     param_space: Mapping[str, Any] | None = None,
-    searcher: StudySearcher | None = None,
+    searcher: Searcher | None = None,
     scheduler: TrialScheduler | None = None,
     trials: int = 1,
 ) -> tune.Tuner:
@@ -113,6 +117,7 @@ def tuner(
             search_alg=searcher,
             scheduler=scheduler,
             num_samples=trials,
+            time_budget_s=config.deadline.left() if isinstance(config, TimedSweep) else None,
             max_concurrent_trials=config.concurrency if searcher else None,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: f"{trial.config.get('trial_number')}-{trial.trial_id}",
@@ -159,7 +164,7 @@ def _trials(
         console.print(f"Sweep {config.name} has its {config.trials} trials; --trials {config.trials + 10} adds some.")
         return _failed(study)
     known = {"num_val": dataset.num_val, "teacher_val_accuracy": teacher.metrics["val_accuracy"]}
-    searcher = StudySearcher(
+    searcher = _InTime(
         study,
         Proposing(
             space=config.space,
@@ -177,15 +182,16 @@ def _trials(
         },
         score=lambda metrics: _score(config, teacher, metrics),
     )
+    searcher.deadline = config.deadline if isinstance(config, TimedSweep) else None
     rule = STOPPERS[config.stopper]
     stopper = FrontStopper(rule, config.rates, config.folder / "rungs.json") if rule else None
     progress = Progress(
         console,
-        title=_title(config),
+        title=headline(config),
         trials=config.trials,
         done=done,
         concurrency=config.concurrency,
-        teacher=_teacher_line(config, teacher),
+        teacher=teacher_line(config, teacher),
     )
     delivery = Delivery(tracker, lambda metrics: _score(config, teacher, metrics), progress)
     with progress:
@@ -199,9 +205,20 @@ def _trials(
             scheduler=stopper,
             trials=config.trials - done,
         ).fit()
-    if len(finished(study)) < config.trials and not searcher.exhausted:
+    if len(finished(study)) < config.trials and not searcher.exhausted and not searcher.late():
         raise Interrupted
     return _failed(study)
+
+
+def _champions(
+    config: SweepConfig, teacher: TrialRecord, dataset: DatasetRecord, tracker: Tracker, console: Console
+) -> int:
+    """Train champions and controls as far as that is missing; returns how many of them failed."""
+    score = partial(_score, config, teacher)
+    failed = retrain(config, teacher, dataset, tracker, console, score=score, tuner=tuner, place=_place)
+    if failed is None:
+        raise Interrupted
+    return failed
 
 
 def _failed(study: optuna.Study) -> int:
@@ -210,7 +227,8 @@ def _failed(study: optuna.Study) -> int:
 
 def _finish(config: SweepConfig, teacher: TrialRecord, tracker: Tracker, console: Console, status: str) -> None:
     """Deliver what is left in the outbox, then show the front: in MLflow, on disk, on the screen."""
-    folders = [config.folder / "teacher", *sorted((config.folder / "trials").glob("*"))]
+    folders = [config.folder / "teacher", *sorted(config.folder.glob("trials/*"))]
+    folders += sorted(config.folder.glob("champions/*"))
     waiting = deliver_all(tracker, folders, lambda metrics: _score(config, teacher, metrics))
     if waiting:
         console.print(
@@ -239,23 +257,6 @@ def _place(config: SweepConfig, folder: Path, *, number: int | None) -> dict[str
 
 def _score(config: SweepConfig, teacher: TrialRecord, metrics: Mapping[str, float]) -> float:
     return composite_score(metrics, teacher_size_bytes=teacher.metrics["size_bytes"], rates=config.rates)
-
-
-def _title(config: SweepConfig) -> str:
-    at = f"{config.gpus} GPUs" if config.gpus else f"{config.cpus} CPU cores"
-    base = config.base
-    return (
-        f"Sweep {config.name}: {base.teacher.teacher_model} -> {base.student.student_model} on {base.data.dataset},"
-        f" {config.concurrency} at once on {at}"
-    )
-
-
-def _teacher_line(config: SweepConfig, teacher: TrialRecord) -> str:
-    metrics = teacher.metrics
-    return (
-        f"teacher {config.base.teacher.teacher_model}: val {100 * metrics['val_accuracy']:.2f} %"
-        f"  {metrics['latency_p50_ms']:.3f} ms  {metrics['size_bytes'] / 1e6:.2f} MB"
-    )
 
 
 @contextmanager

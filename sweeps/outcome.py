@@ -1,13 +1,54 @@
-"""The end of a sweep: its front in MLflow, on disk and on the screen."""
+"""What a sweep says of itself: its headline, and at the end its front in MLflow, on disk and on the screen."""
 
 import shlex
 from pathlib import Path
 
 from rich.console import Console
 
+from analysis.controls import controls, print_controls, write_controls
 from analysis.front import choose, front_members, front_table, hypervolume_curve, with_teacher, write_front
 from analysis.runs import Runs, read_runs
-from trainables.tracking import Tracker
+from sweeps.config import SweepConfig
+from sweeps.sweep_folder import InputError
+from trainables.records import DatasetRecord, TrialRecord
+from trainables.tracking import Tracker, TrackingError
+
+
+def headline(config: SweepConfig) -> str:
+    """What runs where, on one line."""
+    at = f"{config.gpus} GPUs" if config.gpus else f"{config.cpus} CPU cores"
+    base = config.base
+    return (
+        f"Sweep {config.name}: {base.teacher.teacher_model} -> {base.student.student_model} on {base.data.dataset},"
+        f" {config.concurrency} at once on {at}"
+    )
+
+
+def teacher_line(config: SweepConfig, teacher: TrialRecord) -> str:
+    """The teacher on one line."""
+    metrics = teacher.metrics
+    return (
+        f"teacher {config.base.teacher.teacher_model}: val {100 * metrics['val_accuracy']:.2f} %"
+        f"  {metrics['latency_p50_ms']:.3f} ms  {metrics['size_bytes'] / 1e6:.2f} MB"
+    )
+
+
+def open_tracker(uri: str, config: SweepConfig, dataset: DatasetRecord, sweep_id: str) -> Tracker:
+    """The sweep in MLflow.
+
+    Raises:
+        InputError: if that store cannot be used.
+    """
+    try:
+        return Tracker(
+            uri,
+            experiment=dataset.name.replace(":", "-"),
+            sweep=config.name,
+            sweep_id=sweep_id,
+            artifacts=config.out / "artifacts",
+        )
+    except TrackingError as error:
+        raise InputError(f"--tracking-uri {uri}: {error}; start that server, or leave the flag out.") from error
 
 
 def publish(tracker: Tracker, tracking_uri: str, sweep: str, folder: Path) -> Runs:
@@ -17,7 +58,7 @@ def publish(tracker: Tracker, tracking_uri: str, sweep: str, folder: Path) -> Ru
     tracker.mark_front(front, set(runs.frame.index) - front)
     for trial, volume in hypervolume_curve(runs):
         tracker.sweep_metric("hypervolume", volume, step=trial)
-    tracker.sweep_artifacts(write_front(runs, folder))
+    tracker.sweep_artifacts([*write_front(runs, folder), *write_controls(controls(runs.frame), folder)])
     return runs
 
 
@@ -33,5 +74,6 @@ def show(console: Console, runs: Runs, tracking_uri: str, folder: Path) -> None:
         console.print(
             f"Best score {best['score']:.2f} points: trial {int(best['trial_number'])}, {model}", soft_wrap=True
         )
+    print_controls(console, controls(runs.frame))
     console.print(f"Front: {folder / 'pareto.html'}")
     console.print(f"Browse: mlflow ui --backend-store-uri {shlex.quote(tracking_uri)}", soft_wrap=True)

@@ -124,8 +124,9 @@ class StudySearcher(Searcher):
             self._study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
             return
         result = result or {}
-        for name, excess in result.get("excess", {}).items():
-            trial.set_constraint(name, excess)
+        excess = _excess(result)
+        for name, by in excess.items():
+            trial.set_constraint(name, by)
         values = self._values(result) if result.get("final") else []
         if values and all(math.isfinite(value) for value in values):
             for name in (*DIRECTIONS, "macs"):
@@ -133,7 +134,7 @@ class StudySearcher(Searcher):
             trial.set_user_attr("score", self._score(result))
             self._study.tell(number, values, skip_if_finished=True)
             return
-        reason = result.get("invalid") or ("over its limits" if result.get("excess") else "stopped before its end")
+        reason = result.get("invalid") or ("over its limits" if excess else "stopped before its end")
         trial.set_user_attr("reason", str(reason))
         self._study.tell(number, state=TrialState.PRUNED, skip_if_finished=True)
 
@@ -179,3 +180,9 @@ class StudySearcher(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing: see `save`."""
+
+
+def _excess(result: Mapping[str, Any]) -> dict[str, float]:
+    """By how much each limit is exceeded; Tune hands nested results over as `excess/max_size_mb`."""
+    flat = {name.removeprefix("excess/"): by for name, by in result.items() if name.startswith("excess/")}
+    return {**result.get("excess", {}), **flat}

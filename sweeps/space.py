@@ -101,6 +101,8 @@ def canonical(params: Mapping[str, Any]) -> dict[str, Any]:
     if kept.get("alpha") == 0:
         del kept["alpha"]
         kept["kd_loss"] = "none"
+    if kept.get("pruning_ratio") == 0:
+        kept.pop("pruning_method", None)
     return kept
 
 
@@ -121,7 +123,8 @@ def first_trials(space: Space) -> list[dict[str, Any]]:
 
 def size(space: Space) -> float:
     """How many different trials there are, inert parameters not counted; infinity if one is continuous."""
-    others = math.prod(_count(space[name]) for name in space if name not in {"kd_loss", "alpha", *LOSS_SETTINGS})
+    apart = {"kd_loss", "alpha", "pruning_method", "pruning_ratio", *LOSS_SETTINGS}
+    others = math.prod(_count(space[name]) for name in space if name not in apart) * _prunings(space)
     losses = set(_losses(space))
     without = "none" in losses or ("alpha" in space and _holds_zero(space["alpha"]))
     alphas = _count(space["alpha"]) - _holds_zero(space["alpha"]) if "alpha" in space else 1
@@ -170,6 +173,15 @@ def _ask(trial: Trial, name: str, distribution: BaseDistribution) -> Any:
         return trial.suggest_categorical(name, distribution.choices)
     assert isinstance(distribution, FloatDistribution)
     return trial.suggest_float(name, distribution.low, distribution.high, step=distribution.step, log=distribution.log)
+
+
+def _prunings(space: Space) -> float:
+    """Different prunings; ratio 0 is one, whatever the method."""
+    methods = _count(space["pruning_method"]) if "pruning_method" in space else 1
+    if "pruning_ratio" not in space:
+        return methods
+    none = _holds_zero(space["pruning_ratio"])
+    return methods * (_count(space["pruning_ratio"]) - none) + none
 
 
 def _holds_zero(distribution: BaseDistribution) -> bool:

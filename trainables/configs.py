@@ -90,7 +90,7 @@ class TrainingConfig:
     label_smoothing: float = 0.05
     """Share of the label mass spread over all classes, in [0, 1)."""
     seed: int = 0
-    """Weights, batch order and dropout."""
+    """Weights, batch order and dropout of the student; the teacher has its own `teacher_seed`."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 2:
@@ -115,6 +115,8 @@ class TeacherConfig:
     """Passes over the training split; 0 keeps the weights as they are."""
     teacher_learning_rate: float = 1e-3
     """Peak of AdamW's cosine schedule."""
+    teacher_seed: int = 0
+    """The teacher's weights, batch order and dropout; apart from `seed`, so that more seeds share one teacher."""
 
     def __post_init__(self) -> None:
         _check_epochs("teacher_epochs", self.teacher_epochs)
@@ -177,7 +179,8 @@ class PruneConfig:
     """`structured` removes channels (faster everywhere); `l1_unstructured` zeroes conv weights (size after
     compression only)."""
     pruning_ratio: float = 0.3
-    """Fraction removed, in [0, 1): of what `pruning_of` says, or of Conv2d weights. 0 leaves the student as it is."""
+    """Fraction removed, in [0, 1): of what `pruning_of` says, or of Conv2d weights. 0 removes nothing; the
+    recovery epochs still run."""
     pruning_of: str = "channels"
     """What `structured` removes a fraction of: `channels` of every layer, or the dense student's `macs`, `size` (file
     bytes) or `latency` (p50); the last three find the channel ratio by bisection on the untrained student."""
@@ -199,6 +202,12 @@ class PruneConfig:
             raise ValueError(f"`0 <= pruning_ratio < 1` must hold, but got pruning_ratio={self.pruning_ratio}.")
         _check_epochs("recovery_epochs", self.recovery_epochs)
         _check_positive("recovery_learning_rate_factor", self.recovery_learning_rate_factor)
+
+    def canonical(self) -> "PruneConfig":
+        """The same pruning with inert settings at their defaults: ratio 0 removes nothing by any method."""
+        if self.pruning_ratio == 0:
+            return dataclasses.replace(self, pruning_method="structured", pruning_of="channels")
+        return self if self.pruning_method == "structured" else dataclasses.replace(self, pruning_of="channels")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,7 +274,7 @@ class CandidateConfig:
 
     def canonical(self) -> "CandidateConfig":
         """The same candidate with every inert setting at its default: what records show and keys are made of."""
-        return dataclasses.replace(self, student=self.student.canonical())
+        return dataclasses.replace(self, student=self.student.canonical(), prune=self.prune.canonical())
 
     @classmethod
     def from_flat(cls, row: Mapping[str, Any]) -> "CandidateConfig":

@@ -4,6 +4,7 @@ Runs on the driver. Trials write records and files to disk (the outbox) and neve
 server that is away costs nothing but a later delivery.
 """
 
+import json
 import os
 import sqlite3
 import time
@@ -50,9 +51,9 @@ class Tracker:
         """
         self._away_until = 0.0
         self._sweep = sweep
-        local = uri.startswith("sqlite:///")
+        local = not uri.startswith(("http://", "https://"))
         try:
-            if local:
+            if uri.startswith("sqlite:///"):
                 _write_ahead(Path(uri.removeprefix("sqlite:///")))
             self._client = mlflow.MlflowClient(uri)
             found = self._client.get_experiment_by_name(experiment)
@@ -76,7 +77,7 @@ class Tracker:
         Returns:
             False if MLflow is away; the folder stays in the outbox and `deliver` may be called again.
         """
-        if (folder / DELIVERED).exists():
+        if self._has(folder):
             return True
         if time.monotonic() < self._away_until:
             return False
@@ -125,7 +126,12 @@ class Tracker:
         if record.reason:
             self._client.set_tag(run_id, "reason", record.reason)
         self._client.set_terminated(run_id, STATUS[record.status], end_time=ended)
-        write_text(folder / DELIVERED, to_json({"run_id": run_id}))
+        write_text(folder / DELIVERED, to_json({"run_id": run_id, "parent_id": self.parent_id}))
+
+    def _has(self, folder: Path) -> bool:
+        """Whether the folder's record has been delivered to this store; another one may have got it before."""
+        marker = folder / DELIVERED
+        return marker.exists() and bool(json.loads(marker.read_text("utf-8")).get("parent_id") == self.parent_id)
 
     def _find(self, where: str) -> str | None:
         runs = self._client.search_runs([self.experiment_id], where, max_results=1)

@@ -21,6 +21,7 @@ from trainables.limits import InfeasibleError, Limits
 from trainables.records import CandidateRecord, EpochRecord, ShapeRecord, TrialRecord, to_json, write_text
 from trainables.stages.candidate import candidate
 from trainables.stages.data import public_name
+from trainables.stages.scratch import scratch_candidate
 from trainables.stages.workspace import Workspace
 from trainables.store import Store
 
@@ -111,7 +112,8 @@ class StageTrial(tune.Trainable):
 class OutboxTrial(StageTrial):
     """A trial whose result goes to MLflow: it leaves record and files in `trial_dir`, and talks to nobody.
 
-    Also needs `key` (`SWEEP/00012`), `trial_number` and `trial_dir` in the Tune config.
+    Also needs `key` (`SWEEP/00012`), `trial_number` and `trial_dir` in the Tune config; `tags` there, if any, go into
+    the record.
     """
 
     stage: ClassVar[str]
@@ -172,7 +174,7 @@ class OutboxTrial(StageTrial):
             reason=reason,
             params=params,
             metrics=dict(metrics),
-            tags=dict(tags),
+            tags={**tags, **self.config.get("tags", {})},
             curve=curve,
             files=files,
             started=self._started,
@@ -183,7 +185,10 @@ class OutboxTrial(StageTrial):
 
 
 class CandidateTrial(OutboxTrial):
-    """data -> teacher -> student -> pruned and recovered -> exported -> measured."""
+    """data -> teacher -> student -> pruned and recovered -> exported -> measured.
+
+    With `from_scratch` in the Tune config the pruned shape is trained from random weights instead.
+    """
 
     stage = "candidate"
 
@@ -191,7 +196,8 @@ class CandidateTrial(OutboxTrial):
         self, config: CandidateConfig, place: Workspace
     ) -> Generator[ShapeRecord | EpochRecord, None, CandidateRecord]:
         """The whole chain, as far as the limits in the Tune config allow."""
-        return candidate(config, place, self._limits())
+        chain = scratch_candidate if self.config.get("from_scratch") else candidate
+        return chain(config, place, self._limits())
 
 
 def workspace(config: Mapping[str, Any]) -> Workspace:

@@ -50,7 +50,8 @@ def main(argv: list[str] | None = None) -> int:
     words = [*DEFAULTS, *extra]
     if flags.out.exists() and any(flags.out.iterdir()):
         parser.error(f"--out {flags.out}: holds files already; name a fresh folder.")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell has started this in the background
+        signal.signal(number, signal.default_int_handler)
     try:
         return benchmark(flags, words)
     except KeyboardInterrupt:

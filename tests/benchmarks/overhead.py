@@ -38,7 +38,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("overhead"), help="a fresh folder (default: overhead)")
     parser.add_argument("--only", choices=("ours", "plain"), help="one side, in this process; prints its JSON")
     flags = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell has started this in the background
+        signal.signal(number, signal.default_int_handler)
     try:
         return one_side(flags) if flags.only else both_sides(flags, sys.argv[1:] if argv is None else argv)
     except KeyboardInterrupt:
@@ -200,7 +201,10 @@ def ours(flags: argparse.Namespace, out: Path) -> dict[str, Any]:
     config = SweepConfig(
         name="overhead", out=out, data_dir=out / "data", trials=flags.trials, cpus=flags.cpus, base=base
     )
-    launch.run_sweep(config, data.prepare(DataConfig(dataset="digits"), config.data_dir), Console())
+    try:
+        launch.run_sweep(config, data.prepare(DataConfig(dataset="digits"), config.data_dir), Console())
+    except launch.Interrupted:
+        raise KeyboardInterrupt from None
     records = config.folder.glob("trials/*/record.json")
     return times | {"ends": [json.loads(path.read_text())["ended"] for path in records]}
 

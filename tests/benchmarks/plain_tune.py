@@ -19,6 +19,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -424,6 +425,7 @@ def main(argv: list[str] | None = None) -> int:
         dataset = data.prepare(config.base.data, config.data_dir)
     except ValueError as error:
         parser.error(str(error))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
     try:
         config.out.mkdir(parents=True, exist_ok=True)
         return 0 if run(config, dataset, flags.workers, flags.max_seconds) else 130

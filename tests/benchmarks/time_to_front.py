@@ -35,7 +35,7 @@ from trainables.stages.measure import time_alternating
 
 REPO = Path(__file__).parents[2]
 DEFAULTS = ("--preset", "quick", "--dataset", "cifar10", "--train-limit", "5000", "--trials", "30")
-FLAGS = {"stopper": ("--no-stopper",), "reuse": ("--reuse-probability", "0")}
+FLAGS = {"stopper": ("--stopper", "off"), "reuse": ("--reuse-probability", "0")}
 PATCHED = ("bank", "store", "actors")
 """Parts of ours without a flag: see `run_without`."""
 PRIVATE_STAGES = ("student", "recovery")
@@ -78,11 +78,12 @@ def main(argv: list[str] | None = None) -> int:
     parts = [part for part in flags.without.split(",") if part]
     if unknown := sorted(set(parts) - {*FLAGS, *PATCHED}):
         parser.error(f"--without {unknown[0]}: known are {known}.")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell has started this in the background
+        signal.signal(number, signal.default_int_handler)
     try:
         return benchmark(flags, ["ours", "plain", *(f"without-{part}" for part in parts)], [*DEFAULTS, *extra])
     except KeyboardInterrupt:
-        print("Interrupted; the same command goes on after the last finished run.")
+        print("Interrupted. Delete the folder of the unfinished run, then the same command goes on after the last one.")
         return 130
     except RuntimeError as error:
         print(error, file=sys.stderr)

@@ -109,15 +109,17 @@ def test_independent_script_gets_the_recorded_test_accuracy_exactly(out: Path, p
 
 def test_the_teacher_was_trained_once_and_its_logits_computed_once_a_view(out: Path) -> None:
     assert len(list(out.glob("store/teacher/*/record.json"))) == 1
-    assert len(list(out.glob("store/soft_labels/*/record.json"))) <= 2 + 1  # student epochs and recovery epochs
+    assert len(list(out.glob("store/soft_labels/*/record.json"))) == 2 + 1  # student epochs and recovery epochs
 
 
 def test_no_local_path_leaves_in_an_artifact(out: Path, photos: Path) -> None:
-    for file in out.glob("sweeps/*/trials/*/*"):
-        if file.name in ("model.onnx", "model.torchscript.pt", "recipe.json"):
-            content = file.read_bytes()
-            assert str(photos).encode() not in content, file
-            assert str(REPO).encode() not in content, file
+    shipped = ("model.onnx", "model.torchscript.pt", "recipe.json")
+    files = [file for file in out.glob("sweeps/*/trials/*/*") if file.name in shipped]
+    assert len(files) >= 3 * TRIALS
+    for file in files:
+        content = file.read_bytes()
+        assert str(photos).encode() not in content, file
+        assert str(REPO).encode() not in content, file
 
 
 def test_the_terminal_stays_calm(out: Path) -> None:

@@ -35,18 +35,19 @@ def exported(
     def compute(folder: Path) -> Generator[Never, None, None]:
         pixels, _ = data.load(dataset, "val")
         images = torch.from_numpy(pixels[:PARITY_IMAGES].copy()).float() / 255
-        record = export(
-            load_model(model),
-            mean=dataset.mean,
-            std=dataset.std,
-            image_size=dataset.image_size,
-            class_names=dataset.class_names,
-            recipe=made_by,
-            parity_images=images,
-            opset=config.export.opset,
-            folder=folder,
-            key=str(key),
-        )
+        with place.lease().shared():
+            record = export(
+                load_model(model),
+                mean=dataset.mean,
+                std=dataset.std,
+                image_size=dataset.image_size,
+                class_names=dataset.class_names,
+                recipe=made_by,
+                parity_images=images,
+                opset=config.export.opset,
+                folder=folder,
+                key=str(key),
+            )
         write_text(folder / "record.json", to_json(record))
         yield from ()
 

@@ -48,8 +48,9 @@ def measured(
     def compute(folder: Path) -> Generator[Never, None, None]:
         onnx_path = files.folder / "model.onnx"
         session = open_session(onnx_path, threads=place.threads)
-        val_accuracy = accuracy(session, *data.load(dataset, "val"))
-        test_accuracy = accuracy(session, *data.load(dataset, "test"))
+        with place.lease().shared():
+            val_accuracy = accuracy(session, *data.load(dataset, "val"))
+            test_accuracy = accuracy(session, *data.load(dataset, "test"))
         with place.lease().alone():
             latency, reference_latency = time_alternating(
                 onnx_path,

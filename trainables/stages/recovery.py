@@ -20,7 +20,11 @@ VERSION = 1
 def recovery_key(config: CandidateConfig, student: ModelRecord, *, channel_ratio: float) -> Key:
     """Where the pruned and recovered student of this configuration lies in the store."""
     return stage_key(
-        "recovery", version=VERSION, parents=[student.key], channel_ratio=channel_ratio, **vars(config.prune)
+        "recovery",
+        version=VERSION,
+        parents=[student.key],
+        channel_ratio=channel_ratio,
+        **vars(config.prune.canonical()),
     )
 
 

@@ -13,7 +13,7 @@ from trainables.stages.export import export_untrained
 from trainables.stages.exported import recipe
 from trainables.stages.measure import time_alternating
 from trainables.stages.measured import processor
-from trainables.stages.models import count
+from trainables.stages.models import count, source_of
 from trainables.stages.prune import prune
 from trainables.stages.workspace import Workspace, build_for
 from trainables.store import stage_key
@@ -36,6 +36,7 @@ def shaped(
         version=VERSION,
         parents=[reference.onnx_sha256],
         student_model=config.student.student_model,
+        model_source=source_of(config.student.student_model),
         num_classes=dataset.num_classes,
         image_size=dataset.image_size,
         pruning_ratio=config.prune.pruning_ratio if structured else 0.0,
@@ -99,9 +100,10 @@ class _Sketch:
 
     def measured(self, ratio: float) -> ShapeRecord:
         """Build, prune, export and time one."""
-        model = self._model(ratio)
-        num_params, _, macs = count(model, self._dataset.image_size)
-        size_bytes = self._export(model)
+        with self._place.lease().shared():
+            model = self._model(ratio)
+            num_params, _, macs = count(model, self._dataset.image_size)
+            size_bytes = self._export(model)
         with self._place.lease().alone():
             latency, reference = time_alternating(
                 self.path,

@@ -1,7 +1,7 @@
 """Teacher logits of every view, computed once and shared by all trials.
 
 A view's pixels are a pure function of (data_seed, view, sample), Mixup included, so the teacher says the same about
-them in every trial. The bank holds them as float16 in the store, one memory-mapped file [sample, class] a view,
+them in every trial. The bank holds them as float16 in the store, one file [sample, class] a view (1 MB for CIFAR-10),
 filled by whoever needs the view first. It is exact where one fixed set of logits for augmented images is not: teacher
 and student see the same pixels ("consistent teaching", arXiv:2106.05237, section 3).
 

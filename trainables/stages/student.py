@@ -9,6 +9,7 @@ from torch import Tensor
 from trainables.configs import CandidateConfig
 from trainables.records import DatasetRecord, EpochRecord, ModelRecord, read_model
 from trainables.stages.losses import distillation_loss, hard_term
+from trainables.stages.models import source_of
 from trainables.stages.soft_labels import SoftLabels
 from trainables.stages.tensors import Images
 from trainables.stages.trained import write_model
@@ -24,6 +25,7 @@ def student_key(config: CandidateConfig, dataset: DatasetRecord, teacher: ModelR
     return stage_key(
         "student",
         version=VERSION,
+        model_source=source_of(config.student.student_model),
         parents=[dataset.fingerprint, teacher.key],
         **vars(config.augment),
         **vars(config.training),

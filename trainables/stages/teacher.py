@@ -1,5 +1,6 @@
 """The teacher: trained or fine-tuned once, found again by every trial."""
 
+import dataclasses
 from collections.abc import Generator
 from pathlib import Path
 
@@ -9,13 +10,14 @@ from torch import Tensor
 from trainables.configs import CandidateConfig
 from trainables.records import DatasetRecord, EpochRecord, ModelRecord, read_model
 from trainables.stages.losses import hard_term
+from trainables.stages.models import source_of
 from trainables.stages.tensors import Images
 from trainables.stages.trained import write_model
 from trainables.stages.training import Batch, Loop, Turn, seed_for, train
 from trainables.stages.workspace import Workspace, build_for
 from trainables.store import Key, stage_key
 
-VERSION = 1
+VERSION = 2
 
 
 class Labels:
@@ -33,13 +35,15 @@ class Labels:
 
 
 def teacher_key(config: CandidateConfig, dataset: DatasetRecord) -> Key:
-    """Where the teacher of this configuration and data set lies in the store."""
+    """Where the teacher of this configuration and data set lies in the store: `seed`, the student's, is no part."""
+    training = {name: value for name, value in vars(config.training).items() if name != "seed"}
     return stage_key(
         "teacher",
         version=VERSION,
+        model_source=source_of(config.teacher.teacher_model),
         parents=[dataset.fingerprint],
         **vars(config.augment),
-        **vars(config.training),
+        **training,
         **vars(config.teacher),
     )
 
@@ -51,13 +55,14 @@ def teacher(
     key = teacher_key(config, dataset)
 
     def compute(folder: Path) -> Generator[EpochRecord, None, None]:
-        torch.manual_seed(seed_for(config.training.seed, "teacher", "weights"))
+        training = dataclasses.replace(config.training, seed=config.teacher.teacher_seed)
+        torch.manual_seed(seed_for(training.seed, "teacher", "weights"))
         model = build_for(config.teacher.teacher_model, dataset, pretrained=config.teacher.pretrained)
         loop = Loop(
             stage="teacher",
             epochs=config.teacher.teacher_epochs,
             learning_rate=config.teacher.teacher_learning_rate,
-            training=config.training,
+            training=training,
             augment=config.augment,
         )
 

@@ -6,11 +6,13 @@ Shape letters: B batch, C classes.
 import hashlib
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Protocol
 
 import torch
@@ -184,11 +186,9 @@ def recalibrate(model: nn.Module, loop: Loop, images: Images) -> None:
     count = min(RECALIBRATION_IMAGES, len(images.train_labels))
     seen = _views(loop, images, loop.first_view)
     index = torch.arange(count, device=images.mean.device)
+    parts = [part for part in index.split(loop.training.batch_size) if len(part) > 1]
     with torch.no_grad():
-        recalibrate_bn(
-            model,
-            [images.normalise(seen.batch(images.train_images, part)) for part in index.split(loop.training.batch_size)],
-        )
+        recalibrate_bn(model, (images.normalise(seen.batch(images.train_images, part)) for part in parts))
 
 
 @torch.no_grad()
@@ -230,14 +230,20 @@ def _target(seen: views.Views, index: Tensor, images: Images) -> Tensor:
 def _save(model: nn.Module, optimizer: torch.optim.Optimizer, curve: list[EpochRecord], path: Path) -> None:
     temporary = path.with_suffix(".tmp")
     rows = json.dumps([asdict(record) for record in curve])
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "curve": rows}, temporary)
+    with temporary.open("wb") as file:
+        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "curve": rows}, file)
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(path)
 
 
 def _resume(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path, device: torch.device) -> list[EpochRecord]:
     if not path.exists():
         return []
-    state = torch.load(path, map_location=device, weights_only=True)
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except (RuntimeError, EOFError, UnpicklingError):  # damaged by a power loss: begin again
+        return []
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     return list(epochs_from_json(json.loads(state["curve"])))

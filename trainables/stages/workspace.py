@@ -25,11 +25,14 @@ class Workspace:
     threads: int
     """CPU threads of this process."""
     lease_dir: Path
-    """Lock files of this node's devices: trials train together, a measurement runs alone."""
+    """Lock files of this node, on a local disk: trials train together, a measurement runs alone."""
 
     def lease(self) -> DeviceLease:
-        """The right to use this workspace's device, shared or alone."""
-        return DeviceLease(self.lease_dir, self.device)
+        """The right to compute on this node, together with others or, to measure, alone.
+
+        One for the node whatever device a trial trains on: latency is measured on the CPU, which all of them use.
+        """
+        return DeviceLease(self.lease_dir, "cpu")
 
     def enter(self) -> None:
         """Set this process up: threads, denormals flushed (pruned weights decay into them and run 10 times slower)."""

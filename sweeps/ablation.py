@@ -1,0 +1,177 @@
+"""Every combination of a few settings, with several training seeds: what each setting is worth, and how sure that is.
+
+    python sweeps/ablation.py --preset distillation --base quick
+    python sweeps/ablation.py --preset kd-grid --seeds 5 --gpus 4
+
+kd-grid       temperature 2,4,6 x alpha 0.5,0.7,0.9 x pruning_ratio 0.2,0.3,0.5
+augmentation  without and with RandAugment (magnitude 9), without and with Mixup (0.2), beside crop and flip
+distillation  kd_loss kd,none
+
+A flag of a varied setting takes a list instead (--temperature 1,4). The same command goes on where it was interrupted.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import math
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from rich.console import Console
+
+from sweeps import space
+from sweeps.command import INTERRUPTED, add_sweep_flags, check, config_of, run, take_spaces, with_flags
+from sweeps.config import PRESETS, SweepConfig, default_name
+from trainables.flags import OneLineParser, flag_name
+from trainables.records import DatasetRecord
+from trainables.stages import data
+
+GRIDS: Mapping[str, Mapping[str, tuple[object, ...]]] = {
+    "kd-grid": {"temperature": (2.0, 4.0, 6.0), "alpha": (0.5, 0.7, 0.9), "pruning_ratio": (0.2, 0.3, 0.5)},
+    "augmentation": {"randaugment_magnitude": (None, 9), "mixup_alpha": (None, 0.2)},
+    "distillation": {"kd_loss": ("kd", "none")},
+}
+FIXED: Mapping[str, Any] = {"sampler": "grid", "stopper": "off", "reuse_probability": 0.0, "champions": 0}
+"""What makes a sweep an ablation: every cell is trained to its end."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code: 0 done, 1 some trials failed, 2 bad input, 130 interrupted."""
+    parser, flags = _parse(sys.argv[1:] if argv is None else argv)
+    console = Console(highlight=False)
+    try:
+        config = _config(flags)
+        check(config)
+        dataset = data.prepare(config.base.data, config.data_dir)
+    except ValueError as error:
+        parser.error(with_flags(str(error)))
+    try:
+        enqueue_grid(config)
+    except ValueError as error:
+        parser.error(with_flags(str(error)))
+    code = run(config, dataset, parser, console)
+    if code != INTERRUPTED:
+        conclude(config, dataset, console)
+    return code
+
+
+def _parse(words: list[str]) -> tuple[OneLineParser, argparse.Namespace]:
+    first = OneLineParser(prog="ablation.py", add_help=False)
+    first.add_argument("--base", dest="start", choices=sorted(PRESETS), default="cifar10")
+    preset = dataclasses.replace(PRESETS[first.parse_known_args(words)[0].start](), space={})
+    parser = OneLineParser(
+        prog="ablation.py",
+        usage="ablation.py --preset GRID [FLAGS]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--preset", choices=sorted(GRIDS), required=True, help="What is varied")
+    text = "What the other flags start from (default: cifar10)"
+    parser.add_argument("--base", dest="start", choices=sorted(PRESETS), default="cifar10", help=text)
+    leave_out = ("trials", "objective", "search_seed", *FIXED)
+    add_sweep_flags(parser, preset, leave_out=leave_out, limits=False)
+    return parser, parser.parse_args(words)
+
+
+def _config(flags: argparse.Namespace) -> SweepConfig:
+    preset = PRESETS[flags.start]()
+    seeds = flags.seeds if flags.seeds is not None else preset.seeds
+    if seeds < 1:
+        raise ValueError(f"`seeds >= 1` must hold, but got seeds={seeds}.")
+    axes: dict[str, BaseDistribution] = {
+        name: CategoricalDistribution(_choices(flags, name, choices)) for name, choices in GRIDS[flags.preset].items()
+    }
+    fixed: dict[str, object] = {}
+    for name, text in take_spaces(flags).items():
+        values = space.parse(name, text)
+        if name in axes:
+            axes[name] = values
+        elif isinstance(values, CategoricalDistribution) and len(values.choices) == 1:
+            fixed[name] = values.choices[0]
+        else:
+            raise ValueError(
+                f"{flag_name(name)} {text}: --preset {flags.preset} varies {', '.join(axes)} alone; give one value."
+            )
+    first_seed = flags.seed or 0
+    axes["seed"] = CategoricalDistribution(range(first_seed, first_seed + seeds))
+    if not math.isfinite(space.size(axes)):
+        raise ValueError("learning_rate as a range has no grid; give it as a list.")
+    preset = dataclasses.replace(preset, base=preset.base.replace(**fixed), **FIXED)
+    config = dataclasses.replace(config_of(flags, preset, axes), trials=int(space.size(axes)))
+    return config if flags.name else dataclasses.replace(config, name=default_name(flags.preset, config.identity()))
+
+
+def _choices(flags: argparse.Namespace, name: str, choices: tuple[object, ...]) -> tuple[object, ...]:
+    """A preset's choices; for a setting that is switched on and off, the flag says what on means."""
+    on = getattr(flags, name, None) if name not in space.SEARCHED else None
+    return choices if on is None else (None, on)
+
+
+def enqueue_grid(config: SweepConfig) -> None:
+    """Queue the grid in a new study, one seed after the other: cut short, there are whole grids of fewer seeds.
+
+    Raises:
+        InputError: if the name belongs to another sweep or is in use.
+    """
+    from sweeps.objectives import study_directions
+    from sweeps.sweep_folder import check_identity, sole_driver
+
+    with sole_driver(config.folder):
+        check_identity(config)
+        study = optuna.create_study(
+            storage=JournalStorage(JournalFileBackend(str(config.folder / "study.journal"))),
+            study_name=config.name,
+            directions=study_directions(config.objective),
+            load_if_exists=True,
+        )
+        if not study.get_trials(deepcopy=False):
+            for point in grid(config):
+                study.enqueue_trial(point)
+
+
+def grid(config: SweepConfig) -> list[dict[str, Any]]:
+    """Every combination of the space, the seed varying last of all."""
+    names = sorted(config.space, key=lambda name: name != "seed")
+    choices = [values_of(config.space[name]) for name in names]
+    return [dict(zip(names, point, strict=True)) for point in itertools.product(*choices)]
+
+
+def values_of(distribution: BaseDistribution) -> tuple[Any, ...]:
+    """All values of a list or a stepped range."""
+    if isinstance(distribution, CategoricalDistribution):
+        return tuple(distribution.choices)
+    assert isinstance(distribution, FloatDistribution) and distribution.step is not None
+    count = round((distribution.high - distribution.low) / distribution.step) + 1
+    return tuple(round(distribution.low + i * distribution.step, 10) for i in range(count))
+
+
+def conclude(config: SweepConfig, dataset: DatasetRecord, console: Console) -> None:
+    """Tables and picture of what is finished: on the screen, in OUT/sweeps/NAME/ablation/, on its MLflow run."""
+    from analysis.ablation import cells, cells_table, write_ablation
+    from analysis.runs import read_runs
+    from sweeps.launch import tracking_uri
+    from sweeps.sweep_folder import check_identity
+    from trainables.tracking import Tracker
+
+    uri, by = tracking_uri(config), [name for name in config.space if name != "seed"]
+    runs = read_runs(uri, config.name)
+    console.print(cells_table(cells(runs.frame, by), by))
+    files = write_ablation(runs, by, config.folder / "ablation")
+    tracker = Tracker(
+        uri,
+        experiment=dataset.name.replace(":", "-"),
+        sweep=config.name,
+        sweep_id=check_identity(config),
+        artifacts=config.out / "artifacts",
+    )
+    tracker.sweep_artifacts(files)
+    console.print(f"Ablation: {config.folder / 'ablation'}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

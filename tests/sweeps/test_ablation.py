@@ -1,0 +1,156 @@
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from analysis.ablation import bars_png, cells, heat_map_png
+from analysis.runs import read_runs
+from sweeps import ablation
+from sweeps.ablation import grid
+from sweeps.config import SweepConfig
+
+SCRIPT = Path(ablation.__file__)
+
+
+def trial(**changes: object) -> dict[str, object]:
+    row = {"status": "finished", "stage": "candidate", "val_accuracy": 0.8, "latency_p50_ms": 2.0, "size_bytes": 10}
+    return row | {"test_accuracy": 0.5, "kd_loss": "kd", "num_test": 360, "dataset": "digits"} | changes
+
+
+def config(*words: str) -> SweepConfig:
+    _, flags = ablation._parse(list(words))
+    return ablation._config(flags)
+
+
+def test_means_and_deviations_by_hand() -> None:
+    rows = [trial(test_accuracy=value) for value in (0.5, 0.6, 0.7)]
+    rows += [trial(kd_loss="none", test_accuracy=value) for value in (0.4, 0.8)]
+    rows += [trial(status="failed", test_accuracy=0.0), trial(stage="teacher", test_accuracy=1.0)]
+    table = cells(pd.DataFrame(rows), ["kd_loss"]).set_index("kd_loss")
+    assert table["n"].to_dict() == {"kd": 3, "none": 2}
+    assert table["test_accuracy_mean"].to_dict() == pytest.approx({"kd": 0.6, "none": 0.6})
+    assert table["test_accuracy_sd"].to_dict() == pytest.approx({"kd": 0.1, "none": 0.08**0.5})
+    assert table["size_bytes_sd"].to_dict() == {"kd": 0, "none": 0}
+
+
+def test_a_setting_that_is_off_is_a_cell_of_its_own_and_one_seed_has_no_deviation() -> None:
+    rows = [trial(mixup_alpha=None), trial(mixup_alpha=0.2), trial(mixup_alpha=0.2)]
+    table = cells(pd.DataFrame(rows), ["mixup_alpha"])
+    by_value = {row["mixup_alpha"]: row for row in table.to_dict("records")}
+    assert {value: row["n"] for value, row in by_value.items()} == {None: 1, 0.2: 2}
+    assert pd.isna(by_value[None]["test_accuracy_sd"])
+
+
+def test_pictures_fit_a_page_and_hold_every_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    save = Figure.savefig
+
+    def note(figure: Figure, path: Path) -> None:
+        seen.extend(text.get_text() for axes in figure.axes for text in axes.texts)
+        save(figure, path)
+
+    monkeypatch.setattr(Figure, "savefig", note)
+    frame = pd.DataFrame(
+        trial(temperature=t, alpha=a, pruning_ratio=r, test_accuracy=t / 10 + a / 100 + r / 1000 + noise)
+        for t in (2.0, 4.0, 6.0)
+        for a in (0.5, 0.9)
+        for r in (0.2, 0.5)
+        for noise in (0.0, 0.02)
+    )
+    table = cells(frame, ["temperature", "alpha", "pruning_ratio"])
+    heat_map_png(table, tmp_path / "heat.png", frame=frame, sweep={})
+    assert len(seen) == 12
+    assert "21.5\n± 1.4" in seen  # T=2, alpha=0.5, ratio=0.2: 20.52 and 22.52
+    bars_png(cells(frame, ["temperature"]), ["temperature"], tmp_path / "bars.png", frame=frame, sweep={})
+    assert len(seen) == 12 + 3 * 3
+    for name in ("heat.png", "bars.png"):
+        width, height = Image.open(tmp_path / name).size
+        assert 900 < width < 3000
+        assert height < 2000
+
+
+@pytest.mark.parametrize(("preset", "cells_"), [("kd-grid", 27), ("augmentation", 4), ("distillation", 2)])
+def test_a_grid_is_as_large_as_its_cells_times_seeds(preset: str, cells_: int) -> None:
+    made = config("--preset", preset, "--base", "quick", "--seeds", "2")
+    points = grid(made)
+    assert made.trials == len(points) == 2 * cells_
+    assert len({str(sorted(point.items(), key=str)) for point in points}) == len(points)
+    assert [point["seed"] for point in points[:cells_]] == [0] * cells_
+    assert (made.sampler, made.stopper, made.reuse_probability) == ("grid", "off", 0.0)
+
+
+def test_flags_change_the_axes_and_what_is_fixed() -> None:
+    made = config(
+        "--preset", "augmentation", "--base", "quick", "--mixup-alpha", "0.4", "--alpha", "0.7", "--seed", "5"
+    )
+    assert made.space["mixup_alpha"].choices == (None, 0.4)
+    assert made.space["seed"].choices == (5, 6, 7)
+    assert made.base.student.alpha == 0.7
+    grid_ = config("--preset", "kd-grid", "--base", "quick", "--temperature", "1,3", "--seeds", "1")
+    assert grid_.trials == 2 * 3 * 3
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("", ["--preset"]),
+        ("--preset kd", ["--preset", "'kd'", "kd-grid"]),
+        ("--preset distillation --seeds 0", ["--seeds 0"]),
+        ("--preset distillation --alpha 0.5,0.9", ["--alpha 0.5,0.9", "varies kd_loss alone", "one value"]),
+        ("--preset distillation --temperature 1:4", ["--temperature 1:4", "one value"]),
+        ("--preset kd-grid --trials 5", ["unknown flag --trials"]),
+        ("--preset kd-grid --stopper off", ["unknown flag --stopper"]),
+        ("--preset kd-grid --alpha 2", ["--alpha 2.0", "0 <= alpha <= 1"]),
+    ],
+)
+def test_bad_input_is_answered_on_one_line(
+    words: str, named: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        ablation.main(["--base", "quick", "--out", str(tmp_path / "runs"), *words.split()])
+    error = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert error.count("\n") == 1
+    assert all(part in error for part in named), error
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Two cells with two seeds each."""
+    out = tmp_path_factory.mktemp("ablation") / "runs"
+    settings = "--preset distillation --base quick --seeds 2 --train-limit 200 --teacher-epochs 1 --student-epochs 1"
+    words = [*settings.split(), "--recovery-epochs", "1", "--latency-seconds", "0.1", "--name", "worth"]
+    command = [sys.executable, str(SCRIPT), *words, "--out", str(out), "--data-dir", str(out.parent / "data")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (out / "terminal.txt").write_text(done.stdout)
+    yield out
+    mlflow.set_tracking_uri("")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_an_ablation_trains_every_cell_with_every_seed_and_one_teacher(out: Path) -> None:
+    table = pd.read_csv(out / "sweeps" / "worth" / "ablation" / "ablation.csv")
+    assert table.set_index("kd_loss")["n"].to_dict() == {"kd": 2, "none": 2}
+    assert len(list(out.glob("store/teacher/*/record.json"))) == 1
+    assert len(list(out.glob("store/student/*/record.json"))) == 4
+    runs = read_runs(f"sqlite:///{out / 'mlflow.db'}", "worth")
+    trials = runs.frame[runs.frame["stage"] == "candidate"]
+    assert sorted(zip(trials["kd_loss"], trials["seed"], strict=True)) == [
+        ("kd", 0), ("kd", 1), ("none", 0), ("none", 1)
+    ]  # fmt: skip
+    kd = trials[trials["kd_loss"] == "kd"]["test_accuracy"]
+    assert table.set_index("kd_loss").loc["kd", "test_accuracy_mean"] == pytest.approx(kd.mean())
+    client = mlflow.MlflowClient(f"sqlite:///{out / 'mlflow.db'}")
+    (parent,) = client.search_runs(list(trials["experiment_id"].unique()), "tags.kind = 'sweep'")
+    names = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert {"ablation.csv", "ablation.png", "sweep.json"} <= names
+    assert "Ablation:" in (out / "terminal.txt").read_text()

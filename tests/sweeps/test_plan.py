@@ -1,0 +1,162 @@
+import argparse
+import itertools
+import math
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sweeps import kd_prune
+from sweeps.command import START_S, Deadline, duration, in_words, look_up, trials_within
+from sweeps.config import SweepConfig, quick
+from sweeps.plan import Hits, Plan, Probe, Range, distinct_students, estimate
+from sweeps.space import parse
+from trainables.stages import data
+
+PROBE = Probe(
+    teacher_step_s=(1.0, 2.0, 4.0),
+    student_step_s=(0.5, 1.0, 1.5),
+    labels_batch_s=(3.0,),
+    teacher_check_s=5.0,
+    student_check_s=2.0,
+    export_s=4.0,
+    steps=10,
+    label_batches=2,
+    peak_bytes=500,
+    student_bytes=100,
+    teacher_bytes=1000,
+    view_bytes=30,
+)
+SMALL = ["--preset", "quick", "--train-limit", "100", "--teacher-epochs", "1", "--student-epochs", "1"]
+
+
+def sweep(**changes: object) -> SweepConfig:
+    """Teacher 2 epochs, student 3, recovery 1, 1 s of timing, two at once, every trial its own student."""
+    base = quick().base.replace(teacher_epochs=2, student_epochs=3, recovery_epochs=1, latency_seconds=1.0)
+    space = {"learning_rate": parse("learning_rate", "1e-4:1e-2"), "pruning_ratio": parse("pruning_ratio", "0.2,0.3")}
+    settings = {"base": base, "space": space, "trials": 6, "cpus": 2, "reuse_probability": 0.0} | changes
+    return replace(quick(), **settings)
+
+
+def test_a_plan_by_hand() -> None:
+    plan = estimate(PROBE, sweep(), Hits(views_needed=4))
+    # teacher: 2 epochs of 10 steps and a check, two exports, half of a trial's four timings
+    assert plan.teacher_s == Range(2 * 15 + 8 + 2, 2 * 25 + 8 + 2, 2 * 45 + 8 + 2)
+    assert plan.labels_s == Range(24, 24, 24)
+    # trial: 4 epochs of 10 steps and a check, two exports, four timings
+    assert plan.trial_s == Range(4 * 7 + 8 + 4, 4 * 12 + 8 + 4, 4 * 17 + 8 + 4)
+    assert plan.alone_s == 4
+    # six trials, two at once but for measuring
+    assert plan.total_s.expected == pytest.approx(6 * 56 / 2 + 6 * 4 + 24 + 60 + START_S)
+    assert plan.total_s.high == pytest.approx(6 * 76 / 2 + 6 * 4 + 24 + 100 + START_S)
+    assert (plan.trials, plan.students, plan.concurrency, plan.memory_bytes) == (6, 6, 2, 500)
+    assert (plan.trial_bytes, plan.disk_bytes) == (400, 6 * 400 + 4 * 30 + 3 * 1000)
+
+
+def test_what_is_in_the_store_costs_nothing() -> None:
+    hits = Hits(trials=2, teacher=True, views=4, views_needed=4, students=1)
+    plan = estimate(PROBE, sweep(), hits)
+    assert (plan.trials, plan.students) == (4, 3)
+    assert plan.teacher_s == plan.labels_s == Range(0, 0, 0)
+    assert plan.total_s.expected == pytest.approx((3 * 36 + 4 * 20) / 2 + 4 * 4 + START_S)
+    assert plan.disk_bytes == 4 * 400
+
+
+def test_a_finished_sweep_costs_nothing() -> None:
+    plan = estimate(PROBE, sweep(), Hits(trials=6, teacher=True))
+    assert (plan.trials, plan.students, plan.total_s) == (0, 0, Range(0, 0, 0))
+
+
+def test_distinct_students_are_counted_as_by_drawing_all_subsets() -> None:
+    space = {"temperature": parse("temperature", "1,2,4"), "pruning_ratio": parse("pruning_ratio", "0.2,0.3")}
+    everything = list(itertools.product("abc", range(2)))
+    for trials in range(7):
+        draws = list(itertools.combinations(everything, trials))
+        mean = sum(len({student for student, _ in draw}) for draw in draws) / len(draws)
+        assert distinct_students(space, trials) == pytest.approx(mean)
+
+
+def test_a_continuous_parameter_gives_every_trial_its_own_student() -> None:
+    assert distinct_students({"learning_rate": parse("learning_rate", "1e-4:1e-2")}, 30) == 30
+
+
+def budgeted() -> Plan:
+    """Before the first trial: teacher 60 s, labels 24 s, start; a trial 60 s, 4 of them alone, two at once."""
+    return estimate(PROBE, sweep(), Hits(views_needed=4))
+
+
+@pytest.mark.parametrize(("trials", "more"), [(1, 0), (2, 0), (5, 0), (5, 31.9)])
+def test_trials_within_a_budget(trials: int, more: float) -> None:
+    seconds = 84 + START_S + max(60, trials * 32 + more)
+    assert trials_within(seconds, budgeted(), budget_s=seconds) == trials
+
+
+def test_a_budget_too_small_says_what_one_trial_needs() -> None:
+    needs = in_words(84 + START_S + 60)
+    with pytest.raises(ValueError, match=rf"--budget 2 min: one trial needs about {needs} .*trial 60 s"):
+        trials_within(120.0, budgeted(), budget_s=120.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("6h", 21600), ("90m", 5400), ("1h30m", 5400), ("45s", 45), ("1.5h", 5400), ("1h5s", 3605)]
+)
+def test_lengths_of_time(text: str, seconds: float) -> None:
+    assert duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "6", "h", "6x", "30m1h", "-6h", "0s", "nan", "1h 30m"])
+def test_what_is_no_length_of_time(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="is no length of time; write it as 6h"):
+        duration(text)
+
+
+def test_a_deadline_is_over_when_no_trial_fits_any_more() -> None:
+    now = time.monotonic()
+    assert not Deadline(at=now + 100, trial_s=50).over()
+    assert Deadline(at=now + 100, trial_s=150).over()
+    assert Deadline(at=now - 1, trial_s=0.5).left() == 0
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    with pytest.raises(SystemExit) as caught:
+        kd_prune.main(list(words))
+    error = capsys.readouterr().err
+    assert caught.value.code == kd_prune.BAD_INPUT
+    assert error.count("\n") == 1
+    return error
+
+
+def test_bad_budgets_are_named_on_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "argument --budget: '6x' is no length of time" in refused(capsys, "--budget", "6x")
+    both = refused(capsys, *SMALL, "--out", str(tmp_path / "runs"), "--budget", "6h", "--trials", "5")
+    assert "--budget and --trials 5" in both
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_budget_too_small_is_refused_before_anything_is_trained(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    where = ["--out", str(tmp_path / "runs"), "--data-dir", str(tmp_path / "data")]
+    assert "--budget 2 s: one trial needs about" in refused(capsys, *SMALL, *where, "--budget", "2s")
+    assert list((tmp_path / "runs").rglob("*")) == []
+
+
+def test_a_plan_writes_nothing_and_says_what_it_would_cost(tmp_path: Path) -> None:
+    command = [sys.executable, str(Path(kd_prune.__file__)), *SMALL, "--plan", "--trials", "3", "--cpus", "1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list((tmp_path / "runs").rglob("*")) == []
+    for words in ("alexnet, 1 epochs", "0 of 3 views", "3 to run, 0 there; 1 at once on 1 CPU cores", "MB a trial"):
+        assert words in done.stdout
+
+
+def test_looking_up_an_empty_store(tmp_path: Path) -> None:
+    config = sweep(out=tmp_path / "runs", base=quick().base.replace(train_limit=100))
+    dataset = data.prepare(config.base.data, tmp_path / "data")
+    point = {"pruning_ratio": 0.2, "learning_rate": 1e-3}
+    assert look_up(config, dataset, [point]) == Hits(views_needed=4 + 2, first_students=1)
+    assert look_up(config, dataset, [point | {"kd_loss": "none"}]).views_needed == 0
+    assert math.isclose(Range.of([3.0, 1.0, 2.0]).expected, 2.0)

@@ -1,0 +1,127 @@
+"""The control arm of pruning: the pruned shape, trained from random weights for the champion's whole budget."""
+
+from collections.abc import Generator
+from pathlib import Path
+
+import torch
+
+from trainables.configs import CandidateConfig
+from trainables.limits import Limits
+from trainables.records import CandidateRecord, DatasetRecord, EpochRecord, ModelRecord, ShapeRecord, read_model
+from trainables.stages import data
+from trainables.stages.candidate import NO_LIMITS, Steps, _spending, check_shape
+from trainables.stages.exported import exported, recipe
+from trainables.stages.measured import measured, measured_key
+from trainables.stages.prune import apply_masks, masks, prune
+from trainables.stages.shape import shaped
+from trainables.stages.soft_labels import SoftLabels
+from trainables.stages.student import Distillation
+from trainables.stages.teacher import teacher
+from trainables.stages.tensors import Images, load_images
+from trainables.stages.trained import write_model
+from trainables.stages.training import Loop, recalibrate, seed_for, train
+from trainables.stages.workspace import Workspace, build_for
+from trainables.store import Key, stage_key
+
+VERSION = 1
+
+
+def scratch_key(config: CandidateConfig, dataset: DatasetRecord, teacher: ModelRecord, *, channel_ratio: float) -> Key:
+    """Where the pruned shape of this configuration, trained from random weights, lies in the store."""
+    return stage_key(
+        "scratch",
+        version=VERSION,
+        parents=[dataset.fingerprint, teacher.key],
+        channel_ratio=channel_ratio,
+        **vars(config.augment),
+        **vars(config.training),
+        **vars(config.student.canonical()),
+        **vars(config.prune),
+    )
+
+
+def scratch(
+    config: CandidateConfig,
+    dataset: DatasetRecord,
+    images: Images,
+    teacher: ModelRecord,
+    place: Workspace,
+    *,
+    channel_ratio: float,
+) -> Generator[EpochRecord, None, ModelRecord]:
+    """Train the pruned shape from random weights, or find it in the store; yields its epochs.
+
+    The untrained student is pruned as a trained one would be, then distilled with the same loss for student_epochs +
+    recovery_epochs under one schedule that peaks at learning_rate. `structured` removes the same number of channels
+    from a layer whatever their weights are, so this is the champion's shape: a narrower dense student of about the
+    same latency is this very network. Which channels (or, with `l1_unstructured`, which weights) go is chance here.
+    Weights, batch order and views are those that the champion's student of the same seed begins with, so that the two
+    can be compared in pairs. Never pretrained (cf. Liu et al., arXiv:1810.05270).
+    """
+    key = scratch_key(config, dataset, teacher, channel_ratio=channel_ratio)
+
+    def compute(folder: Path) -> Generator[EpochRecord, None, None]:
+        torch.manual_seed(seed_for(config.training.seed, "student", "weights"))
+        model = build_for(config.student.student_model, dataset)
+        prune(
+            model,
+            method=config.prune.pruning_method,
+            ratio=channel_ratio if config.prune.pruning_method == "structured" else config.prune.pruning_ratio,
+            image_size=dataset.image_size,
+            num_classes=dataset.num_classes,
+        )
+        zeros = masks(model) if config.prune.pruning_method == "l1_unstructured" else {}
+        loop = Loop(
+            stage="student",
+            epochs=config.student.student_epochs + config.prune.recovery_epochs,
+            learning_rate=config.student.learning_rate,
+            training=config.training,
+            augment=config.augment,
+        )
+        lesson = Distillation(config, SoftLabels(teacher, dataset, images, config.augment, place.store))
+        turn = place.lease().shared
+        curve = yield from train(
+            model, loop, images, lesson, folder, after_step=lambda: apply_masks(model, zeros), turn=turn
+        )
+        if not curve:  # nothing has estimated BatchNorm yet
+            recalibrate(model.to(images.mean.device), loop, images)
+        write_model(model, folder, key=key, name=config.student.student_model, dataset=dataset, curve=curve)
+
+    return read_model((yield from place.store.obtain(key, compute)))
+
+
+def scratch_candidate(config: CandidateConfig, place: Workspace, limits: Limits = NO_LIMITS) -> Steps:
+    """data -> teacher -> shape -> trained from scratch -> exported -> measured; yields as `candidate` does.
+
+    Raises:
+        InfeasibleError: if the shape cannot keep to the limits; nothing has been trained for it.
+        ValueError: if the configuration cannot give a candidate (it would fail again).
+    """
+    dataset = data.prepare(config.data, place.data_dir)
+    images = load_images(dataset, place.device)
+    teacher_model, teacher_spent = yield from _spending(teacher(config, dataset, images, place))
+    reference = yield from exported(config, dataset, teacher_model, recipe(config, dataset, "teacher"), place)
+    shape: ShapeRecord = yield from shaped(config, dataset, reference, place)
+    yield shape
+    check_shape(shape, limits)
+    model, spent = yield from _spending(
+        scratch(config, dataset, images, teacher_model, place, channel_ratio=shape.channel_ratio)
+    )
+    made_by = recipe(config, dataset, "candidate") | {"from_scratch": True}
+    files = yield from exported(config, dataset, model, made_by, place)
+    measurement = yield from measured(config, dataset, model, files, reference, place)
+    return CandidateRecord(
+        stage="candidate",
+        params=made_by | vars(config.measure),
+        export=files,
+        measurement=measurement,
+        curve=model.curve,
+        num_val=dataset.num_val,
+        num_test=dataset.num_test,
+        train_time_s=model.train_time_s,
+        reused_time_s=max(0.0, teacher_model.train_time_s + model.train_time_s - teacher_spent - spent),
+        keys=(
+            *(teacher_model.key, model.key, reference.key, files.key),
+            str(measured_key(config, dataset, files, reference)),
+        ),
+    )
