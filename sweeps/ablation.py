@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         parser.error(with_flags(str(error)))
     try:
-        enqueue_grid(config)
+        enqueue_grid(config, dataset)
     except ValueError as error:
         parser.error(with_flags(str(error)))
     code = run(config, dataset, parser, console)
@@ -112,7 +112,7 @@ def _choices(flags: argparse.Namespace, name: str, choices: tuple[object, ...]) 
     return choices if on is None else (None, on)
 
 
-def enqueue_grid(config: SweepConfig) -> None:
+def enqueue_grid(config: SweepConfig, dataset: DatasetRecord) -> None:
     """Queue the grid in a new study, one seed after the other: cut short, there are whole grids of fewer seeds.
 
     Raises:
@@ -122,7 +122,7 @@ def enqueue_grid(config: SweepConfig) -> None:
     from sweeps.sweep_folder import check_identity, sole_driver
 
     with sole_driver(config.folder):
-        check_identity(config)
+        check_identity(config, dataset)
         study = optuna.create_study(
             storage=JournalStorage(JournalFileBackend(str(config.folder / "study.journal"))),
             study_name=config.name,
@@ -154,7 +154,7 @@ def conclude(config: SweepConfig, dataset: DatasetRecord, console: Console) -> N
     """Tables and picture of what is finished: on the screen, in OUT/sweeps/NAME/ablation/, on its MLflow run."""
     from analysis.ablation import cells, cells_table, write_ablation
     from analysis.runs import read_runs
-    from sweeps.launch import tracking_uri
+    from sweeps.outcome import tracking_uri
     from sweeps.sweep_folder import check_identity
     from trainables.tracking import Tracker
 
@@ -166,7 +166,7 @@ def conclude(config: SweepConfig, dataset: DatasetRecord, console: Console) -> N
         uri,
         experiment=dataset.name.replace(":", "-"),
         sweep=config.name,
-        sweep_id=check_identity(config),
+        sweep_id=check_identity(config, dataset),
         artifacts=config.out / "artifacts",
     )
     tracker.sweep_artifacts(files)

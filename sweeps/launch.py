@@ -31,9 +31,9 @@ from rich.console import Console
 from sweeps.champions import retrain
 from sweeps.command import Deadline, TimedSweep
 from sweeps.config import STOPPERS, SweepConfig
-from sweeps.delivery import Delivery, deliver_all
+from sweeps.delivery import Delivery
 from sweeps.objectives import composite_score
-from sweeps.outcome import headline, open_tracker, publish, show, teacher_line
+from sweeps.outcome import announce, finish, headline, open_tracker, teacher_line, tracking_uri
 from sweeps.progress import Progress
 from sweeps.searcher import Proposing, StudySearcher, finished, open_study
 from sweeps.stopper import FrontStopper
@@ -72,24 +72,21 @@ def run_sweep(config: SweepConfig, dataset: DatasetRecord, console: Console) -> 
     """
     _quiet()
     with sole_driver(config.folder):
-        sweep_id = check_identity(config)
+        sweep_id = check_identity(config, dataset)
         tracker = open_tracker(tracking_uri(config), config, dataset, sweep_id)
         with _ray(config):
             teacher = _teacher(config, console)
             write_sweep_json(config, teacher, dataset)
+            score = partial(_score, config, teacher)
+            announce(config, teacher, tracker, score)
             try:
                 failed = _trials(config, dataset, teacher, tracker, console)
                 failed += _champions(config, teacher, dataset, tracker, console)
             except Interrupted:
-                _finish(config, teacher, tracker, console, "interrupted")
+                finish(config, tracker, console, "interrupted", score=score)
                 raise
-            _finish(config, teacher, tracker, console, "finished")
+            finish(config, tracker, console, "finished", score=score)
     return failed
-
-
-def tracking_uri(config: SweepConfig) -> str:
-    """Where MLflow keeps this sweep."""
-    return config.tracking_uri or f"sqlite:///{(config.out / 'mlflow.db').resolve()}"
 
 
 def trial_dir(config: SweepConfig, number: int) -> Path:
@@ -142,9 +139,11 @@ def _teacher(config: SweepConfig, console: Console) -> TrialRecord:
         title = f"Sweep {config.name}: first its teacher, {config.base.teacher.teacher_model}"
         progress = Progress(console, title=title, trials=1, done=0, concurrency=1)
         with progress:
-            tuner(
+            results = tuner(
                 TeacherTrial, config, resources=resources, callbacks=[progress], name="teacher", param_space=space
             ).fit()
+        if results.errors:
+            raise InputError(f"no teacher could be made: {str(results.errors[0]).strip().splitlines()[-1]}")
     if not (folder / "record.json").exists():
         raise Interrupted
     record = read_trial(folder)
@@ -162,7 +161,7 @@ def _trials(
     done = len(finished(study))
     if done >= config.trials:
         console.print(f"Sweep {config.name} has its {config.trials} trials; --trials {config.trials + 10} adds some.")
-        return _failed(study)
+        return _failed(config)
     known = {"num_val": dataset.num_val, "teacher_val_accuracy": teacher.metrics["val_accuracy"]}
     searcher = _InTime(
         study,
@@ -205,9 +204,12 @@ def _trials(
             scheduler=stopper,
             trials=config.trials - done,
         ).fit()
-    if len(finished(study)) < config.trials and not searcher.exhausted and not searcher.late():
-        raise Interrupted
-    return _failed(study)
+    done = len(finished(study))
+    if done < config.trials and not searcher.late():
+        if not searcher.exhausted or study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
+            raise Interrupted
+        console.print(f"The space holds no more than these {done} trials; widen a range to have {config.trials}.")
+    return _failed(config)
 
 
 def _champions(
@@ -221,25 +223,10 @@ def _champions(
     return failed
 
 
-def _failed(study: optuna.Study) -> int:
-    return len(study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.FAIL,)))
-
-
-def _finish(config: SweepConfig, teacher: TrialRecord, tracker: Tracker, console: Console, status: str) -> None:
-    """Deliver what is left in the outbox, then show the front: in MLflow, on disk, on the screen."""
-    folders = [config.folder / "teacher", *sorted(config.folder.glob("trials/*"))]
-    folders += sorted(config.folder.glob("champions/*"))
-    waiting = deliver_all(tracker, folders, lambda metrics: _score(config, teacher, metrics))
-    if waiting:
-        console.print(
-            f"{waiting} trials wait in {config.folder} for MLflow; the same command delivers them.", style="yellow"
-        )
-        return
-    uri = tracking_uri(config)
-    tracker.sweep_artifacts([config.folder / "sweep.json"])
-    runs = publish(tracker, uri, config.name, config.folder / "front")
-    tracker.close(status)
-    show(console, runs, uri, config.folder / "front")
+def _failed(config: SweepConfig) -> int:
+    """Trials whose configuration or process could not give a candidate."""
+    records = (read_trial(path.parent) for path in config.folder.glob("trials/*/record.json"))
+    return sum(record.status == "failed" for record in records)
 
 
 def _place(config: SweepConfig, folder: Path, *, number: int | None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from analysis.controls import controls, print_controls, write_controls
 from analysis.front import choose, front_members, front_table, hypervolume_curve, with_teacher, write_front
 from analysis.runs import Runs, read_runs
 from sweeps.config import SweepConfig
+from sweeps.delivery import Score, deliver_all, scores_of
 from sweeps.sweep_folder import InputError
 from trainables.records import DatasetRecord, TrialRecord
 from trainables.tracking import Tracker, TrackingError
@@ -51,9 +52,45 @@ def open_tracker(uri: str, config: SweepConfig, dataset: DatasetRecord, sweep_id
         raise InputError(f"--tracking-uri {uri}: {error}; start that server, or leave the flag out.") from error
 
 
-def publish(tracker: Tracker, tracking_uri: str, sweep: str, folder: Path) -> Runs:
+def tracking_uri(config: SweepConfig) -> str:
+    """Where MLflow keeps this sweep."""
+    return config.tracking_uri or f"sqlite:///{(config.out / 'mlflow.db').resolve()}"
+
+
+def announce(config: SweepConfig, teacher: TrialRecord, tracker: Tracker, score: Score) -> None:
+    """What `analysis` needs to read a sweep that still runs: its description and its teacher."""
+    try:
+        tracker.sweep_artifacts([config.folder / "sweep.json"])
+    except TrackingError:
+        return  # MLflow is away: told at the end, with everything else
+    tracker.deliver(config.folder / "teacher", scores_of(teacher, score))
+
+
+def finish(config: SweepConfig, tracker: Tracker, console: Console, status: str, *, score: Score) -> None:
+    """Deliver what is left in the outbox, then show the front: in MLflow, on disk, on the screen."""
+    folders = [config.folder / "teacher", *sorted(config.folder.glob("trials/*"))]
+    folders += sorted(config.folder.glob("champions/*"))
+    tracker.try_again()
+    waiting = deliver_all(tracker, folders, score)
+    if waiting:
+        console.print(
+            f"{waiting} trials wait in {config.folder} for MLflow; the same command delivers them.", style="yellow"
+        )
+        return
+    uri = tracking_uri(config)
+    try:
+        tracker.sweep_artifacts([config.folder / "sweep.json"])
+        runs = publish(tracker, uri, config.folder / "front")
+        tracker.close(status)
+    except TrackingError as error:
+        console.print(f"MLflow went away ({error}); the same command draws the front.", style="yellow")
+        return
+    show(console, runs, uri, config.folder / "front")
+
+
+def publish(tracker: Tracker, tracking_uri: str, folder: Path) -> Runs:
     """Write the front's files into `folder`, put them on the sweep's MLflow run and tag its members there."""
-    runs = read_runs(tracking_uri, sweep)
+    runs = read_runs(tracking_uri, parent_id=tracker.parent_id)
     front = set(front_members(runs).index)
     tracker.mark_front(front, set(runs.frame.index) - front)
     for trial, volume in hypervolume_curve(runs):
@@ -76,4 +113,6 @@ def show(console: Console, runs: Runs, tracking_uri: str, folder: Path) -> None:
         )
     print_controls(console, controls(runs.frame))
     console.print(f"Front: {folder / 'pareto.html'}")
-    console.print(f"Browse: mlflow ui --backend-store-uri {shlex.quote(tracking_uri)}", soft_wrap=True)
+    served = tracking_uri.startswith("http")
+    browse = tracking_uri if served else f"mlflow ui --backend-store-uri {shlex.quote(tracking_uri)}"
+    console.print(f"Browse: {browse}", soft_wrap=True)

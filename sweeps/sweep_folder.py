@@ -2,15 +2,16 @@
 
 import fcntl
 import json
+import subprocess
 import uuid
 from collections.abc import Generator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 from sweeps.config import SweepConfig
 from sweeps.objectives import DIRECTIONS, UNITS, reference_point
 from trainables.records import DatasetRecord, TrialRecord, to_json, write_text
-from trainables.tracking import versions
 
 
 class InputError(ValueError):
@@ -35,14 +36,14 @@ def sole_driver(folder: Path) -> Generator[None, None, None]:
         yield
 
 
-def check_identity(config: SweepConfig) -> str:
-    """The sweep's id, new for a new folder. A name stands for one search: another one would mix its numbers.
+def check_identity(config: SweepConfig, dataset: DatasetRecord) -> str:
+    """The sweep's id, new for a new folder. A name stands for one search on one data set: others would mix its numbers.
 
     Raises:
-        InputError: if the folder belongs to a sweep with other settings.
+        InputError: if the folder belongs to a sweep with other settings or images.
     """
     path = config.folder / "identity.json"
-    mine = json.loads(to_json(config.identity()))
+    mine = json.loads(to_json(config.identity() | {"images": {"fingerprint of the images": dataset.fingerprint[:16]}}))
     if not path.exists():
         sweep_id = uuid.uuid4().hex
         write_text(path, to_json({"sweep_id": sweep_id, "settings": mine}))
@@ -75,5 +76,22 @@ def write_sweep_json(config: SweepConfig, teacher: TrialRecord, dataset: Dataset
         "teacher": dict(teacher.metrics),
         "config": settings,
         "versions": versions(),
+        "commit": _commit(),
     }
     write_text(path, to_json(content))
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    names = ("torch", "torchvision", "torch-pruning", "onnx", "ray", "optuna", "mlflow", "numpy")
+    return {name: version(name) for name in names}
+
+
+def _commit() -> str | None:
+    """The commit of the code that runs, where it runs from a git checkout."""
+    here = Path(__file__).parent
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()

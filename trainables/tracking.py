@@ -8,9 +8,9 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from trainables.records import EpochRecord, TrialRecord, read_trial, to_json, write_text
 
@@ -88,26 +88,34 @@ class Tracker:
             return False
         return True
 
+    def try_again(self) -> None:
+        """Forget that MLflow was away a moment ago: the next delivery is tried at once."""
+        self._away_until = 0.0
+
     def sweep_artifacts(self, paths: Iterable[Path]) -> None:
-        """Put files on the parent run."""
-        for path in paths:
-            self._client.log_artifact(self.parent_id, str(path))
+        """Put files on the parent run; like all that follows, raises `TrackingError` if MLflow is away."""
+        with _told():
+            for path in paths:
+                self._client.log_artifact(self.parent_id, str(path))
 
     def sweep_metric(self, name: str, value: float, *, step: int) -> None:
         """A point of a curve on the parent run."""
-        self._client.log_metric(self.parent_id, name, value, step=step)
+        with _told():
+            self._client.log_metric(self.parent_id, name, value, step=step)
 
     def mark_front(self, members: Collection[str], others: Collection[str]) -> None:
         """Tag runs, by id, with `pareto = true` or `false`."""
-        for run_id in members:
-            self._client.set_tag(run_id, "pareto", "true")
-        for run_id in others:
-            self._client.set_tag(run_id, "pareto", "false")
+        with _told():
+            for run_id in members:
+                self._client.set_tag(run_id, "pareto", "true")
+            for run_id in others:
+                self._client.set_tag(run_id, "pareto", "false")
 
     def close(self, status: str) -> None:
         """End the parent run: `finished` or `interrupted`."""
-        self._client.set_tag(self.parent_id, "status", status)
-        self._client.set_terminated(self.parent_id, "FINISHED" if status == "finished" else "KILLED")
+        with _told():
+            self._client.set_tag(self.parent_id, "status", status)
+            self._client.set_terminated(self.parent_id, "FINISHED" if status == "finished" else "KILLED")
 
     def _deliver(self, folder: Path, record: TrialRecord, scores: Mapping[str, float]) -> None:
         run_id = self._find(
@@ -148,6 +156,14 @@ class Tracker:
         return str(run.info.run_id)
 
 
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        raise TrackingError(str(error).splitlines()[0]) from error
+
+
 def _tags(record: TrialRecord) -> dict[str, str]:
     tags = {"kind": "trial", "key": record.key, "stage": record.stage, "status": record.status}
     if record.trial_number is not None:
@@ -175,11 +191,3 @@ def _write_ahead(database: Path) -> None:
         connection.execute("PRAGMA journal_mode=WAL")
     finally:
         connection.close()
-
-
-def versions() -> dict[str, Any]:
-    """Versions of what a result depends on, for `sweep.json`."""
-    from importlib.metadata import version
-
-    names = ("torch", "torchvision", "torch-pruning", "onnx", "ray", "optuna", "mlflow", "numpy")
-    return {name: version(name) for name in names}

@@ -97,4 +97,4 @@ def test_table_fits_80_columns(runs):
     with console.capture() as capture:
         console.print(front_table(with_teacher(runs, front), variants=choose(front, runs.sweep["teacher"])))
     assert "…" not in capture.get()
-    assert "temper-" in capture.get()
+    assert "most accurate: trial" in capture.get()

@@ -107,8 +107,8 @@ def test_size_counts_trials_that_differ(losses: str, alphas: str) -> None:
 
 
 def test_size_of_the_default_space() -> None:
-    """Rates x methods x ratios x (alphas above 0 x temperatures + no teacher)."""
-    assert size(default_space()) == 3 * 2 * 15 * (10 * 15 + 1)
+    """Rates x (methods x ratios above 0 + no pruning) x (alphas above 0 x temperatures + no teacher)."""
+    assert size(default_space()) == 3 * (2 * 14 + 1) * (10 * 15 + 1)
 
 
 def test_the_default_space_holds_the_literatures_points_exactly() -> None:
