@@ -19,6 +19,7 @@ from sweeps.config import SweepConfig, augment_for
 from sweeps.objectives import ExchangeRates
 from trainables.configs import KD_LOSSES
 from trainables.flags import OneLineParser, add_config_flags, add_flags, config_from_flags, field_docs, flag_name, given
+from trainables.flags import with_flags as said_as_flags
 from trainables.limits import Limits
 from trainables.records import DatasetRecord
 
@@ -266,9 +267,7 @@ def check(config: SweepConfig) -> None:
 def with_flags(message: str) -> str:
     """The message with `alpha=2.0` said as `--alpha 2.0`: what the person typed."""
     names = [f.name for f in dataclasses.fields(SweepConfig)] + list(SweepConfig(name="x").base.flat())
-    names += [f.name for part in (ExchangeRates, Limits) for f in dataclasses.fields(part)]
-    pattern = re.compile(rf"(?<![\w-])({'|'.join(sorted(names, key=len, reverse=True))})=")
-    return pattern.sub(lambda match: f"{flag_name(match[1])} ", message)
+    return said_as_flags(message, [*names, *(f.name for p in (ExchangeRates, Limits) for f in dataclasses.fields(p))])
 
 
 def run(config: SweepConfig, dataset: DatasetRecord, parser: OneLineParser, console: Console) -> int:

@@ -5,6 +5,7 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import re
 import sys
 import textwrap
 import types
@@ -95,3 +96,9 @@ def _add_flag(group: Any, name: str, hint: Any, doc: str, default: Any) -> None:
     else:
         metavar = {int: "N", float: "X", str: "NAME", Path: "PATH"}[kind]
         group.add_argument(flag_name(name), type=kind, default=None, metavar=metavar, help=text)
+
+
+def with_flags(message: str, names: Collection[str]) -> str:
+    """The message with `alpha=2.0` said as `--alpha 2.0`: what the person typed."""
+    pattern = re.compile(rf"(?<![\w-])({'|'.join(sorted(names, key=len, reverse=True))})=")
+    return pattern.sub(lambda match: f"{flag_name(match[1])} ", message)

@@ -138,6 +138,31 @@ def test_the_same_command_adds_only_what_is_missing(out: Path, photos: Path) -> 
     assert len(children(out)) == TRIALS + 2
 
 
+def test_what_cannot_keep_to_a_limit_is_told_to_optuna_and_costs_no_training(photos: Path, tmp_path: Path) -> None:
+    """Through Tune, which hands nested results over flat. Ratio 0.2 leaves 2.0 MB, 0.6 leaves 0.5 MB."""
+    out = tmp_path / "runs"
+    space = "--pruning-method structured --pruning-ratio 0.2,0.6 --alpha 0.5 --temperature 2,4 --learning-rate 1e-3"
+    words = command(photos, out, *space.split(), "--trials", "4", "--max-size-mb", "1", "--max-drop", "100")
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    trials = [trial for trial in study_of(out).trials if "duplicate" not in trial.user_attrs]
+    over = [trial for trial in trials if trial.params["pruning_ratio"] == 0.2]
+    assert len(trials) == 4
+    assert over
+    for trial in over:
+        assert trial.state.name == "PRUNED"
+        assert trial.constraints["max_size_mb"] == pytest.approx(1.0, abs=0.1)
+    for trial in trials:
+        if trial not in over:
+            assert trial.state.name == "COMPLETE"
+            assert trial.constraints["max_size_mb"] < 0 > trial.constraints["max_drop"]
+    runs = children(out)
+    assert set(runs["tags.status"]) == {"finished", "infeasible"}
+    assert sum(runs["tags.status"] == "infeasible") == len(over)
+    feasible_students = {trial.params["temperature"] for trial in trials if trial not in over}
+    assert len(list(out.glob("store/student/*/record.json"))) == len(feasible_students)
+
+
 def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "runs"
     words = command(photos, out, "--trials", "3", "--name", "stopped")

@@ -140,7 +140,7 @@ def test_a_lost_marker_does_not_make_a_second_run(uri: str, client: mlflow.Mlflo
     folder = left()
     assert open_tracker(uri, out).deliver(folder, {"score": 91.5})
     (before,) = runs_of(client, folder)
-    assert json.loads((folder / DELIVERED).read_text()) == {"run_id": before.info.run_id}
+    assert json.loads((folder / DELIVERED).read_text())["run_id"] == before.info.run_id
     (folder / DELIVERED).unlink()
     assert open_tracker(uri, out).deliver(folder, {"score": 91.5})
     (after,) = runs_of(client, folder)
@@ -274,3 +274,13 @@ def test_the_parent_takes_files_curves_marks_and_its_end(
     assert client.get_run(run.info.run_id).data.tags["pareto"] == "false"
     tracker.close("finished")
     assert client.get_run(tracker.parent_id).info.status == "FINISHED"
+
+
+def test_what_another_store_got_is_delivered_to_this_one_too(
+    uri: str, client: mlflow.MlflowClient, left: Left, out: Path
+) -> None:
+    """A lost mlflow.db, or another --tracking-uri: the marker speaks for the store that it names."""
+    folder = left()
+    assert open_tracker(uri, out, sweep="before").deliver(folder, {})
+    assert open_tracker(uri, out, sweep="night").deliver(folder, {})
+    assert len(runs_of(client, folder)) == 2

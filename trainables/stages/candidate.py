@@ -3,14 +3,17 @@
 python -m trainables.stages.candidate --dataset digits --teacher-model alexnet --student-model alexnet_small
 """
 
+import argparse
 import os
 import sys
 from collections.abc import Generator
 from pathlib import Path
 from typing import TypeVar
 
+import torch
+
 from trainables.configs import CandidateConfig
-from trainables.flags import OneLineParser, add_config_flags, config_from_flags
+from trainables.flags import OneLineParser, add_config_flags, config_from_flags, with_flags
 from trainables.limits import InfeasibleError, Limits
 from trainables.records import CandidateRecord, DatasetRecord, EpochRecord, ShapeRecord, to_json
 from trainables.stages import data
@@ -137,6 +140,21 @@ def _shown(steps: Steps) -> CandidateRecord:
         sys.stderr.write(line + "\n")
 
 
+def _check(flags: argparse.Namespace, config: CandidateConfig) -> None:
+    """Refuse what cannot work before anything is trained."""
+    if flags.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: this machine has no CUDA device; take cpu.")
+    if flags.threads < 1:
+        raise ValueError(f"--threads {flags.threads}: must be 1 or more.")
+    for folder, flag in ((flags.out, "--out"), (flags.data_dir, "--data-dir")):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"{flag} {folder}: cannot be written ({error.strerror}); name a folder you own.") from None
+    check_model(config.teacher.teacher_model)
+    check_model(config.student.student_model)
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = OneLineParser(prog="python -m trainables.stages.candidate", description=__doc__.partition("\n")[0])
@@ -150,8 +168,7 @@ def main(argv: list[str] | None = None) -> int:
     flags = parser.parse_args(argv)
     try:
         config = config_from_flags(CandidateConfig(), flags)
-        check_model(config.teacher.teacher_model)
-        check_model(config.student.student_model)
+        _check(flags, config)
         place = Workspace(
             store=Store(flags.out / "store"),
             data_dir=flags.data_dir,
@@ -162,7 +179,7 @@ def main(argv: list[str] | None = None) -> int:
         place.enter()
         record = _shown(candidate(config, place))
     except ValueError as error:
-        parser.error(str(error))
+        parser.error(with_flags(str(error), list(CandidateConfig().flat())))
     print(to_json(record.metrics()))
     print(f"files: {record.export.folder}")
     return 0

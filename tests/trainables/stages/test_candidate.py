@@ -1,0 +1,73 @@
+"""The whole chain in one process, by its command line."""
+
+import json
+
+import pytest
+
+from trainables.stages.candidate import main
+
+TINY = [
+    *"--dataset digits --no-flip --train-limit 120 --batch-size 32".split(),
+    *"--teacher-model alexnet --student-model alexnet_small --threads 1".split(),
+    *"--teacher-epochs 1 --student-epochs 1 --recovery-epochs 1 --latency-seconds 0.1".split(),
+]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    root = tmp_path_factory.mktemp("candidate")
+    return ["--out", str(root / "runs"), "--data-dir", str(root / "data")]
+
+
+def run(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, float], str]:
+    assert main(words) == 0
+    shown = capsys.readouterr()
+    return json.loads(shown.out.partition("files:")[0]), shown.err
+
+
+def test_a_candidate_is_made_once_and_shares_its_stages_with_the_next(
+    folders: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, told = run([*TINY, *folders, "--pruning-ratio", "0.5"], capsys)
+    assert [line.split()[0] for line in told.splitlines()] == ["teacher", "shape", "student", "recovery"]
+    assert 0 <= first["test_accuracy"] <= 1
+    assert first["num_params"] < 400_000 < 763_306  # half of the channels leave about a quarter of the parameters
+    assert first["reused_time_s"] == 0
+
+    again, told = run([*TINY, *folders, "--pruning-ratio", "0.5"], capsys)
+    assert [line.split()[0] for line in told.splitlines()] == ["shape"]
+    assert {**again, "reused_time_s": 0.0} == first
+    assert again["reused_time_s"] > 0
+
+    zeroed, told = run([*TINY, *folders, "--pruning-method", "l1_unstructured", "--pruning-ratio", "0.5"], capsys)
+    assert [line.split()[0] for line in told.splitlines()] == ["shape", "recovery"]
+    assert zeroed["num_params"] == 763_306
+    assert zeroed["num_nonzero_params"] < zeroed["num_params"]
+
+
+def test_pruning_by_macs_finds_the_channels(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    dense, _ = run([*TINY, *folders, "--pruning-ratio", "0"], capsys)
+    by_macs, _ = run([*TINY, *folders, "--pruning-of", "macs", "--pruning-ratio", "0.6"], capsys)
+    assert 0.25 * dense["macs"] < by_macs["macs"] <= 0.4 * dense["macs"]
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--alpha", "2"], "--alpha 2.0"),
+        (["--threads", "0"], "--threads 0"),
+        (["--device", "tpu"], "tpu"),
+        (["--student-model", "alexnet_smal"], "alexnet_small"),
+        (["--dataset", "digit"], "--dataset digit"),
+        (["--pruning-of", "weight"], "--pruning-of 'weight'"),
+    ],
+)
+def test_bad_input_is_one_line(
+    folders: list[str], capsys: pytest.CaptureFixture[str], words: list[str], named: str
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([*TINY, *folders, *words])
+    assert end.value.code == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert named in told
