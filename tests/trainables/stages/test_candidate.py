@@ -7,9 +7,9 @@ import pytest
 from trainables.stages.candidate import main
 
 TINY = [
-    *"--dataset digits --no-flip --train-limit 120 --batch-size 32".split(),
-    *"--teacher-model alexnet --student-model alexnet_small --threads 1".split(),
-    *"--teacher-epochs 1 --student-epochs 1 --recovery-epochs 1 --latency-seconds 0.1".split(),
+    *["--dataset", "digits", "--no-flip", "--train-limit", "120", "--batch-size", "32"],
+    *["--teacher-model", "alexnet", "--student-model", "alexnet_small", "--threads", "1"],
+    *["--teacher-epochs", "1", "--student-epochs", "1", "--recovery-epochs", "1", "--latency-seconds", "0.1"],
 ]
 
 
