@@ -10,7 +10,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from analysis.labels import MB, merged_names, trial_label
+from analysis.labels import MB, device_of, images_of, merged_names, trial_label
 from analysis.pareto import (
     AXES,
     hypervolume,
@@ -121,9 +121,9 @@ def front_table(frame: pd.DataFrame, *, variants: Mapping[str, str] | None = Non
     teacher: dict[Any, Any] = rows.iloc[0].to_dict() if teachers.any() else {}
     labels = {str(run_id): trial_label(row) for run_id, row in frame.iterrows()}
     chosen = [f"{name}: {labels[run_id]}" for run_id, name in names.items()]
-    caption = "\n".join(
-        ["ms: latency p50 of one image; x: multiple of the teacher's; T: temperature", "; ".join(chosen)]
-    )
+    about = f"ms: p50 of one image, {device_of(rows, {})}; x: multiple of the teacher's; T: temperature"
+    counts = f"{images_of('val', rows, {})}; {images_of('test', rows, {})}"
+    caption = "\n".join([counts, about, "; ".join(chosen)])
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
     # Headers of two lines let the table fit a terminal of 80 columns.
     table.add_column("trial", no_wrap=True)
@@ -143,10 +143,17 @@ def front_table(frame: pd.DataFrame, *, variants: Mapping[str, str] | None = Non
             _text(_float(row.get("size_bytes")) / _float(teacher.get("size_bytes")), ".2f"),
             "" if is_teacher else _text(row.get("temperature"), "g"),
             "" if is_teacher else _text(row.get("alpha"), "g"),
-            "" if is_teacher else escape(f"{row.get('pruning_method')} {_text(row.get('pruning_ratio'), 'g')}"),
+            "" if is_teacher else escape(_pruning(row)),
             style="dim" if is_teacher else None,
         )
     return table
+
+
+def _pruning(row: pd.Series) -> str:
+    """`structured 0.3`, with the loss before it where it is not plain `kd`."""
+    loss = row.get("kd_loss", "kd")
+    named = "" if loss == "kd" or pd.isna(loss) else f"{loss}, "
+    return f"{named}{row.get('pruning_method')} {_text(row.get('pruning_ratio'), 'g')}"
 
 
 def write_front(runs: Runs, folder: Path) -> list[Path]:

@@ -54,7 +54,9 @@ def test_table_has_the_teacher_on_top(runs):
         console.print(front_table(with_teacher(runs, front_members(runs))))
     lines = [line for line in capture.get().splitlines() if line.strip()]
     assert lines[3].split()[:5] == ["teacher", "95.60", "95.10", "4.10", "1.00"]
-    assert len(lines) == 3 + 1 + len(front_members(runs)) + 1
+    members = front_members(runs)
+    assert [line.split()[0] for line in lines[4 : 4 + len(members)]] == [f"{n:.0f}" for n in members["trial_number"]]
+    assert lines[4 + len(members)].startswith("validation, n = 5,000; test, n = ")
 
 
 def test_files_are_written_and_read_back(runs, tmp_path):
