@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from sweeps.objectives import DIRECTIONS, study_directions, study_values
-from sweeps.samplers import keep_student, make_sampler
+from sweeps.samplers import STUDENT_PARAMS, keep_student, make_sampler
 from sweeps.space import Space, canonical, first_trials, suggest
 from trainables.limits import Limits
 
@@ -30,6 +30,8 @@ MAX_REUSED = 5
 def open_study(path: Path, name: str, *, objective: str, space: Space) -> optuna.Study:
     """The sweep's study in its journal file; made, with the literature's trials first, if there is none.
 
+    Of those that share a student only the first is queued here: run at once, the others would wait for it.
+
     `optuna-dashboard PATH` opens it.
     """
     study = optuna.create_study(
@@ -39,7 +41,7 @@ def open_study(path: Path, name: str, *, objective: str, space: Space) -> optuna
         load_if_exists=True,
     )
     if not study.get_trials(deepcopy=False):
-        for point in first_trials(space):
+        for point in _by_student(space)[0]:
             study.enqueue_trial(point)
     return study
 
@@ -100,6 +102,8 @@ class StudySearcher(Searcher):
         self._rng = np.random.default_rng(seed)
         self._numbers: dict[str, int] = {}
         self.exhausted = False
+        asked = [t.system_attrs.get("fixed_params") or t.params for t in study.get_trials(deepcopy=False)]
+        self._later = [point for point in _by_student(proposing.space)[1] if point not in asked]
         # No other driver is alive: what still runs in the study belongs to one that died, and is handed out again.
         self._orphans = [t.number for t in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
 
@@ -118,6 +122,8 @@ class StudySearcher(Searcher):
         number = self._numbers.pop(trial_id, None)
         if number is None:
             return
+        while self._later:
+            self._study.enqueue_trial(self._later.pop(0))
         trial = self._trial(number)
         if error:
             trial.set_user_attr("reason", "infrastructure error after retries")
@@ -150,7 +156,7 @@ class StudySearcher(Searcher):
         ]
         for attempt in range(MAX_DUPLICATES):
             # after a few, the promising students have been pruned in every way there is
-            self._study.sampler = self._next_sampler() if attempt < MAX_REUSED else self._sampler
+            self._study.sampler = self._next_sampler(reuse=attempt < MAX_REUSED)
             trial = self._study.ask()
             if canonical(suggest(trial, self._space)) not in known:
                 return trial
@@ -158,9 +164,12 @@ class StudySearcher(Searcher):
             self._study.tell(trial, state=TrialState.PRUNED)
         return None
 
-    def _next_sampler(self) -> optuna.samplers.BaseSampler:
+    def _next_sampler(self, *, reuse: bool) -> optuna.samplers.BaseSampler:
         """The sampler, or now and then one that keeps the student of a promising trial in the store."""
-        if self._rng.random() >= self._how.reuse_probability:
+        if self._how.sampler == "gp":
+            # Optuna 5.0's GPSampler keeps kernels of constraints that do not fit once the number of parameters changes
+            self._sampler = make_sampler("gp", seed=int(self._rng.integers(2**31)))
+        if not reuse or self._rng.random() >= self._how.reuse_probability:
             return self._sampler
         done = [
             trial
@@ -186,3 +195,15 @@ def _excess(result: Mapping[str, Any]) -> dict[str, float]:
     """By how much each limit is exceeded; Tune hands nested results over as `excess/max_size_mb`."""
     flat = {name.removeprefix("excess/"): by for name, by in result.items() if name.startswith("excess/")}
     return {**result.get("excess", {}), **flat}
+
+
+def _by_student(space: Space) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The literature's trials: the first of every student, and those that find theirs in the store afterwards."""
+    first: list[dict[str, Any]] = []
+    later: list[dict[str, Any]] = []
+    students: list[dict[str, Any]] = []
+    for point in first_trials(space):
+        student = {name: value for name, value in point.items() if name in STUDENT_PARAMS}
+        (later if student in students else first).append(point)
+        students.append(student)
+    return first, later

@@ -54,10 +54,15 @@ def ask(searcher: StudySearcher, count: int, *, name: str = "t") -> list[dict[st
 
 
 def test_the_literatures_settings_come_first(tmp_path: Path) -> None:
+    """Those of one student one after the other: run at once, the second would only wait for the first."""
     _, searcher = driver(tmp_path, default_space())
-    configs = ask(searcher, 2)
-    assert [config["params"] for config in configs] == first_trials(default_space())
-    assert [config["trial_number"] for config in configs] == [0, 1]
+    first, second = first_trials(default_space())
+    at_once = ask(searcher, 2)
+    assert at_once[0]["params"] == first
+    assert at_once[1]["params"] != second
+    assert [config["trial_number"] for config in at_once] == [0, 1]
+    searcher.on_trial_complete("t0", FINAL)
+    assert ask(searcher, 1, name="later")[0]["params"] == second
 
 
 def test_nothing_is_proposed_twice_while_trials_run_and_after(tmp_path: Path) -> None:
@@ -188,6 +193,8 @@ def test_the_literature_is_not_enqueued_again_on_resuming(tmp_path: Path) -> Non
     for name in "ab":
         study, searcher = driver(tmp_path, default_space())
         ask(searcher, 3, name=name)
+        searcher.on_trial_complete(f"{name}0", FINAL)
+        ask(searcher, 1, name=f"{name}later")
     params = [trial.params for trial in study.trials]
     assert all(params.count(point) == 1 for point in first_trials(default_space()))
 
