@@ -51,7 +51,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = _config(flags)
         check(config)
-        dataset = data.prepare(config.base.data, config.data_dir)
+        with console.status(f"Reading the images of {config.base.data.dataset}"):
+            dataset = data.prepare(config.base.data, config.data_dir)
         if flags.plan or flags.budget:
             config = _planned(config, dataset, flags, console, started)
             if flags.plan:
@@ -121,4 +122,7 @@ def _planned(
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    try:
+        raise SystemExit(main())
+    except KeyboardInterrupt:  # before the sweep had begun
+        raise SystemExit(INTERRUPTED) from None

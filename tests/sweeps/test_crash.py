@@ -16,7 +16,7 @@ __all__ = ["photos"]  # the fixture of the module that this one goes on from
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-EPOCHS = 8
+EPOCHS = 14
 
 
 def curve_so_far(out: Path) -> list[dict]:
