@@ -121,10 +121,10 @@ def front_table(frame: pd.DataFrame, *, variants: Mapping[str, str] | None = Non
     teacher: dict[Any, Any] = rows.iloc[0].to_dict() if teachers.any() else {}
     labels = {str(run_id): trial_label(row) for run_id, row in frame.iterrows()}
     chosen = [f"{name}: {labels[run_id]}" for run_id, name in names.items()]
-    about = f"ms: p50 of one image, {device_of(rows, {})}; x: multiple of the teacher's; T: temperature"
+    about = f"ms: p50 of one image, {device_of(rows, {})}; x: of the teacher's; T: temperature"
     counts = f"{images_of('val', rows, {})}; {images_of('test', rows, {})}"
     caption = "\n".join([counts, about, "; ".join(chosen)])
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, caption=caption, caption_justify="left")
     # Headers of two lines let the table fit a terminal of 80 columns.
     table.add_column("trial", no_wrap=True)
     for header in ("val\n%", "test\n%", "ms", "x", "MB", "x", "T", "alpha"):
