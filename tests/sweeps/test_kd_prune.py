@@ -143,7 +143,7 @@ def test_what_cannot_keep_to_a_limit_is_told_to_optuna_and_costs_no_training(pho
     out = tmp_path / "runs"
     space = "--pruning-method structured --pruning-ratio 0.2,0.6 --alpha 0.5 --temperature 2,4 --learning-rate 1e-3"
     words = command(photos, out, *space.split(), "--trials", "4", "--max-size-mb", "1", "--max-drop", "100")
-    words += "--stopper off --teacher-epochs 1 --student-epochs 1".split()
+    words += ["--stopper", "off", "--teacher-epochs", "1", "--student-epochs", "1"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     trials = [trial for trial in study_of(out).trials if "duplicate" not in trial.user_attrs]
