@@ -121,6 +121,7 @@ def enqueue_grid(config: SweepConfig, dataset: DatasetRecord) -> None:
     from sweeps.objectives import study_directions
     from sweeps.sweep_folder import check_identity, sole_driver
 
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     with sole_driver(config.folder):
         check_identity(config, dataset)
         study = optuna.create_study(

@@ -23,21 +23,21 @@ PROMISING_SHARE = 0.25
 
 def make_sampler(name: str, *, seed: int) -> BaseSampler:
     """The sampler of a `--sampler` name; constraints set on trials are honoured by each that learns from trials."""
-    match name:
-        case "tpe":
-            with warnings.catch_warnings():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        match name:
+            case "tpe":
                 # group: without it, one trial that lacks a conditional parameter takes it out of the joint distribution
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 return TPESampler(seed=seed, multivariate=True, group=True)
-        case "nsga2":
-            return NSGAIISampler(seed=seed, population_size=20)
-        case "gp":
-            return GPSampler(seed=seed)
-        case "random":
-            return RandomSampler(seed=seed)
-        case "grid":
-            return BruteForceSampler(seed=seed)
-    raise ValueError(f"Unknown sampler {name!r}.")
+            case "nsga2":
+                return NSGAIISampler(seed=seed, population_size=20)
+            case "gp":
+                return GPSampler(seed=seed)
+            case "random":
+                return RandomSampler(seed=seed)
+            case "grid":
+                return BruteForceSampler(seed=seed)
+    raise ValueError(f"`sampler` must be a name of `--sampler`, but got sampler={name!r}.")
 
 
 def keep_student(

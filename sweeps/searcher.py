@@ -103,7 +103,8 @@ class StudySearcher(Searcher):
         self._numbers: dict[str, int] = {}
         self.exhausted = False
         asked = [t.system_attrs.get("fixed_params") or t.params for t in study.get_trials(deepcopy=False)]
-        self._later = [point for point in _by_student(proposing.space)[1] if point not in asked]
+        later = _by_student(proposing.space)[1] if proposing.sampler != "grid" else []  # a grid holds them anyway
+        self._later = [point for point in later if point not in asked]
         # No other driver is alive: what still runs in the study belongs to one that died, and is handed out again.
         self._orphans = [t.number for t in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
 

@@ -114,7 +114,7 @@ def first_trials(space: Space) -> list[dict[str, Any]]:
             continue
         point: dict[str, Any] = {}
         for name in _in_order(space):
-            if not _inert(name, point):
+            if not _inert(name, point) and name in wanted:
                 point[name] = _nearest(space[name], wanted[name])
         if canonical(point) not in map(canonical, points):
             points.append(point)
