@@ -37,7 +37,7 @@ Model = TypeVar("Model")
 def teacher_candidate(config: CandidateConfig, place: Workspace) -> Epochs:
     """The teacher as everybody's reference: trained, exported, measured against itself; yields its epochs."""
     dataset = data.prepare(config.data, place.data_dir)
-    model, spent = yield from _spending(teacher(config, dataset, load_images(dataset, place.device), place))
+    model, spent = yield from spending(teacher(config, dataset, load_images(dataset, place.device), place))
     made_by = recipe(config, dataset, "teacher")
     files = yield from exported(config, dataset, model, made_by, place)
     measurement = yield from measured(config, dataset, model, files, files, place)
@@ -67,13 +67,13 @@ def candidate(config: CandidateConfig, place: Workspace, limits: Limits = NO_LIM
     """
     dataset: DatasetRecord = data.prepare(config.data, place.data_dir)
     images = load_images(dataset, place.device)
-    teacher_model, teacher_spent = yield from _spending(teacher(config, dataset, images, place))
+    teacher_model, teacher_spent = yield from spending(teacher(config, dataset, images, place))
     reference = yield from exported(config, dataset, teacher_model, recipe(config, dataset, "teacher"), place)
     shape = yield from shaped(config, dataset, reference, place)
     yield shape
     check_shape(shape, limits)
-    student_model, student_spent = yield from _spending(student(config, dataset, images, teacher_model, place))
-    pruned_model, recovery_spent = yield from _spending(
+    student_model, student_spent = yield from spending(student(config, dataset, images, teacher_model, place))
+    pruned_model, recovery_spent = yield from spending(
         recovery(config, dataset, images, teacher_model, student_model, place, channel_ratio=shape.channel_ratio)
     )
     made_by = recipe(config, dataset, "candidate")
@@ -110,7 +110,7 @@ def check_shape(shape: ShapeRecord, limits: Limits) -> None:
         raise InfeasibleError(excess, measured)
 
 
-def _spending(stage: Generator[EpochRecord, None, Model]) -> Generator[EpochRecord, None, tuple[Model, float]]:
+def spending(stage: Generator[EpochRecord, None, Model]) -> Generator[EpochRecord, None, tuple[Model, float]]:
     """Pass a stage's epochs on; return its result and the seconds that were really trained now."""
     spent = 0.0
     while True:

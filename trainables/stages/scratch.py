@@ -9,7 +9,7 @@ from trainables.configs import CandidateConfig
 from trainables.limits import Limits
 from trainables.records import CandidateRecord, DatasetRecord, EpochRecord, ModelRecord, ShapeRecord, read_model
 from trainables.stages import data
-from trainables.stages.candidate import NO_LIMITS, Steps, _spending, check_shape
+from trainables.stages.candidate import NO_LIMITS, Steps, check_shape, spending
 from trainables.stages.exported import exported, recipe
 from trainables.stages.measured import measured, measured_key
 from trainables.stages.prune import apply_masks, masks, prune
@@ -99,12 +99,12 @@ def scratch_candidate(config: CandidateConfig, place: Workspace, limits: Limits 
     """
     dataset = data.prepare(config.data, place.data_dir)
     images = load_images(dataset, place.device)
-    teacher_model, teacher_spent = yield from _spending(teacher(config, dataset, images, place))
+    teacher_model, teacher_spent = yield from spending(teacher(config, dataset, images, place))
     reference = yield from exported(config, dataset, teacher_model, recipe(config, dataset, "teacher"), place)
     shape: ShapeRecord = yield from shaped(config, dataset, reference, place)
     yield shape
     check_shape(shape, limits)
-    model, spent = yield from _spending(
+    model, spent = yield from spending(
         scratch(config, dataset, images, teacher_model, place, channel_ratio=shape.channel_ratio)
     )
     made_by = recipe(config, dataset, "candidate") | {"from_scratch": True}
