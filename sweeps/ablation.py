@@ -1,13 +1,12 @@
-"""Every combination of a few settings, with several training seeds: what each setting is worth, and how sure that is.
-
-    python sweeps/ablation.py --preset distillation --base quick
-    python sweeps/ablation.py --preset kd-grid --seeds 5 --gpus 4
+"""Every combination of a few settings, with several training seeds: what each is worth.
 
 kd-grid       temperature 2,4,6 x alpha 0.5,0.7,0.9 x pruning_ratio 0.2,0.3,0.5
-augmentation  without and with RandAugment (magnitude 9), without and with Mixup (0.2), beside crop and flip
+augmentation  without and with RandAugment (magnitude 9), without and with Mixup
+              (0.2), beside crop and flip
 distillation  kd_loss kd,none
 
-A flag of a varied setting takes a list instead (--temperature 1,4). The same command goes on where it was interrupted.
+A flag of a varied setting takes a list instead (--temperature 1,4). The same
+command goes on where it was interrupted.
 """
 
 import argparse
@@ -22,11 +21,22 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from rich.console import Console
 
 from sweeps import space
-from sweeps.command import INTERRUPTED, add_sweep_flags, check, config_of, run, take_spaces, with_flags
+from sweeps.command import (
+    EXIT_CODES,
+    INTERRUPTED,
+    add_output_flags,
+    add_sweep_flags,
+    check,
+    config_of,
+    run,
+    screen_of,
+    take_spaces,
+    with_flags,
+)
 from sweeps.config import PRESETS, SweepConfig, default_name
+from sweeps.screen import Screen
 from trainables.flags import OneLineParser, flag_name
 from trainables.records import DatasetRecord
 from trainables.stages import data
@@ -36,6 +46,14 @@ GRIDS: Mapping[str, Mapping[str, tuple[object, ...]]] = {
     "augmentation": {"randaugment_magnitude": (None, 9), "mixup_alpha": (None, 0.2)},
     "distillation": {"kd_loss": ("kd", "none")},
 }
+EXAMPLES = f"""\
+examples:
+  python sweeps/ablation.py --preset distillation --base quick
+  python sweeps/ablation.py --preset kd-grid --seeds 5 --gpus 4
+  python sweeps/ablation.py --preset kd-grid --temperature 1,4 --base quick
+
+{EXIT_CODES}
+"""
 FIXED: Mapping[str, Any] = {"sampler": "grid", "stopper": "off", "reuse_probability": 0.0, "champions": 0}
 """What makes a sweep an ablation: every cell is trained to its end."""
 
@@ -43,20 +61,21 @@ FIXED: Mapping[str, Any] = {"sampler": "grid", "stopper": "off", "reuse_probabil
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code: 0 done, 1 some trials failed, 2 bad input, 130 interrupted."""
     parser, flags = _parse(sys.argv[1:] if argv is None else argv)
-    console = Console(highlight=False)
+    screen = screen_of(flags)
     try:
         config = _config(flags)
         check(config)
-        dataset = data.prepare(config.base.data, config.data_dir)
+        with screen.busy(f"Reading the images of {config.base.data.dataset}"):
+            dataset = data.prepare(config.base.data, config.data_dir)
     except ValueError as error:
         parser.error(with_flags(str(error)))
     try:
         enqueue_grid(config, dataset)
     except ValueError as error:
         parser.error(with_flags(str(error)))
-    code = run(config, dataset, parser, console)
+    code = run(config, dataset, parser, screen)
     if code != INTERRUPTED:
-        conclude(config, dataset, console)
+        conclude(config, dataset, screen)
     return code
 
 
@@ -66,13 +85,17 @@ def _parse(words: list[str]) -> tuple[OneLineParser, argparse.Namespace]:
     preset = dataclasses.replace(PRESETS[first.parse_known_args(words)[0].start](), space={})
     parser = OneLineParser(
         prog="ablation.py",
-        usage="ablation.py --preset GRID [FLAGS]",
+        usage="python sweeps/ablation.py --preset GRID [FLAGS]",
         description=__doc__,
+        epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
     )
-    parser.add_argument("--preset", choices=sorted(GRIDS), required=True, help="What is varied")
+    group = parser.add_argument_group("command")
+    group.add_argument("--preset", choices=sorted(GRIDS), required=True, help="What is varied")
     text = "What the other flags start from (default: cifar10)"
-    parser.add_argument("--base", dest="start", choices=sorted(PRESETS), default="cifar10", help=text)
+    group.add_argument("--base", dest="start", choices=sorted(PRESETS), default="cifar10", help=text)
+    add_output_flags(group)
     leave_out = ("trials", "objective", "search_seed", *FIXED)
     add_sweep_flags(parser, preset, leave_out=leave_out, limits=False)
     return parser, parser.parse_args(words)
@@ -151,7 +174,7 @@ def values_of(distribution: BaseDistribution) -> tuple[Any, ...]:
     return tuple(round(distribution.low + i * distribution.step, 10) for i in range(count))
 
 
-def conclude(config: SweepConfig, dataset: DatasetRecord, console: Console) -> None:
+def conclude(config: SweepConfig, dataset: DatasetRecord, screen: Screen) -> None:
     """Tables and picture of what is finished: on the screen, in OUT/sweeps/NAME/ablation/, on its MLflow run."""
     from analysis.ablation import cells, cells_table, write_ablation
     from analysis.runs import read_runs
@@ -161,7 +184,7 @@ def conclude(config: SweepConfig, dataset: DatasetRecord, console: Console) -> N
 
     uri, by = tracking_uri(config), [name for name in config.space if name != "seed"]
     runs = read_runs(uri, config.name)
-    console.print(cells_table(cells(runs.frame, by), by))
+    screen.print(cells_table(cells(runs.frame, by), by))
     files = write_ablation(runs, by, config.folder / "ablation")
     tracker = Tracker(
         uri,
@@ -171,7 +194,7 @@ def conclude(config: SweepConfig, dataset: DatasetRecord, console: Console) -> N
         artifacts=config.out / "artifacts",
     )
     tracker.sweep_artifacts(files)
-    console.print(f"Ablation: {config.folder / 'ablation'}", soft_wrap=True)
+    screen.print(f"Ablation: {config.folder / 'ablation'}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from rich.console import Console
 from analysis.controls import CHAMPION
 from analysis.front import mark_front
 from analysis.pareto import AXES, normalised
-from sweeps.command import TimedSweep
+from sweeps.budget import TimedSweep
 from sweeps.config import SweepConfig
 from sweeps.delivery import Delivery, Score, scores_of, summary
 from sweeps.objectives import DIRECTIONS, reference_point
@@ -80,21 +80,9 @@ class FixedRuns(Searcher):
 class ArmProgress(Progress):
     """Names a run by its folder: it has no trial number."""
 
-    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Tune: a run has got its resources."""
-        super().on_trial_start(iteration, trials, trial, **info)
-        self._rename(trial)
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Trial], trial: Trial, result: Mapping[str, Any], **info: Any
-    ) -> None:
-        """Tune: an epoch is over."""
-        super().on_trial_result(iteration, trials, trial, result, **info)
-        self._rename(trial)
-
-    def _rename(self, trial: Trial) -> None:
-        line = self._running.get(trial.trial_id, "")
-        self._running[trial.trial_id] = line.replace("teacher", Path(trial.config["trial_dir"]).name, 1)
+    def label(self, trial: Trial) -> str:
+        """What a run is called."""
+        return Path(trial.config["trial_dir"]).name
 
 
 class ArmDelivery(Delivery):
@@ -113,7 +101,7 @@ class ArmDelivery(Delivery):
             write_text(folder / "record.json", to_json(record))
         scores = scores_of(record, self._score)
         if record.status == "finished":
-            self._progress.finished(folder.name, scores["score"], summary(record, scores["score"]))
+            self._progress.finished(folder.name, record, scores["score"], summary(record, scores["score"]))
         else:
             self._progress.dropped(folder.name, record)
         self._tracker.deliver(folder, scores)
@@ -144,7 +132,15 @@ def retrain(
     if missing and not _late(config):
         count = len({run.champion for run in runs})
         title = f"Sweep {config.name}: {count} champions and their controls with {config.seeds} seeds"
-        progress = ArmProgress(console, title=title, trials=len(missing), done=0, concurrency=config.concurrency)
+        progress = ArmProgress(
+            console,
+            gpus=config.gpus > 0,
+            phase="champions",
+            title=title,
+            trials=len(missing),
+            done=0,
+            concurrency=config.concurrency,
+        )
         with progress:
             tuner(
                 CandidateTrial,

@@ -1,36 +1,35 @@
-"""What every sweep command shares: flags that come to a checked `SweepConfig`, and what is said about cost."""
+"""What every sweep command shares: flags that come to a checked `SweepConfig`, and how a run ends."""
 
 import argparse
 import dataclasses
+import errno
 import inspect
-import math
 import os
-import re
+import shutil
 import tempfile
-import time
-from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Mapping
+from pathlib import Path
 
 from optuna.distributions import BaseDistribution
-from rich.console import Console
 
 from sweeps import space
+from sweeps.budget import TimedSweep, remember_start
 from sweeps.config import SweepConfig, augment_for
+from sweeps.durations import duration
 from sweeps.objectives import ExchangeRates
+from sweeps.screen import Screen
 from trainables.configs import KD_LOSSES
+from trainables.entries import check_format
 from trainables.flags import OneLineParser, add_config_flags, add_flags, config_from_flags, field_docs, flag_name, given
 from trainables.flags import with_flags as said_as_flags
 from trainables.limits import Limits
 from trainables.records import DatasetRecord
 
-if TYPE_CHECKING:
-    from sweeps.plan import Hits, Plan
-
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 TRACKING_SCHEMES = ("sqlite:///", "http://", "https://", "postgresql", "mysql", "mssql")
-START_S = 15.0  # Ray, MLflow's database and the first worker: 10 to 15 s on two cores
-MB = 1e6
-DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
+LEAST_FREE_BYTES = 100e6  # MLflow's database, a teacher and a few trials of the smallest sweep
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+EXIT_CODES = "exit codes: 0 all done, 1 some trials failed, 2 bad input, 130 interrupted"
 _SEARCHED_DOCS = {
     "kd_loss": f"Soft, teacher term, of {', '.join(KD_LOSSES)}; a list such as kd,dkd,dist searches among them",
     "alpha": "Weight of the soft, teacher term, 0 to 1; the labels get 1 - alpha",
@@ -42,149 +41,26 @@ _SEARCHED_DOCS = {
 }
 
 
-def duration(text: str) -> float:
-    """Seconds of `6h`, `90m`, `1h30m` or `45s`.
-
-    Raises:
-        argparse.ArgumentTypeError: if the text is no such thing, or nothing at all.
-
-    Example:
-        >>> duration("1h30m")
-        5400.0
-    """
-    match = DURATION.fullmatch(text)
-    parts = match.groups() if match else ()
-    seconds = sum(float(part or 0) * unit for part, unit in zip(parts, (3600.0, 60.0, 1.0), strict=False))
-    if not 0 < seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no length of time; write it as 6h, 90m, 1h30m or 45s.")
-    return seconds
+def add_cost_flags(group: "argparse._ArgumentGroup") -> None:
+    """`--plan` and `--budget`, which are no settings of a sweep."""
+    text = "Say what the sweep would cost in time, memory and disk, after a probe of a few steps; train nothing"
+    group.add_argument("--plan", action="store_true", help=f"{text} (default: off)")
+    text = "Run as many trials as fit into 6h, 90m, 1h30m or 45s; the same command goes on with those it cuts off"
+    group.add_argument("--budget", type=duration, metavar="TIME", help=f"{text} (default: none)")
 
 
-def in_words(seconds: float) -> str:
-    """A length of time as people say it.
-
-    Example:
-        >>> in_words(42), in_words(600), in_words(5400)
-        ('42 s', '10 min', '1.5 h')
-    """
-    if seconds < 100:
-        return f"{seconds:.3g} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+def add_output_flags(group: "argparse._ArgumentGroup") -> None:
+    """`--quiet` and `--json`: who reads standard output."""
+    either = group.add_mutually_exclusive_group()
+    either.add_argument("--quiet", action="store_true", help="Print the result alone (default: off)")
+    text = "Print one JSON object a line for every event: started, trial, finished; what is for people goes to stderr"
+    either.add_argument("--json", action="store_true", help=f"{text} (default: off)")
+    group.add_argument("-h", "--help", action="help", help="Show this text and exit")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Deadline:
-    """When a sweep has to stop."""
-
-    at: float
-    """On the clock of `time.monotonic`."""
-    trial_s: float
-    """Expected seconds of a trial; one that would end too late is not started."""
-
-    def left(self) -> float:
-        """Seconds, 0 when it is over."""
-        return max(0.0, self.at - time.monotonic())
-
-    def over(self) -> bool:
-        """Whether no further trial can be started."""
-        return self.left() < self.trial_s
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TimedSweep(SweepConfig):
-    """A sweep that stops in time, with as many trials as are thought to fit."""
-
-    deadline: Deadline
-
-
-def trials_within(seconds: float, plan: "Plan", *, budget_s: float) -> int:
-    """How many trials fit into `seconds`: floor((seconds - teacher - labels - start) / seconds a trial adds).
-
-    A trial adds what it does beside others divided by the number of those, and the time it measures alone.
-
-    Raises:
-        ValueError: if it is none; the message says what one needs.
-    """
-    before = plan.teacher_s.expected + plan.labels_s.expected + START_S
-    one = plan.trial_s.expected
-    if seconds - before < one:
-        needs = budget_s - seconds + before + one
-        raise ValueError(
-            f"--budget {in_words(budget_s)}: one trial needs about {in_words(needs)} (teacher"
-            f" {in_words(plan.teacher_s.expected)}, soft labels {in_words(plan.labels_s.expected)}, trial"
-            f" {in_words(one)}, probe and start {in_words(budget_s - seconds + START_S)})."
-        )
-    return int((seconds - before) / ((one - plan.alone_s) / plan.concurrency + plan.alone_s) + 1e-9)
-
-
-def look_up(config: SweepConfig, dataset: DatasetRecord, points: Sequence[Mapping[str, Any]]) -> "Hits":
-    """What is there already; `points` are the parameters of the first trials. Reads only."""
-    from sweeps.plan import Hits
-    from trainables.records import read_model
-    from trainables.stages.soft_labels import VERSION
-    from trainables.stages.student import student_key
-    from trainables.stages.teacher import teacher_key
-    from trainables.store import Store, stage_key
-
-    store = Store(config.out / "store")
-    base = [config.base.replace(**point) for point in points[: config.trials]] or [config.base]
-    soft = any(candidate.student.soft_weight > 0 for candidate in base)
-    views_needed = (config.base.student.student_epochs + config.base.prune.recovery_epochs) * soft
-    trials = len(list((config.folder / "trials").glob("*/record.json")))
-    folder = store.find(teacher_key(config.base, dataset))
-    if folder is None:
-        return Hits(trials=trials, views_needed=views_needed, first_students=len(points))
-    record = read_model(folder)
-    students = {student_key(candidate, dataset, record) for candidate in base}
-    views = [
-        stage_key(
-            "soft_labels",
-            version=VERSION,
-            parents=[dataset.fingerprint, record.key],
-            view=view,
-            **vars(config.base.augment),
-        )
-        for view in range(views_needed)
-    ]
-    return Hits(
-        trials=trials,
-        teacher=True,
-        views=sum(store.find(key) is not None for key in views),
-        views_needed=views_needed,
-        students=sum(store.find(key) is not None for key in students),
-        first_students=len(students),
-    )
-
-
-def show(console: Console, plan: "Plan", config: SweepConfig, hits: "Hits") -> None:
-    """Print a plan."""
-    base = config.base
-    where = f"{config.gpus} GPUs" if config.gpus else f"{config.cpus} CPU cores"
-    of_memory = "CUDA memory" if config.gpus else "resident memory, Ray's own not counted"
-    lines = {
-        f"Plan of sweep {config.name}:": "nothing is trained but a few steps of a probe",
-        "teacher": f"{base.teacher.teacher_model}, "
-        + ("in the store" if hits.teacher else f"{base.teacher.teacher_epochs} epochs, {plan.teacher_s}"),
-        "soft labels": f"{hits.views} of {hits.views_needed} views in the store; the rest {plan.labels_s}",
-        "students": f"{base.student.student_model}, {hits.students} of the first {hits.first_students} in the store;"
-        f" about {plan.students:.0f} to train",
-        "one trial": f"{plan.trial_s}: {base.student.student_epochs} + {base.prune.recovery_epochs} epochs, export,"
-        f" {in_words(plan.alone_s)} of measuring",
-        "trials": f"{plan.trials} to run, {hits.trials} there; {plan.concurrency} at once on {where}",
-        "in all": f"{plan.total_s.expected / 3600:.2f} h ({plan.total_s.low / 3600:.2f} to"
-        f" {plan.total_s.high / 3600:.2f} h); trials that are stopped early make it less",
-        "memory": f"{plan.memory_bytes / MB:.0f} MB a trial, {plan.memory_bytes * plan.concurrency / MB:.0f} MB at once"
-        f" ({of_memory})",
-        "disk": f"{plan.disk_bytes / MB:.0f} MB, of which {plan.trial_bytes / MB:.1f} MB a trial",
-    }
-    for name, text in lines.items():
-        console.print(f"{name:<12} {text}", soft_wrap=True, markup=False)
-
-
-def add_cost_flags(parser: argparse.ArgumentParser) -> None:
-    """`--plan` and `--budget`, which are no settings of a sweep; the command's description explains them."""
-    parser.add_argument("--plan", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--budget", type=duration, metavar="TIME", help=argparse.SUPPRESS)
+def screen_of(flags: argparse.Namespace) -> Screen:
+    """Standard output as `add_output_flags` was answered."""
+    return Screen("json" if flags.json else "quiet" if flags.quiet else "people")
 
 
 def add_sweep_flags(
@@ -247,6 +123,16 @@ def check(config: SweepConfig) -> None:
                 pass
         except OSError as error:
             raise ValueError(f"{flag} {folder}: cannot be written ({error.strerror}); name a folder you own.") from None
+    free = shutil.disk_usage(config.out).free
+    if free < LEAST_FREE_BYTES:
+        raise ValueError(
+            f"--out {config.out}: {free / 1e6:.1f} MB are free on its disk, and the smallest sweep takes"
+            f" {LEAST_FREE_BYTES / 1e6:.0f} MB. {_room(config)} or name a folder on another disk."
+        )
+    try:
+        check_format(config.out / "store", None, str(config.out / "store"))
+    except ValueError as error:
+        raise ValueError(f"--out {config.out}: {error}") from error
     uri = config.tracking_uri
     if uri is not None and not uri.startswith(TRACKING_SCHEMES):
         raise ValueError(f"--tracking-uri {uri}: must begin with {', '.join(TRACKING_SCHEMES)}.")
@@ -264,24 +150,82 @@ def check(config: SweepConfig) -> None:
         raise ValueError(f"--gpus {config.gpus}: this machine has {there}; ask for at most that, or 0 for the CPU.")
 
 
+def check_limits(config: SweepConfig, dataset: DatasetRecord) -> None:
+    """Refuse limits that no candidate of the space can keep to; a second or two, and only if there are limits."""
+    if config.limits != Limits():
+        from sweeps.reach import check_reach
+
+        check_reach(config, dataset)
+
+
 def with_flags(message: str) -> str:
     """The message with `alpha=2.0` said as `--alpha 2.0`: what the person typed."""
     names = [f.name for f in dataclasses.fields(SweepConfig)] + list(SweepConfig(name="x").base.flat())
     return said_as_flags(message, [*names, *(f.name for p in (ExchangeRates, Limits) for f in dataclasses.fields(p))])
 
 
-def run(config: SweepConfig, dataset: DatasetRecord, parser: OneLineParser, console: Console) -> int:
+def run(config: SweepConfig, dataset: DatasetRecord, parser: OneLineParser, screen: Screen) -> int:
     """Run a sweep; returns the exit code."""
     from sweeps.launch import Interrupted, run_sweep  # Ray takes a second; bad flags need not wait for it
     from sweeps.sweep_folder import InputError
 
+    damaged = _moved_aside(config.out)
+    code = 0
+    screen.launch()
+    screen.wait("Starting Ray and MLflow")
     try:
-        return FAILED if run_sweep(config, dataset, console) else 0
+        code = FAILED if run_sweep(config, dataset, screen) else 0
     except InputError as error:
+        screen.go_on()
         parser.error(with_flags(str(error)))
     except (Interrupted, KeyboardInterrupt):
-        console.print(f"Stopped. What is finished is in {config.folder}; the same command goes on from there.")
-        return 0 if isinstance(config, TimedSweep) and config.deadline.over() else INTERRUPTED
+        screen.print(f"Stopped. What is finished is in {config.folder}; the same command goes on from there.")
+        code = 0 if isinstance(config, TimedSweep) and config.deadline.over() else INTERRUPTED
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        full = error.filename or config.out
+        screen.print(f"{full}: {error.strerror}. {_room(config)}; the same command goes on.", style="yellow")
+        code = FAILED
+    finally:
+        screen.go_on()
+    if screen.start_s is not None:
+        remember_start(config.out, screen.start_s)
+    for folder in sorted(_moved_aside(config.out) - damaged):
+        screen.print(f"{folder} was damaged: it was moved aside and computed again.", style="yellow", soft_wrap=True)
+    _tell_end(config, screen, code)
+    return code
+
+
+def _tell_end(config: SweepConfig, screen: Screen, code: int) -> None:
+    """The last event of a sweep, for programs."""
+    if screen.mode != "json":
+        return
+    from sweeps.standing import Standing
+
+    there = Standing(phase="end", title="", trials=0, done=0, concurrency=1, folder=config.folder)
+    reused, models = there.reused(), config.folder / "trials"
+    screen.event(
+        "finished",
+        sweep=config.name,
+        exit_code=code,
+        trials=dict(there.states),
+        front=[
+            {"trial": int(str(label)), "model": str(models / f"{int(str(label)):05}" / "model.onnx"), **row}
+            for label, row in there.front().to_dict("index").items()
+        ],
+        reuse={"trials": reused.trials, "of": reused.of, "seconds": round(reused.seconds, 1)},
+        folder=str(config.folder),
+    )
+
+
+def _moved_aside(out: Path) -> set[Path]:
+    """Damaged results of stages; workers speak to nobody, so that the command tells of new ones."""
+    return set((out / "store").glob("*/*.corrupt-*"))
+
+
+def _room(config: SweepConfig) -> str:
+    return f"Make room (python -m trainables.store gc --out {config.out})"
 
 
 def _cores() -> int:

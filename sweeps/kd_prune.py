@@ -1,11 +1,7 @@
-"""Search distillation and pruning settings for the best trade-off of accuracy, latency and size.
+"""Search distillation and pruning settings: accuracy against latency and size.
 
-    python sweeps/kd_prune.py --preset quick
-    python sweeps/kd_prune.py --gpus 4
-    python sweeps/kd_prune.py --gpus 4 --plan          what that would cost in time, memory and disk; trains nothing
-    python sweeps/kd_prune.py --gpus 4 --budget 6h     as many trials as fit into that time (6h, 90m, 1h30m, 45s)
-
-The same command goes on where an interrupted sweep stopped.
+Flags are settings of the sweep or of its candidates; --preset says what those that
+are not given are. The same command goes on where an interrupted sweep stopped.
 """
 
 import argparse
@@ -13,33 +9,46 @@ import dataclasses
 import sys
 import time
 
-from rich.console import Console
-
 from sweeps import space
+from sweeps.budget import Deadline, TimedSweep, start_seconds, trials_within
 from sweeps.command import (
     BAD_INPUT,
+    EXIT_CODES,
     FAILED,
     INTERRUPTED,
-    Deadline,
-    TimedSweep,
     add_cost_flags,
+    add_output_flags,
     add_sweep_flags,
     check,
+    check_limits,
     config_of,
-    in_words,
-    look_up,
     run,
-    show,
+    screen_of,
     take_spaces,
-    trials_within,
     with_flags,
 )
 from sweeps.config import PRESETS, SweepConfig, default_name
+from sweeps.durations import in_words
+from sweeps.screen import Screen
 from trainables.flags import OneLineParser
 from trainables.records import DatasetRecord
 from trainables.stages import data
 
 __all__ = ["BAD_INPUT", "FAILED", "INTERRUPTED", "main"]
+
+EXAMPLES = f"""\
+examples:
+  python sweeps/kd_prune.py --preset quick           CPU, two minutes, no network
+  python sweeps/kd_prune.py --gpus 4 --plan          what it would cost
+  python sweeps/kd_prune.py --gpus 4 --budget 6h     as many trials as fit
+  python sweeps/kd_prune.py --gpus 4 --gpus-per-trial 0.25 --trials 200
+  python sweeps/kd_prune.py --dataset folder:photos --image-size 64
+  python sweeps/kd_prune.py --max-latency-ms 5 --max-size-mb 2 --max-drop 1
+  python sweeps/kd_prune.py --temperature 4 --alpha 0.5:1 --pruning-ratio 0.2,0.5
+  python sweeps/kd_prune.py --preset quick --json > events.jsonl
+
+{EXIT_CODES}
+"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -47,19 +56,20 @@ def main(argv: list[str] | None = None) -> int:
     started = time.monotonic()
     words = sys.argv[1:] if argv is None else argv
     parser, flags = _parse(words)
-    console = Console(highlight=False)
+    screen = screen_of(flags)
     try:
         config = _config(flags)
         check(config)
-        with console.status(f"Reading the images of {config.base.data.dataset}"):
+        with screen.busy(f"Reading the images of {config.base.data.dataset}"):
             dataset = data.prepare(config.base.data, config.data_dir)
+        check_limits(config, dataset)
         if flags.plan or flags.budget:
-            config = _planned(config, dataset, flags, console, started)
+            config = _planned(config, dataset, flags, screen, started)
             if flags.plan:
                 return 0
     except ValueError as error:
         parser.error(with_flags(str(error)))
-    return run(config, dataset, parser, console)
+    return run(config, dataset, parser, screen)
 
 
 def _parse(words: list[str]) -> tuple[OneLineParser, argparse.Namespace]:
@@ -68,17 +78,17 @@ def _parse(words: list[str]) -> tuple[OneLineParser, argparse.Namespace]:
     preset = PRESETS[first.parse_known_args(words)[0].preset]()
     parser = OneLineParser(
         prog="kd_prune.py",
-        usage="kd_prune.py [FLAGS]",
+        usage="python sweeps/kd_prune.py [FLAGS]",
         description=__doc__,
+        epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
     )
-    parser.add_argument(
-        "--preset",
-        choices=sorted(PRESETS),
-        default="cifar10",
-        help="What the other flags start from (default: cifar10)",
-    )
-    add_cost_flags(parser)
+    group = parser.add_argument_group("command")
+    text = "What the other flags start from (default: cifar10)"
+    group.add_argument("--preset", choices=sorted(PRESETS), default="cifar10", help=text)
+    add_cost_flags(group)
+    add_output_flags(group)
     add_sweep_flags(parser, preset)
     return parser, parser.parse_args(words)
 
@@ -96,28 +106,32 @@ def _config(flags: argparse.Namespace) -> SweepConfig:
 
 
 def _planned(
-    config: SweepConfig, dataset: DatasetRecord, flags: argparse.Namespace, console: Console, started: float
+    config: SweepConfig, dataset: DatasetRecord, flags: argparse.Namespace, screen: Screen, started: float
 ) -> SweepConfig:
     """Probe, then print the plan, or make the sweep fit its budget; a budget counts from `started`.
 
     Raises:
         ValueError: if the budget is too small for one trial.
     """
-    from sweeps.plan import estimate, probe
+    from sweeps.lookup import look_up
+    from sweeps.plan import START_S, estimate, show
+    from sweeps.probe import probe
 
     hits = look_up(config, dataset, space.first_trials(config.space))
-    measured = probe(config, dataset)
-    plan = estimate(measured, config, hits)
+    with screen.busy("Timing a few steps of every stage"):
+        measured = probe(config, dataset)
+    start_s = start_seconds(config.out)
+    plan = estimate(measured, config, hits, start_s=start_s or START_S)
     if flags.budget:
         deadline = Deadline(at=started + flags.budget, trial_s=plan.trial_s.expected)
         fit = trials_within(deadline.left(), plan, budget_s=flags.budget)
         config = TimedSweep(**vars(config) | {"trials": hits.trials + fit, "deadline": deadline})
-        plan = estimate(measured, config, hits)
-        console.print(
+        plan = estimate(measured, config, hits, start_s=plan.start_s)
+        screen.print(
             f"A budget of {in_words(flags.budget)}: {plan.trials} trials of about {in_words(plan.trial_s.expected)}."
         )
     if flags.plan:
-        show(console, plan, config, hits)
+        show(screen, plan, config, hits, measured_start=start_s is not None)
     return config
 
 

@@ -29,8 +29,8 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 from rich.console import Console
 
+from sweeps.budget import Deadline, TimedSweep
 from sweeps.champions import retrain
-from sweeps.command import Deadline, TimedSweep
 from sweeps.config import STOPPERS, SweepConfig
 from sweeps.delivery import Delivery
 from sweeps.objectives import composite_score
@@ -138,7 +138,9 @@ def _teacher(config: SweepConfig, console: Console) -> TrialRecord:
         space = _place(config, folder, number=None) | {"candidate": config.base.flat(), "threads": config.cpus}
         resources = {"cpu": config.cpus, "gpu": min(1, config.gpus)}
         title = f"Sweep {config.name}: first its teacher, {config.base.teacher.teacher_model}"
-        progress = Progress(console, title=title, trials=1, done=0, concurrency=1)
+        progress = Progress(
+            console, gpus=config.gpus > 0, phase="teacher", title=title, trials=1, done=0, concurrency=1
+        )
         with progress:
             results = tuner(
                 TeacherTrial, config, resources=resources, callbacks=[progress], name="teacher", param_space=space
@@ -161,7 +163,8 @@ def _trials(
     study = open_study(config.folder / "study.journal", config.name, objective=config.objective, space=config.space)
     done = len(finished(study))
     if done >= config.trials:
-        console.print(f"Sweep {config.name} has its {config.trials} trials; --trials {config.trials + 10} adds some.")
+        more = "" if config.sampler == "grid" else f"; --trials {config.trials + 10} adds some"
+        console.print(f"Sweep {config.name} has all its {config.trials} trials{more}.", soft_wrap=True)
         return _failed(config)
     known = {"num_val": dataset.num_val, "teacher_val_accuracy": teacher.metrics["val_accuracy"]}
     searcher = _InTime(
@@ -187,11 +190,16 @@ def _trials(
     stopper = FrontStopper(rule, config.rates, config.folder / "rungs.json") if rule else None
     progress = Progress(
         console,
+        gpus=config.gpus > 0,
+        phase="trials",
         title=headline(config),
         trials=config.trials,
         done=done,
         concurrency=config.concurrency,
         teacher=teacher_line(config, teacher),
+        folder=config.folder,
+        stops=rule is not None,
+        until=config.deadline.left if isinstance(config, TimedSweep) else None,
     )
     delivery = Delivery(tracker, lambda metrics: _score(config, teacher, metrics), progress)
     with progress:

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from analysis.controls import controls, print_controls, write_controls
 from analysis.front import choose, front_members, front_table, hypervolume_curve, with_teacher, write_front
+from analysis.reuse import reuse
 from analysis.runs import Runs, read_runs
 from sweeps.config import SweepConfig
 from sweeps.delivery import Score, deliver_all, scores_of
@@ -111,6 +112,7 @@ def show(console: Console, runs: Runs, tracking_uri: str, folder: Path) -> None:
         console.print(
             f"Best score {best['score']:.2f} points: trial {int(best['trial_number'])}, {model}", soft_wrap=True
         )
+        console.print(str(reuse(runs.frame)), soft_wrap=True)
     print_controls(console, controls(runs.frame))
     console.print(f"Front: {folder / 'pareto.html'}")
     served = tracking_uri.startswith("http")

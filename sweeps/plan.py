@@ -1,61 +1,25 @@
-"""What a sweep will cost, known before it is spent: time, memory and disk from a probe of a few steps."""
+"""What a sweep will cost, known before it is spent: time, memory and disk, reckoned from a probe of a few steps."""
 
 import math
-import resource
-import sys
-import tempfile
-import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
-from statistics import median
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-import torch
+from rich.console import Console
 
-from sweeps.command import START_S, in_words
 from sweeps.config import SweepConfig
+from sweeps.durations import Range, in_words
 from sweeps.samplers import STUDENT_PARAMS
 from sweeps.space import size
-from trainables.records import DatasetRecord
-from trainables.stages.exported import exported, recipe
-from trainables.stages.lease import DeviceLease
-from trainables.stages.soft_labels import FILL_BATCH
-from trainables.stages.student import student
-from trainables.stages.teacher import teacher
-from trainables.stages.tensors import Images, load_images
-from trainables.stages.training import RECALIBRATION_IMAGES
-from trainables.stages.workspace import Workspace
-from trainables.store import Store
 
-Result = TypeVar("Result")
-PROBE_STEPS = 6  # the first one of a stage pays for memory and kernels, and is left out
-PROBE_VAL_IMAGES = 256
-
-
-@dataclass(frozen=True)
-class Range:
-    """A number and how far it may be off."""
-
-    low: float
-    expected: float
-    high: float
-
-    @classmethod
-    def of(cls, seconds: Sequence[float]) -> "Range":
-        """Fastest, median and slowest."""
-        return cls(min(seconds), median(seconds), max(seconds))
-
-    def __add__(self, other: "Range | float") -> "Range":
-        plus = other if isinstance(other, Range) else Range(other, other, other)
-        return Range(self.low + plus.low, self.expected + plus.expected, self.high + plus.high)
-
-    def __mul__(self, factor: float) -> "Range":
-        return Range(self.low * factor, self.expected * factor, self.high * factor)
-
-    def __str__(self) -> str:
-        return f"{in_words(self.expected)} ({in_words(self.low)} to {in_words(self.high)})"
+MB = 1e6
+START_S = 15.0
+"""Ray, MLflow's database and the first worker took 10 to 15 s on two cores: reckoned with until a sweep has measured
+it (`sweeps.budget.start_seconds`)."""
+ARMS = 4
+"""Runs a champion and seed: `sweeps.champions.arms`."""
+ARM_STUDENTS = 3
+"""Of them, those that train a student or a shape of their own; `not_pruned` finds the champion's in the store."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +61,8 @@ class Hits:
     students: int = 0
     """Of the first trials' `first_students` different ones."""
     first_students: int = 0
+    champion_runs: int = 0
+    """Of champions and controls, that need no more work."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,10 +74,15 @@ class Plan:
     """To run."""
     students: float
     """Expected to be trained."""
+    start_s: float
+    """Until the first trial begins."""
     teacher_s: Range
     labels_s: Range
     trial_s: Range
     """One whole trial that finds no student in the store."""
+    champion_runs: int
+    """Champions and their controls, trained when the search is over."""
+    champions_s: Range
     alone_s: float
     """Of it, measuring, while nobody else uses the device."""
     total_s: Range
@@ -139,12 +110,13 @@ def distinct_students(space: Mapping[str, Any], trials: float) -> float:
     return float(students * (1 - math.exp(_log_choose(others, trials) - _log_choose(everything, trials))))
 
 
-def estimate(probe: Probe, config: SweepConfig, hits: Hits) -> Plan:
+def estimate(probe: Probe, config: SweepConfig, hits: Hits, *, start_s: float = START_S) -> Plan:
     """The cost of what is missing of a sweep.
 
     A trial is its student's epochs, recovery at the dense student's cost (pruned, it is a little cheaper), two exports
     and two measurements. Trials run at once, measurements one after the other. Low: the probe's fastest steps and only
     as many students as are expected to be different; high: the slowest steps, and every trial its own student.
+    Champions are trained `seeds` times, beside `ARMS - 1` controls each, all whole.
     """
     base = config.base
     most = size(config.space)
@@ -163,137 +135,62 @@ def estimate(probe: Probe, config: SweepConfig, hits: Hits) -> Plan:
     taught = epoch * base.student.student_epochs
     work = Range(taught.low * expected, taught.expected * expected, taught.high * trials) + recovered * trials
     teacher_s = teacher_s * (not hits.teacher)
+    runs = max(0, ARMS * config.champions * config.seeds - hits.champion_runs)
+    arms = taught * (runs * ARM_STUDENTS / ARMS) + recovered * runs
+    champions_s = arms * (1 / max(1, min(config.concurrency, runs))) + alone_s * runs
     trial_bytes = 4 * probe.student_bytes  # student, pruned student, ONNX and TorchScript
     return Plan(
         concurrency=config.concurrency,
         trials=trials,
         students=expected,
+        start_s=start_s,
         teacher_s=teacher_s,
         labels_s=labels_s,
         trial_s=taught + recovered + alone_s,
+        champion_runs=runs,
+        champions_s=champions_s,
         alone_s=alone_s,
-        total_s=(work * (1 / at_once) + alone_s * trials + labels_s + teacher_s + START_S) * bool(trials),
+        total_s=(work * (1 / at_once) + alone_s * trials + labels_s + teacher_s + champions_s + start_s)
+        * bool(trials or runs),
         memory_bytes=probe.peak_bytes,
         trial_bytes=trial_bytes,
-        disk_bytes=trials * trial_bytes + missing * probe.view_bytes + (not hits.teacher) * 3 * probe.teacher_bytes,
+        disk_bytes=(trials + runs) * trial_bytes
+        + missing * probe.view_bytes
+        + (not hits.teacher) * 3 * probe.teacher_bytes,
     )
-
-
-def probe(config: SweepConfig, dataset: DatasetRecord) -> Probe:
-    """Time a few steps of every stage in this process, in a folder that is thrown away."""
-    whole = load_images(dataset, "cuda" if config.gpus else "cpu")
-    count = min(len(whole.train_labels), PROBE_STEPS * config.base.training.batch_size)
-    images = replace(
-        whole,
-        train_images=whole.train_images[:count],
-        train_labels=whole.train_labels[:count],
-        val_images=whole.val_images[:PROBE_VAL_IMAGES],
-        val_labels=whole.val_labels[:PROBE_VAL_IMAGES],
-    )
-    threads = torch.get_num_threads()
-    try:
-        with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
-            return _probed(config, dataset, (whole, images), Path(folder))
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _probed(config: SweepConfig, dataset: DatasetRecord, images: tuple[Images, Images], folder: Path) -> Probe:
-    base = config.base.replace(
-        teacher_epochs=1, student_epochs=1, pretrained=False, student_pretrained=False, kd_loss="kd", alpha=0.9
-    )
-    device = images[0].mean.device.type
-    whole, few = images
-    clock = _Clock(device)
-    place = _TimedPlace(
-        store=Store(folder / "store"),
-        data_dir=config.data_dir,
-        device=device,
-        threads=config.threads,
-        lease_dir=folder,
-        clock=clock,
-    )
-    torch.set_num_threads(config.cpus)
-    large = _end(teacher(base, dataset, few, place))
-    *teacher_steps, teacher_check = clock.take()
-    torch.set_num_threads(config.threads)
-    small = _end(student(base, dataset, few, large, place))
-    *mixed, student_check = clock.take()
-    batch = base.training.batch_size
-    fills = math.ceil(len(few.train_labels) / FILL_BATCH)
-    began = time.perf_counter()
-    student_bytes = _end(exported(base, dataset, small, recipe(base, dataset, "candidate"), place)).size_bytes
-    export_s = time.perf_counter() - began
-    scale = _checked_images(whole) / _checked_images(few)
-    peak = torch.cuda.max_memory_allocated() if device == "cuda" else _resident_bytes()
-    return Probe(
-        teacher_step_s=_warm(teacher_steps),
-        student_step_s=_warm(mixed[fills:]),
-        labels_batch_s=_warm(mixed[:fills]),
-        teacher_check_s=teacher_check * scale,
-        student_check_s=student_check * scale,
-        export_s=export_s,
-        steps=math.ceil(len(whole.train_labels) / batch),
-        label_batches=math.ceil(len(whole.train_labels) / FILL_BATCH),
-        peak_bytes=peak,
-        student_bytes=student_bytes,
-        teacher_bytes=(large.folder / "weights.pt").stat().st_size,
-        view_bytes=2 * len(whole.train_labels) * whole.num_classes,
-    )
-
-
-class _Clock(DeviceLease):
-    """A lease that everybody gets at once and that takes the time of what is done with it."""
-
-    def __init__(self, device: str) -> None:
-        self._device, self._seconds = device, list[float]()
-
-    @contextmanager
-    def shared(self) -> Iterator[None]:
-        self._settle()
-        started = time.perf_counter()
-        yield
-        self._settle()
-        self._seconds.append(time.perf_counter() - started)
-
-    def take(self) -> list[float]:
-        """The seconds since the last `take`."""
-        taken, self._seconds = self._seconds, []
-        return taken
-
-    def _settle(self) -> None:
-        if self._device == "cuda":
-            torch.cuda.synchronize()
-
-
-@dataclass(frozen=True, kw_only=True)
-class _TimedPlace(Workspace):
-    clock: _Clock
-
-    def lease(self) -> DeviceLease:
-        return self.clock
-
-
-def _end(stage: Generator[Any, None, Result]) -> Result:
-    while True:
-        try:
-            next(stage)
-        except StopIteration as end:
-            result: Result = end.value
-            return result
-
-
-def _warm(seconds: Sequence[float]) -> tuple[float, ...]:
-    return tuple(seconds[1:] or seconds)
-
-
-def _checked_images(images: Images) -> int:
-    return min(RECALIBRATION_IMAGES, len(images.train_labels)) + len(images.val_labels)
-
-
-def _resident_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _log_choose(n: float, k: float) -> float:
     return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+
+
+def show(console: Console, plan: Plan, config: SweepConfig, hits: Hits, *, measured_start: bool = False) -> None:
+    """Print a plan; `measured_start` says whether a sweep on this machine has told how long it takes to begin."""
+    for name, text in _lines(plan, config, hits, measured_start).items():
+        console.print(f"{name:<12} {text}", soft_wrap=True, markup=False)
+
+
+def _lines(plan: Plan, config: SweepConfig, hits: Hits, measured_start: bool) -> dict[str, str]:
+    base, total = config.base, plan.total_s
+    where = f"{config.gpus} GPUs" if config.gpus else f"{config.cpus} CPU cores"
+    of_memory = "CUDA memory" if config.gpus else "resident memory, Ray's own not counted"
+    start = "as the last sweep here needed" if measured_start else "on other machines; the first sweep here measures it"
+    champions = f"{config.champions} with {config.seeds} seeds and {ARMS - 1} controls each, {plan.champions_s}"
+    early = "; trials that are stopped early make it less" if config.stopper != "off" else ""
+    return {
+        f"Plan of sweep {config.name}:": "nothing is trained but a few steps of a probe",
+        "start": f"{in_words(plan.start_s)} {start}",
+        "teacher": f"{base.teacher.teacher_model}, "
+        + ("in the store" if hits.teacher else f"{base.teacher.teacher_epochs} epochs, {plan.teacher_s}"),
+        "soft labels": f"{hits.views} of {hits.views_needed} views in the store; the rest {plan.labels_s}",
+        "students": f"{base.student.student_model}, {hits.students} of the first {hits.first_students} in the store;"
+        f" about {plan.students:.0f} to train",
+        "one trial": f"{plan.trial_s}: {base.student.student_epochs} + {base.prune.recovery_epochs} epochs, export,"
+        f" {in_words(plan.alone_s)} of measuring",
+        "trials": f"{plan.trials} to run, {hits.trials} there; {plan.concurrency} at once on {where}",
+        **({"champions": champions} if plan.champion_runs else {}),
+        "in all": f"{total.expected / 3600:.2f} h ({total.low / 3600:.2f} to {total.high / 3600:.2f} h){early}",
+        "memory": f"{plan.memory_bytes / MB:.0f} MB a trial, {plan.memory_bytes * plan.concurrency / MB:.0f} MB at once"
+        f" ({of_memory})",
+        "disk": f"{plan.disk_bytes / MB:.0f} MB, of which {plan.trial_bytes / MB:.1f} MB a trial",
+    }

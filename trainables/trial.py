@@ -4,6 +4,7 @@ Nothing is checkpointed through Tune. The store holds every finished stage and t
 a trial that is started again, here or on another node, goes on where it was.
 """
 
+import dataclasses
 import gc
 import os
 import shutil
@@ -24,6 +25,9 @@ from trainables.stages.data import public_name
 from trainables.stages.scratch import scratch_candidate
 from trainables.stages.workspace import Workspace
 from trainables.store import Store
+
+SHAPE_METRICS = ("latency_p50_ms", "reference_latency_p50_ms", "size_bytes", "num_params", "macs")
+"""What is known of a candidate before it is trained."""
 
 
 class StageTrial(tune.Trainable):
@@ -74,15 +78,14 @@ class StageTrial(tune.Trainable):
 
     def _report(self, epoch: EpochRecord) -> dict[str, Any]:
         """An epoch, with what is known of the untrained shape, for schedulers that compare whole candidates."""
-        report = {"stage": epoch.stage, "epoch": epoch.epoch, "epochs": epoch.epochs, "final": False}
-        report["val_accuracy"] = epoch.val_accuracy
+        report = {**dataclasses.asdict(epoch), "final": False}
         report["num_val"] = self.config.get("num_val")
         if self._shape is not None and epoch.stage in ("student", "recovery"):
             planned = self.config["candidate"]
             before = planned["student_epochs"] if epoch.stage == "recovery" else 0
             report["step"] = before + epoch.epoch
             report["steps"] = planned["student_epochs"] + planned["recovery_epochs"]
-            for name in ("latency_p50_ms", "reference_latency_p50_ms", "size_bytes"):
+            for name in SHAPE_METRICS:
                 report[name] = getattr(self._shape, name)
         return report
 

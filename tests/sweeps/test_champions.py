@@ -14,8 +14,8 @@ from rich.console import Console
 
 from analysis.front import front_members
 from analysis.runs import Runs, read_runs
+from sweeps.budget import Deadline, TimedSweep
 from sweeps.champions import ArmDelivery, FixedRuns, arm_runs, arms, choose_champions, retrain
-from sweeps.command import Deadline, TimedSweep
 from sweeps.config import SweepConfig, quick
 from trainables.configs import CandidateConfig
 from trainables.records import DatasetRecord, TrialRecord, read_trial, to_json
@@ -223,7 +223,10 @@ def test_a_run_that_was_cut_leaves_no_record_and_one_that_died_keeps_its_arm(tmp
     folder = tmp_path / "7-not_pruned-seed1"
     place = {"trial_dir": str(folder), "key": f"x/champions/{folder.name}", "trial_number": None}
     trial = SimpleNamespace(
-        config=place | {"candidate": CandidateConfig().flat()}, last_result={"step": 1, "steps": 2}, error_file=None
+        trial_id="t",
+        config=place | {"candidate": CandidateConfig().flat()},
+        last_result={"step": 1, "steps": 2},
+        error_file=None,
     )
     delivery.on_trial_complete(0, [], trial)
     assert not (folder / "record.json").exists()

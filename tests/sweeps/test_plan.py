@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from sweeps import kd_prune
-from sweeps.command import START_S, Deadline, duration, in_words, look_up, trials_within
+from sweeps.budget import Deadline, trials_within
 from sweeps.config import SweepConfig, quick
-from sweeps.plan import Hits, Plan, Probe, Range, distinct_students, estimate
+from sweeps.durations import Range, duration, in_words
+from sweeps.lookup import look_up
+from sweeps.plan import START_S, Hits, Plan, Probe, distinct_students, estimate
 from sweeps.space import parse
 from trainables.stages import data
 

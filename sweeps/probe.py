@@ -1,0 +1,147 @@
+"""A few steps of every stage, timed in a folder that is thrown away: what `sweeps.plan` reckons from."""
+
+import math
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from sweeps.config import SweepConfig
+from sweeps.plan import Probe
+from trainables.records import DatasetRecord
+from trainables.stages.exported import exported, recipe
+from trainables.stages.lease import DeviceLease
+from trainables.stages.soft_labels import FILL_BATCH
+from trainables.stages.student import student
+from trainables.stages.teacher import teacher
+from trainables.stages.tensors import Images, load_images
+from trainables.stages.training import RECALIBRATION_IMAGES
+from trainables.stages.workspace import Workspace
+from trainables.store import Store
+
+Result = TypeVar("Result")
+PROBE_STEPS = 6  # the first one of a stage pays for memory and kernels, and is left out
+PROBE_VAL_IMAGES = 256
+
+
+def probe(config: SweepConfig, dataset: DatasetRecord) -> Probe:
+    """Time a few steps of every stage in this process, in a folder that is thrown away."""
+    whole = load_images(dataset, "cuda" if config.gpus else "cpu")
+    count = min(len(whole.train_labels), PROBE_STEPS * config.base.training.batch_size)
+    images = replace(
+        whole,
+        train_images=whole.train_images[:count],
+        train_labels=whole.train_labels[:count],
+        val_images=whole.val_images[:PROBE_VAL_IMAGES],
+        val_labels=whole.val_labels[:PROBE_VAL_IMAGES],
+    )
+    threads = torch.get_num_threads()
+    try:
+        with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
+            return _probed(config, dataset, (whole, images), Path(folder))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _probed(config: SweepConfig, dataset: DatasetRecord, images: tuple[Images, Images], folder: Path) -> Probe:
+    base = config.base.replace(
+        teacher_epochs=1, student_epochs=1, pretrained=False, student_pretrained=False, kd_loss="kd", alpha=0.9
+    )
+    device = images[0].mean.device.type
+    whole, few = images
+    clock = _Clock(device)
+    place = _TimedPlace(
+        store=Store(folder / "store"),
+        data_dir=config.data_dir,
+        device=device,
+        threads=config.threads,
+        lease_dir=folder,
+        clock=clock,
+    )
+    torch.set_num_threads(config.cpus)
+    large = _end(teacher(base, dataset, few, place))
+    *teacher_steps, teacher_check = clock.take()
+    torch.set_num_threads(config.threads)
+    small = _end(student(base, dataset, few, large, place))
+    *mixed, student_check = clock.take()
+    batch = base.training.batch_size
+    fills = math.ceil(len(few.train_labels) / FILL_BATCH)
+    began = time.perf_counter()
+    student_bytes = _end(exported(base, dataset, small, recipe(base, dataset, "candidate"), place)).size_bytes
+    export_s = time.perf_counter() - began
+    scale = _checked_images(whole) / _checked_images(few)
+    peak = torch.cuda.max_memory_allocated() if device == "cuda" else _resident_bytes()
+    return Probe(
+        teacher_step_s=_warm(teacher_steps),
+        student_step_s=_warm(mixed[fills:]),
+        labels_batch_s=_warm(mixed[:fills]),
+        teacher_check_s=teacher_check * scale,
+        student_check_s=student_check * scale,
+        export_s=export_s,
+        steps=math.ceil(len(whole.train_labels) / batch),
+        label_batches=math.ceil(len(whole.train_labels) / FILL_BATCH),
+        peak_bytes=peak,
+        student_bytes=student_bytes,
+        teacher_bytes=(large.folder / "weights.pt").stat().st_size,
+        view_bytes=2 * len(whole.train_labels) * whole.num_classes,
+    )
+
+
+class _Clock(DeviceLease):
+    """A lease that everybody gets at once and that takes the time of what is done with it."""
+
+    def __init__(self, device: str) -> None:
+        self._device, self._seconds = device, list[float]()
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        self._settle()
+        started = time.perf_counter()
+        yield
+        self._settle()
+        self._seconds.append(time.perf_counter() - started)
+
+    def take(self) -> list[float]:
+        """The seconds since the last `take`."""
+        taken, self._seconds = self._seconds, []
+        return taken
+
+    def _settle(self) -> None:
+        if self._device == "cuda":
+            torch.cuda.synchronize()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TimedPlace(Workspace):
+    clock: _Clock
+
+    def lease(self) -> DeviceLease:
+        return self.clock
+
+
+def _end(stage: Generator[Any, None, Result]) -> Result:
+    while True:
+        try:
+            next(stage)
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+
+
+def _warm(seconds: Sequence[float]) -> tuple[float, ...]:
+    return tuple(seconds[1:] or seconds)
+
+
+def _checked_images(images: Images) -> int:
+    return min(RECALIBRATION_IMAGES, len(images.train_labels)) + len(images.val_labels)
+
+
+def _resident_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
