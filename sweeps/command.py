@@ -138,6 +138,7 @@ def check(config: SweepConfig) -> None:
         raise ValueError(f"--tracking-uri {uri}: must begin with {', '.join(TRACKING_SCHEMES)}.")
     import torch
 
+    from trainables.stages.backends import check_runtime
     from trainables.stages.models import check_model
 
     for name in ("teacher_model", "student_model"):
@@ -145,6 +146,7 @@ def check(config: SweepConfig) -> None:
             check_model(config.base.flat()[name])
         except ValueError as error:
             raise ValueError(f"{flag_name(name)}: {error}") from error
+    check_runtime(config.base.measure.latency_runtime, on_gpu=config.gpus > 0)
     there = torch.cuda.device_count()
     if config.gpus > there:
         raise ValueError(f"--gpus {config.gpus}: this machine has {there}; ask for at most that, or 0 for the CPU.")

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainables.latency import LatencyRecord, latency_from_json
+
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetRecord:
@@ -102,21 +104,6 @@ class ExportRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatencyRecord:
-    """Latency of one image through one file, milliseconds."""
-
-    latency_p50_ms: float
-    latency_p90_ms: float
-    latency_p99_ms: float
-    latency_n: int
-    """Timed runs."""
-    latency_device: str
-    """What it ran on, such as `cpu:1` for one CPU thread."""
-    latency_provider: str
-    """The execution provider that the session really used."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Measurement:
     """What a user gets from the exported file."""
 
@@ -126,7 +113,11 @@ class Measurement:
     """The same on the test split, read once; never steers anything."""
     latency: LatencyRecord
     reference_latency_p50_ms: float
-    """The teacher's file, timed in alternation with this one."""
+    """The teacher's own p50 on this machine, the same for all files that are compared with it."""
+    reference_latency_raw_p50_ms: float
+    """The teacher's p50 in alternation with this file, drift included."""
+    throughput_64_ips: float
+    """Images a second in calls of 64 images, one after the other, on the same device."""
     size_bytes: int
     num_params: int
     num_nonzero_params: int
@@ -141,7 +132,11 @@ class ShapeRecord:
     """Fraction of channels to remove a layer; 0 if none is removed."""
     latency_p50_ms: float
     reference_latency_p50_ms: float
-    """The teacher's file, timed in alternation."""
+    """The teacher's own p50, the same for all."""
+    latency_verdict: str
+    """`clean`, or why the latency is not to be trusted."""
+    latency_alone_s: float
+    """Seconds that everybody else on the device had to pause for it."""
     size_bytes: int
     num_params: int
     macs: int
@@ -173,21 +168,19 @@ class CandidateRecord:
     """What the store holds for it: the results of its stages, teacher's and reference's included."""
 
     def tags(self) -> dict[str, str]:
-        """What its latency was taken on."""
-        timed = self.measurement.latency
-        return {"latency_device": timed.latency_device, "latency_provider": timed.latency_provider}
+        """What its latency was taken on, and whether it can be trusted."""
+        return self.measurement.latency.tags()
 
     def metrics(self) -> dict[str, float]:
         """Every final number by the name it has in Optuna, MLflow and CSV."""
-        measured, timed = self.measurement, self.measurement.latency
+        measured = self.measurement
         return {
+            **measured.latency.metrics(),
             "val_accuracy": measured.val_accuracy,
             "test_accuracy": measured.test_accuracy,
-            "latency_p50_ms": timed.latency_p50_ms,
-            "latency_p90_ms": timed.latency_p90_ms,
-            "latency_p99_ms": timed.latency_p99_ms,
-            "latency_n": timed.latency_n,
             "reference_latency_p50_ms": measured.reference_latency_p50_ms,
+            "reference_latency_raw_p50_ms": measured.reference_latency_raw_p50_ms,
+            "throughput_64_ips": measured.throughput_64_ips,
             "size_bytes": measured.size_bytes,
             "num_params": measured.num_params,
             "num_nonzero_params": measured.num_nonzero_params,
@@ -251,34 +244,35 @@ def write_text(path: Path, text: str) -> None:
 
 def read_model(folder: Path) -> ModelRecord:
     """The `ModelRecord` that a stage wrote into this folder of the store."""
-    row = _read(folder)
+    row = read_row(folder)
     return ModelRecord(**row | {"folder": folder, "curve": epochs_from_json(row["curve"])})
 
 
 def read_export(folder: Path) -> ExportRecord:
     """The `ExportRecord` that the export stage wrote into this folder of the store."""
-    return ExportRecord(**_read(folder) | {"folder": folder})
+    return ExportRecord(**read_row(folder) | {"folder": folder})
 
 
 def read_measurement(folder: Path) -> Measurement:
     """The `Measurement` that the measuring stage wrote into this folder of the store."""
-    row = _read(folder)
-    return Measurement(**row | {"latency": LatencyRecord(**row["latency"])})
+    row = read_row(folder)
+    return Measurement(**row | {"latency": latency_from_json(row["latency"])})
 
 
 def read_shape(folder: Path) -> ShapeRecord:
     """The `ShapeRecord` that the shape stage wrote into this folder of the store."""
-    return ShapeRecord(**_read(folder))
+    return ShapeRecord(**read_row(folder))
 
 
 def read_trial(folder: Path) -> TrialRecord:
     """The `TrialRecord` that a trial wrote into its folder."""
-    row = _read(folder)
+    row = read_row(folder)
     tuples = {"curve": epochs_from_json(row["curve"]), "files": tuple(row["files"]), "keys": tuple(row.get("keys", ()))}
     return TrialRecord(**row | tuples)
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def read_row(folder: Path) -> dict[str, Any]:
+    """The `record.json` of a folder."""
     row: dict[str, Any] = json.loads((folder / "record.json").read_text(encoding="utf-8"))
     return row
 

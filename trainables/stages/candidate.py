@@ -17,8 +17,9 @@ from trainables.flags import OneLineParser, add_config_flags, config_from_flags,
 from trainables.limits import InfeasibleError, Limits
 from trainables.records import CandidateRecord, DatasetRecord, EpochRecord, ShapeRecord, to_json
 from trainables.stages import data
+from trainables.stages.backends import check_runtime
 from trainables.stages.exported import exported, recipe
-from trainables.stages.measured import measured, measured_key
+from trainables.stages.measured import measured, measured_keys
 from trainables.stages.models import check_model
 from trainables.stages.recovery import recovery
 from trainables.stages.shape import shaped
@@ -51,7 +52,7 @@ def teacher_candidate(config: CandidateConfig, place: Workspace) -> Epochs:
         num_test=dataset.num_test,
         train_time_s=model.train_time_s,
         reused_time_s=max(0.0, model.train_time_s - spent),
-        keys=(model.key, files.key, str(measured_key(config, dataset, files, files))),
+        keys=(model.key, files.key, *measured_keys(config, dataset, files, files)),
     )
 
 
@@ -93,7 +94,7 @@ def candidate(config: CandidateConfig, place: Workspace, limits: Limits = NO_LIM
         reused_time_s=max(0.0, teacher_model.train_time_s + train_time_s - spent),
         keys=(
             *(model.key for model in (teacher_model, student_model, pruned_model)),
-            *(reference.key, files.key, str(measured_key(config, dataset, files, reference))),
+            *(reference.key, files.key, *measured_keys(config, dataset, files, reference)),
         ),
     )
 
@@ -151,6 +152,7 @@ def _check(flags: argparse.Namespace, config: CandidateConfig) -> None:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"{flag} {folder}: cannot be written ({error.strerror}); name a folder you own.") from None
+    check_runtime(config.measure.latency_runtime, on_gpu=flags.device == "cuda")
     check_model(config.teacher.teacher_model)
     check_model(config.student.student_model)
 

@@ -1,6 +1,5 @@
 """What the user gets from the exported file, on this machine, once per file."""
 
-import platform
 from collections.abc import Generator
 from pathlib import Path
 from typing import Never
@@ -16,11 +15,13 @@ from trainables.records import (
     write_text,
 )
 from trainables.stages import data
-from trainables.stages.measure import accuracy, open_session, time_alternating
+from trainables.stages.measure import accuracy, open_session
+from trainables.stages.timed import Timed, anchor, anchor_key, processor, timed
 from trainables.stages.workspace import Workspace
 from trainables.store import Key, stage_key
 
-VERSION = 1
+VERSION = 2
+THROUGHPUT_BATCH = 64
 
 
 def measured_key(config: CandidateConfig, dataset: DatasetRecord, files: ExportRecord, reference: ExportRecord) -> Key:
@@ -32,6 +33,13 @@ def measured_key(config: CandidateConfig, dataset: DatasetRecord, files: ExportR
         processor=processor(),
         **vars(config.measure),
     )
+
+
+def measured_keys(
+    config: CandidateConfig, dataset: DatasetRecord, files: ExportRecord, reference: ExportRecord
+) -> tuple[str, str]:
+    """Whatever of the store a finished measurement stands on: itself and the scale of its latency."""
+    return str(measured_key(config, dataset, files, reference)), str(anchor_key(config.measure, reference))
 
 
 def measured(
@@ -51,18 +59,16 @@ def measured(
         with place.lease().shared():
             val_accuracy = accuracy(session, *data.load(dataset, "val"))
             test_accuracy = accuracy(session, *data.load(dataset, "test"))
-        with place.lease().alone():
-            latency, reference_latency = time_alternating(
-                onnx_path,
-                reference.folder / "model.onnx",
-                threads=config.measure.latency_threads,
-                seconds=config.measure.latency_seconds,
-            )
+        own = yield from anchor(config.measure, reference, place)
+        took: Timed = timed(config.measure, onnx_path, reference, own, place, throughput_batch=THROUGHPUT_BATCH)
+        assert took.throughput_ips is not None
         record = Measurement(
             val_accuracy=val_accuracy,
             test_accuracy=test_accuracy,
-            latency=latency,
-            reference_latency_p50_ms=reference_latency.latency_p50_ms,
+            latency=took.latency,
+            reference_latency_p50_ms=took.reference_latency_p50_ms,
+            reference_latency_raw_p50_ms=took.reference_latency_raw_p50_ms,
+            throughput_64_ips=took.throughput_ips,
             size_bytes=files.size_bytes,
             num_params=model.num_params,
             num_nonzero_params=model.num_nonzero_params,
@@ -72,13 +78,3 @@ def measured(
         yield from ()
 
     return read_measurement((yield from place.store.obtain(key, compute)))
-
-
-def processor() -> str:
-    """The processor's name: a latency holds for one kind of machine."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -11,7 +11,7 @@ from trainables.records import CandidateRecord, DatasetRecord, EpochRecord, Mode
 from trainables.stages import data
 from trainables.stages.candidate import NO_LIMITS, Steps, check_shape, spending
 from trainables.stages.exported import exported, recipe
-from trainables.stages.measured import measured, measured_key
+from trainables.stages.measured import measured, measured_keys
 from trainables.stages.prune import apply_masks, masks, prune
 from trainables.stages.shape import shaped
 from trainables.stages.soft_labels import SoftLabels
@@ -122,6 +122,6 @@ def scratch_candidate(config: CandidateConfig, place: Workspace, limits: Limits 
         reused_time_s=max(0.0, teacher_model.train_time_s + model.train_time_s - teacher_spent - spent),
         keys=(
             *(teacher_model.key, model.key, reference.key, files.key),
-            str(measured_key(config, dataset, files, reference)),
+            *measured_keys(config, dataset, files, reference),
         ),
     )

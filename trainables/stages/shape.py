@@ -8,17 +8,17 @@ from typing import Never
 import torch
 
 from trainables.configs import CandidateConfig
+from trainables.latency import LatencyRecord
 from trainables.records import DatasetRecord, ExportRecord, ShapeRecord, read_shape, to_json, write_text
 from trainables.stages.export import export_untrained
 from trainables.stages.exported import recipe
-from trainables.stages.measure import time_alternating
-from trainables.stages.measured import processor
 from trainables.stages.models import count, source_of
 from trainables.stages.prune import prune
+from trainables.stages.timed import anchor, processor, timed
 from trainables.stages.workspace import Workspace, build_for
 from trainables.store import stage_key
 
-VERSION = 1
+VERSION = 2
 BISECTIONS = 8  # 1/256 of the channels is finer than any layer
 
 
@@ -47,7 +47,8 @@ def shaped(
 
     def compute(folder: Path) -> Generator[Never, None, None]:
         started = time.perf_counter()
-        sketch = _Sketch(config, dataset, reference, place, folder / "untrained.onnx")
+        own = yield from anchor(config.measure, reference, place)
+        sketch = _Sketch(config, dataset, reference, own, place, folder / "untrained.onnx")
         ratio = sketch.channel_ratio() if structured else 0.0
         record = sketch.measured(ratio)
         sketch.path.unlink()
@@ -79,10 +80,17 @@ class _Sketch:
     """Untrained students of one architecture, pruned by any ratio and measured."""
 
     def __init__(
-        self, config: CandidateConfig, dataset: DatasetRecord, reference: ExportRecord, place: Workspace, path: Path
+        self,
+        config: CandidateConfig,
+        dataset: DatasetRecord,
+        reference: ExportRecord,
+        own: LatencyRecord,
+        place: Workspace,
+        path: Path,
     ) -> None:
         self.path = path
-        self._config, self._dataset, self._reference, self._place = config, dataset, reference, place
+        self._config, self._dataset, self._place = config, dataset, place
+        self._reference, self._own = reference, own
 
     def channel_ratio(self) -> float:
         """The ratio of channels that `pruning_of` and `pruning_ratio` ask for."""
@@ -104,17 +112,13 @@ class _Sketch:
             model = self._model(ratio)
             num_params, _, macs = count(model, self._dataset.image_size)
             size_bytes = self._export(model)
-        with self._place.lease().alone():
-            latency, reference = time_alternating(
-                self.path,
-                self._reference.folder / "model.onnx",
-                threads=self._config.measure.latency_threads,
-                seconds=self._config.measure.latency_seconds,
-            )
+        took = timed(self._config.measure, self.path, self._reference, self._own, self._place)
         return ShapeRecord(
             channel_ratio=ratio,
-            latency_p50_ms=latency.latency_p50_ms,
-            reference_latency_p50_ms=reference.latency_p50_ms,
+            latency_p50_ms=took.latency.latency_p50_ms,
+            reference_latency_p50_ms=took.reference_latency_p50_ms,
+            latency_verdict=took.latency.verdict,
+            latency_alone_s=took.latency.latency_alone_s,
             size_bytes=size_bytes,
             num_params=num_params,
             macs=macs,

@@ -60,6 +60,8 @@ def test_pruning_by_macs_finds_the_channels(folders: list[str], capsys: pytest.C
         (["--student-model", "alexnet_smal"], "alexnet_small"),
         (["--dataset", "digit"], "--dataset digit"),
         (["--pruning-of", "weight"], "--pruning-of 'weight'"),
+        (["--latency-runtime", "onnx"], "--latency-runtime 'onnx'"),
+        (["--latency-runtime", "tensorrt"], "--latency-runtime tensorrt: "),
     ],
 )
 def test_bad_input_is_one_line(

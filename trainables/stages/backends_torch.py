@@ -1,0 +1,96 @@
+"""Networks in PyTorch: eager, TorchScript, torch.compile and CUDA graphs, on the CPU and on CUDA."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision import transforms
+
+from trainables.stages.backends import RUNTIMES, AbsentError, Artifact, Batch, Logits, Opened, random_images
+from trainables.stages.models import build_model
+from trainables.stages.prune import load_weights
+from trainables.stages.timing import Runner
+
+_jit: Any = torch.jit  # its functions carry no types
+
+
+def open_network(name: str, artifact: Artifact, *, threads: int, batch: int) -> Opened:
+    """A network in one of PyTorch's runtimes.
+
+    Raises:
+        AbsentError: if the artifact lacks what the runtime takes.
+    """
+    runtime = RUNTIMES[name]
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    dtype = torch.float16 if artifact.half else torch.float32
+    if runtime.source == "torchscript":
+        model = _script(artifact, runtime.device)
+    else:
+        model = _network(artifact).to(runtime.device, dtype).eval()
+    if name.startswith("torch_compile"):
+        model = torch.compile(model)
+    example = torch.from_numpy(random_images(batch, artifact.image_size)).to(runtime.device, dtype)
+    call = _graphed(model, example) if name == "cuda_graph" else _plain(model, example)
+
+    def logits(images: Batch) -> Logits:
+        with torch.inference_mode():
+            return np.asarray(model(torch.from_numpy(images).to(runtime.device, dtype)).float().cpu())
+
+    device = f"cpu:{threads}" if runtime.device == "cpu" else "cuda:0"
+    return Opened(logits=logits, runner=Runner(run=call, provider=f"PyTorch {name}", device=device, batch=batch))
+
+
+def _network(artifact: Artifact) -> nn.Module:
+    """Normalisation and network, as in the exported file."""
+    if artifact.weights is None:
+        raise AbsentError("the trained weights are no longer in the store; only the exported files are")
+    size, classes = artifact.image_size, artifact.num_classes
+    model = build_model(artifact.model_name, num_classes=classes, image_size=size)
+    load_weights(model, artifact.weights)
+    return nn.Sequential(transforms.Normalize(artifact.mean, artifact.std), model)
+
+
+def _script(artifact: Artifact, device: str) -> nn.Module:
+    """The traced and frozen module; its weights are constants, which only loading can place."""
+    if artifact.torchscript is None:
+        raise AbsentError("the network could not be traced, so that there is no TorchScript file")
+    if artifact.half:
+        raise AbsentError("the TorchScript file holds float32 constants; there is none in float16")
+    module: nn.Module = _jit.load(os.fspath(artifact.torchscript), map_location=device)
+    return module
+
+
+def _plain(model: Any, example: Tensor) -> Callable[[], object]:
+    """A call that returns when the logits are there."""
+    synchronize = torch.cuda.synchronize if example.is_cuda else (lambda: None)
+
+    def run() -> None:
+        with torch.inference_mode():
+            model(example)
+        synchronize()
+
+    run()  # compiles where something compiles
+    return run
+
+
+def _graphed(model: nn.Module, example: Tensor) -> Callable[[], object]:
+    """One replay of the captured kernels: what is left when launches cost nothing."""
+    stream = torch.cuda.Stream()
+    with torch.inference_mode():
+        with torch.cuda.stream(stream):  # capture needs a few calls before it, beside the default stream
+            for _ in range(3):
+                model(example)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            model(example)
+
+    def run() -> None:
+        graph.replay()
+        torch.cuda.synchronize()
+
+    return run

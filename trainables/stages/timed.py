@@ -1,0 +1,98 @@
+"""The latency of a file on this machine, free of drift: the only place where a measured time becomes a figure."""
+
+import dataclasses
+import platform
+from collections.abc import Generator
+from pathlib import Path
+from typing import Never
+
+from trainables.configs import MeasureConfig
+from trainables.latency import LatencyRecord, latency_from_json
+from trainables.records import ExportRecord, read_row, to_json, write_text
+from trainables.stages.backends import Artifact
+from trainables.stages.clean_room import Job, Measured, measure_apart
+from trainables.stages.workspace import Workspace
+from trainables.store import Key, stage_key
+
+VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Timed:
+    """What a file takes beside the reference."""
+
+    latency: LatencyRecord
+    reference_latency_p50_ms: float
+    """The reference's own p50, the same for all files that are compared with it."""
+    reference_latency_raw_p50_ms: float
+    """Its p50 in alternation with this file, drift included."""
+    throughput_ips: float | None
+
+
+def anchor_key(measure: MeasureConfig, reference: ExportRecord) -> Key:
+    """Where the reference's own latency on a machine like this one lies in the store."""
+    return stage_key("anchor", version=VERSION, parents=[reference.onnx_sha256], processor=processor(), **vars(measure))
+
+
+def anchor(measure: MeasureConfig, reference: ExportRecord, place: Workspace) -> Generator[Never, None, LatencyRecord]:
+    """The reference's own latency, in alternation with itself, measured once: the scale of all others."""
+    key = anchor_key(measure, reference)
+
+    def compute(folder: Path) -> Generator[Never, None, None]:
+        path = reference.folder / "model.onnx"
+        write_text(folder / "record.json", to_json(_measure(measure, path, path, place).candidate))
+        yield from ()
+
+    return latency_from_json(read_row((yield from place.store.obtain(key, compute))))
+
+
+def timed(
+    measure: MeasureConfig,
+    path: Path,
+    reference: ExportRecord,
+    own: LatencyRecord,
+    place: Workspace,
+    *,
+    throughput_batch: int | None = None,
+) -> Timed:
+    """Latency of one image through `path`, in alternation with the reference's file, while nobody else computes.
+
+    latency_p50_ms = p50 * (reference's own p50 / reference's p50 in this alternation), and so for the other
+    percentiles: whatever slowed the machine, slowed both.
+
+    Args:
+        own: the reference's own latency, from `anchor`.
+        throughput_batch: images a call for the throughput; None leaves that out.
+    """
+    found = _measure(measure, path, reference.folder / "model.onnx", place, throughput_batch)
+    drift = own.latency_raw_p50_ms / found.reference.latency_raw_p50_ms
+    return Timed(
+        latency=found.candidate.scaled(drift),
+        reference_latency_p50_ms=own.latency_raw_p50_ms,
+        reference_latency_raw_p50_ms=found.reference.latency_raw_p50_ms,
+        throughput_ips=found.throughput_ips,
+    )
+
+
+def processor() -> str:
+    """The processor's name: a latency holds for one kind of machine."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _measure(
+    measure: MeasureConfig, path: Path, reference: Path, place: Workspace, throughput_batch: int | None = None
+) -> Measured:
+    job = Job(
+        candidate=Artifact(onnx=path),
+        reference=Artifact(onnx=reference),
+        runtime=measure.latency_runtime,
+        threads=measure.latency_threads,
+        seconds=measure.latency_seconds,
+        throughput_batch=throughput_batch,
+    )
+    return measure_apart(job, place.lease())
