@@ -71,11 +71,11 @@ def run_sweep(config: SweepConfig, dataset: DatasetRecord, console: Console) -> 
         InputError: if the name belongs to another sweep or is in use, or no teacher can be made.
         Interrupted: if Ctrl-C or SIGTERM ended it early.
     """
-    _quiet()
+    quiet()
     with sole_driver(config.folder):
         sweep_id = check_identity(config, dataset)
         tracker = open_tracker(tracking_uri(config), config, dataset, sweep_id)
-        with _ray(config):
+        with local_ray(config):
             teacher = _teacher(config, console)
             write_sweep_json(config, teacher, dataset)
             score = partial(_score, config, teacher)
@@ -256,7 +256,7 @@ def _score(config: SweepConfig, teacher: TrialRecord, metrics: Mapping[str, floa
 
 
 @contextmanager
-def _ray(config: SweepConfig) -> Generator[None, None, None]:
+def local_ray(config: SweepConfig) -> Generator[None, None, None]:
     """A local Ray of the sweep's size, quiet, on loopback; an initialised one is used as it is."""
     if ray.is_initialized():
         yield
@@ -278,7 +278,7 @@ def _ray(config: SweepConfig) -> Generator[None, None, None]:
         ray.shutdown()
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Our own table is what a person sees; libraries speak up for errors only."""
     for name in ("ray", "ray.tune", "ray.train", "ray.data", "mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -44,10 +44,9 @@ class ConditionsRecord:
 
     def metrics(self) -> dict[str, float]:
         """The numbers among them, those that are known, by the names they have in MLflow."""
-        numbers = ("waited_share", "others_share", "steal_share", "elsewhere_share", "memory_stall_share", "load_1m")
-        numbers += ("cpu_mhz", "gpu_mhz", "gpu_celsius", "gpu_contexts", "gpu_others_share")
-        values = {f"latency_{name}": getattr(self, name) for name in numbers}
-        return {name: float(value) for name, value in values.items() if value is not None}
+        words = ("cores", "busiest", "gpu_throttled")
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in words}
+        return {f"latency_{name}": float(value) for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,8 +53,8 @@ def python(script: str, cwd: Path, *arguments: str) -> list[str]:
     [
         (modules("trainables.stages"), ("ray", "mlflow", "optuna")),
         (
-            [f"trainables.{name}" for name in ("configs", "flags", "records", "store")]
-            + [f"trainables.stages.{name}" for name in ("data", "lease", "measure")],
+            [f"trainables.{name}" for name in ("configs", "flags", "latency", "records", "store")]
+            + [f"trainables.stages.{name}" for name in ("backends_onnx", "clean_room", "data", "lease", "measure")],
             ("torch", "ray", "mlflow", "optuna"),
         ),
         (modules("analysis"), ("torch", "ray", "optuna")),

@@ -27,6 +27,7 @@ def open_network(name: str, artifact: Artifact, *, threads: int, batch: int) -> 
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     dtype = torch.float16 if artifact.half else torch.float32
+    model: Any
     if runtime.source == "torchscript":
         model = _script(artifact, runtime.device)
     else:

@@ -100,8 +100,8 @@ def measure_apart(job: Job, lease: DeviceLease) -> Measured:
         if levels[-1] == 0 or (attempt and levels[1] >= PASSING * levels[0]):
             break
     best = min(tries, key=_disturbance)
-    spent = {"latency_attempts": len(tries), "latency_alone_s": alone_s}
-    return dataclasses.replace(best, candidate=dataclasses.replace(best.candidate, **spent))
+    candidate = dataclasses.replace(best.candidate, latency_attempts=len(tries), latency_alone_s=alone_s)
+    return dataclasses.replace(best, candidate=candidate)
 
 
 def _disturbance(measured: Measured) -> float:
@@ -210,10 +210,10 @@ def _measure(job: Job, candidate: Opened, reference: Opened, wide: Opened | None
     seen = conditions(
         before, Counters.now(), cores, gpu=GpuState.now() if on_gpu else None, gpu_others_share=gpu_others_share
     )
-    noted = {"conditions": seen, "latency_contaminated": contamination(seen)}
+    why = contamination(seen)
     return Measured(
-        candidate=dataclasses.replace(ours, **noted),
-        reference=dataclasses.replace(theirs, **noted),
+        candidate=dataclasses.replace(ours, conditions=seen, latency_contaminated=why),
+        reference=dataclasses.replace(theirs, conditions=seen, latency_contaminated=why),
         throughput_ips=throughput_ips(wide.runner, seconds=job.seconds / 4) if wide else None,
     )
 
