@@ -113,6 +113,11 @@ class SweepConfig:
         return self.out / "sweeps" / self.name
 
     @property
+    def device(self) -> str:
+        """Where trials train: `cpu` or `cuda`."""
+        return "cuda" if self.gpus else "cpu"
+
+    @property
     def concurrency(self) -> int:
         """Trials that run at once."""
         if not self.gpus:
@@ -141,7 +146,7 @@ class SweepConfig:
     def identity(self) -> dict[str, Any]:
         """What may not change under one name: everything that decides what a trial's numbers mean."""
         varied = set(self.space)
-        fixed = {name: value for name, value in self.base.flat().items() if name not in varied}
+        fixed = {name: value for name, value in self.base.on(self.device).flat().items() if name not in varied}
         return {
             "base": fixed,
             "space": describe(self.space),

@@ -135,7 +135,10 @@ def _teacher(config: SweepConfig, console: Console) -> TrialRecord:
     """The teacher's record, made by a Tune run of its own if there is none yet."""
     folder = config.folder / "teacher"
     if not (folder / "record.json").exists():
-        space = _place(config, folder, number=None) | {"candidate": config.base.flat(), "threads": config.cpus}
+        space = _place(config, folder, number=None) | {
+            "candidate": config.base.on(config.device).flat(),
+            "threads": config.cpus,
+        }
         resources = {"cpu": config.cpus, "gpu": min(1, config.gpus)}
         title = f"Sweep {config.name}: first its teacher, {config.base.teacher.teacher_model}"
         progress = Progress(
@@ -181,7 +184,7 @@ def _trials(
             **_place(config, trial_dir(config, number), number=number),
             **known,
             "limits": vars(config.limits),
-            "candidate": config.base.replace(**params).flat(),
+            "candidate": config.base.replace(**params).on(config.device).flat(),
         },
         score=lambda metrics: _score(config, teacher, metrics),
     )
@@ -243,7 +246,7 @@ def _place(config: SweepConfig, folder: Path, *, number: int | None) -> dict[str
     return {
         "out": str(config.out.resolve()),
         "data_dir": str(config.data_dir.resolve()),
-        "device": "cuda" if config.gpus else "cpu",
+        "device": config.device,
         "threads": config.threads,
         "trial_number": number,
         "trial_dir": str(folder.resolve()),

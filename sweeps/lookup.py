@@ -6,34 +6,26 @@ from typing import Any
 from sweeps.config import SweepConfig
 from sweeps.plan import Hits
 from trainables.records import DatasetRecord, read_model
-from trainables.stages.soft_labels import VERSION
+from trainables.stages.soft_labels import soft_labels_key
 from trainables.stages.student import student_key
 from trainables.stages.teacher import teacher_key
-from trainables.store import Store, stage_key
+from trainables.store import Store
 
 
 def look_up(config: SweepConfig, dataset: DatasetRecord, points: Sequence[Mapping[str, Any]]) -> Hits:
     """Count what an earlier sweep has left; `points` are the parameters of the first trials."""
     store = Store(config.out / "store")
-    base = [config.base.replace(**point) for point in points[: config.trials]] or [config.base]
+    own = config.base.on(config.device)
+    base = [own.replace(**point) for point in points[: config.trials]] or [own]
     soft = any(candidate.student.soft_weight > 0 for candidate in base)
-    views_needed = (config.base.student.student_epochs + config.base.prune.recovery_epochs) * soft
+    views_needed = (own.student.student_epochs + own.prune.recovery_epochs) * soft
     trials, runs = (len(list((config.folder / name).glob("*/record.json"))) for name in ("trials", "champions"))
-    folder = store.find(teacher_key(config.base, dataset))
+    folder = store.find(teacher_key(own, dataset))
     if folder is None:
         return Hits(trials=trials, champion_runs=runs, views_needed=views_needed, first_students=len(points))
     record = read_model(folder)
     students = {student_key(candidate, dataset, record) for candidate in base}
-    views = [
-        stage_key(
-            "soft_labels",
-            version=VERSION,
-            parents=[dataset.fingerprint, record.key],
-            view=view,
-            **vars(config.base.augment),
-        )
-        for view in range(views_needed)
-    ]
+    views = [soft_labels_key(record, dataset, own.augment, own.training, view=view) for view in range(views_needed)]
     return Hits(
         trials=trials,
         champion_runs=runs,

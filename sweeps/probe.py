@@ -33,7 +33,7 @@ PROBE_VAL_IMAGES = 256
 
 def probe(config: SweepConfig, dataset: DatasetRecord) -> Probe:
     """Time a few steps of every stage in this process, in a folder that is thrown away."""
-    whole = load_images(dataset, "cuda" if config.gpus else "cpu")
+    whole = load_images(dataset, config.device)
     count = min(len(whole.train_labels), PROBE_STEPS * config.base.training.batch_size)
     images = replace(
         whole,
@@ -51,7 +51,7 @@ def probe(config: SweepConfig, dataset: DatasetRecord) -> Probe:
 
 
 def _probed(config: SweepConfig, dataset: DatasetRecord, images: tuple[Images, Images], folder: Path) -> Probe:
-    base = config.base.replace(
+    base = config.base.on(config.device).replace(
         teacher_epochs=1, student_epochs=1, pretrained=False, student_pretrained=False, kd_loss="kd", alpha=0.9
     )
     device = images[0].mean.device.type

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from trainables.training_config import TrainingConfig as TrainingConfig
+
 PRUNING_METHODS = ("l1_unstructured", "structured")
 PRUNED_SHARES = ("channels", "macs", "size", "latency")
 CROPS = ("none", "padded", "resized")
@@ -78,30 +80,6 @@ class AugmentConfig:
             raise ValueError(f"`0 <= randaugment_magnitude <= 30` must hold, but got randaugment_magnitude={value}.")
         if self.mixup_alpha is not None and not self.mixup_alpha > 0:
             raise ValueError(f"`mixup_alpha > 0` must hold, but got mixup_alpha={self.mixup_alpha}.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """What the training stages of a candidate have in common."""
-
-    batch_size: int = 128
-    """Images a step."""
-    weight_decay: float = 1e-4
-    """Of AdamW, decoupled."""
-    label_smoothing: float = 0.05
-    """Share of the label mass spread over all classes, in [0, 1)."""
-    seed: int = 0
-    """Weights, batch order and dropout of the student; the teacher has its own `teacher_seed`."""
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 2:
-            raise ValueError(
-                f"`batch_size >= 2` must hold (BatchNorm needs two), but got batch_size={self.batch_size}."
-            )
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"`0 <= label_smoothing < 1` must hold, but got label_smoothing={self.label_smoothing}.")
-        if self.weight_decay < 0:
-            raise ValueError(f"`weight_decay >= 0` must hold, but got weight_decay={self.weight_decay}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,6 +259,10 @@ class CandidateConfig:
     def canonical(self) -> "CandidateConfig":
         """The same candidate with every inert setting at its default: what records show and keys are made of."""
         return dataclasses.replace(self, student=self.student.canonical(), prune=self.prune.canonical())
+
+    def on(self, device: str) -> "CandidateConfig":
+        """The same candidate with everything named that depends on where it trains: `cpu` or `cuda`."""
+        return dataclasses.replace(self, training=self.training.on(device))
 
     @classmethod
     def from_flat(cls, row: Mapping[str, Any]) -> "CandidateConfig":

@@ -14,13 +14,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-import torch
 from ray import tune
 
 from trainables.configs import CandidateConfig
 from trainables.limits import InfeasibleError, Limits
 from trainables.records import CandidateRecord, EpochRecord, ShapeRecord, TrialRecord, to_json, write_text
 from trainables.stages.candidate import candidate
+from trainables.stages.compute import give_back
 from trainables.stages.data import public_name
 from trainables.stages.scratch import scratch_candidate
 from trainables.stages.workspace import Workspace
@@ -61,7 +61,7 @@ class StageTrial(tune.Trainable):
                 self._started = time.time()
                 place = workspace(self.config)
                 place.enter()
-                self._steps = self.begin(CandidateConfig.from_flat(self.config["candidate"]), place)
+                self._steps = self.begin(CandidateConfig.from_flat(self.config["candidate"]).on(place.device), place)
             step = next(self._steps)
         except StopIteration as end:
             return {**self.finish(end.value), "final": True, "done": True}
@@ -102,8 +102,7 @@ class StageTrial(tune.Trainable):
         self._steps = None
         self._shape = None
         gc.collect()
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
+        give_back()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: the store is the checkpoint."""

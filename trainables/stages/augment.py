@@ -8,6 +8,9 @@ Only integer sums, gathers and single elementwise operations are used on pixels:
 the batch size. Shape legend: N samples, B batch, C = 3 channels, H = W = image_size.
 """
 
+import itertools
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,6 +19,7 @@ from torch import Tensor
 from trainables.configs import AugmentConfig
 from trainables.stages import randaugment
 from trainables.stages.pixels import pick, pick_bilinear
+from trainables.stages.streamed import Streamed
 
 _FLIP, _CROP, _OPERATIONS, _MIXUP, _ORDER = range(5)
 """Streams of random numbers: switching one augmentation on leaves the draws of the others as they were."""
@@ -53,22 +57,25 @@ class Views:
         self.num_samples = num_samples
         self.device = device if device is None else torch.device(device)
         drawn = _draw(config, num_samples, epoch, image_size)
-        self._drawn = {name: torch.from_numpy(rows) for name, rows in drawn.items()}
+        self._host = {name: torch.from_numpy(rows) for name, rows in drawn.items()}
+        self._drawn = self._host
+        self._pairs: dict[int, Tensor] = {}
 
-    def batch(self, images_N3HW: Tensor, index_B: Tensor) -> Tensor:
+    def batch(self, images_N3HW: Tensor | Streamed, index_B: Tensor) -> Tensor:
         """Views of samples `index_B`: float32 in [0, 1], B3HW, not normalised.
 
         `images_N3HW` (uint8) holds all samples, on any device, as a memory map too. With Mixup the view is
         `lam * view(i) + (1 - lam) * view(partner)`, both augmented, neither mixed before; see `partners`.
+        An index on the CPU costs a GPU no waiting.
         """
         assert len(images_N3HW) == self.num_samples and images_N3HW.shape[-1] == self.image_size, images_N3HW.shape
-        index_B = index_B.to(self.device or images_N3HW.device)
-        view = self._single(images_N3HW, index_B)
+        device = self.device or images_N3HW.device
+        view = self._single(images_N3HW, index_B, device)
         if self.config.mixup_alpha is None:
             return view
-        partner_B, lam_B = self.partners(index_B)
-        lam = lam_B.view(-1, 1, 1, 1)
-        return lam * view + (1 - lam) * self._single(images_N3HW, partner_B)
+        other = self._single(images_N3HW, self._partner(index_B), device)
+        lam = self._drawn_on(device)["lam"][index_B.to(device)].view(-1, 1, 1, 1)
+        return lam * view + (1 - lam) * other
 
     def partners(self, index_B: Tensor) -> tuple[Tensor, Tensor]:
         """With whom each sample is mixed (int64, B) and its own weight `lam` (float32, B).
@@ -81,17 +88,36 @@ class Views:
         drawn = self._drawn_on(index_B.device)
         return drawn["partner"][index_B], drawn["lam"][index_B]
 
+    def announce(self, images_N3HW: Tensor | Streamed, batches: Sequence[Tensor]) -> None:
+        """`batch` is called with these index tensors next: streamed images are read ahead."""
+        if isinstance(images_N3HW, Streamed):
+            mixed = self.config.mixup_alpha is not None
+            self._pairs = {id(index): self._host["partner"][index] for index in batches} if mixed else {}
+            wanted = ((index, self._pairs[id(index)]) if mixed else (index,) for index in batches)
+            images_N3HW.announce(itertools.chain.from_iterable(wanted))
+
+    def _partner(self, index_B: Tensor) -> Tensor:
+        announced = self._pairs.get(id(index_B))
+        return self.partners(index_B)[0] if announced is None else announced
+
     def _drawn_on(self, device: torch.device) -> dict[str, Tensor]:
         """The epoch's random numbers, moved to a device once."""
+        if device.type == "cpu":
+            return self._host
         if self._drawn["flip"].device != device:
-            self._drawn = {name: rows.to(device) for name, rows in self._drawn.items()}
+            self._drawn = {name: rows.to(device) for name, rows in self._host.items()}
         return self._drawn
 
-    def _single(self, images_N3HW: Tensor, index_B: Tensor) -> Tensor:
-        images = images_N3HW[index_B.to(images_N3HW.device)].to(index_B.device)
-        own = {name: rows[index_B] for name, rows in self._drawn_on(index_B.device).items()}
+    def _single(self, images_N3HW: Tensor | Streamed, index_B: Tensor, device: torch.device) -> Tensor:
+        if isinstance(images_N3HW, Tensor):
+            images = images_N3HW[index_B.to(images_N3HW.device)].to(device)
+        else:
+            images = images_N3HW[index_B].to(device)
         if self.config.randaugment_magnitude is not None:
-            images = randaugment.apply(images, own["operations"], own["negative"], self.config.randaugment_magnitude)
+            # operations are sorted by kind on the host: on a GPU, counting them would wait for everything before
+            operations, negative = (self._host[name][index_B.cpu()] for name in ("operations", "negative"))
+            images = randaugment.apply(images, operations, negative, self.config.randaugment_magnitude)
+        own = {name: rows[index_B.to(device)] for name, rows in self._drawn_on(device).items()}
         if self.config.crop == "resized":
             return _to_unit(_flipped(_resized(images, own["box"]), own["flip"]))
         if self.config.crop == "padded" and self.config.crop_padding:
@@ -175,4 +201,4 @@ def _flipped(images_BCHW: Tensor, flip_B: Tensor) -> Tensor:
 
 
 def _to_unit(images: Tensor) -> Tensor:
-    return images.to(torch.float32) / 255
+    return torch.div(images, 255)

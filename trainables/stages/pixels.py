@@ -16,12 +16,16 @@ def pick(images_BCHW: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
 
 
 def pick_bilinear(images_BCHW: Tensor, ys_BH: Tensor, xs_BW: Tensor) -> Tensor:
-    """Bilinear pixels at fractional rows and columns inside the image; float32, the scale of `images_BCHW`."""
-    height, width = images_BCHW.shape[-2:]
+    """Bilinear pixels at fractional rows and columns inside the image; float32, the scale of `images_BCHW`.
+
+    Every row is stretched first, then rows are mixed: two gathers instead of the four of pixel by pixel.
+    """
+    batch, channels, height, width = images_BCHW.shape
     top, left = ys_BH.floor(), xs_BW.floor()
     down, right = (ys_BH - top)[:, None, :, None], (xs_BW - left)[:, None, None, :]
-    rows = [(top.long() + step).clamp(max=height - 1)[:, :, None] for step in (0, 1)]
-    columns = [(left.long() + step).clamp(max=width - 1)[:, None, :] for step in (0, 1)]
-    upper = pick(images_BCHW, rows[0], columns[0]) * (1 - right) + pick(images_BCHW, rows[0], columns[1]) * right
-    lower = pick(images_BCHW, rows[1], columns[0]) * (1 - right) + pick(images_BCHW, rows[1], columns[1]) * right
+    columns = [(left.long() + step).clamp(max=width - 1)[:, None, None, :] for step in (0, 1)]
+    rows = [(top.long() + step).clamp(max=height - 1)[:, None, :, None] for step in (0, 1)]
+    near, far = (images_BCHW.gather(3, column.expand(batch, channels, height, -1)) for column in columns)
+    stretched = near * (1 - right) + far * right
+    upper, lower = (stretched.gather(2, row.expand(batch, channels, -1, stretched.shape[3])) for row in rows)
     return upper * (1 - down) + lower * down

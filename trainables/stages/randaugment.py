@@ -37,9 +37,9 @@ def apply(images_BCHW: Tensor, operations_BK: Tensor, negative_BK: Tensor, magni
     """K operations in a row on every image.
 
     Args:
-        images_BCHW: uint8.
-        operations_BK: int64, positions in `OPERATIONS`.
-        negative_BK: bool; turns the sign of operations that have one.
+        images_BCHW: uint8, on any device.
+        operations_BK: int64 on the CPU, positions in `OPERATIONS`.
+        negative_BK: bool on the CPU; turns the sign of operations that have one.
         magnitude: 0 to 30.
     """
     for operation_B, negative_B in zip(operations_BK.unbind(1), negative_BK.unbind(1), strict=True):
@@ -50,8 +50,8 @@ def apply(images_BCHW: Tensor, operations_BK: Tensor, negative_BK: Tensor, magni
                 continue
             chosen = (operation_B == number).nonzero().flatten()
             if len(chosen):
-                color = _COLOR_OPERATIONS[name]
-                result[chosen] = color(images_BCHW[chosen], magnitude / _STEPS, negative_B[chosen])
+                negative, there = negative_B[chosen].to(images_BCHW.device), chosen.to(images_BCHW.device)
+                result[there] = _COLOR_OPERATIONS[name](images_BCHW[there], magnitude / _STEPS, negative)
         images_BCHW = result
     return images_BCHW
 
@@ -63,10 +63,11 @@ def _warp(images_BCHW: Tensor, operation_B: Tensor, negative_B: Tensor, magnitud
     if not len(chosen):
         return images_BCHW
     table = torch.tensor(
-        [[_inverse_affine(name, sign * magnitude / _STEPS, size) for sign in (1, -1)] for name in OPERATIONS],
-        device=images_BCHW.device,
+        [[_inverse_affine(name, sign * magnitude / _STEPS, size) for sign in (1, -1)] for name in OPERATIONS]
     )
-    a, b, c, d, e, f = table[operation_B[chosen], negative_B[chosen].long()].view(-1, 6, 1, 1).unbind(1)
+    rows = table[operation_B[chosen], negative_B[chosen].long()].to(images_BCHW.device)
+    chosen = chosen.to(images_BCHW.device)
+    a, b, c, d, e, f = rows.view(-1, 6, 1, 1).unbind(1)
     line = torch.arange(size, device=images_BCHW.device) + (0.5 - size / 2)
     x, y = line.view(1, 1, -1), line.view(1, -1, 1)
     xs = ((a * x + b * y) + c + (size - 1) / 2).round().long()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from trainables.configs import CandidateConfig
 from trainables.records import DatasetRecord, EpochRecord, ModelRecord, read_model
+from trainables.stages.compute import move
 from trainables.stages.prune import apply_masks, masks, prune
 from trainables.stages.soft_labels import SoftLabels
 from trainables.stages.student import Distillation
@@ -14,7 +15,7 @@ from trainables.stages.training import Loop, recalibrate, train
 from trainables.stages.workspace import Workspace, load_model
 from trainables.store import Key, stage_key
 
-VERSION = 1
+VERSION = 2
 
 
 def recovery_key(config: CandidateConfig, student: ModelRecord, *, channel_ratio: float) -> Key:
@@ -57,6 +58,7 @@ def recovery(
             image_size=dataset.image_size,
             num_classes=dataset.num_classes,
         )
+        move(model, images.mean.device, image_size=dataset.image_size)  # masks lie where the weights will
         zeros = masks(model) if config.prune.pruning_method == "l1_unstructured" else {}
         loop = Loop(
             stage="recovery",
@@ -66,13 +68,15 @@ def recovery(
             augment=config.augment,
             first_view=config.student.student_epochs,
         )
-        lesson = Distillation(config, SoftLabels(teacher, dataset, images, config.augment, place.store))
+        lesson = Distillation(
+            config, SoftLabels(teacher, dataset, images, config.augment, place.store, training=config.training)
+        )
         lease = place.lease()
         curve = yield from train(
             model, loop, images, lesson, folder, after_step=lambda: apply_masks(model, zeros), turn=lease.shared
         )
         if not curve:  # nothing has re-estimated BatchNorm since the cut
-            recalibrate(model.to(images.mean.device), loop, images)
+            recalibrate(model, loop, images)
         write_model(model, folder, key=key, name=config.student.student_model, dataset=dataset, curve=curve)
 
     return read_model((yield from place.store.obtain(key, compute)))

@@ -10,6 +10,7 @@ from trainables.limits import Limits
 from trainables.records import CandidateRecord, DatasetRecord, EpochRecord, ModelRecord, ShapeRecord, read_model
 from trainables.stages import data
 from trainables.stages.candidate import NO_LIMITS, Steps, check_shape, spending
+from trainables.stages.compute import move
 from trainables.stages.exported import exported, recipe
 from trainables.stages.measured import measured, measured_keys
 from trainables.stages.prune import apply_masks, masks, prune
@@ -23,7 +24,7 @@ from trainables.stages.training import Loop, recalibrate, seed_for, train
 from trainables.stages.workspace import Workspace, build_for
 from trainables.store import Key, stage_key
 
-VERSION = 1
+VERSION = 2
 
 
 def scratch_key(config: CandidateConfig, dataset: DatasetRecord, teacher: ModelRecord, *, channel_ratio: float) -> Key:
@@ -34,7 +35,7 @@ def scratch_key(config: CandidateConfig, dataset: DatasetRecord, teacher: ModelR
         parents=[dataset.fingerprint, teacher.key],
         channel_ratio=channel_ratio,
         **vars(config.augment),
-        **vars(config.training),
+        **vars(config.training.on("cpu")),
         **vars(config.student.canonical()),
         **vars(config.prune),
     )
@@ -70,6 +71,7 @@ def scratch(
             image_size=dataset.image_size,
             num_classes=dataset.num_classes,
         )
+        move(model, images.mean.device, image_size=dataset.image_size)  # masks lie where the weights will
         zeros = masks(model) if config.prune.pruning_method == "l1_unstructured" else {}
         loop = Loop(
             stage="student",
@@ -78,13 +80,15 @@ def scratch(
             training=config.training,
             augment=config.augment,
         )
-        lesson = Distillation(config, SoftLabels(teacher, dataset, images, config.augment, place.store))
+        lesson = Distillation(
+            config, SoftLabels(teacher, dataset, images, config.augment, place.store, training=config.training)
+        )
         turn = place.lease().shared
         curve = yield from train(
             model, loop, images, lesson, folder, after_step=lambda: apply_masks(model, zeros), turn=turn
         )
         if not curve:  # nothing has estimated BatchNorm yet
-            recalibrate(model.to(images.mean.device), loop, images)
+            recalibrate(model, loop, images)
         write_model(model, folder, key=key, name=config.student.student_model, dataset=dataset, curve=curve)
 
     return read_model((yield from place.store.obtain(key, compute)))
@@ -97,6 +101,7 @@ def scratch_candidate(config: CandidateConfig, place: Workspace, limits: Limits 
         InfeasibleError: if the shape cannot keep to the limits; nothing has been trained for it.
         ValueError: if the configuration cannot give a candidate (it would fail again).
     """
+    config = config.on(place.device)
     dataset = data.prepare(config.data, place.data_dir)
     images = load_images(dataset, place.device)
     teacher_model, teacher_spent = yield from spending(teacher(config, dataset, images, place))

@@ -17,7 +17,7 @@ from trainables.stages.training import Batch, Loop, Turn, seed_for, train
 from trainables.stages.workspace import Workspace, build_for
 from trainables.store import Key, stage_key
 
-VERSION = 2
+VERSION = 3
 
 
 def student_key(config: CandidateConfig, dataset: DatasetRecord, teacher: ModelRecord) -> Key:
@@ -28,7 +28,7 @@ def student_key(config: CandidateConfig, dataset: DatasetRecord, teacher: ModelR
         model_source=source_of(config.student.student_model),
         parents=[dataset.fingerprint, teacher.key],
         **vars(config.augment),
-        **vars(config.training),
+        **vars(config.training.on("cpu")),
         **vars(config.student.canonical()),
     )
 
@@ -69,7 +69,9 @@ def student(
             training=config.training,
             augment=config.augment,
         )
-        lesson = Distillation(config, SoftLabels(teacher, dataset, images, config.augment, place.store))
+        lesson = Distillation(
+            config, SoftLabels(teacher, dataset, images, config.augment, place.store, training=config.training)
+        )
         curve = yield from train(model, loop, images, lesson, folder, turn=place.lease().shared)
         write_model(model, folder, key=key, name=config.student.student_model, dataset=dataset, curve=curve)
 

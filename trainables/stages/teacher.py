@@ -17,7 +17,7 @@ from trainables.stages.training import Batch, Loop, Turn, seed_for, train
 from trainables.stages.workspace import Workspace, build_for
 from trainables.store import Key, stage_key
 
-VERSION = 2
+VERSION = 3
 
 
 class Labels:
@@ -36,7 +36,7 @@ class Labels:
 
 def teacher_key(config: CandidateConfig, dataset: DatasetRecord) -> Key:
     """Where the teacher of this configuration and data set lies in the store: `seed`, the student's, is no part."""
-    training = {name: value for name, value in vars(config.training).items() if name != "seed"}
+    training = {name: value for name, value in vars(config.training.on("cpu")).items() if name != "seed"}
     return stage_key(
         "teacher",
         version=VERSION,

@@ -9,38 +9,63 @@ from torch import Tensor
 
 from trainables.records import DatasetRecord
 from trainables.stages import data
+from trainables.stages.streamed import Streamed
+
+RESIDENT_SHARE = 0.5
+"""Of the GPU memory that this process may have: the rest is for weights, activations and cuDNN."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
     """A data set on the training device."""
 
-    train_images: Tensor
-    """uint8 [N, 3, H, W]."""
+    train_images: Tensor | Streamed
+    """uint8 [N, 3, H, W]; streamed from the memory map where a GPU cannot hold them."""
     train_labels: Tensor
     """int64 [N]."""
-    val_images: Tensor
+    val_images: Tensor | Streamed
     val_labels: Tensor
     mean: Tensor
     """float32 [1, 3, 1, 1], of pixel values in [0, 1]."""
     std: Tensor
     num_classes: int
 
-    def normalise(self, images: Tensor) -> Tensor:
-        """Pixel values in [0, 1] to zero mean and unit deviation: what the models take."""
-        return (images - self.mean) / self.std
+    def normalise(self, images: Tensor, layout: torch.memory_format = torch.contiguous_format) -> Tensor:
+        """Pixel values in [0, 1] to zero mean and unit deviation, in a memory layout: what the models take."""
+        result = torch.empty_like(images, dtype=self.mean.dtype, memory_format=layout)
+        return torch.sub(images, self.mean, out=result).div_(self.std)
 
 
 @functools.lru_cache(maxsize=1)  # a process that runs many trials loads its data once
 def load_images(dataset: DatasetRecord, device: str) -> Images:
-    """The training and validation split as uint8 tensors; on a CPU they stay memory-mapped and shared."""
-    tensors: dict[str, Tensor] = {}
-    for split in ("train", "val"):
-        images, labels = data.load(dataset, split)
+    """The training and validation split as uint8: on a GPU, or memory-mapped and shared where it does not fit there.
+
+    On a CPU they stay memory-mapped.
+    """
+    images: dict[str, Tensor | Streamed] = {}
+    labels: dict[str, Tensor] = {}
+    for split in ("val", "train"):  # the smaller one first
+        mapped, classes = data.load(dataset, split)
         with warnings.catch_warnings():  # the arrays are read-only on purpose, and nothing here writes to them
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            tensors[f"{split}_images"] = torch.from_numpy(images).to(device)
-            tensors[f"{split}_labels"] = torch.from_numpy(labels).to(device)
-    mean = torch.tensor(dataset.mean, device=device).view(1, 3, 1, 1)
-    std = torch.tensor(dataset.std, device=device).view(1, 3, 1, 1)
-    return Images(mean=mean, std=std, num_classes=dataset.num_classes, **tensors)
+            images[split], labels[split] = place(torch.from_numpy(mapped), device), torch.from_numpy(classes).to(device)
+    return Images(
+        train_images=images["train"],
+        train_labels=labels["train"],
+        val_images=images["val"],
+        val_labels=labels["val"],
+        mean=torch.tensor(dataset.mean, device=device).view(1, 3, 1, 1),
+        std=torch.tensor(dataset.std, device=device).view(1, 3, 1, 1),
+        num_classes=dataset.num_classes,
+    )
+
+
+def place(images: Tensor, device: str) -> Tensor | Streamed:
+    """Images as one tensor on the device, or streamed there if they would take more than their share of it."""
+    if device == "cpu":
+        return images
+    free, total = torch.cuda.mem_get_info()
+    room = min(free, total * torch.cuda.get_per_process_memory_fraction())
+    if images.nbytes <= RESIDENT_SHARE * room:
+        return images.to(device)
+    return Streamed(images, torch.device(device))

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from trainables.records import DatasetRecord, EpochRecord, ModelRecord, to_json, write_text
@@ -14,7 +15,7 @@ def write_model(
     model: nn.Module, folder: Path, *, key: Key, name: str, dataset: DatasetRecord, curve: tuple[EpochRecord, ...]
 ) -> None:
     """Leave `weights.pt` and `record.json` in a stage's folder and drop the state that only resuming needed."""
-    model.to("cpu")
+    model.to("cpu").to(memory_format=torch.contiguous_format)
     num_params, num_nonzero_params, macs = count(model, dataset.image_size)
     save_weights(model, folder / "weights.pt")
     record = ModelRecord(

@@ -4,15 +4,12 @@ Shape letters: B batch, C classes.
 """
 
 import hashlib
-import json
 import math
-import os
 import time
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Protocol
 
 import torch
@@ -20,8 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainables.configs import AugmentConfig, TrainingConfig
-from trainables.records import EpochRecord, epochs_from_json
+from trainables.records import EpochRecord
 from trainables.stages import augment as views
+from trainables.stages import checkpoints
+from trainables.stages.compute import autocast, compiled, layout, move, refusal, settle
 from trainables.stages.models import recalibrate_bn
 from trainables.stages.tensors import Images
 
@@ -92,24 +91,56 @@ def train(
     """Train `model` in place, yield each epoch's record once its state is safely in `folder`, return all of them.
 
     A second call with the same folder goes on after the last epoch that was stored and yields the rest: on one
-    device 2 epochs, a kill and 2 epochs give the weights of 4, bit for bit.
+    device 2 epochs, a kill and 2 epochs give the weights of 4, on a CPU bit for bit, on a GPU so with `deterministic`.
 
     Args:
         after_step: called after every optimiser step (pruning masks).
         turn: entered around every step.
     """
     device = images.mean.device
-    model.to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=loop.learning_rate, weight_decay=loop.training.weight_decay)
-    curve = _resume(model, optimizer, folder / "state.pt", device)
+    assert loop.training.train_precision is not None or device.type == "cpu", "CandidateConfig.on(device) comes first"
+    settle(device, loop.training)
+    move(model, device, image_size=images.train_images.shape[-1])
+    rate, decay = loop.learning_rate, loop.training.weight_decay
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay, fused=True)
+    school = _School(model, optimizer, loop, images, lesson, after_step, turn)
+    curve = checkpoints.resume(model, optimizer, folder / "state.pt", device)
     for epoch in range(len(curve) + 1, loop.epochs + 1):
-        started = time.perf_counter()
+        record = school.epoch(epoch)
+        curve.append(record)
+        checkpoints.save(model, optimizer, curve, folder / "state.pt")
+        yield record
+    return tuple(curve)
+
+
+class _School:
+    """A network in training and what it is trained with."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loop: Loop,
+        images: Images,
+        lesson: Lesson,
+        after_step: Callable[[], None] | None,
+        turn: Turn,
+    ) -> None:
+        self._model, self._optimizer, self._loop = model, optimizer, loop
+        self._images, self._lesson, self._after_step, self._turn = images, lesson, after_step, turn
+        self._device, self._layout = images.mean.device, layout(model)
+        self._compiled = compiled(model, loop.training)
+
+    def epoch(self, epoch: int) -> EpochRecord:
+        """One pass over the training split, BatchNorm estimated anew, validation."""
+        loop, started = self._loop, time.perf_counter()
+        settle(self._device, loop.training)
         torch.manual_seed(seed_for(loop.training.seed, loop.stage, epoch))
-        train_loss, train_accuracy = _epoch(model, optimizer, loop, images, lesson, epoch, after_step, turn)
-        with turn():
-            recalibrate(model, loop, images)
-            val_loss, val_accuracy = evaluate(model, images)
-        record = EpochRecord(
+        train_loss, train_accuracy = self._pass(epoch)
+        with self._turn():
+            recalibrate(self._model, loop, self._images)
+            val_loss, val_accuracy = evaluate(self._model, self._images, loop.training)
+        return EpochRecord(
             stage=loop.stage,
             epoch=epoch,
             epochs=loop.epochs,
@@ -117,58 +148,56 @@ def train(
             train_accuracy=train_accuracy,
             val_loss=val_loss,
             val_accuracy=val_accuracy,
-            learning_rate=optimizer.param_groups[0]["lr"],
+            learning_rate=self._optimizer.param_groups[0]["lr"],
             seconds=time.perf_counter() - started,
         )
-        curve.append(record)
-        _save(model, optimizer, curve, folder / "state.pt")
-        yield record
-    return tuple(curve)
 
+    def _pass(self, epoch: int) -> tuple[float, float]:
+        """Mean loss in nats and accuracy on the augmented images; waits for the device once, at the end."""
+        loop, images = self._loop, self._images
+        view = loop.first_view + epoch - 1
+        batches = _batches(loop, images, epoch)
+        seen = _views(loop, images, view)
+        self._lesson.open(view, self._turn)
+        seen.announce(images.train_images, batches)
+        total_loss = torch.zeros((), device=self._device)
+        correct = torch.zeros((), device=self._device)
+        self._model.train()
+        for step, host_index in enumerate(batches):
+            with self._turn():
+                for group in self._optimizer.param_groups:
+                    group["lr"] = learning_rate(loop, (epoch - 1 + (step + 1) / len(batches)) / loop.epochs)
+                index = host_index.to(self._device, non_blocking=True)
+                pixels = seen.batch(images.train_images, host_index)
+                batch = Batch(index=index, view=view, pixels=pixels, target=_target(seen, index, images))
+                value, logits_BC = self._step(batch)
+                total_loss += value * len(index)
+                correct += (logits_BC.argmax(1) == images.train_labels[index]).sum()
+        count = sum(len(index) for index in batches)
+        mean_loss = total_loss.item() / count
+        if not math.isfinite(mean_loss):
+            raise ValueError(
+                f"training diverged: {loop.stage} loss is {mean_loss} in epoch {epoch} at learning rate"
+                f" {loop.learning_rate}."
+            )
+        return mean_loss, correct.item() / count
 
-def _epoch(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    loop: Loop,
-    images: Images,
-    lesson: Lesson,
-    epoch: int,
-    after_step: Callable[[], None] | None,
-    turn: Turn,
-) -> tuple[float, float]:
-    """One pass over the training split; mean loss in nats and accuracy on the augmented images."""
-    view = loop.first_view + epoch - 1
-    batches = _batches(loop, images, epoch)
-    seen = _views(loop, images, view)
-    lesson.open(view, turn)
-    total_loss = torch.zeros((), device=images.mean.device)
-    correct = torch.zeros((), device=images.mean.device)
-    count = 0
-    model.train()
-    for step, index in enumerate(batches):
-        with turn():
-            rate = learning_rate(loop, (epoch - 1 + (step + 1) / len(batches)) / loop.epochs)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            pixels = seen.batch(images.train_images, index)
-            batch = Batch(index=index, view=view, pixels=pixels, target=_target(seen, index, images))
-            logits_BC = model(images.normalise(pixels))
-            value = lesson(logits_BC, batch)
-            optimizer.zero_grad(set_to_none=True)
+    def _step(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Forward, backward and update; loss and logits [B, C], both detached."""
+        whole = len(batch.index) == self._loop.training.batch_size
+        network = self._compiled if whole else self._model  # a rest would be compiled for its own shape
+        with autocast(self._device, self._loop.training):
+            logits_BC = network(self._images.normalise(batch.pixels, self._layout))
+        value = self._lesson(logits_BC, batch)
+        self._optimizer.zero_grad(set_to_none=True)
+        try:
             value.backward()
-            optimizer.step()
-            if after_step is not None:
-                after_step()
-            total_loss += value.detach() * len(index)
-            correct += (logits_BC.argmax(1) == images.train_labels[index]).sum()
-            count += len(index)
-    mean_loss = total_loss.item() / count
-    if not math.isfinite(mean_loss):
-        raise ValueError(
-            f"training diverged: {loop.stage} loss is {mean_loss} in epoch {epoch} at learning rate"
-            f" {loop.learning_rate}."
-        )
-    return mean_loss, correct.item() / count
+        except RuntimeError as error:
+            raise refusal(error) or error from None
+        self._optimizer.step()
+        if self._after_step is not None:
+            self._after_step()
+        return value.detach(), logits_BC.detach()
 
 
 def learning_rate(loop: Loop, progress: float) -> float:
@@ -185,23 +214,29 @@ def recalibrate(model: nn.Module, loop: Loop, images: Images) -> None:
     """
     count = min(RECALIBRATION_IMAGES, len(images.train_labels))
     seen = _views(loop, images, loop.first_view)
-    index = torch.arange(count, device=images.mean.device)
-    parts = [part for part in index.split(loop.training.batch_size) if len(part) > 1]
-    with torch.no_grad():
-        recalibrate_bn(model, (images.normalise(seen.batch(images.train_images, part)) for part in parts))
+    parts = [part for part in torch.arange(count).split(loop.training.batch_size) if len(part) > 1]
+    batches = (images.normalise(seen.batch(images.train_images, part), layout(model)) for part in parts)
+    with torch.no_grad(), autocast(images.mean.device, loop.training):
+        recalibrate_bn(model, batches)
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, images: Images) -> tuple[float, float]:
-    """Cross-entropy in nats and accuracy (0 to 1) on the validation split, in evaluation mode."""
+def evaluate(model: nn.Module, images: Images, training: TrainingConfig) -> tuple[float, float]:
+    """Cross-entropy in nats and accuracy (0 to 1) on the validation split, in evaluation mode.
+
+    A GPU is waited for once, at the end.
+    """
     model.eval()
-    total = torch.zeros((), device=images.mean.device)
-    correct = torch.zeros((), device=images.mean.device)
-    for pixels, labels in zip(images.val_images.split(EVAL_BATCH), images.val_labels.split(EVAL_BATCH), strict=True):
-        logits_BC = model(images.normalise(pixels.float() / 255))
+    device, count = images.mean.device, len(images.val_labels)
+    total = torch.zeros((), device=device)
+    correct = torch.zeros((), device=device)
+    for start in range(0, count, EVAL_BATCH):
+        part = slice(start, start + EVAL_BATCH)
+        labels = images.val_labels[part]
+        with autocast(device, training):
+            logits_BC = model(images.normalise(torch.div(images.val_images[part], 255), layout(model)))
         total += F.cross_entropy(logits_BC.float(), labels, reduction="sum")
         correct += (logits_BC.argmax(1) == labels).sum()
-    count = len(images.val_labels)
     return total.item() / count, correct.item() / count
 
 
@@ -212,8 +247,9 @@ def _views(loop: Loop, images: Images, view: int) -> views.Views:
 
 
 def _batches(loop: Loop, images: Images, epoch: int) -> list[Tensor]:
+    """Index tensors of an epoch, on the CPU."""
     order = views.batch_order(seed_for(loop.training.seed, loop.stage), epoch, len(images.train_labels))
-    parts = order.to(images.mean.device).split(loop.training.batch_size)
+    parts = order.split(loop.training.batch_size)
     return [part for part in parts if len(part) > 1]  # BatchNorm cannot train on a single image
 
 
@@ -225,25 +261,3 @@ def _target(seen: views.Views, index: Tensor, images: Images) -> Tensor:
     one_hot = F.one_hot(labels, images.num_classes).float()
     other = F.one_hot(images.train_labels[partner], images.num_classes).float()
     return share[:, None] * one_hot + (1 - share[:, None]) * other
-
-
-def _save(model: nn.Module, optimizer: torch.optim.Optimizer, curve: list[EpochRecord], path: Path) -> None:
-    temporary = path.with_suffix(".tmp")
-    rows = json.dumps([asdict(record) for record in curve])
-    with temporary.open("wb") as file:
-        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "curve": rows}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def _resume(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path, device: torch.device) -> list[EpochRecord]:
-    if not path.exists():
-        return []
-    try:
-        state = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, EOFError, UnpicklingError):  # damaged by a power loss: begin again
-        return []
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    return list(epochs_from_json(json.loads(state["curve"])))

@@ -1,12 +1,12 @@
 """Where a candidate is made: store, data folder, device, and the lease on that device."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from trainables.records import DatasetRecord, ModelRecord
+from trainables.stages import compute
 from trainables.stages.lease import DeviceLease
 from trainables.stages.models import build_model
 from trainables.stages.prune import load_weights
@@ -26,6 +26,8 @@ class Workspace:
     """CPU threads of this process."""
     lease_dir: Path
     """Lock files of this node, on a local disk: trials train together, a measurement runs alone."""
+    memory_share: float = 1.0
+    """Of the GPU's memory, that this process may allocate, in (0, 1]."""
 
     def lease(self) -> DeviceLease:
         """The right to compute on this node, together with others or, to measure, alone.
@@ -35,10 +37,8 @@ class Workspace:
         return DeviceLease(self.lease_dir, "cpu")
 
     def enter(self) -> None:
-        """Set this process up: threads, denormals flushed (pruned weights decay into them and run 10 times slower)."""
-        torch.set_num_threads(self.threads)
-        torch.set_flush_denormal(True)
-        os.environ["OMP_NUM_THREADS"] = str(self.threads)
+        """Set this process up for computing on the device."""
+        compute.enter(self.device, threads=self.threads, memory_share=self.memory_share)
 
 
 def build_for(name: str, dataset: DatasetRecord, *, pretrained: bool = False) -> torch.nn.Module:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainables.configs import AugmentConfig, CandidateConfig
+from trainables.configs import AugmentConfig, CandidateConfig, TrainingConfig
 from trainables.records import DatasetRecord, ModelRecord, read_model
 from trainables.stages import data
 from trainables.stages.augment import Views
@@ -75,7 +75,7 @@ def test_a_student_of_the_bank_equals_one_of_the_live_teacher(
         folder.mkdir()
         torch.manual_seed(1)
         model = build_for("alexnet_small", dataset)
-        soft = kind(teacher, dataset, images, augment, Store(tmp_path / "store"))
+        soft = kind(teacher, dataset, images, augment, Store(tmp_path / "store"), training=config.training)
         *_, last = train(model, loop, images, lesson(config, soft), folder)
         students.append((model, last))
     (from_bank, bank), (from_live, live) = students
@@ -88,7 +88,7 @@ def test_the_bank_holds_the_teachers_logits_of_that_view_for_any_batch(
     dataset: DatasetRecord, images: Images, teacher: ModelRecord, tmp_path: Path
 ) -> None:
     augment = AUGMENTS["mixup"]
-    bank = SoftLabels(teacher, dataset, images, augment, Store(tmp_path))
+    bank = SoftLabels(teacher, dataset, images, augment, Store(tmp_path), training=TrainingConfig())
     bank.open(3, nullcontext)
     index = torch.tensor([7, 90, 0])
     pixels = Views(augment, num_samples=dataset.num_train, epoch=3, image_size=32).batch(images.train_images, index)
@@ -106,10 +106,10 @@ def test_a_view_is_computed_once_and_shared(
         steps.append(1)
         return nullcontext()
 
-    first = SoftLabels(teacher, dataset, images, AUGMENTS["crop"], Store(tmp_path))
+    first = SoftLabels(teacher, dataset, images, AUGMENTS["crop"], Store(tmp_path), training=TrainingConfig())
     first.open(0, turn)
     filled = len(steps)
-    second = SoftLabels(teacher, dataset, images, AUGMENTS["crop"], Store(tmp_path))
+    second = SoftLabels(teacher, dataset, images, AUGMENTS["crop"], Store(tmp_path), training=TrainingConfig())
     second.open(0, turn)
     assert len(steps) == filled > 0
     index = torch.arange(dataset.num_train)
@@ -122,14 +122,20 @@ def test_views_augmentations_and_teachers_do_not_share(
     store = Store(tmp_path)
     for augment in (AUGMENTS["crop"], AUGMENTS["mixup"]):
         for view in (0, 1):
-            SoftLabels(teacher, dataset, images, augment, store).open(view, nullcontext)
+            SoftLabels(teacher, dataset, images, augment, store, training=TrainingConfig()).open(view, nullcontext)
     assert len(list(tmp_path.glob("soft_labels/*/logits.npy"))) == 4
+
+
+def test_precisions_do_not_share(dataset: DatasetRecord, images: Images, teacher: ModelRecord, tmp_path: Path) -> None:
+    for training in (TrainingConfig(), TrainingConfig(train_precision="amp"), TrainingConfig(train_precision="fp32")):
+        SoftLabels(teacher, dataset, images, AUGMENTS["crop"], Store(tmp_path), training=training).open(0, nullcontext)
+    assert len(list(tmp_path.glob("soft_labels/*/logits.npy"))) == 2  # none is fp32 on a CPU
 
 
 def test_alpha_0_asks_no_teacher(dataset: DatasetRecord, images: Images, teacher: ModelRecord, tmp_path: Path) -> None:
     lesson = Distillation(
         CandidateConfig().replace(alpha=0.0),
-        SoftLabels(teacher, dataset, images, AUGMENTS["crop"], Store(tmp_path)),
+        SoftLabels(teacher, dataset, images, AUGMENTS["crop"], Store(tmp_path), training=TrainingConfig()),
     )
     lesson.open(0, nullcontext)
     assert not list(tmp_path.iterdir())

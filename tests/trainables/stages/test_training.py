@@ -87,7 +87,7 @@ def test_it_learns_and_its_records_are_what_evaluation_says(images: Images, tmp_
     model = network()
     curve = run(model, images, tmp_path, loop=loop(8))
     assert curve[-1].val_accuracy > 0.9 > 0.5 > curve[-1].val_loss
-    assert evaluate(model, images) == (curve[-1].val_loss, curve[-1].val_accuracy)
+    assert evaluate(model, images, loop().training) == (curve[-1].val_loss, curve[-1].val_accuracy)
 
 
 def test_training_gives_all_epochs_back_even_those_of_an_earlier_run(images: Images, tmp_path: Path) -> None:

@@ -1,0 +1,79 @@
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from trainables.configs import AugmentConfig
+from trainables.stages.augment import Views
+from trainables.stages.streamed import AHEAD, Streamed
+from trainables.stages.tensors import place
+
+
+def pixels() -> torch.Tensor:
+    return torch.arange(40 * 3 * 8 * 8).remainder(251).to(torch.uint8).view(40, 3, 8, 8)
+
+
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]),
+]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("augment", [{}, {"mixup_alpha": 0.4}, {"randaugment_magnitude": 9}, {"crop": "resized"}])
+def test_streamed_views_equal_resident_ones(device: str, augment: dict) -> None:
+    views = Views(AugmentConfig(**{"crop_padding": 2} | augment), num_samples=40, epoch=1, image_size=8)
+    streamed = Streamed(pixels(), torch.device(device))
+    batches = list(torch.randperm(40).split(7))
+    views.announce(streamed, batches)
+    for index in batches:
+        assert torch.equal(views.batch(streamed, index).cpu(), views.batch(pixels(), index))
+
+
+def test_it_reads_ahead_and_no_further() -> None:
+    asked = []
+
+    def batches() -> Iterator[torch.Tensor]:
+        for index in torch.arange(40).split(4):
+            asked.append(index)
+            yield index
+
+    streamed = Streamed(pixels(), torch.device("cpu"))
+    streamed.announce(batches())
+    assert len(asked) == AHEAD
+    assert torch.equal(streamed[asked[0]], pixels()[:4])
+    assert len(asked) == AHEAD + 1
+
+
+def test_what_was_not_announced_comes_too_and_a_new_announcement_replaces_the_old_one() -> None:
+    streamed, first, second = Streamed(pixels(), torch.device("cpu")), torch.tensor([3, 1]), torch.tensor([39, 0])
+    streamed.announce([first, second])
+    assert torch.equal(streamed[second], pixels()[second])
+    streamed.announce([second])
+    assert torch.equal(streamed[second], pixels()[second])
+    assert torch.equal(streamed[first], pixels()[first])
+    assert torch.equal(streamed[2:5], pixels()[2:5])
+    assert (len(streamed), streamed.shape) == (40, (40, 3, 8, 8))
+
+
+def test_an_index_outside_is_an_error_of_whoever_takes_it() -> None:
+    streamed, index = Streamed(pixels(), torch.device("cpu")), torch.tensor([40])
+    streamed.announce([index])
+    with pytest.raises(IndexError, match="out of range"):
+        streamed[index]
+
+
+def test_a_cpu_keeps_the_memory_map() -> None:
+    images = pixels()
+    assert place(images, "cpu") is images
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_holds_what_fits_and_streams_the_rest() -> None:
+    assert isinstance(place(pixels(), "cuda"), torch.Tensor)
+    torch.cuda.set_per_process_memory_fraction(1e-7)
+    try:
+        assert isinstance(place(pixels(), "cuda"), Streamed)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)

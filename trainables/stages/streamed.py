@@ -1,0 +1,68 @@
+"""Images that do not fit into a GPU's memory: read from the memory map, a batch ahead of the computation."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+AHEAD = 3  # batches: one is computed with, one is on its way, one is being read
+
+
+class Streamed:
+    """uint8 images [N, 3, H, W] in host memory, indexed as a tensor, the rows arriving on `device`.
+
+    What is announced is read by a thread of its own into pinned memory and copied on a stream of its own while the
+    device computes; everything else is fetched when it is asked for. The same pixels arrive either way.
+    """
+
+    def __init__(self, images_N3HW: Tensor, device: torch.device) -> None:
+        self._images, self.device = images_N3HW, device
+        self._on_gpu = device.type == "cuda"
+        self._stream = torch.cuda.Stream(device) if self._on_gpu else None
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="images")
+        self._coming: Iterator[Tensor] = iter(())
+        self._ahead: deque[tuple[Tensor, Future[Tensor]]] = deque()
+
+    @property
+    def shape(self) -> torch.Size:
+        """[N, 3, H, W]."""
+        return self._images.shape
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: slice | Tensor) -> Tensor:
+        if isinstance(index, slice):
+            return self._images[index].to(self.device)
+        if self._ahead and self._ahead[0][0] is index:
+            arrived = self._ahead.popleft()[1].result()
+            self._order()
+        else:
+            arrived = self._read(index)
+        if self._stream is not None:
+            current = torch.cuda.current_stream(self.device)
+            current.wait_stream(self._stream)
+            arrived.record_stream(current)
+        return arrived
+
+    def announce(self, batches: Iterable[Tensor]) -> None:
+        """These index tensors, the very objects, are asked for next, in this order; earlier announcements lapse."""
+        for _, reading in self._ahead:
+            reading.cancel()
+        self._ahead.clear()
+        self._coming = iter(batches)
+        self._order()
+
+    def _order(self) -> None:
+        while len(self._ahead) < AHEAD and (index := next(self._coming, None)) is not None:
+            self._ahead.append((index, self._reader.submit(self._read, index)))
+
+    def _read(self, index_B: Tensor) -> Tensor:
+        host = torch.empty((len(index_B), *self.shape[1:]), dtype=torch.uint8, pin_memory=self._on_gpu)
+        torch.index_select(self._images, 0, index_B.cpu(), out=host)
+        if self._stream is None:
+            return host
+        with torch.cuda.stream(self._stream):
+            return host.to(self.device, non_blocking=True)  # its memory is not reused before the copy has ended
