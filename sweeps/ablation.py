@@ -36,6 +36,7 @@ from sweeps.command import (
     with_flags,
 )
 from sweeps.config import PRESETS, SweepConfig, default_name
+from sweeps.packing import packed, price
 from sweeps.screen import Screen
 from trainables.flags import OneLineParser, flag_name
 from trainables.records import DatasetRecord
@@ -67,6 +68,9 @@ def main(argv: list[str] | None = None) -> int:
         check(config)
         with screen.busy(f"Reading the images of {config.base.data.dataset}"):
             dataset = data.prepare(config.base.data, config.data_dir)
+        config = packed(config, screen)
+        if config.base.training.deterministic:
+            screen.print(price(config))
     except ValueError as error:
         parser.error(with_flags(str(error)))
     try:

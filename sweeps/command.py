@@ -76,7 +76,11 @@ def add_sweep_flags(
     docs = field_docs(SweepConfig)
     group.add_argument("--name", help=f"{docs['name']} (default: preset and a digest of the settings)")
     group.add_argument("--cpus", type=int, metavar="N", help=f"{docs['cpus']} (default: all, {_cores()})")
-    add_flags(group, preset, leave_out=("name", "cpus", "base", "space", "rates", "limits", *leave_out))
+    add_flags(
+        group, preset, leave_out=("name", "cpus", "gpus_per_trial", "base", "space", "rates", "limits", *leave_out)
+    )
+    text = f"{docs['gpus_per_trial']} (default: {preset.gpus_per_trial})"
+    group.add_argument("--gpus-per-trial", type=_share, metavar="X", help=text)
     searched = parser.add_argument_group("search space", "each takes one value, a list such as 1,2,4, or LOW:HIGH")
     for name in space.SEARCHED:
         shown = space.show(preset.space[name]) if name in preset.space else preset.base.flat()[name]
@@ -85,6 +89,14 @@ def add_sweep_flags(
         add_flags(parser.add_argument_group("limits", inspect.getdoc(Limits)), preset.limits)
     add_flags(parser.add_argument_group("score", inspect.getdoc(ExchangeRates)), preset.rates)
     add_config_flags(parser, preset.base, leave_out=space.SEARCHED)
+
+
+def _share(text: str) -> float | str:
+    """`auto` or a number; anything else stays text, which `SweepConfig` refuses."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def take_spaces(flags: argparse.Namespace) -> dict[str, str]:

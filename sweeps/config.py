@@ -26,6 +26,7 @@ from trainables.limits import Limits
 
 OBJECTIVES = ("composite", "pareto")
 STOPPERS = {"front": "pareto", "score": "composite", "off": None}
+AUTO = "auto"
 SAMPLERS = ("tpe", "nsga2", "gp", "random", "grid")
 
 
@@ -45,8 +46,12 @@ class SweepConfig:
     """Finished trials in all, those of earlier runs under this name included."""
     gpus: int = 0
     """GPUs to use; 0 trains on the CPU."""
-    gpus_per_trial: float = 1.0
-    """Share of a GPU a trial gets, up to 1, or a whole number of GPUs."""
+    gpus_per_trial: float | str = 1.0
+    """Share of a GPU a trial gets, up to 1, or a whole number of GPUs; `auto` measures which share gives the most
+    images a second in all."""
+    mps: bool = False
+    """Run NVIDIA's Multi-Process Service while the sweep runs: trials on one GPU compute at the same time, not in
+    turn."""
     cpus: int = 1
     """CPU cores to use."""
     cpus_per_trial: int = 1
@@ -96,7 +101,11 @@ class SweepConfig:
             )
         if self.gpus < 0:
             raise ValueError(f"`gpus >= 0` must hold, but got gpus={self.gpus}.")
-        share = self.gpus_per_trial
+        if isinstance(self.gpus_per_trial, str) and self.gpus_per_trial != AUTO:
+            raise ValueError(f"gpus_per_trial={self.gpus_per_trial!r} must be a number or {AUTO}.")
+        if self.mps and not self.gpus:
+            raise ValueError(f"mps=True needs GPUs, but got gpus={self.gpus}.")
+        share = self.share
         if not (0 < share <= 1 or (math.isfinite(share) and share == int(share) >= 1)):
             raise ValueError(f"gpus_per_trial={share} must be a share in (0, 1] or a whole number.")
         if self.gpus and share > self.gpus:
@@ -122,11 +131,12 @@ class SweepConfig:
         """Trials that run at once."""
         if not self.gpus:
             return self.cpus // self.cpus_per_trial
-        return (
-            int(self.gpus / self.gpus_per_trial)
-            if self.gpus_per_trial > 1
-            else self.gpus * int(1 / self.gpus_per_trial)
-        )
+        return int(self.gpus / self.share) if self.share > 1 else self.gpus * int(1 / self.share + 1e-9)
+
+    @property
+    def share(self) -> float:
+        """GPUs of a trial; one until `auto` has been measured."""
+        return 1.0 if isinstance(self.gpus_per_trial, str) else self.gpus_per_trial
 
     @property
     def resources(self) -> dict[str, float]:
@@ -135,8 +145,13 @@ class SweepConfig:
             return {"cpu": self.cpus_per_trial}
         return {
             "cpu": self.cpus / self.concurrency if self.cpus < self.concurrency else self.threads,
-            "gpu": self.gpus_per_trial,
+            "gpu": self.share,
         }
+
+    @property
+    def alone(self) -> dict[str, float]:
+        """What Ray reserves for a trial that has run out of memory beside others: at least a whole GPU."""
+        return self.resources | {"gpu": max(1.0, self.share)}
 
     @property
     def threads(self) -> int:

@@ -25,7 +25,6 @@ os.environ |= {
 import optuna
 import ray
 from ray import tune
-from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 from rich.console import Console
 
@@ -33,9 +32,11 @@ from sweeps.budget import Deadline, TimedSweep
 from sweeps.champions import retrain
 from sweeps.config import STOPPERS, SweepConfig
 from sweeps.delivery import Delivery
+from sweeps.mps import MpsError, mps
 from sweeps.objectives import composite_score
 from sweeps.outcome import announce, finish, headline, open_tracker, teacher_line, tracking_uri
 from sweeps.progress import Progress
+from sweeps.retry import RetryAlone, SayRetry
 from sweeps.searcher import Proposing, StudySearcher, finished, open_study
 from sweeps.stopper import FrontStopper
 from sweeps.sweep_folder import InputError, check_identity, sole_driver, write_sweep_json
@@ -75,7 +76,7 @@ def run_sweep(config: SweepConfig, dataset: DatasetRecord, console: Console) -> 
     with sole_driver(config.folder):
         sweep_id = check_identity(config, dataset)
         tracker = open_tracker(tracking_uri(config), config, dataset, sweep_id)
-        with local_ray(config):
+        with _mps(config), local_ray(config):
             teacher = _teacher(config, console)
             write_sweep_json(config, teacher, dataset)
             score = partial(_score, config, teacher)
@@ -104,10 +105,12 @@ def tuner(
     name: str,
     param_space: Mapping[str, Any] | None = None,
     searcher: Searcher | None = None,
-    scheduler: TrialScheduler | None = None,
+    scheduler: RetryAlone | None = None,
     trials: int = 1,
 ) -> tune.Tuner:
     """A Tuner for one of our trainables, its own output and checkpoints off."""
+    scheduler = scheduler or RetryAlone()
+    scheduler.alone = config.alone if 0 < config.share < 1 and config.gpus else None
     return tune.Tuner(
         tune.with_resources(trainable, dict(resources)),
         param_space=dict(param_space) if param_space is not None else None,
@@ -210,7 +213,7 @@ def _trials(
             CandidateTrial,
             config,
             resources=config.resources,
-            callbacks=[progress, delivery],
+            callbacks=[progress, delivery, SayRetry(console)],
             name="trials",
             searcher=searcher,
             scheduler=stopper,
@@ -247,6 +250,7 @@ def _place(config: SweepConfig, folder: Path, *, number: int | None) -> dict[str
         "out": str(config.out.resolve()),
         "data_dir": str(config.data_dir.resolve()),
         "device": config.device,
+        "memory_share": min(1.0, config.share),
         "threads": config.threads,
         "trial_number": number,
         "trial_dir": str(folder.resolve()),
@@ -256,6 +260,22 @@ def _place(config: SweepConfig, folder: Path, *, number: int | None) -> dict[str
 
 def _score(config: SweepConfig, teacher: TrialRecord, metrics: Mapping[str, float]) -> float:
     return composite_score(metrics, teacher_size_bytes=teacher.metrics["size_bytes"], rates=config.rates)
+
+
+@contextmanager
+def _mps(config: SweepConfig) -> Generator[None, None, None]:
+    """The Multi-Process Service, if the sweep wants it.
+
+    Raises:
+        InputError: if there is none to be had, or Ray's workers may be on other nodes, which it does not reach.
+    """
+    if config.mps and ray.is_initialized():
+        raise InputError("mps=True: Ray is running already; start nvidia-cuda-mps-control before Ray on every node.")
+    try:
+        with mps(config.mps):
+            yield
+    except MpsError as error:
+        raise InputError(str(error)) from error
 
 
 @contextmanager

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import TrialScheduler
 
 from sweeps.objectives import ExchangeRates
+from sweeps.retry import RetryAlone
 from sweeps.rungs import Rungs
 from trainables.records import to_json, write_text
 
@@ -29,7 +30,7 @@ NEEDED = {
 logger = logging.getLogger(__name__)
 
 
-class FrontStopper(FIFOScheduler):
+class FrontStopper(RetryAlone):
     """Stops a trial at a rung if another one, no slower and no larger, leads it by more than the noise.
 
     `pareto` compares accuracy among trials with no more latency and size. `composite` compares scores in points

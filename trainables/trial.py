@@ -211,6 +211,7 @@ def workspace(config: Mapping[str, Any]) -> Workspace:
         device=config["device"],
         threads=config["threads"],
         lease_dir=out / "leases",
+        memory_share=config.get("memory_share", 1.0),
     )
 
 

@@ -97,46 +97,45 @@ def train(
         after_step: called after every optimiser step (pruning masks).
         turn: entered around every step.
     """
-    device = images.mean.device
-    assert loop.training.train_precision is not None or device.type == "cpu", "CandidateConfig.on(device) comes first"
-    settle(device, loop.training)
-    move(model, device, image_size=images.train_images.shape[-1])
-    rate, decay = loop.learning_rate, loop.training.weight_decay
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay, fused=True)
-    school = _School(model, optimizer, loop, images, lesson, after_step, turn)
-    curve = checkpoints.resume(model, optimizer, folder / "state.pt", device)
+    trainer = Trainer(model, loop, images, lesson, after_step=after_step, turn=turn)
+    curve = checkpoints.resume(model, trainer.optimizer, folder / "state.pt", images.mean.device)
     for epoch in range(len(curve) + 1, loop.epochs + 1):
-        record = school.epoch(epoch)
+        record = trainer.epoch(epoch)
         curve.append(record)
-        checkpoints.save(model, optimizer, curve, folder / "state.pt")
+        checkpoints.save(model, trainer.optimizer, curve, folder / "state.pt")
         yield record
     return tuple(curve)
 
 
-class _School:
-    """A network in training and what it is trained with."""
+class Trainer:
+    """A network on the device of its images, its optimiser, and one epoch after the other."""
 
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
         loop: Loop,
         images: Images,
         lesson: Lesson,
-        after_step: Callable[[], None] | None,
-        turn: Turn,
+        *,
+        after_step: Callable[[], None] | None = None,
+        turn: Turn = nullcontext,
     ) -> None:
-        self._model, self._optimizer, self._loop = model, optimizer, loop
-        self._images, self._lesson, self._after_step, self._turn = images, lesson, after_step, turn
-        self._device, self._layout = images.mean.device, layout(model)
-        self._compiled = compiled(model, loop.training)
+        device, training = images.mean.device, loop.training
+        assert training.train_precision is not None or device.type == "cpu", "CandidateConfig.on(device) comes first"
+        settle(device, training)
+        move(model, device, image_size=images.train_images.shape[-1])
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), lr=loop.learning_rate, weight_decay=training.weight_decay, fused=True
+        )
+        self._model, self._loop, self._images, self._lesson = model, loop, images, lesson
+        self._after_step, self._turn = after_step, turn
+        self._device, self._layout = device, layout(model)
+        self._compiled = compiled(model, training)
 
     def epoch(self, epoch: int) -> EpochRecord:
         """One pass over the training split, BatchNorm estimated anew, validation."""
         loop, started = self._loop, time.perf_counter()
-        settle(self._device, loop.training)
-        torch.manual_seed(seed_for(loop.training.seed, loop.stage, epoch))
-        train_loss, train_accuracy = self._pass(epoch)
+        train_loss, train_accuracy = self.learn(epoch)
         with self._turn():
             recalibrate(self._model, loop, self._images)
             val_loss, val_accuracy = evaluate(self._model, self._images, loop.training)
@@ -148,13 +147,18 @@ class _School:
             train_accuracy=train_accuracy,
             val_loss=val_loss,
             val_accuracy=val_accuracy,
-            learning_rate=self._optimizer.param_groups[0]["lr"],
+            learning_rate=self.optimizer.param_groups[0]["lr"],
             seconds=time.perf_counter() - started,
         )
 
-    def _pass(self, epoch: int) -> tuple[float, float]:
-        """Mean loss in nats and accuracy on the augmented images; waits for the device once, at the end."""
+    def learn(self, epoch: int) -> tuple[float, float]:
+        """One pass over the training split; mean loss in nats and accuracy on the augmented images.
+
+        A GPU is waited for once, at the end.
+        """
         loop, images = self._loop, self._images
+        settle(self._device, loop.training)
+        torch.manual_seed(seed_for(loop.training.seed, loop.stage, epoch))
         view = loop.first_view + epoch - 1
         batches = _batches(loop, images, epoch)
         seen = _views(loop, images, view)
@@ -165,7 +169,7 @@ class _School:
         self._model.train()
         for step, host_index in enumerate(batches):
             with self._turn():
-                for group in self._optimizer.param_groups:
+                for group in self.optimizer.param_groups:
                     group["lr"] = learning_rate(loop, (epoch - 1 + (step + 1) / len(batches)) / loop.epochs)
                 index = host_index.to(self._device, non_blocking=True)
                 pixels = seen.batch(images.train_images, host_index)
@@ -189,12 +193,12 @@ class _School:
         with autocast(self._device, self._loop.training):
             logits_BC = network(self._images.normalise(batch.pixels, self._layout))
         value = self._lesson(logits_BC, batch)
-        self._optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         try:
             value.backward()
         except RuntimeError as error:
             raise refusal(error) or error from None
-        self._optimizer.step()
+        self.optimizer.step()
         if self._after_step is not None:
             self._after_step()
         return value.detach(), logits_BC.detach()

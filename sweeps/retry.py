@@ -1,0 +1,52 @@
+"""A trial that runs out of GPU memory beside others is run again with a GPU of its own, and it is said."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler
+from rich.console import Console
+
+OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "CUDA out of memory")
+
+
+class RetryAlone(FIFOScheduler):
+    """First come, first served; gives a trial that failed for want of memory more resources for its next attempt."""
+
+    alone: Mapping[str, float] | None = None
+    """What such a trial gets; None leaves it what it had."""
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        """Tune: a trial has failed, for good or until its next attempt."""
+        if self.alone and ran_out_of_memory(trial) and not trial.config.get("alone"):
+            trial.update_resources(dict(self.alone))
+            trial.config |= {"memory_share": 1.0, "alone": True}
+        super().on_trial_error(tune_controller, trial)
+
+
+class SayRetry(tune.Callback):
+    """Says that a trial is run again alone."""
+
+    def __init__(self, console: Console) -> None:
+        self._console: Console | None = console
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles callbacks; a console does not belong to that."""
+        return {"_console": None}
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Tune: a trial will be started again."""
+        if self._console is not None and trial.config.get("alone") and ran_out_of_memory(trial):
+            number = trial.config.get("trial_number")
+            text = f"trial {number}  ran out of memory beside others; it runs again with a GPU of its own"
+            self._console.print(text, style="yellow", markup=False, soft_wrap=True)
+
+
+def ran_out_of_memory(trial: Trial) -> bool:
+    """Whether memory was what the trial's last attempt lacked."""
+    if not trial.error_file or not Path(trial.error_file).exists():
+        return False
+    last = Path(trial.error_file).read_text(encoding="utf-8", errors="replace").rpartition("Failure #")[2]
+    return any(name in last for name in OUT_OF_MEMORY)

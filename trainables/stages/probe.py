@@ -1,0 +1,149 @@
+"""What training steps of a student cost here: run by `sweeps.packing` in processes of their own, one a trial.
+
+python -m trainables.stages.probe FOLDER NUMBER     reads FOLDER/task.json, answers in FOLDER/NUMBER.json
+
+The process gets ready (data, model, first steps), touches FOLDER/NUMBER.ready and trains from the moment that
+FOLDER/go appears until FOLDER/stop does: all processes of a folder compute at the same time.
+"""
+
+import dataclasses
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainables.configs import CandidateConfig
+from trainables.records import to_json, write_text
+from trainables.stages import compute, data
+from trainables.stages.losses import distillation_loss
+from trainables.stages.models import OUT_OF_MEMORY, build_model
+from trainables.stages.tensors import Images, load_images
+from trainables.stages.training import EVAL_BATCH, Batch, Loop, Trainer, Turn
+
+STEPS = 8
+"""Of one pass, between two looks at FOLDER/stop."""
+OUT_OF_MEMORY_CODE = 3
+POLL_S = 0.01
+WAIT_S = 600.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Probed:
+    """What one trial did while all of them ran."""
+
+    images: int
+    seconds: float
+    peak_bytes: int
+    """CUDA memory, the context and whatever else was on the GPU included; on a CPU this process's resident memory."""
+    device_bytes: int
+    """Memory of the GPU, or of the machine."""
+
+    @property
+    def images_per_s(self) -> float:
+        """Training images a second."""
+        return self.images / self.seconds
+
+
+class _Bank:
+    """Distillation from logits at hand, as where the bank is filled; they are all zero, which costs the same."""
+
+    def __init__(self, config: CandidateConfig, images: Images) -> None:
+        self._config = config
+        shape = (len(images.train_labels), images.num_classes)
+        self._logits_NC = torch.zeros(shape, dtype=torch.float16, device=images.mean.device)
+
+    def open(self, view: int, turn: Turn) -> None:
+        """Nothing is needed."""
+
+    def __call__(self, logits_BC: Tensor, batch: Batch) -> Tensor:
+        """The loss in nats."""
+        return distillation_loss(
+            logits_BC,
+            self._logits_NC[batch.index].float(),
+            batch.target,
+            settings=self._config.student,
+            label_smoothing=self._config.training.label_smoothing,
+        )
+
+
+def trainer_of(config: CandidateConfig, images: Images, steps: int) -> tuple[Trainer, int]:
+    """A student in training on a few of the images, and how many images one `learn` takes."""
+    count = min(len(images.train_labels), steps * config.training.batch_size)
+    few = dataclasses.replace(
+        images,
+        train_images=images.train_images[:count],
+        train_labels=images.train_labels[:count],
+        val_images=images.val_images[:EVAL_BATCH],
+        val_labels=images.val_labels[:EVAL_BATCH],
+    )
+    size = images.train_images.shape[-1]
+    model = build_model(config.student.student_model, num_classes=images.num_classes, image_size=size)
+    loop = Loop(
+        stage="student",
+        epochs=10**9,
+        learning_rate=config.student.learning_rate,
+        training=config.training,
+        augment=config.augment,
+    )
+    return Trainer(model, loop, few, _Bank(config, few)), count
+
+
+def main(folder: Path, number: str) -> int:
+    """Run one probe; returns the exit code: 0, or 3 if there was not enough memory."""
+    task = json.loads((folder / "task.json").read_text(encoding="utf-8"))
+    try:
+        probed = _probe(task, folder, number)
+    except OUT_OF_MEMORY:
+        return OUT_OF_MEMORY_CODE
+    write_text(folder / f"{number}.json", to_json(dataclasses.asdict(probed)))
+    return 0
+
+
+def _probe(task: Mapping[str, Any], folder: Path, number: str) -> Probed:
+    device = task["device"]
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, task["cores"])
+    compute.enter(device, threads=task["threads"], memory_share=task["memory_share"])
+    config = CandidateConfig.from_flat(task["candidate"]).on(device)
+    images = load_images(data.prepare(config.data, Path(task["data_dir"])), device)
+    trainer, count = trainer_of(config, images, STEPS)
+    trainer.epoch(1)  # kernels, caches and the memory of a validation
+    (folder / f"{number}.ready").touch()
+    _wait_for(folder / "go")
+    done, passes, started = 0, 1, time.perf_counter()
+    while not done or not (folder / "stop").exists():
+        passes += 1
+        trainer.learn(passes)
+        done += count
+    seconds = time.perf_counter() - started
+    peak, whole = _memory(device)
+    return Probed(images=done, seconds=seconds, peak_bytes=peak, device_bytes=whole)
+
+
+def _wait_for(path: Path) -> None:
+    until = time.monotonic() + WAIT_S
+    while not path.exists():
+        if time.monotonic() > until:
+            raise TimeoutError(f"{path.name} did not appear within {WAIT_S:.0f} s.")
+        time.sleep(POLL_S)
+
+
+def _memory(device: str) -> tuple[int, int]:
+    """(peak of this process, all there is), in bytes."""
+    if device == "cuda":
+        free, total = torch.cuda.mem_get_info()
+        besides = total - free - torch.cuda.memory_reserved()
+        return torch.cuda.max_memory_reserved() + besides, total
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return peak, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(Path(sys.argv[1]), sys.argv[2]))
