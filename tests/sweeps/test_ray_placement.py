@@ -1,5 +1,6 @@
 """Trials on fractions of declared GPUs: Ray hands out CUDA_VISIBLE_DEVICES without looking for hardware."""
 
+import io
 import os
 import time
 from collections import Counter
@@ -10,9 +11,11 @@ from typing import Any
 import pytest
 import ray
 from ray import tune
+from rich.console import Console
 
 from sweeps.config import SweepConfig
 from sweeps.launch import tuner
+from sweeps.retry import SayRetry
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 TOGETHER_S = 90  # 16 workers start one after another on two cores
@@ -63,3 +66,33 @@ def test_all_trials_run_at_once_spread_evenly(tmp_path: Path, gpus: int, share: 
     metrics = [result.metrics or {} for result in results]
     assert [row["together"] for row in metrics] == [at_once] * at_once
     assert set(Counter(row["device"] for row in metrics).values()) == {at_once // gpus}
+
+
+def hungry() -> type[tune.Trainable]:
+    """A trainable that lacks memory as long as it shares its GPU."""
+
+    class Hungry(tune.Trainable):
+        def step(self) -> dict[str, Any]:
+            import torch
+
+            if self.config["memory_share"] < 1:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return {"gpu": ray.get_runtime_context().get_assigned_resources()["GPU"], "done": True}
+
+    return Hungry
+
+
+def test_a_trial_out_of_memory_runs_again_with_a_gpu_of_its_own_and_it_is_said(tmp_path: Path) -> None:
+    said = io.StringIO()
+    config = SweepConfig(name="hungry", out=tmp_path, gpus=4, gpus_per_trial=0.5, cpus=2)
+    results = tuner(
+        hungry(),
+        config,
+        resources=config.resources,
+        callbacks=[SayRetry(Console(file=said, width=200))],
+        name="hungry",
+        param_space={"memory_share": config.share, "trial_number": 7},
+    ).fit()
+    assert not results.errors
+    assert [(row.metrics or {})["gpu"] for row in results] == [1.0]
+    assert said.getvalue() == "trial 7  ran out of memory beside others; it runs again with a GPU of its own\n"

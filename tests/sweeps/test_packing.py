@@ -1,0 +1,128 @@
+import dataclasses
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from sweeps.config import SweepConfig, quick
+from sweeps.packing import ProbeError, Together, choose, packed, price, search, together
+from trainables.stages import data
+
+GB = 10**9
+
+
+def at(trials: int, images_per_s: float, peak_gb: float = 2.0, device_gb: float = 140.0) -> Together:
+    return Together(
+        trials=trials,
+        images_per_s=images_per_s,
+        peak_bytes=int(peak_gb * GB),
+        device_bytes=int(device_gb * GB),
+    )
+
+
+@pytest.mark.parametrize(
+    ("measured", "trials"),
+    [
+        ([at(1, 9000)], 1),
+        ([at(1, 9000), at(2, 9100)], 1),  # a saturated GPU: one trial ends sooner
+        ([at(1, 3000), at(2, 5900), at(4, 9800), at(8, 9900)], 4),  # 1 % more is not worth twice the memory
+        ([at(1, 3000), at(2, 5900), at(3, 8100), at(4, 7000)], 3),  # contention
+        ([at(1, 3000, 40), at(2, 5900, 40), at(4, 9800, 40)], 2),  # 4 x 44 GB are more than 140
+        ([at(1, 3000, 139), at(2, 5900, 139)], 1),  # one that hardly fits still runs
+    ],
+    ids=["one", "saturated", "plateau", "contention", "memory", "full"],
+)
+def test_the_fewest_trials_within_3_percent_of_the_best_total_that_fit(measured: list[Together], trials: int) -> None:
+    assert choose(measured) == trials
+
+
+def curve(best_at: int, *, peak_gb: float = 1.0, fails_from: int = 99):
+    """A device on which trials add up until `best_at`, and then share that."""
+    tried = []
+
+    def measure(trials: int) -> Together | None:
+        tried.append(trials)
+        return None if trials >= fails_from else at(trials, 1000.0 * min(trials, best_at), peak_gb)
+
+    return measure, tried
+
+
+@pytest.mark.parametrize("best_at", [1, 2, 3, 4, 5, 6, 7, 8, 12, 16])
+def test_what_is_found_is_within_10_percent_of_the_best(best_at: int) -> None:
+    measure, _ = curve(best_at)
+    found = search(measure)
+    chosen = next(one for one in found if one.trials == choose(found))
+    assert chosen.images_per_s >= 0.9 * 1000 * best_at
+    assert [one.trials for one in found] == sorted({one.trials for one in found})
+
+
+def test_it_ends_when_twice_the_trials_do_not_pay() -> None:
+    measure, tried = curve(2)
+    search(measure)
+    assert tried == [1, 2, 4, 3]
+
+
+def test_it_tries_nothing_that_does_not_fit() -> None:
+    measure, tried = curve(16, peak_gb=20.0)
+    assert choose(search(measure)) == 6
+    assert tried == [1, 2, 4, 6]  # 8 x 22 GB are more than 140, 6 x 22 GB are not
+
+
+def test_running_out_of_memory_ends_the_search_not_the_sweep() -> None:
+    measure, tried = curve(16, fails_from=4)
+    assert choose(search(measure)) == 3
+    assert tried == [1, 2, 4, 3]
+
+
+def test_one_trial_that_does_not_fit_is_an_error() -> None:
+    with pytest.raises(ProbeError, match=r"one trial alone does not fit.*batch_size"):
+        search(lambda trials: None)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> SweepConfig:
+    base = quick().base.replace(batch_size=8, train_limit=100)
+    config = dataclasses.replace(quick(), base=base, data_dir=tmp_path / "data", out=tmp_path / "runs", cpus=2)
+    data.prepare(base.data, config.data_dir)
+    return config
+
+
+@pytest.mark.slow
+def test_trials_are_really_run_together_and_measured(small: SweepConfig) -> None:
+    found = together(small, 2, seconds=0.5)
+    assert found is not None
+    assert found.trials == 2
+    assert 50 < found.images_per_s < 1e6
+    assert 100e6 < found.peak_bytes < found.device_bytes
+
+
+def test_a_probe_that_fails_says_why(small: SweepConfig) -> None:
+    broken = dataclasses.replace(small, base=small.base.replace(student_model="no_such_model"))
+    with pytest.raises(ProbeError, match=r"the probe failed: .*Unknown model 'no_such_model'"):
+        together(broken, 1, seconds=0.1)
+
+
+def test_a_number_is_left_as_it_is_and_auto_needs_a_gpu() -> None:
+    config = SweepConfig(name="x", gpus=2, gpus_per_trial=0.5)
+    assert packed(config, Console(file=io.StringIO())) is config
+    with pytest.raises(ValueError, match="gpus_per_trial=auto: it needs --gpus 1 or more"):
+        packed(SweepConfig(name="x", gpus_per_trial="auto"), Console(file=io.StringIO()))
+
+
+def test_auto_becomes_a_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sweeps.packing.together", lambda config, trials: at(trials, 1000.0 * min(trials, 3)))
+    said = io.StringIO()
+    config = packed(SweepConfig(name="x", gpus=2, gpus_per_trial="auto", cpus=8), Console(file=said, width=200))
+    assert (config.gpus_per_trial, config.concurrency, config.resources["gpu"]) == (1 / 4, 8, 1 / 4)
+    assert said.getvalue() == (
+        "auto: 4 trials a GPU at once. Images/s of all by trials at once: 1: 1000, 2: 2000, 4: 3000, 6: 3000, 8: 3000;"
+        " one takes 2000 MB.\n"
+    )
+
+
+@pytest.mark.slow
+def test_determinism_has_a_price_that_is_measured(small: SweepConfig) -> None:
+    text = price(small, seconds=0.3)
+    ratio = float(text.removeprefix("deterministic: ").removesuffix(" x the time of a step here"))
+    assert 0.2 < ratio < 5  # a CPU needs nothing for it
