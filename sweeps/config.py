@@ -161,7 +161,7 @@ class SweepConfig:
     def identity(self) -> dict[str, Any]:
         """What may not change under one name: everything that decides what a trial's numbers mean."""
         varied = set(self.space)
-        fixed = {name: value for name, value in self.base.on(self.device).flat().items() if name not in varied}
+        fixed = {name: value for name, value in self.base.flat().items() if name not in varied}
         return {
             "base": fixed,
             "space": describe(self.space),
