@@ -1,76 +1,102 @@
-"""`python -m analysis`: print the Pareto front of a sweep and write its files."""
+"""`python -m analysis`: look at a sweep, choose from it, ship a file. Without a command: `front`."""
 
 import argparse
-import os
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn
 
-from rich.console import Console
+COMMANDS: Mapping[str, str] = {
+    "front": "print the Pareto front and write its tables, pictures and pages (what happens without a command)",
+    "select": "the file that fits your limits, the runner-up, or what it would take; exit code 1 if nothing fits",
+    "export": "write a folder to ship: ONNX, TorchScript, preprocessing, labels, a predict.py",
+    "report": "write one page, HTML and Markdown: verdict, front, controls, ablations, latency, model cards",
+    "importance": "which parameter moved accuracy, latency and size",
+    "compare": "two sweeps: hypervolume with its interval",
+    "du": "what the folder takes on disk",
+}
+SWEEP_FLAGS = ("front", "select", "report", "importance")
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"analysis: {message}; `python -m analysis --help` lists the flags.\n")
+        self.exit(2, f"analysis: {message}; `python -m analysis --help` lists the commands and flags.\n")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns its exit code: 0 done, 1 no finished candidate yet, 2 bad input."""
-    options = _parse(arguments)
-    # MLflow and the plotting libraries take two seconds to import: too long for --help or a typing error.
-    from analysis.controls import controls, print_controls, write_controls
-    from analysis.front import choose, front_hypervolume, front_members, front_table, with_teacher, write_front
-    from analysis.runs import read_runs
+    """Run a command; returns its exit code: 0 done, 1 nothing finished or nothing fits, 2 bad input."""
+    words = sys.argv[1:] if arguments is None else arguments
+    options = parser().parse_args(words if words[:1] and words[0] in (*COMMANDS, "-h", "--help") else ["front", *words])
+    # pandas and the plotting libraries take two seconds to import: too long for --help or a typing error.
+    from analysis import commands
 
-    tracking_uri = options.tracking_uri or f"sqlite:///{options.out / 'mlflow.db'}"
+    run: Callable[[argparse.Namespace], int] = getattr(commands, options.command)
     try:
-        if options.tracking_uri is None and not (options.out / "mlflow.db").is_file():
-            raise ValueError(
-                f"--out {options.out} has no mlflow.db; name the folder of a sweep or give --tracking-uri."
-            )
-        runs = read_runs(tracking_uri, options.name)
+        return run(options)
     except ValueError as error:
-        return _refuse(str(error).replace("tracking_uri=", "--tracking-uri ").replace("sweep=", "--name "))
-    folder = options.to or options.out / "sweeps" / runs.name / "front"
-    try:
-        arms = controls(runs.frame)
-        paths = [*write_front(runs, folder), *write_controls(arms, folder)]
+        print(f"analysis: {as_flags(str(error))}", file=sys.stderr)
+        return 2
     except OSError as error:
-        return _refuse(f"--to {folder} cannot be written ({error.strerror}); name another folder.")
-    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
-    front = front_members(runs)
-    if front.empty:
-        counts = ", ".join(f"{n} {status}" for status, n in runs.frame["status"].value_counts().items())
-        console.print(f"Sweep {runs.name} has no finished candidate yet ({counts or 'no trials'}).", markup=False)
-        return 1
-    console.print(f"Sweep {runs.name}: {len(front)} of {len(runs.frame)} runs are on the front.", markup=False)
-    variants = choose(front, runs.sweep["teacher"])
-    console.print(front_table(with_teacher(runs, front), variants=variants))
-    reference = runs.sweep["reference_point"]
-    corner = ", ".join(f"{axis} {value:g}" for axis, value in reference.items())
-    console.print(f"hypervolume {front_hypervolume(runs):.2f} (reference point: {corner})", markup=False)
-    print_controls(console, arms)
-    for path in paths:
-        print(os.path.relpath(path))
-    return 0
+        print(f"analysis: {error.filename}: {error.strerror}; name another place.", file=sys.stderr)
+        return 2
 
 
-def _refuse(message: str) -> int:
-    print(f"analysis: {message}", file=sys.stderr)
-    return 2
+def as_flags(message: str) -> str:
+    """The message with `tracking_uri='x'` said as `--tracking-uri 'x'`: what the person typed."""
+    names = {"sweep": "name"}
+    for name in (
+        "tracking_uri",
+        "sweep",
+        "max_latency_ms",
+        "max_size_mb",
+        "min_accuracy",
+        "device",
+        "out",
+        "evaluator",
+    ):
+        message = message.replace(f"{name}=", f"--{names.get(name, name).replace('_', '-')} ")
+    return message
 
 
-def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = _Parser(
-        prog="python -m analysis",
-        description="Print the Pareto front of a sweep and write its tables and pictures.",
-        allow_abbrev=False,
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = _Parser(prog="python -m analysis", description=__doc__, allow_abbrev=False)
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    made = {
+        name: commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        for name, text in COMMANDS.items()
+    }
+    for name, command in made.items():
+        command.add_argument(
+            "--out", type=Path, default=Path("runs"), help="folder of the sweeps, with mlflow.db (runs)"
+        )
+        if name != "du":
+            command.add_argument("--tracking-uri", help="MLflow store to read instead of OUT/mlflow.db")
+        if name in SWEEP_FLAGS:
+            command.add_argument("--name", help="sweep; several with commas between; without it, the newest")
+            command.add_argument(
+                "--device", help="device of the latencies, such as cpu:1; needed where there are several"
+            )
+    for name in ("front", "report"):
+        made[name].add_argument("--to", type=Path, help=f"folder to write to (OUT/sweeps/NAME/{name})")
+    select = made["select"]
+    select.add_argument("--max-latency-ms", type=float, metavar="MS", help="median latency of one image, at most")
+    select.add_argument("--max-size-mb", type=float, metavar="MB", help="ONNX file, at most (1 MB = 1,000,000 bytes)")
+    select.add_argument("--min-accuracy", type=float, metavar="SHARE", help="on the validation split, 0 to 1, at least")
+    export = made["export"]
+    export.add_argument(
+        "which",
+        metavar="NAME@WHICH",
+        help="sweep @ balanced, most_accurate, fastest, smallest, an alias of MLflow's registry, a trial, or teacher",
     )
-    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the sweeps, with mlflow.db (runs)")
-    parser.add_argument("--name", help="sweep to show; without it, the newest")
-    parser.add_argument("--tracking-uri", help="MLflow store to read instead of OUT/mlflow.db")
-    parser.add_argument("--to", type=Path, help="folder to write to (OUT/sweeps/NAME/front)")
-    return parser.parse_args(arguments)
+    export.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to write")
+    made["importance"].add_argument(
+        "--evaluator", default="fanova", metavar="NAME", help="fanova or ped-anova (fanova)"
+    )
+    made["compare"].add_argument(
+        "sweeps", nargs=2, metavar="NAME", help="a sweep; several taken together with commas between"
+    )
+    return top
 
 
 if __name__ == "__main__":

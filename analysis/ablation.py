@@ -14,7 +14,7 @@ from rich import box
 from rich.table import Table
 
 from analysis.labels import MB, dataset_of, device_of, images_of, plain_number
-from analysis.plots import DPI, GREY, INK, OKABE_ITO
+from analysis.plots import DPI, GREY, INK, OKABE_ITO, save
 from analysis.runs import Runs
 
 METRICS = ("test_accuracy", "val_accuracy", "latency_p50_ms", "size_bytes")
@@ -66,28 +66,26 @@ def cells_table(table: pd.DataFrame, by: Sequence[str]) -> Table:
 
 
 def write_ablation(runs: Runs, by: Sequence[str], folder: Path) -> list[Path]:
-    """Write ablation.csv and, where a trial has finished, ablation.png; returns what was written."""
+    """Write ablation.csv and, where a trial has finished, ablation.png and .svg; returns what was written."""
     folder.mkdir(parents=True, exist_ok=True)
     table = cells(runs.frame, by)
     paths = [folder / "ablation.csv"]
     table.to_csv(paths[0], index=False)
     if table.empty:
         return paths
-    paths.append(folder / "ablation.png")
     done = runs.frame[runs.frame["stage"] == "candidate"]
+    picture = folder / "ablation.png"
     if set(by) == set(HEAT_MAP):
-        heat_map_png(table, paths[1], frame=done, sweep=runs.sweep)
-    else:
-        bars_png(table, by, paths[1], frame=done, sweep=runs.sweep)
-    return paths
+        return paths + heat_map_png(table, picture, frame=done, sweep=runs.sweep)
+    return paths + bars_png(table, by, picture, frame=done, sweep=runs.sweep)
 
 
-def heat_map_png(table: pd.DataFrame, path: Path, *, frame: pd.DataFrame, sweep: Mapping[str, Any]) -> Path:
-    """Write test accuracy over temperature and alpha, a panel per pruning ratio, one colour scale, values in cells.
+def heat_map_png(table: pd.DataFrame, path: Path, *, frame: pd.DataFrame, sweep: Mapping[str, Any]) -> list[Path]:
+    """Draw test accuracy over temperature and alpha, a panel per pruning ratio, one colour scale, values in cells.
 
     Args:
         table: `cells` by `HEAT_MAP`.
-        path: of the file to write.
+        path: of the PNG to write; the SVG goes beside it.
         frame: the trials, asked for facts.
         sweep: the `sweep.json`, asked for what the rows do not carry.
     """
@@ -107,14 +105,13 @@ def heat_map_png(table: pd.DataFrame, path: Path, *, frame: pd.DataFrame, sweep:
     bar.ax.tick_params(labelsize=13)
     title = f"{_title('Accuracy', table, frame, sweep)}\n({images_of('test', frame, sweep)} images)"
     figure.suptitle(title, fontsize=17, fontweight="bold")
-    figure.savefig(path)
-    return path
+    return save(figure, path)
 
 
 def bars_png(
     table: pd.DataFrame, by: Sequence[str], path: Path, *, frame: pd.DataFrame, sweep: Mapping[str, Any]
-) -> Path:
-    """Write a bar per cell for test accuracy, latency and size, the standard deviation as its whisker."""
+) -> list[Path]:
+    """Draw a bar per cell for test accuracy, latency and size, the standard deviation as its whisker."""
     figure = Figure(figsize=(15, 2.4 + 0.42 * (1 + len(by)) * len(table)), dpi=DPI, layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)
     titles = {
@@ -129,8 +126,7 @@ def bars_png(
     panels[0].set_yticks(range(len(table)), labels, fontsize=16)
     panels[0].invert_yaxis()
     figure.suptitle(_title(" x ".join(by), table, frame, sweep), fontsize=17, fontweight="bold")
-    figure.savefig(path)
-    return path
+    return save(figure, path)
 
 
 def _heat(axes: Axes, part: pd.DataFrame, down: list[float], across: list[float], scale: Normalize) -> None:

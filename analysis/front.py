@@ -1,29 +1,28 @@
 """The Pareto front of a sweep: which candidates are on it, and the files that show it."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from rich import box
-from rich.markup import escape
-from rich.table import Table
 
-from analysis.labels import MB, device_of, images_of, merged_names, trial_label
+from analysis.confidence import may_be_optimal
 from analysis.pareto import (
     AXES,
-    hypervolume,
     hypervolume_over_trials,
     knee,
-    latency_ratio,
     non_dominated,
     normalised,
     objectives,
 )
 from analysis.plots import metrics_grid_png, pareto_png
+from analysis.plots_detail import hypervolume_png, latency_png
 from analysis.plots_html import pareto_html
 from analysis.runs import Runs
+
+GROUPED_BY = ("dataset", "latency_device")
+"""Columns whose values do not compete with each other."""
 
 
 def retrained(frame: pd.DataFrame) -> pd.Series:
@@ -34,17 +33,73 @@ def retrained(frame: pd.DataFrame) -> pd.Series:
 
 
 def mark_front(frame: pd.DataFrame, directions: Mapping[str, str]) -> pd.DataFrame:
-    """A copy with the column `pareto`: True for candidates that no other candidate dominates.
+    """A copy with the columns `pareto` and `may_be_optimal`: no other candidate dominates it, or rules it out.
 
     Only finished trials compete, and only with all objectives finite: a stopped, infeasible or failed one is never on
-    a front, however good it looked. Neither the teacher nor retrained champions and controls compete.
+    a front, however good it looked. Neither the teacher nor retrained champions and controls compete. Accuracies of
+    different data and latencies of different devices do not either: every such group has its own front.
     """
-    marked = frame.assign(pareto=False)
-    competing = frame[(frame["status"] == "finished") & (frame["stage"] == "candidate") & ~retrained(frame)]
-    if len(competing):
-        points = objectives(competing, directions)
-        marked.loc[points.index[non_dominated(points.to_numpy())], "pareto"] = True
+    marked = frame.assign(pareto=False, may_be_optimal=False)
+    rivals = frame[(frame["status"] == "finished") & (frame["stage"] == "candidate") & ~retrained(frame)]
+    for _, group in _groups(rivals):
+        points = objectives(group, directions)
+        if len(points):
+            marked.loc[points.index[non_dominated(points.to_numpy())], "pareto"] = True
+            marked.loc[points.index, "may_be_optimal"] = may_be_optimal(group.loc[points.index])
     return marked
+
+
+def competing(runs: Runs) -> pd.DataFrame:
+    """Finished candidates with all objectives finite, with the column `pareto`."""
+    frame = mark_front(runs.frame, runs.sweep["directions"])
+    frame = frame[(frame["status"] == "finished") & (frame["stage"] == "candidate") & ~retrained(frame)]
+    return frame.loc[objectives(frame, runs.sweep["directions"]).index] if len(frame) else frame
+
+
+def split(runs: Runs) -> dict[str, Runs]:
+    """One `Runs` for every data set and device that has finished candidates, named `DATASET, DEVICE`; else all in one.
+
+    A device on which the teacher was not run gets its latency from the rows, where it was timed in alternation.
+    """
+    groups = dict(_groups(runs.frame[(runs.frame["status"] == "finished") & (runs.frame["stage"] == "candidate")]))
+    if len(groups) < 2:
+        return {"": runs}
+    return {name: _part(runs, group) for name, group in groups.items()}
+
+
+def of_device(runs: Runs, device: str) -> Runs:
+    """Only what was timed on one device.
+
+    Raises:
+        ValueError: if nothing was.
+    """
+    known = runs.frame.get("latency_device", pd.Series(dtype=object))
+    rows = runs.frame[(known == device) & (runs.frame["stage"] == "candidate")] if len(known) else runs.frame.iloc[:0]
+    if rows.empty:
+        there = ", ".join(sorted(known.dropna().unique())) or "not recorded"
+        raise ValueError(f"device={device!r} has no candidate in sweep {runs.name}; devices there: {there}.")
+    return _part(runs, rows)
+
+
+def _part(runs: Runs, group: pd.DataFrame) -> Runs:
+    same = pd.Series(True, index=runs.frame.index)
+    for name in GROUPED_BY:
+        if name in group.columns:
+            same &= runs.frame[name].isin(group[name].unique())
+    frame, sweep = runs.frame[same], runs.sweep
+    if not (frame["stage"] == "teacher").any() and "reference_latency_p50_ms" in group.columns:
+        teacher = {**sweep["teacher"], "latency_p50_ms": float(group["reference_latency_p50_ms"].median())}
+        sweep = {**sweep, "teacher": teacher}
+    return dataclasses.replace(runs, frame=frame, sweeps={**runs.sweeps, runs.name: sweep})
+
+
+def _groups(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    names = [name for name in GROUPED_BY if name in frame.columns]
+    if frame.empty or not names:
+        yield from [("", frame)] if len(frame) else []
+        return
+    for key, group in frame.groupby(names, dropna=False, sort=False):
+        yield ", ".join(str(part) for part in key if part == part and part is not None), group
 
 
 def front_members(runs: Runs) -> pd.DataFrame:
@@ -63,17 +118,15 @@ def with_teacher(runs: Runs, frame: pd.DataFrame) -> pd.DataFrame:
         numbers = {key: value for key, value in runs.sweep["teacher"].items() if np.isscalar(value)}
         row = {**numbers, "stage": "teacher", "status": "finished", "control": "teacher", "sweep": runs.name}
         teacher = pd.DataFrame([row], index=pd.Index(["teacher"], name="run_id"))
-        teacher = teacher.reindex(columns=[*frame.columns.drop("pareto", errors="ignore")])
-    return pd.concat([teacher.assign(pareto=False), frame]) if len(frame) else teacher.assign(pareto=False)
+        teacher = teacher.reindex(columns=[*frame.columns.drop(["pareto", "may_be_optimal"], errors="ignore")])
+    marked = teacher.assign(pareto=False, may_be_optimal=False)
+    return pd.concat([marked, frame]) if len(frame) else marked
 
 
 def front_hypervolume(runs: Runs) -> float:
-    """Hypervolume of the front, percentage points x doublings of latency x doublings of size."""
-    front = front_members(runs)
-    if front.empty:
-        return 0.0
-    points = normalised(front, runs.sweep["teacher"]).dropna()
-    return hypervolume(points[list(AXES)].to_numpy(), [runs.sweep["reference_point"][axis] for axis in AXES])
+    """Hypervolume of all candidates, percentage points x doublings of latency x doublings of size."""
+    curve = hypervolume_curve(runs)
+    return curve[-1][1] if curve else 0.0
 
 
 def hypervolume_curve(runs: Runs) -> list[tuple[int, float]]:
@@ -108,80 +161,51 @@ def choose(front: pd.DataFrame, teacher: Mapping[str, float]) -> dict[str, str]:
     }
 
 
-def front_table(frame: pd.DataFrame, *, variants: Mapping[str, str] | None = None) -> Table:
-    """The rows given as a table, the teacher on top; ratios are against the teacher among them.
-
-    Args:
-        frame: front members and the teacher (`stage` = teacher), as `with_teacher` returns them.
-        variants: name -> run id, as `choose` returns them, told in the caption.
-    """
-    names = merged_names(variants or {})
-    teachers = frame["stage"] == "teacher"
-    rows = pd.concat([frame[teachers], frame[~teachers]])
-    teacher: dict[Any, Any] = rows.iloc[0].to_dict() if teachers.any() else {}
-    labels = {str(run_id): trial_label(row) for run_id, row in frame.iterrows()}
-    chosen = [f"{name}: {labels[run_id]}" for run_id, name in names.items()]
-    about = f"ms: p50 of one image, {device_of(rows, {})}; x: of the teacher's; T: temperature"
-    counts = f"{images_of('val', rows, {})}; {images_of('test', rows, {})}"
-    caption = "\n".join([counts, about, "; ".join(chosen)])
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, caption=caption, caption_justify="left")
-    # Headers of two lines let the table fit a terminal of 80 columns.
-    table.add_column("trial", no_wrap=True)
-    for header in ("val\n%", "test\n%", "ms", "x", "MB", "x", "T", "alpha"):
-        table.add_column(header, justify="right", no_wrap=True)
-    table.add_column("pruning", no_wrap=True)
-    speed = latency_ratio(rows, teacher) if teacher else pd.Series(np.nan, index=rows.index)
-    for ratio, (_, row) in zip(speed, rows.iterrows(), strict=True):
-        is_teacher = row["stage"] == "teacher"
-        table.add_row(
-            "teacher" if is_teacher else _text(row.get("trial_number"), ".0f"),
-            _text(100 * _float(row.get("val_accuracy")), ".2f"),
-            _text(100 * _float(row.get("test_accuracy")), ".2f"),
-            _text(row.get("latency_p50_ms"), "#.3g"),
-            _text(ratio, ".2f"),
-            _text(_float(row.get("size_bytes")) / MB, "#.3g"),
-            _text(_float(row.get("size_bytes")) / _float(teacher.get("size_bytes")), ".2f"),
-            "" if is_teacher else _text(row.get("temperature"), "g"),
-            "" if is_teacher else _text(row.get("alpha"), "g"),
-            "" if is_teacher else escape(_pruning(row)),
-            style="dim" if is_teacher else None,
-        )
-    return table
-
-
-def _pruning(row: pd.Series) -> str:
-    """`structured 0.3`, with the loss before it where it is not plain `kd`."""
-    loss = row.get("kd_loss", "kd")
-    named = "" if loss == "kd" or pd.isna(loss) else f"{loss}, "
-    return f"{named}{row.get('pruning_method')} {_text(row.get('pruning_ratio'), 'g')}"
-
-
 def write_front(runs: Runs, folder: Path) -> list[Path]:
-    """Write pareto.csv, candidates.csv, pareto.html, pareto.png and metrics_grid.png; returns what was written.
+    """Write the tables, pareto.html and the pictures of `write_pictures`; returns what was written.
 
     Without a finished candidate there is nothing to draw: only the two tables are written.
     """
+    return [*write_tables(runs, folder), *write_page(runs, folder), *write_pictures(runs, folder)]
+
+
+def write_tables(runs: Runs, folder: Path) -> list[Path]:
+    """Write pareto.csv and candidates.csv."""
     folder.mkdir(parents=True, exist_ok=True)
     marked = mark_front(runs.frame, runs.sweep["directions"])
-    front = front_members(runs)
     paths = [folder / "pareto.csv", folder / "candidates.csv"]
-    for table, path in zip((front, marked), paths, strict=True):
+    for table, path in zip((front_members(runs), marked), paths, strict=True):
         # A count beside a missing value is a float in the frame; `convert_dtypes` writes it as 20, not 20.0.
         table.convert_dtypes().to_csv(path)
-    if front.empty:
-        return paths
-    drawn = with_teacher(runs, marked[(marked["status"] == "finished") & ~retrained(marked)])
-    variants = choose(front, runs.sweep["teacher"])
-    paths += [folder / "pareto.html", folder / "pareto.png", folder / "metrics_grid.png"]
-    pareto_html(drawn, paths[2], sweep=runs.sweep, recipe=runs.params)
-    pareto_png(drawn, paths[3], sweep=runs.sweep, variants=variants)
-    metrics_grid_png(drawn, paths[4], sweep=runs.sweep, variants=variants)
     return paths
 
 
-def _float(value: Any) -> float:
-    return float(value) if value is not None else np.nan
+def write_page(runs: Runs, folder: Path) -> list[Path]:
+    """Write pareto.html, if there is a finished candidate."""
+    if front_members(runs).empty:
+        return []
+    page = folder / "pareto.html"
+    pareto_html(
+        _drawn(runs), page, sweep=runs.sweep, recipe=runs.params, hypervolumes=hypervolume_curve(runs), url=runs.url
+    )
+    return [page]
 
 
-def _text(value: Any, spec: str) -> str:
-    return format(_float(value), spec) if np.isfinite(_float(value)) else "-"
+def write_pictures(runs: Runs, folder: Path) -> list[Path]:
+    """Write pareto, metrics_grid, latency and hypervolume, each as PNG and SVG, if there is a finished candidate."""
+    front = front_members(runs)
+    if front.empty:
+        return []
+    drawn, sweep = _drawn(runs), runs.sweep
+    variants = choose(front, sweep["teacher"])
+    return [
+        *pareto_png(drawn, folder / "pareto.png", sweep=sweep, variants=variants),
+        *metrics_grid_png(drawn, folder / "metrics_grid.png", sweep=sweep, variants=variants),
+        *latency_png(drawn, folder / "latency.png", sweep=sweep),
+        *hypervolume_png(hypervolume_curve(runs), folder / "hypervolume.png", frame=drawn, sweep=sweep),
+    ]
+
+
+def _drawn(runs: Runs) -> pd.DataFrame:
+    """Finished candidates and the teacher, marked."""
+    return with_teacher(runs, competing(runs))

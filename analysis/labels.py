@@ -18,10 +18,10 @@ def first_known(name: str, frame: pd.DataFrame, sweep: Mapping[str, Any]) -> Any
     """The value of a fact: from the rows, else from the teacher or the config of `sweep.json`; None if nobody knows."""
     if name in frame.columns and frame[name].notna().any():
         return frame[name].dropna().iloc[0]
-    for part in ("teacher", "config"):
-        value = (sweep.get(part) or {}).get(name)
-        if value is not None:
-            return value
+    config = sweep.get("config") or {}
+    for part in (sweep.get("teacher") or {}, config, config.get("base") or {}):
+        if part.get(name) is not None:
+            return part[name]
     return None
 
 
@@ -48,8 +48,11 @@ def device_of(frame: pd.DataFrame, sweep: Mapping[str, Any]) -> str:
 
 
 def trial_label(row: pd.Series) -> str:
-    """`teacher` or `trial 12`."""
-    return "teacher" if row["stage"] == "teacher" else f"trial {int(row['trial_number'])}"
+    """`teacher` or `trial 12`; of several sweeps `night 12`."""
+    if row["stage"] == "teacher":
+        return "teacher"
+    label = row.get("label")
+    return label if isinstance(label, str) else f"trial {int(row['trial_number'])}"
 
 
 def merged_names(variants: Mapping[str, str]) -> dict[str, str]:

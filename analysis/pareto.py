@@ -147,11 +147,12 @@ def hypervolume_over_trials(points: npt.ArrayLike, reference: Sequence[float]) -
     array = np.atleast_2d(np.asarray(points, dtype=np.float64))
     values = np.zeros(len(array))
     front = np.empty((0, array.shape[1]))
+    volume = 0.0
     for trial, point in enumerate(array):
-        if np.isfinite(point).all():
-            front = np.vstack([front, point])
-            front = front[non_dominated(front)]
-        values[trial] = hypervolume(front, reference)
+        if np.isfinite(point).all() and not (front <= point).all(axis=1).any():
+            front = np.vstack([front[(front < point).any(axis=1)], point])
+            volume = hypervolume(front, reference)
+        values[trial] = volume
     return values
 
 

@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from analysis.attainment import LEVELS, RESAMPLES, attainment
 from analysis.labels import (
     MB,
     dataset_of,
@@ -37,18 +38,23 @@ OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")
 """Colours that colour-blind readers tell apart (Okabe and Ito, 2008)."""
 MARKERS = ("o", "D", "s", "^", "P", "X")
 DPI = 150
+MANY = 500
+"""More points than this are a picture inside the SVG, which would grow by a kilobyte each."""
 
 
-def pareto_png(frame: pd.DataFrame, path: Path, *, sweep: Mapping[str, Any], variants: Mapping[str, str]) -> Path:
-    """Write accuracy against latency, colour by size, symbol by pruning method, the named variants lettered.
+def pareto_png(frame: pd.DataFrame, path: Path, *, sweep: Mapping[str, Any], variants: Mapping[str, str]) -> list[Path]:
+    """Draw accuracy against latency, colour by size, symbol by pruning method, the named variants lettered.
+
+    The grey band is what resampled trials attain (`analysis.attainment`): wide where a single lucky trial carries the
+    front.
 
     Args:
         frame: finished candidates and the teacher (`stage` = teacher), with the bool column `pareto`.
-        path: of the file to write.
+        path: of the PNG to write; the SVG goes beside it.
         sweep: the `sweep.json`, asked for facts that the rows do not carry.
         variants: name -> run id, as `analysis.front.choose` returns them.
     """
-    figure = Figure(figsize=(10, 7.2), dpi=DPI, layout=_layout())
+    figure = Figure(figsize=(10, 7.2), dpi=DPI, layout=layout())
     axes = figure.subplots()
     candidates = frame[frame["stage"] != "teacher"]
     front = candidates[candidates["pareto"]]
@@ -56,26 +62,30 @@ def pareto_png(frame: pd.DataFrame, path: Path, *, sweep: Mapping[str, Any], var
     scale = Normalize(sizes.min(), sizes.max())
     xs, ys = staircase(front["latency_p50_ms"], 100 * front["val_accuracy"], float(frame["latency_p50_ms"].max()))
     axes.plot(xs, ys, color=INK, linewidth=1.3, linestyle=":", zorder=1)
-    handles = [Line2D([], [], color=INK, linewidth=1.3, linestyle=":", label="best accuracy within a latency")]
+    handles: list[Any] = [
+        Line2D([], [], color=INK, linewidth=1.3, linestyle=":", label="best accuracy within a latency")
+    ]
+    handles += _band(axes, candidates, float(frame["latency_p50_ms"].max()))
     handles += _scatter(axes, candidates, scale)
     handles += _teacher_star(axes, frame[frame["stage"] == "teacher"])
     bar = figure.colorbar(ScalarMappable(scale, cmap="viridis"), ax=axes, pad=0.02)
     bar.set_label("size, MB", fontsize=13)
     handles += _letters(axes, front, merged_names(variants))
-    _label_front(axes, frame, sweep)
+    label_front(axes, frame, sweep)
     figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=12)
-    figure.savefig(path)
-    return path
+    return save(figure, path)
 
 
-def metrics_grid_png(frame: pd.DataFrame, path: Path, *, sweep: Mapping[str, Any], variants: Mapping[str, str]) -> Path:
-    """Write accuracy, latency and size of the teacher and the chosen variants, side by side.
+def metrics_grid_png(
+    frame: pd.DataFrame, path: Path, *, sweep: Mapping[str, Any], variants: Mapping[str, str]
+) -> list[Path]:
+    """Draw accuracy, latency and size of the teacher and the chosen variants, side by side.
 
     Accuracy is the test split's, with Wilson's 95 % interval over its images; latency is p50 with a whisker to p90.
 
     Args:
         frame: finished candidates and the teacher, with the bool column `pareto`.
-        path: of the file to write.
+        path: of the PNG to write; the SVG goes beside it.
         sweep: the `sweep.json`, asked for facts that the rows do not carry.
         variants: name -> run id, as `analysis.front.choose` returns them.
     """
@@ -85,7 +95,7 @@ def metrics_grid_png(frame: pd.DataFrame, path: Path, *, sweep: Mapping[str, Any
     names = ["teacher"] * len(teacher) + [merged[run_id].replace(", ", "\n") for run_id in merged]
     labels = [_variant_label(name, row) for name, (_, row) in zip(names, rows.iterrows(), strict=True)]
     colours = [GREY] * len(teacher) + list(OKABE_ITO[: len(merged)])
-    figure = Figure(figsize=(14, 2.2 + 1.05 * len(rows)), dpi=DPI, layout=_layout())
+    figure = Figure(figsize=(14, 2.2 + 1.05 * len(rows)), dpi=DPI, layout=layout())
     panels = figure.subplots(1, 3, sharey=True)
     split = "test" if rows.get("test_accuracy", pd.Series(dtype=float)).notna().all() else "val"
     accuracy = rows[f"{split}_accuracy"].to_numpy(dtype=float)
@@ -100,11 +110,53 @@ def metrics_grid_png(frame: pd.DataFrame, path: Path, *, sweep: Mapping[str, Any
     panels[0].set_title(f"accuracy, %\n({images_of(split, frame, sweep)}; 95 % interval)", fontsize=15)
     panels[1].set_title(f"latency p50, ms, whisker to p90\n(one image, {device_of(frame, sweep)})", fontsize=15)
     panels[2].set_title("size of the ONNX file, MB\n(1 MB = 1,000,000 bytes)", fontsize=15)
-    panels[0].set_yticks(range(len(rows)), [_plain(label) for label in labels], fontsize=15)
+    panels[0].set_yticks(range(len(rows)), [plain(label) for label in labels], fontsize=15)
     panels[0].invert_yaxis()
-    figure.suptitle(_plain(_headline(frame, sweep)), fontsize=18, fontweight="bold")
-    figure.savefig(path)
-    return path
+    figure.suptitle(plain(headline(frame, sweep)), fontsize=18, fontweight="bold")
+    return save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> list[Path]:
+    """Write a figure as PNG and, beside it, as SVG; returns both."""
+    paths = [path, path.with_suffix(".svg")]
+    for target in paths:
+        figure.savefig(target)
+    return paths
+
+
+def draw_attainment(axes: Axes, frame: pd.DataFrame, end: float, *, colour: str, line: str, label: str) -> None:
+    """Draw the median attainment surface as a step line, 5 % to 95 % as a band around it, to the latency `end`."""
+    if len(frame) == 0:
+        return
+    surfaces = attainment(frame)
+    grid = np.unique(np.append(surfaces["latency_p50_ms"], end))
+    rare, median, usual = (_attained(surfaces[surfaces["level"] == level], grid) for level in LEVELS)
+    # Before the surface that most resamples reach begins, the band goes down to the worst candidate.
+    floor = np.where(np.isnan(usual), 100 * float(frame["val_accuracy"].min()), usual)
+    axes.fill_between(
+        grid, floor, rare, step="post", color=colour, alpha=0.22, linewidth=0, label=_about_band(label), zorder=0
+    )
+    if line:
+        axes.step(grid, median, where="post", color=colour, linestyle=line, linewidth=2.2, label=f"{label}: median")
+
+
+def _about_band(label: str) -> str:
+    words = f"reached by {LEVELS[0]:g} to {LEVELS[-1]:g} % of {RESAMPLES} resamples of the trials"
+    return f"{label}: {words}" if label else words
+
+
+def _band(axes: Axes, candidates: pd.DataFrame, end: float) -> list[Any]:
+    if len(candidates) < 5:
+        return []
+    draw_attainment(axes, candidates, end, colour=GREY, line="", label="")
+    return [axes.collections[-1]]
+
+
+def _attained(surface: pd.DataFrame, grid: Any) -> Any:
+    """The best accuracy, %, of a surface within each latency of the grid; NaN before its first point."""
+    ordered = surface.sort_values("latency_p50_ms")
+    best = np.concatenate([[np.nan], np.maximum.accumulate(100 * ordered["val_accuracy"].to_numpy())])
+    return best[np.searchsorted(ordered["latency_p50_ms"].to_numpy(), grid, side="right")]
 
 
 def _scatter(axes: Axes, candidates: pd.DataFrame, scale: Normalize) -> list[Line2D]:
@@ -125,8 +177,9 @@ def _scatter(axes: Axes, candidates: pd.DataFrame, scale: Normalize) -> list[Lin
                 edgecolors=INK,
                 linewidths=1.8 if on_front else 0.3,
                 zorder=3 if on_front else 2,
+                rasterized=len(part) > MANY,
             )
-        handle = Line2D([], [], linestyle="", marker=marker, color=GREY, markersize=8, label=_plain(str(method)))
+        handle = Line2D([], [], linestyle="", marker=marker, color=GREY, markersize=8, label=plain(str(method)))
         handles.append(handle)
     handles.append(
         Line2D([], [], linestyle="", marker="o", markerfacecolor="none", markeredgecolor=INK, markeredgewidth=1.8)
@@ -168,8 +221,9 @@ def _letters(axes: Axes, front: pd.DataFrame, merged: Mapping[str, str]) -> list
     return handles
 
 
-def _label_front(axes: Axes, frame: pd.DataFrame, sweep: Mapping[str, Any]) -> None:
-    axes.set_title(_plain(_headline(frame, sweep)), fontsize=15, fontweight="bold", loc="left")
+def label_front(axes: Axes, frame: pd.DataFrame, sweep: Mapping[str, Any]) -> None:
+    """Title, axes with their units, and a log axis where latencies differ much."""
+    axes.set_title(plain(headline(frame, sweep)), fontsize=15, fontweight="bold", loc="left")
     axes.set_xlabel(f"latency p50, ms (one image through the ONNX file, {device_of(frame, sweep)})", fontsize=13)
     axes.set_ylabel(f"accuracy, % ({images_of('val', frame, sweep)})", fontsize=13)
     axes.tick_params(labelsize=12)
@@ -211,16 +265,18 @@ def _variant_label(name: str, row: pd.Series) -> str:
     return f"{name}\n({trial_label(row)}{recipe})"
 
 
-def _headline(frame: pd.DataFrame, sweep: Mapping[str, Any]) -> str:
+def headline(frame: pd.DataFrame, sweep: Mapping[str, Any]) -> str:
+    """`cifar10, resnet18 to mobilenet_v3_small`."""
     models = [first_known(name, frame, sweep) for name in ("teacher_model", "student_model")]
     arrow = f", {models[0]} to {models[1]}" if all(models) else ""
     return f"{dataset_of(frame, sweep)}{arrow}"
 
 
-def _layout() -> ConstrainedLayoutEngine:
+def layout() -> ConstrainedLayoutEngine:
+    """Room around everything, so that nothing is cut off."""
     return ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.15)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Matplotlib reads dollar signs as mathematics."""
     return text.replace("$", r"\$")

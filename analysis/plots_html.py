@@ -1,12 +1,17 @@
 """The interactive front: one HTML file that needs no network."""
 
+import base64
+import gzip
+import importlib.util
+import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+from string import Template
 from typing import Any
 
+import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 
 from analysis.labels import (
     MB,
@@ -16,193 +21,165 @@ from analysis.labels import (
     images_of,
     log_ticks,
     needs_log_axis,
-    plain_number,
     staircase,
     trial_label,
 )
 
-SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "pentagon")
-INK = "#1a1a1a"
-TEACHER = "#D55E00"
-"""Off the size scale, which the teacher would stretch until all candidates look alike."""
+PAGE = Path(__file__).with_name("front_page.html")
 MEASURED = (
-    ("val_accuracy", "validation accuracy", 100.0, ".2f", "%"),
-    ("test_accuracy", "test accuracy", 100.0, ".2f", "%"),
-    ("latency_p50_ms", "latency p50", 1.0, ".3f", "ms"),
-    ("latency_p90_ms", "latency p90", 1.0, ".3f", "ms"),
-    ("latency_p99_ms", "latency p99", 1.0, ".3f", "ms"),
-    ("reference_latency_p50_ms", "teacher p50 beside it", 1.0, ".3f", "ms"),
-    ("size_bytes", "size", 1 / MB, ".3f", "MB"),
-    ("num_params", "parameters", 1.0, ",.0f", ""),
-    ("num_nonzero_params", "not zero", 1.0, ",.0f", ""),
-    ("macs", "MACs", 1.0, ",.0f", ""),
-    ("score", "score", 1.0, ".2f", "points"),
-    ("train_time_s", "training", 1.0, ",.0f", "s"),
-    ("trial_time_s", "trial", 1.0, ",.0f", "s"),
+    ("val_accuracy", "validation accuracy", 100.0, 2, "%"),
+    ("test_accuracy", "test accuracy", 100.0, 2, "%"),
+    ("latency_p50_ms", "latency p50", 1.0, 3, "ms"),
+    ("latency_p90_ms", "latency p90", 1.0, 3, "ms"),
+    ("latency_p99_ms", "latency p99", 1.0, 3, "ms"),
+    ("reference_latency_p50_ms", "teacher p50 beside it", 1.0, 3, "ms"),
+    ("size_bytes", "size", 1 / MB, 3, "MB"),
+    ("num_params", "parameters", 1.0, 0, ""),
+    ("num_nonzero_params", "not zero", 1.0, 0, ""),
+    ("macs", "MACs", 1.0, 0, ""),
+    ("score", "score", 1.0, 2, "points"),
+    ("train_time_s", "training", 1.0, 0, "s"),
+    ("trial_time_s", "trial", 1.0, 0, "s"),
 )
-"""Metric, label, factor, format, unit."""
-AXIS = {"showgrid": True, "gridcolor": "#e6e6e6", "zeroline": False, "linecolor": "#888", "ticks": "outside"}
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-html, body {{ height: 100%; margin: 0; background: #fff; }}
-body > div {{ height: 100%; min-height: 480px; }}
-</style>
-</head>
-<body>
-{body}
-</body>
-</html>
-"""
+"""Metric, label, factor, decimals, unit."""
+COUNT_OF = {"val_accuracy": "num_val", "test_accuracy": "num_test"}
 
 
-def pareto_html(frame: pd.DataFrame, path: Path, *, sweep: Mapping[str, Any], recipe: Sequence[str]) -> Path:
-    """Write accuracy against latency, colour by size, symbol by pruning method, the front outlined.
+def pareto_html(
+    frame: pd.DataFrame,
+    path: Path,
+    *,
+    sweep: Mapping[str, Any],
+    recipe: Sequence[str],
+    hypervolumes: Sequence[tuple[int, float]],
+    url: str,
+) -> Path:
+    """Write accuracy against latency, parallel coordinates and hypervolume, one page with everything inside.
 
-    plotly.js is inside the file (4.8 MB), so it also works offline and in MLflow's sandboxed frame.
+    plotly.js and the numbers are packed with gzip, which every browser unpacks by itself: 2 MB and about 60 bytes more
+    a candidate. The page also works offline and in MLflow's sandboxed frame. Texts from outside become text nodes.
 
     Args:
-        frame: finished candidates and the teacher (`stage` = teacher), with the bool column `pareto`.
+        frame: finished candidates and the teacher (`stage` = teacher), with the columns `pareto` and `may_be_optimal`.
         path: of the file to write.
         sweep: the `sweep.json`, asked for data set, image counts and device where the rows do not say.
         recipe: columns to show as the recipe when the pointer rests on a point.
+        hypervolumes: (trial number, hypervolume up to it).
+        url: of MLflow's pages, for the link to a run.
     """
-    figure = go.Figure()
-    candidates = frame[frame["stage"] != "teacher"]
-    front = candidates[candidates["pareto"]]
-    sizes = candidates["size_bytes"].dropna() / MB
-    columns = _recipe_columns(candidates, recipe)
-    _add_step_line(figure, front, float(frame["latency_p50_ms"].max()))
-    for symbol, (method, rows) in zip(SYMBOLS * 9, _by_method(candidates), strict=False):
-        _add_points(figure, rows, name=method, symbol=symbol, columns=columns)
-    _add_teacher(figure, frame[frame["stage"] == "teacher"])
-    figure.add_scatter(
-        x=[None],
-        y=[None],
-        mode="markers",
-        name="on the front (accuracy, latency, size)",
-        marker={"symbol": "circle-open", "size": 14, "color": INK, "line": {"width": 2.5}},
+    title = f"{dataset_of(frame, sweep)}: accuracy against latency of one image"
+    content = _content(frame, sweep, recipe) | {
+        "volume": [[number for number, _ in hypervolumes], [round(volume, 4) for _, volume in hypervolumes]],
+        "url": url,
+    }
+    page = Template(PAGE.read_text(encoding="utf-8")).substitute(
+        title=escape(title),
+        facts=escape(_facts(frame, sweep)),
+        plotly=_packed(_plotly().read_bytes()),
+        data=_packed(json.dumps(content, allow_nan=False).encode()),
     )
-    headline = escape(f"{dataset_of(frame, sweep)}: accuracy against latency of one image")
-    _lay_out(figure, frame, _title(frame, sweep, headline), images_of("val", frame, sweep), sizes)
-    body = figure.to_html(
-        full_html=False, include_plotlyjs=True, config={"displaylogo": False, "responsive": True}, div_id="front"
-    )
-    path.write_text(PAGE.format(title=headline, body=body), encoding="utf-8")
+    path.write_text(page, encoding="utf-8")
     return path
 
 
-def _by_method(candidates: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    if "pruning_method" not in candidates.columns:
-        return [("candidates", candidates)]
-    names = candidates["pruning_method"].fillna("not pruned").astype(str)
-    return [(str(name), rows) for name, rows in candidates.groupby(names)]
+def unpacked(page: str) -> dict[str, Any]:
+    """The numbers of a page that `pareto_html` wrote."""
+    text = page.partition('data: "')[2].partition('"')[0]
+    content: dict[str, Any] = json.loads(gzip.decompress(base64.b64decode(text)))
+    return content
 
 
-def _add_points(
-    figure: go.Figure, rows: pd.DataFrame, *, name: str, symbol: str, columns: tuple[list[str], list[str]]
-) -> None:
-    on_front = rows["pareto"].tolist()
-    figure.add_scatter(
-        x=rows["latency_p50_ms"].tolist(),
-        y=(100 * rows["val_accuracy"]).tolist(),
-        mode="markers",
-        name=escape(name),
-        text=[_hover(row, *columns) for _, row in rows.iterrows()],
-        hoverinfo="text",
-        marker={
-            "symbol": symbol,
-            "size": [14 if mark else 9 for mark in on_front],
-            "opacity": [1.0 if mark else 0.6 for mark in on_front],
-            "color": (rows["size_bytes"] / MB).tolist(),
-            "coloraxis": "coloraxis",
-            "line": {"color": INK, "width": [2.5 if mark else 0.5 for mark in on_front]},
-        },
-    )
-
-
-def _add_step_line(figure: go.Figure, front: pd.DataFrame, end: float) -> None:
-    xs, ys = staircase(front["latency_p50_ms"], 100 * front["val_accuracy"], end)
-    figure.add_scatter(
-        x=xs,
-        y=ys,
-        mode="lines",
-        name="best accuracy within a latency",
-        hoverinfo="skip",
-        line={"color": INK, "width": 1.5, "dash": "dot"},
-    )
-
-
-def _add_teacher(figure: go.Figure, teacher: pd.DataFrame) -> None:
-    if teacher.empty:
-        return
-    row = teacher.iloc[0]
-    figure.add_scatter(
-        x=[row["latency_p50_ms"]],
-        y=[100 * row["val_accuracy"]],
-        mode="markers+text",
-        name="teacher",
-        text=["teacher"],
-        textposition="bottom center",
-        textfont={"size": 14},
-        hovertext=[_hover(row, [], [])],
-        hoverinfo="text",
-        cliponaxis=False,
-        marker={
-            "symbol": "star",
-            "size": 20,
-            "color": TEACHER,
-            "line": {"color": INK, "width": 1.5},
-        },
-    )
-
-
-def _recipe_columns(candidates: pd.DataFrame, recipe: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The recipe's columns: those that the sweep varied, and the rest."""
-    varied = [name for name in recipe if candidates[name].nunique(dropna=False) > 1]
-    return varied, [name for name in recipe if name not in varied]
-
-
-def _hover(row: pd.Series, varied: Sequence[str], fixed: Sequence[str]) -> str:
-    """Pseudo-HTML that plotly draws; every text from outside is escaped."""
-    lines = [f"<b>{escape(trial_label(row))}</b>{' on the front' if row['pareto'] else ''}"]
-    for name, label, factor, spec, unit in MEASURED:
-        if pd.notna(row.get(name)):
-            count = row.get({"val_accuracy": "num_val", "test_accuracy": "num_test"}.get(name, ""))
-            images = f" (n = {int(count):,})" if pd.notna(count) else ""
-            lines.append(f"{label} {format(factor * row[name], spec)} {unit}{images}".rstrip())
-    lines += [f"<b>{escape(name)} {escape(plain_number(row[name]))}</b>" for name in varied if pd.notna(row[name])]
-    rest = [f"{escape(name)} {escape(plain_number(row[name]))}" for name in fixed if pd.notna(row[name])]
-    lines += ["<i>" + ", ".join(rest[start : start + 3]) + "</i>" for start in range(0, len(rest), 3)]
-    return "<br>".join(lines)
-
-
-def _title(frame: pd.DataFrame, sweep: Mapping[str, Any], headline: str) -> str:
-    teacher, student = (first_known(name, frame, sweep) or name for name in ("teacher_model", "student_model"))
-    count = int((frame["stage"] != "teacher").sum())
-    facts = f"{teacher} to {student}, {count} finished trials; latency of the ONNX file on {device_of(frame, sweep)}"
-    return f"<b>{headline}</b><br><span style='font-size:14px'>{escape(facts, quote=False)}</span>"
-
-
-def _lay_out(figure: go.Figure, frame: pd.DataFrame, title: str, split: str, sizes: pd.Series) -> None:
+def _content(frame: pd.DataFrame, sweep: Mapping[str, Any], recipe: Sequence[str]) -> dict[str, Any]:
+    candidates = frame[frame["stage"] != "teacher"]
+    front = candidates[candidates["pareto"]]
     latency = frame["latency_p50_ms"].dropna()
+    methods = _methods(candidates)
+    names = sorted(set(methods))
+    metrics = {
+        name: {"label": label, "unit": unit, "digits": digits, "count": COUNT_OF.get(name)}
+        | {"values": _numbers(factor * candidates[name].astype("float64"))}
+        for name, label, factor, digits, unit in MEASURED
+        if name in candidates.columns
+    }
+    varied = [name for name in recipe if name in candidates.columns and candidates[name].nunique(dropna=False) > 1]
+    fixed = {name: candidates[name].iloc[0] for name in recipe if name in candidates.columns and name not in varied}
+    sizes = candidates["size_bytes"].dropna() / MB
     scale: dict[str, Any] = {"type": "linear"}
     if needs_log_axis(latency):
         scale = {"type": "log", "tickvals": log_ticks(latency.min() / 2, 2 * latency.max())}
-    bar = {"title": "size, MB", "thickness": 18}
-    figure.update_layout(
-        title={"text": title, "x": 0.02, "xanchor": "left", "y": 1, "yanchor": "top", "pad": {"t": 24}},
-        template="none",
-        font={"family": "Helvetica, Arial, sans-serif", "size": 14, "color": INK},
-        hoverlabel={"bgcolor": "white", "align": "left", "font": {"size": 12}},
-        # At the bottom of the page, not under the axis: five rows in a narrow frame must not meet the axis title.
-        legend={"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0.01, "x": 0, "itemsizing": "trace"},
-        coloraxis={"colorscale": "Viridis", "cmin": float(sizes.min()), "cmax": float(sizes.max()), "colorbar": bar},
-        margin={"l": 80, "r": 30, "t": 85, "b": 185},
-        xaxis=AXIS | {"title": {"text": "latency p50, ms", "standoff": 8}} | scale,
-        yaxis=AXIS | {"title": f"accuracy, % ({split})"},
+    return {
+        "count": len(candidates),
+        "labels": [
+            trial_label(row)
+            for row in candidates[_known(candidates, "stage", "trial_number", "label")].to_dict("records")
+        ],  # type: ignore[arg-type]
+        "runs": [str(run_id) for run_id in candidates.index],
+        "experiments": [
+            str(value) for value in candidates.get("experiment_id", pd.Series("0", index=candidates.index))
+        ],
+        "pareto": candidates["pareto"].astype(int).tolist(),
+        "possible": candidates["may_be_optimal"].astype(int).tolist(),
+        "methods": names,
+        "method": [names.index(method) for method in methods],
+        "metrics": metrics,
+        "counts": {name: _numbers(candidates[name]) for name in _known(candidates, *COUNT_OF.values())},
+        "varied": [{"name": name, "values": _plain(candidates[name])} for name in varied],
+        "fixed": {name: str(value) for name, value in fixed.items() if value is not None and value == value},
+        "teacher": _teacher(frame[frame["stage"] == "teacher"]),
+        "steps": staircase(front["latency_p50_ms"], 100 * front["val_accuracy"], float(latency.max())),
+        "sizes": [float(sizes.min()), float(sizes.max())],
+        "x_title": "latency p50, ms",
+        "y_title": f"accuracy, % ({images_of('val', frame, sweep)})",
+        "x_scale": scale,
+    }
+
+
+def _methods(candidates: pd.DataFrame) -> list[str]:
+    if "pruning_method" not in candidates.columns:
+        return ["candidates"] * len(candidates)
+    return candidates["pruning_method"].fillna("not pruned").astype(str).tolist()
+
+
+def _teacher(teacher: pd.DataFrame) -> dict[str, float] | None:
+    if teacher.empty or pd.isna(teacher["latency_p50_ms"].iloc[0]):
+        return None
+    row = teacher.iloc[0]
+    known = {name: factor * float(row[name]) for name, _, factor, _, _ in MEASURED if pd.notna(row.get(name))}
+    return known | {name: int(row[name]) for name in COUNT_OF.values() if pd.notna(row.get(name))}
+
+
+def _facts(frame: pd.DataFrame, sweep: Mapping[str, Any]) -> str:
+    teacher, student = (first_known(name, frame, sweep) or name for name in ("teacher_model", "student_model"))
+    count = int((frame["stage"] != "teacher").sum())
+    possible = int(frame["may_be_optimal"].astype(bool).sum())
+    return (
+        f"{teacher} to {student}, {count:,} finished trials, {int(frame['pareto'].sum())} on the front,"
+        f" {possible:,} that may be optimal; latency of the ONNX file on {device_of(frame, sweep)}."
+        " Click a point to open its run."
     )
+
+
+def _known(frame: pd.DataFrame, *names: str) -> list[str]:
+    return [name for name in names if name in frame.columns]
+
+
+def _numbers(column: "pd.Series[Any]") -> list[float | None]:
+    """Six digits of each; what is missing or not finite is None."""
+    return [float(f"{value:.6g}") if np.isfinite(value) else None for value in column.astype("float64").tolist()]
+
+
+def _plain(column: "pd.Series[Any]") -> list[Any]:
+    """Numbers as numbers, all else as text; None for what is off."""
+    values = [None if value is None or value != value else value for value in column.tolist()]
+    return [value if value is None or isinstance(value, bool | int | float) else str(value) for value in values]
+
+
+def _packed(content: bytes) -> str:
+    return base64.b64encode(gzip.compress(content, compresslevel=6, mtime=0)).decode()
+
+
+def _plotly() -> Path:
+    """plotly.js, out of the Python package, which itself takes a second to import."""
+    found = importlib.util.find_spec("plotly")
+    assert found is not None and found.submodule_search_locations
+    return Path(found.submodule_search_locations[0]) / "package_data" / "plotly.min.js"

@@ -7,32 +7,22 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
-import numpy as np
 import pandas as pd
-from mlflow import MlflowClient
-from mlflow.entities import Run
-from mlflow.exceptions import MlflowException
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import SQLAlchemyError
 
-TAGS = ("sweep", "key", "trial_number", "stage", "status", "control")
-"""Tags of a child run that every frame has as columns."""
-MEASURED_ON = ("latency_device", "latency_provider")
-"""Tags that tell where a latency comes from; columns where a run has them."""
-COUNTS = ("size_bytes", "macs", "latency_n", "trial_number")
-"""Whole numbers, like every name that starts with `num_`; MLflow stores them as floats."""
-LARGEST = 1.79e308
-"""MLflow writes infinity as the largest float."""
+from analysis.mlflow_sqlite import SqliteStore, check_sqlite
+from analysis.rows import Row, frame_of, names_of
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Runs:
-    """What MLflow knows about one sweep."""
+    """What MLflow knows about one sweep, or about several taken together."""
 
     name: str
-    """Of the sweep."""
+    """Of the sweep; of several, joined by commas."""
     frame: pd.DataFrame
     """One row per child run, index `run_id`, in order of `trial_number`, the teacher first. Columns carry the names of
     tags, parameters and metrics byte for byte; a metric that a run lacks is NaN."""
@@ -42,77 +32,164 @@ class Runs:
     """Columns that are metrics: the last value of each."""
     sweeps: dict[str, dict[str, Any]]
     """Sweep name -> its `sweep.json`: directions, units, reference point, teacher, config, versions."""
+    url: str = "http://127.0.0.1:5000"
+    """Where a browser finds MLflow: the tracking server, or where `mlflow ui` listens unless told otherwise."""
 
     @property
     def sweep(self) -> dict[str, Any]:
-        """The `sweep.json` of this sweep."""
-        return self.sweeps[self.name]
+        """The `sweep.json` of this sweep; of several, that of the first."""
+        return self.sweeps[self.name] if self.name in self.sweeps else next(iter(self.sweeps.values()))
 
 
 def read_runs(tracking_uri: str, sweep: str | None = None, *, parent_id: str | None = None) -> Runs:
     """All trials of one sweep, by default of the newest; `parent_id` tells sweeps of one name apart.
 
+    Several sweeps, named with commas between, are taken together.
+
     Raises:
         ValueError: if there is no such store or no such sweep, or the sweep's `sweep.json` cannot be read.
     """
-    try:
-        client = _client(tracking_uri)
-        parent = client.get_run(parent_id) if parent_id else _parent(client, tracking_uri, sweep)
-        query = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}' and tags.kind = 'trial'"
-        children = list(_pages(lambda token: client.search_runs([parent.info.experiment_id], query, page_token=token)))
-        content = _sweep_json(client, parent)
-    except (MlflowException, SQLAlchemyError) as error:
-        raise ValueError(f"Cannot read tracking_uri={tracking_uri!r}: {_first_line(error)}") from error
-    name = parent.data.tags["sweep"]
-    params = tuple(sorted({key for run in children for key in run.data.params}))
-    metrics = tuple(sorted({key for run in children for key in run.data.metrics}))
-    return Runs(
-        name=name,
-        frame=_frame(children, params, metrics),
-        params=params,
-        metrics=metrics,
-        sweeps={name: content},
-    )
+    store = _open(tracking_uri)
+    parents = store.parents()
+    if parent_id:
+        return _runs(store, [parent for parent in parents if parent.run_id == parent_id], tracking_uri)
+    if not parents:
+        raise ValueError(f"No sweep in tracking_uri={tracking_uri!r} yet: run sweeps/kd_prune.py first.")
+    names = [parents[0].tags["sweep"]] if sweep is None else _split_names(sweep, parents)
+    chosen = []
+    for name in names:
+        found = [parent for parent in parents if parent.tags["sweep"] == name]
+        if not found:
+            known = ", ".join(dict.fromkeys(parent.tags["sweep"] for parent in parents))
+            raise ValueError(
+                f"No sweep={name!r} in tracking_uri={tracking_uri!r}; the sweeps there, newest first: {known}."
+            )
+        chosen.append(found[0])
+    return _runs(store, chosen, tracking_uri)
 
 
 def fetch_artifact(tracking_uri: str, run_id: str, artifact: str, folder: Path) -> Path:
-    """Copy one artifact of a run, such as `model.onnx`, into a folder.
+    """One artifact of a run, such as `model.onnx`: where it lies on this machine, else a copy in `folder`.
 
     Raises:
         ValueError: if there is no such store, run or artifact.
     """
+    return _open(tracking_uri).fetch(run_id, artifact, folder)
+
+
+def aliased_run(tracking_uri: str, model: str, alias: str) -> str | None:
+    """The run behind `models:/MODEL@ALIAS` in MLflow's registry; None if there is no such model or alias.
+
+    Raises:
+        ValueError: if there is no such store.
+    """
+    client = _Client(tracking_uri)
+    from mlflow.exceptions import MlflowException
+
     try:
-        return Path(_client(tracking_uri).download_artifacts(run_id, artifact, str(folder)))
-    except (MlflowException, SQLAlchemyError, OSError) as error:
-        raise ValueError(f"Cannot read artifact {artifact!r} of {run_id=}: {_first_line(error)}") from error
+        return str(client.api.get_model_version_by_alias(model, alias).run_id)
+    except MlflowException:
+        return None
 
 
-def _client(tracking_uri: str) -> MlflowClient:
+class _Store(Protocol):
+    def parents(self) -> list[Row]:
+        """Every sweep, newest first."""
+
+    def children(self, parent: Row) -> list[Row]:
+        """Every trial of a sweep."""
+
+    def fetch(self, run_id: str, artifact: str, folder: Path) -> Path:
+        """One artifact of a run."""
+
+
+class _File:
+    """A SQLite file, read in place; MLflow's client is asked where that does not do."""
+
+    def __init__(self, tracking_uri: str) -> None:
+        self._uri = tracking_uri
+        self._store = SqliteStore(check_sqlite(tracking_uri))
+
+    def parents(self) -> list[Row]:
+        try:
+            return [row for row in self._store.parents() if "sweep" in row.tags]
+        except sqlite3.Error:  # tables of another MLflow
+            return _Client(self._uri).parents()
+
+    def children(self, parent: Row) -> list[Row]:
+        try:
+            return self._store.children(parent)
+        except sqlite3.Error:
+            return _Client(self._uri).children(parent)
+
+    def fetch(self, run_id: str, artifact: str, folder: Path) -> Path:
+        try:
+            row = self._store.find(run_id)
+            path = self._store.artifact(row, artifact) if row else None
+        except sqlite3.Error:
+            path = None
+        return path or _Client(self._uri).fetch(run_id, artifact, folder)
+
+
+class _Client:
+    """MLflow's own client, for servers and other databases."""
+
+    def __init__(self, tracking_uri: str) -> None:
+        # MLflow's own default keeps a caller waiting for 246 s when the server is away.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        # A bar for one small file would tear a live table apart.
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
+
+        self._uri = tracking_uri
+        self._errors = (MlflowException, SQLAlchemyError, OSError)
+        self.api = self._told(lambda: MlflowClient(tracking_uri=tracking_uri))
+
+    def parents(self) -> list[Row]:
+        pages = lambda token: self.api.search_experiments(page_token=token)  # noqa: E731
+        experiments = self._told(lambda: [experiment.experiment_id for experiment in _pages(pages)])
+        rows = [row for row in self._search(experiments, "tags.kind = 'sweep'") if "sweep" in row.tags]
+        return sorted(rows, key=lambda row: row.started, reverse=True)
+
+    def children(self, parent: Row) -> list[Row]:
+        query = f"tags.`mlflow.parentRunId` = '{parent.run_id}' and tags.kind = 'trial'"
+        return self._search([parent.experiment_id], query)
+
+    def fetch(self, run_id: str, artifact: str, folder: Path) -> Path:
+        try:
+            return Path(self.api.download_artifacts(run_id, artifact, str(folder)))
+        except self._errors as error:
+            raise ValueError(f"Cannot read artifact {artifact!r} of {run_id=}: {_first_line(error)}") from error
+
+    def _search(self, experiments: Sequence[str], query: str) -> list[Row]:
+        pages = lambda token: self.api.search_runs(experiments, query, page_token=token)  # noqa: E731
+        return self._told(lambda: [_row(run) for run in _pages(pages)])
+
+    def _told(self, call: Callable[[], T]) -> T:
+        try:
+            return call()
+        except self._errors as error:
+            raise ValueError(f"Cannot read tracking_uri={self._uri!r}: {_first_line(error)}") from error
+
+
+def _open(tracking_uri: str) -> _Store:
     if not tracking_uri:
         raise ValueError("No MLflow store at tracking_uri='': name one, such as sqlite:///runs/mlflow.db.")
-    if tracking_uri.startswith("sqlite:"):
-        _check_sqlite(tracking_uri)
-    # MLflow's own default keeps a caller waiting for 246 s when the server is away.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    # A bar for one small file would tear a live table apart.
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    return MlflowClient(tracking_uri=tracking_uri)
+    return _File(tracking_uri) if tracking_uri.startswith("sqlite:") else _Client(tracking_uri)
 
 
-def _check_sqlite(tracking_uri: str) -> None:
-    """MLflow would create whatever is missing; a reader must not."""
-    database = make_url(tracking_uri).database
-    if not database or not Path(database).is_file():
-        raise ValueError(f"No MLflow store at tracking_uri={tracking_uri!r}: the file does not exist.")
-    connection = sqlite3.connect(f"{Path(database).resolve().as_uri()}?mode=ro", uri=True)
-    try:
-        known = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchone()
-    except sqlite3.DatabaseError as error:
-        raise ValueError(f"No MLflow store at tracking_uri={tracking_uri!r}: {error}.") from error
-    finally:
-        connection.close()
-    if known is None:
-        raise ValueError(f"No MLflow store at tracking_uri={tracking_uri!r}: the file has no MLflow tables.")
+def _row(run: Any) -> Row:
+    return Row(
+        run_id=run.info.run_id,
+        experiment_id=run.info.experiment_id,
+        started=run.info.start_time or 0,
+        artifacts=run.info.artifact_uri,
+        tags=run.data.tags,
+        params=run.data.params,
+        metrics={name: value for name, value in run.data.metrics.items() if value == value},
+    )
 
 
 def _pages(call: Callable[[str | None], Any]) -> Iterator[Any]:
@@ -125,89 +202,52 @@ def _pages(call: Callable[[str | None], Any]) -> Iterator[Any]:
             return
 
 
-def _parent(client: MlflowClient, tracking_uri: str, sweep: str | None) -> Run:
-    """The newest parent run, of the named sweep or of all."""
-    experiments = [e.experiment_id for e in _pages(lambda token: client.search_experiments(page_token=token))]
-    found = _pages(lambda token: client.search_runs(experiments, "tags.kind = 'sweep'", page_token=token))
-    parents = sorted(
-        (run for run in found if "sweep" in run.data.tags), key=lambda run: run.info.start_time, reverse=True
+def _split_names(text: str, parents: Sequence[Row]) -> list[str]:
+    """The sweeps that a text names: one whose name has commas in it, or several with commas between."""
+    if any(parent.tags["sweep"] == text for parent in parents):
+        return [text]
+    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip())) or [text]
+
+
+def _runs(store: _Store, parents: Sequence[Row], tracking_uri: str) -> Runs:
+    contents = {parent.tags["sweep"]: _sweep_json(store, parent) for parent in parents}
+    rows = [row for parent in parents for row in store.children(parent)]
+    params, metrics = names_of(rows, "params"), names_of(rows, "metrics")
+    frame = frame_of(rows, params, metrics)
+    if len(contents) > 1:
+        _check_together(contents)
+        numbers = frame["trial_number"].map("{:.0f}".format, na_action="ignore")
+        frame["label"] = frame["sweep"].str.cat(numbers, sep=" ")
+    return Runs(
+        name=",".join(contents),
+        frame=frame,
+        params=params,
+        metrics=metrics,
+        sweeps=contents,
+        **({"url": tracking_uri.rstrip("/")} if tracking_uri.startswith("http") else {}),
     )
-    if not parents:
-        raise ValueError(f"No sweep in tracking_uri={tracking_uri!r} yet: run sweeps/kd_prune.py first.")
-    for parent in parents:
-        if sweep in (None, parent.data.tags["sweep"]):
-            return parent
-    known = ", ".join(dict.fromkeys(run.data.tags["sweep"] for run in parents))
-    raise ValueError(f"No {sweep=} in tracking_uri={tracking_uri!r}; the sweeps there, newest first: {known}.")
 
 
-def _sweep_json(client: MlflowClient, parent: Run) -> dict[str, Any]:
-    name = parent.data.tags["sweep"]
+def _check_together(contents: dict[str, dict[str, Any]]) -> None:
+    (first, one), *others = contents.items()
+    for name, content in others:
+        for key in ("directions", "reference_point"):
+            if content[key] != one[key]:
+                raise ValueError(f"sweep={name!r} and {first!r} differ in {key}: show them one by one.")
+
+
+def _sweep_json(store: _Store, parent: Row) -> dict[str, Any]:
+    name = parent.tags["sweep"]
     with tempfile.TemporaryDirectory() as folder:
         try:
-            path = Path(client.download_artifacts(parent.info.run_id, "sweep.json", folder))
+            path = store.fetch(parent.run_id, "sweep.json", Path(folder))
             content = json.loads(path.read_text(encoding="utf-8"))
-        except (MlflowException, OSError, ValueError) as error:
+        except (OSError, ValueError) as error:
             raise ValueError(f"Cannot read sweep.json of sweep={name!r}: {_first_line(error)}") from error
     missing = [key for key in ("directions", "reference_point", "teacher") if not content.get(key)]
     if missing:
         raise ValueError(f"sweep.json of sweep={name!r} lacks {', '.join(missing)}.")
     return dict(content)
-
-
-def _frame(runs: Sequence[Run], params: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:
-    index = pd.Index([run.info.run_id for run in runs], name="run_id")
-    columns: dict[str, list[Any]] = {"experiment_id": [run.info.experiment_id for run in runs]}
-    tags = [*TAGS, *(tag for tag in MEASURED_ON if any(tag in run.data.tags for run in runs))]
-    for tag in tags:
-        columns[tag] = [run.data.tags.get(tag) for run in runs]
-    for name in params:
-        columns[name] = _typed([run.data.params.get(name) for run in runs])
-    for name in metrics:
-        columns[name] = [_number(run.data.metrics.get(name)) for run in runs]
-    frame = pd.DataFrame(columns, index=index)
-    frame["trial_number"] = pd.to_numeric(frame["trial_number"])
-    for name in frame.columns:
-        if (name in COUNTS or name.startswith("num_")) and frame[name].notna().all() and len(frame):
-            frame[name] = frame[name].astype("int64")
-    is_trial = (frame["stage"] != "teacher").rename("is_trial")
-    order = pd.concat([is_trial, frame["trial_number"]], axis=1).sort_values(["is_trial", "trial_number"])
-    return frame.loc[order.index]
-
-
-def _typed(texts: Sequence[str | None]) -> list[Any]:
-    """A column of parameter texts in the parameter's own type, decided for the whole column.
-
-    Only texts that Python itself would print count as numbers, so a hash such as `00123e45` stays a text.
-    """
-    given = [text for text in texts if text not in (None, "None")]
-    for parse in (_whole, _real, _truth):
-        if given and all(parse(text) is not None for text in given):
-            return [parse(text) if text not in (None, "None") else None for text in texts]
-    return [None if text == "None" else text for text in texts]
-
-
-def _whole(text: str) -> int | None:
-    return int(text) if text.lstrip("-").isdecimal() and str(int(text)) == text else None
-
-
-def _real(text: str) -> float | None:
-    if _whole(text) is not None:
-        return float(text)
-    try:
-        return float(text) if repr(float(text)) == text else None
-    except ValueError:
-        return None
-
-
-def _truth(text: str) -> bool | None:
-    return {"True": True, "False": False}.get(text)
-
-
-def _number(value: float | None) -> float:
-    if value is None:
-        return np.nan
-    return float(np.copysign(np.inf, value)) if abs(value) > LARGEST else float(value)
 
 
 def _first_line(error: Exception) -> str:

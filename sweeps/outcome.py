@@ -1,14 +1,18 @@
 """What a sweep says of itself: its headline, and at the end its front in MLflow, on disk and on the screen."""
 
 import shlex
+import tempfile
 from pathlib import Path
 
 from rich.console import Console
 
 from analysis.controls import controls, print_controls, write_controls
-from analysis.front import choose, front_members, front_table, hypervolume_curve, with_teacher, write_front
+from analysis.front import choose, front_members, hypervolume_curve, with_teacher, write_front
+from analysis.front_table import front_table
+from analysis.report import summary_of, write_report
 from analysis.reuse import reuse
 from analysis.runs import Runs, read_runs
+from analysis.views import view_of
 from sweeps.config import SweepConfig
 from sweeps.delivery import Score, deliver_all, scores_of
 from sweeps.sweep_folder import InputError
@@ -97,7 +101,20 @@ def publish(tracker: Tracker, tracking_uri: str, folder: Path) -> Runs:
     for trial, volume in hypervolume_curve(runs):
         tracker.sweep_metric("hypervolume", volume, step=trial)
     tracker.sweep_artifacts([*write_front(runs, folder), *write_controls(controls(runs.frame), folder)])
+    _offer(tracker, runs)
     return runs
+
+
+def _offer(tracker: Tracker, runs: Runs) -> None:
+    """Make MLflow's pages the place to browse: report, description, a view of the runs, registered front members."""
+    front = front_members(runs)
+    tracker.offer_view(runs.name, view_of(runs.name))
+    if front.empty:
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        tracker.sweep_artifacts(path for path in write_report(runs, Path(scratch)) if path.stem == "report")
+    tracker.describe(summary_of(runs))
+    tracker.register(runs.name, list(front.index), choose(front, runs.sweep["teacher"]))
 
 
 def show(console: Console, runs: Runs, tracking_uri: str, folder: Path) -> None:

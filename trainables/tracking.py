@@ -7,10 +7,13 @@ server that is away costs nothing but a later delivery.
 import json
 import os
 import sqlite3
+import tempfile
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from urllib.parse import quote
 
 from trainables.records import EpochRecord, TrialRecord, read_trial, to_json, write_text
 
@@ -20,8 +23,13 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "1")
 
 import mlflow
+import mlflow.onnx
+import numpy as np
+import onnx
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import Schema, TensorSpec
 
 DELIVERED = "delivered.json"
 RETRY_AFTER_S = 30.0
@@ -111,6 +119,54 @@ class Tracker:
             for run_id in others:
                 self._client.set_tag(run_id, "pareto", "false")
 
+    def describe(self, text: str) -> None:
+        """What MLflow's page of the sweep says on top, in Markdown."""
+        with _told():
+            self._client.set_tag(self.parent_id, "mlflow.note.content", text)
+
+    def offer_view(self, name: str, view: Mapping[str, object]) -> str:
+        """Keep a view of the run list, its columns, filter and order, under a name; returns the end of its address.
+
+        MLflow's pages read it from a tag of the experiment, as their own Share button writes it.
+        """
+        with _told():
+            self._client.set_experiment_tag(self.experiment_id, f"mlflow.sharedViewState.{name}", json.dumps(view))
+        return f"#/experiments/{self.experiment_id}/runs?viewStateShareKey={quote(name)}"
+
+    def register(self, model: str, members: Collection[str], aliases: Mapping[str, str]) -> None:
+        """Register candidates under one name, each once however often this is called, and point the aliases at them.
+
+        `models:/MODEL@balanced` then loads with `mlflow.onnx` and `mlflow.pyfunc`.
+
+        Args:
+            model: name of the registered model.
+            members: run ids, each with an artifact `model.onnx`.
+            aliases: alias -> run id, all of them members.
+        """
+        with _told():
+            if not self._client.search_registered_models(f"name = '{_quoted(model)}'"):
+                self._client.create_registered_model(model, tags={"sweep": self._sweep})
+            known = self._client.search_model_versions(f"name = '{_quoted(model)}'")
+            versions = {version.run_id: version.version for version in known}
+            for run_id in members:
+                if run_id not in versions:
+                    versions[run_id] = self._add_version(model, run_id)
+            for alias, run_id in aliases.items():
+                self._client.set_registered_model_alias(model, alias, versions[run_id])
+
+    def _add_version(self, model: str, run_id: str) -> str:
+        """Put a run's ONNX file on the run as an MLflow model, with signature and example; register it."""
+        run = self._client.get_run(run_id)
+        with tempfile.TemporaryDirectory() as scratch:
+            source = Path(self._client.download_artifacts(run_id, "model.onnx", scratch))
+            write_mlflow_model(source, Path(scratch) / "model")
+            self._client.log_artifacts(run_id, str(Path(scratch) / "model"), "model")
+        tags = {name: run.data.tags[name] for name in ("sweep", "key", "latency_device") if name in run.data.tags}
+        made = self._client.create_model_version(
+            model, source=f"{run.info.artifact_uri}/model", run_id=run_id, tags=tags | _numbers(run.data.metrics)
+        )
+        return str(made.version)
+
     def close(self, status: str) -> None:
         """End the parent run: `finished` or `interrupted`."""
         with _told():
@@ -154,6 +210,46 @@ class Tracker:
             tags={**tags, **parent},
         )
         return str(run.info.run_id)
+
+
+def write_mlflow_model(model: Path, folder: Path) -> None:
+    """Wrap an ONNX file as an MLflow model: signature, input example, requirements; one file, weights inside."""
+    proto = onnx.load(str(model))
+    dims = [dim.dim_value for dim in proto.graph.input[0].type.tensor_type.shape.dim][1:]
+    classes = proto.graph.output[0].type.tensor_type.shape.dim[-1].dim_value
+    floats = np.dtype(np.float32)
+    mlflow.onnx.save_model(
+        proto,
+        str(folder),
+        signature=ModelSignature(
+            inputs=Schema([TensorSpec(floats, (-1, *dims), "image")]),
+            outputs=Schema([TensorSpec(floats, (-1, classes), "logits")]),
+        ),
+        input_example={"image": np.full((1, *dims), 0.5, dtype=np.float32)},
+        pip_requirements=[f"{name}=={version(name)}" for name in ("onnx", "numpy")] + [_runtime()],
+        onnx_execution_providers=["CPUExecutionProvider"],
+        save_as_external_data=False,
+    )
+
+
+def _runtime() -> str:
+    """ONNX Runtime as whoever loads the model needs it: the GPU build has the same version and is not needed."""
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        try:
+            return f"onnxruntime=={version(name)}"
+        except PackageNotFoundError:
+            continue
+    raise TrackingError("no ONNX Runtime is installed; `uv sync` installs it.")
+
+
+def _numbers(metrics: Mapping[str, float]) -> dict[str, str]:
+    """What a version's page shows: tags are text."""
+    shown = ("val_accuracy", "test_accuracy", "latency_p50_ms", "size_bytes")
+    return {name: f"{metrics[name]:.6g}" for name in shown if name in metrics}
+
+
+def _quoted(text: str) -> str:
+    return text.replace("'", "\\'")
 
 
 @contextmanager

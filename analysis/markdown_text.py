@@ -1,0 +1,51 @@
+"""Markdown out of texts and numbers, and a page of HTML out of Markdown."""
+
+import base64
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from markdown_it import MarkdownIt
+
+STYLE = """
+body { max-width: 1000px; margin: 2em auto; padding: 0 1.2em; color: #1a1a1a;
+  font: 16px/1.5 Helvetica, Arial, sans-serif; }
+h1 { font-size: 26px; } h2 { font-size: 20px; margin-top: 2em; border-bottom: 1px solid #ddd; }
+table { border-collapse: collapse; font-size: 14px; } td, th { padding: 3px 9px; border-bottom: 1px solid #e6e6e6; }
+th { text-align: left; background: #f5f5f5; } img { max-width: 100%; } code { background: #f3f3f3; padding: 1px 4px; }
+pre { background: #f3f3f3; padding: 10px; overflow: auto; } pre code { padding: 0; }
+"""
+
+
+def safe(text: Any) -> str:
+    """A text from outside that Markdown and HTML read as nothing but text."""
+    escaped = "".join(f"\\{letter}" if letter in "\\`*_{}[]()#+!|~$" else letter for letter in str(text))
+    return escape(" ".join(escaped.split()), quote=False)
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; its cells are escaped already."""
+    lines = ["| " + " | ".join(cells) + " |" for cells in (headings, ["---"] * len(headings), *rows)]
+    return "\n".join(lines)
+
+
+def page(text: str, title: str, folder: Path) -> str:
+    """Markdown as one page; raw HTML in it stays text, pictures become part of it."""
+    body: str = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
+    for picture in sorted(folder.glob("*.png")):
+        content = base64.b64encode(picture.read_bytes()).decode()
+        body = body.replace(f'src="{picture.name}"', f'src="data:image/png;base64,{content}"')
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
+    body = f"<body>\n{body}</body>"
+    return f'<!doctype html>\n<html lang="en">\n<head>{head}<style>{STYLE}</style></head>\n{body}\n</html>\n'
+
+
+def percent(share: Any) -> str:
+    """A share from 0 to 1 in per cent, or a dash."""
+    return number(None if share is None else 100 * share, ".2f")
+
+
+def number(value: Any, spec: str) -> str:
+    """A number as `spec` says, or a dash where there is none."""
+    return format(float(value), spec) if value is not None and value == value else "-"

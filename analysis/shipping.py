@@ -1,0 +1,132 @@
+"""A folder to ship: one candidate's files, how its images are prepared, its labels, and a script that uses them."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from analysis.runs import fetch_artifact
+
+PREPROCESSING: Mapping[str, Any] = {
+    "input": "image",
+    "output": "logits",
+    "dtype": "float32",
+    "layout": "NCHW",
+    "channels": "RGB",
+    "range": [0.0, 1.0],
+    "normalisation": "inside the model",
+    "rotation": "as EXIF says",
+    "transparency": "laid on white",
+    "grey_16_bit": "upper 8 bits",
+    "crop": "largest centred square",
+    "resize": "bilinear, antialiased, as Pillow's Image.resize with a box",
+}
+"""Byte for byte what `trainables.stages.images.to_array` does before an image is trained on or measured."""
+PREDICT = '''"""Names the class of images: python predict.py IMAGE...  Needs onnxruntime, numpy and Pillow."""
+import json, sys
+from pathlib import Path
+import numpy as np, onnxruntime
+from PIL import Image, ImageOps
+
+def pixels(path, size):
+    image = Image.open(path)
+    image.draft("RGB", (2 * size, 2 * size))
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    image, side = image.convert("RGB"), min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    image = image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+    return np.asarray(image, dtype=np.float32).transpose(2, 0, 1)[None] / np.float32(255)
+
+here = Path(__file__).parent
+size, labels = (json.loads((here / f"{name}.json").read_text("utf-8")) for name in ("preprocessing", "labels"))
+session = onnxruntime.InferenceSession(str(here / "model.onnx"), providers=["CPUExecutionProvider"])
+for path in sys.argv[1:]:
+    logits = session.run(["logits"], {"image": pixels(path, size["image_size"])})[0][0].astype(np.float64)
+    share = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    print(path, labels[share.argmax()], f"{share.max():.3f}", sep="\\t")
+'''
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shipped:
+    """What an exported folder holds."""
+
+    folder: Path
+    files: tuple[Path, ...]
+    num_classes: int
+    image_size: int
+    """Pixels of a side."""
+
+
+def ship(tracking_uri: str, run_id: str, folder: Path, *, card: str) -> Shipped:
+    """Write model.onnx, model.torchscript.pt, preprocessing.json, labels.json, predict.py, recipe.json and README.md.
+
+    A network that cannot be traced has no TorchScript. Files of the same names are replaced; the ONNX file is read
+    before anything is written.
+
+    Args:
+        tracking_uri: MLflow store.
+        run_id: the candidate's, or the teacher's.
+        folder: made if it is not there.
+        card: Markdown, what is known of the candidate; becomes README.md.
+
+    Raises:
+        ValueError: if the run has no `model.onnx`, or that file does not say its classes and image size.
+        OSError: if the folder cannot be written.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        source = fetch_artifact(tracking_uri, run_id, "model.onnx", Path(scratch))
+        labels, image_size = about(source)
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = [_copy(source, folder)]
+        for name in ("model.torchscript.pt", "recipe.json"):
+            try:
+                paths.append(_copy(fetch_artifact(tracking_uri, run_id, name, Path(scratch)), folder))
+            except ValueError:
+                continue  # a network that cannot be traced has no TorchScript; old runs have no recipe
+    texts = {
+        "preprocessing.json": json.dumps({"image_size": image_size, **PREPROCESSING}, indent=1) + "\n",
+        "labels.json": json.dumps(labels, indent=1, ensure_ascii=False) + "\n",
+        "predict.py": PREDICT,
+        "README.md": card,
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+        paths.append(folder / name)
+    return Shipped(folder=folder, files=tuple(paths), num_classes=len(labels), image_size=image_size)
+
+
+def about(model: Path) -> tuple[list[str], int]:
+    """Class names in the order of the logits, and the image size in pixels, out of an ONNX file's metadata.
+
+    Raises:
+        ValueError: if the file cannot be read or does not say them.
+    """
+    try:
+        properties = onnx.load(str(model), load_external_data=False).metadata_props
+        known = {
+            entry.key: json.loads(entry.value) for entry in properties if entry.key in ("class_names", "image_size")
+        }
+        return [str(name) for name in known["class_names"]], int(known["image_size"])
+    except (OSError, ValueError, KeyError, onnx.checker.ValidationError) as error:
+        raise ValueError(f"{model.name} does not tell its class names and image size ({error}).") from error
+    except Exception as error:
+        if type(error).__name__ != "DecodeError":  # protobuf's own, which comes without types
+            raise
+        raise ValueError(f"{model.name} is no ONNX file ({error}).") from error
+
+
+def _copy(source: Path, folder: Path) -> Path:
+    target = folder / source.name
+    if not (target.exists() and source.samefile(target)):
+        shutil.copyfile(source, target)
+    return target

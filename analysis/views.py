@@ -1,0 +1,26 @@
+"""What MLflow's list of runs shows of a sweep: columns worth having, the front first."""
+
+from collections.abc import Mapping
+
+METRICS = ("val_accuracy", "test_accuracy", "latency_p50_ms", "latency_p90_ms", "size_bytes", "score", "reused_time_s")
+PARAMS = ("temperature", "alpha", "kd_loss", "pruning_method", "pruning_ratio", "learning_rate")
+TAGS = ("pareto", "status", "control")
+
+
+def view_of(sweep: str) -> Mapping[str, object]:
+    """The state of MLflow's run list: one sweep's trials, the most accurate first, these columns and no others.
+
+    The front alone: add `and tags.pareto = "true"` to the filter.
+    """
+    columns = [f"metrics.`{name}`" for name in METRICS]
+    columns += [f"params.`{name}`" for name in PARAMS] + [f"tags.`{name}`" for name in TAGS]
+    name = sweep.replace('"', "")
+    return {
+        "searchFilter": f'tags.kind = "trial" and tags.sweep = "{name}"',
+        "orderByKey": "metrics.`val_accuracy`",
+        "orderByAsc": False,
+        "selectedColumns": columns,
+        "runsExpanded": {},
+        "runsPinned": [],
+        "runsHidden": [],
+    }
