@@ -37,7 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"analysis: {as_flags(str(error))}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"analysis: {error.filename}: {error.strerror}; name another place.", file=sys.stderr)
+        place = f"--to {options.to}" if getattr(options, "to", None) else str(error.filename)
+        print(f"analysis: {place} cannot be written ({error.strerror}); name another folder.", file=sys.stderr)
         return 2
 
 

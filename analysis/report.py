@@ -23,6 +23,7 @@ from analysis.labels import (
 )
 from analysis.markdown_text import number, page, percent, safe, table
 from analysis.model_card import card
+from analysis.reuse import reuse
 from analysis.runs import Runs
 
 
@@ -106,6 +107,7 @@ def _sentence(row: "pd.Series[Any]", teacher: "pd.Series[Any]", runs: Runs) -> s
     tail = f", p90 {row['latency_p90_ms']:#.3g} ms" if pd.notna(row.get("latency_p90_ms")) else ""
     below = 100 * (teacher[f"{split}_accuracy"] - accuracy)
     against = f"{abs(below):.2f} points {'under' if below >= 0 else 'over'} the teacher" if below == below else ""
+    against = "level with the teacher" if abs(below) < 0.005 else against
     smaller = teacher["size_bytes"] / row["size_bytes"]
     return (
         f"{trial_label(row)} has {100 * accuracy:.2f} %{sure} on the {'test' if split == 'test' else 'validation'}"
@@ -190,16 +192,16 @@ def _settings(runs: Runs, by: Sequence[str]) -> Iterable[str]:
 
 
 def _saved(runs: Runs) -> str:
-    done = runs.frame[runs.frame["status"] == "finished"]
-    if "reused_time_s" not in done.columns:
+    if not {"reused_time_s", "train_time_s"} <= set(runs.frame.columns):
         return "Not recorded."
-    saved = done["reused_time_s"].fillna(0)
-    trained = done.get("train_time_s", pd.Series(0.0, index=done.index)).fillna(0)
-    spent = float((trained - saved).clip(lower=0).sum())
+    found = reuse(runs.frame)
+    done = runs.frame[(runs.frame["status"] == "finished") & (runs.frame["stage"] == "candidate")]
+    teacher = runs.frame.loc[runs.frame["stage"] == "teacher", "train_time_s"].sum()
+    trained = float(done["train_time_s"].sum())
     return (
-        f"{int((saved > 0).sum())} of {len(done)} finished runs found stages in the store:"
-        f" {saved.sum():,.0f} s of training were not spent again (the teacher's included, once a run);"
-        f" about {spent:,.0f} s were spent."
+        f"{found.trials} of {found.of} trials took their student, or a part of its training, from the store:"
+        f" {found.seconds:,.0f} s of training were not spent again. All {len(done)} finished runs, controls included,"
+        f" shared one teacher ({teacher:,.0f} s) and hold {trained:,.0f} s of student training between them."
     )
 
 

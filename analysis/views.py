@@ -1,6 +1,9 @@
 """What MLflow's list of runs shows of a sweep: columns worth having, the front first."""
 
 from collections.abc import Mapping
+from urllib.parse import quote
+
+from analysis.runs import Runs
 
 METRICS = ("val_accuracy", "test_accuracy", "latency_p50_ms", "latency_p90_ms", "size_bytes", "score", "reused_time_s")
 PARAMS = ("temperature", "alpha", "kd_loss", "pruning_method", "pruning_ratio", "learning_rate")
@@ -24,3 +27,9 @@ def view_of(sweep: str) -> Mapping[str, object]:
         "runsPinned": [],
         "runsHidden": [],
     }
+
+
+def address(runs: Runs) -> str:
+    """Where a browser finds that view of a sweep."""
+    experiment = runs.frame["experiment_id"].iloc[0] if len(runs.frame) else "0"
+    return f"{runs.url}/#/experiments/{experiment}/runs?viewStateShareKey={quote(runs.name)}"

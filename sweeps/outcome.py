@@ -12,7 +12,8 @@ from analysis.front_table import front_table
 from analysis.report import summary_of, write_report
 from analysis.reuse import reuse
 from analysis.runs import Runs, read_runs
-from analysis.views import view_of
+from analysis.selecting import in_words
+from analysis.views import address, view_of
 from sweeps.config import SweepConfig
 from sweeps.delivery import Score, deliver_all, scores_of
 from sweeps.sweep_folder import InputError
@@ -114,7 +115,8 @@ def _offer(tracker: Tracker, runs: Runs) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         tracker.sweep_artifacts(path for path in write_report(runs, Path(scratch)) if path.stem == "report")
     tracker.describe(summary_of(runs))
-    tracker.register(runs.name, list(front.index), choose(front, runs.sweep["teacher"]))
+    members = {str(run_id): in_words(row) for run_id, row in front.iterrows()}
+    tracker.register(runs.name, members, choose(front, runs.sweep["teacher"]))
 
 
 def show(console: Console, runs: Runs, tracking_uri: str, folder: Path) -> None:
@@ -135,3 +137,4 @@ def show(console: Console, runs: Runs, tracking_uri: str, folder: Path) -> None:
     served = tracking_uri.startswith("http")
     browse = tracking_uri if served else f"mlflow ui --backend-store-uri {shlex.quote(tracking_uri)}"
     console.print(f"Browse: {browse}", soft_wrap=True)
+    console.print(f"        {address(runs)}", soft_wrap=True)

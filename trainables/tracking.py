@@ -13,7 +13,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from urllib.parse import quote
 
 from trainables.records import EpochRecord, TrialRecord, read_trial, to_json, write_text
 
@@ -124,23 +123,24 @@ class Tracker:
         with _told():
             self._client.set_tag(self.parent_id, "mlflow.note.content", text)
 
-    def offer_view(self, name: str, view: Mapping[str, object]) -> str:
-        """Keep a view of the run list, its columns, filter and order, under a name; returns the end of its address.
+    def offer_view(self, name: str, view: Mapping[str, object]) -> None:
+        """Keep a view of the run list, its columns, filter and order, under a name (`analysis.views.address`).
 
         MLflow's pages read it from a tag of the experiment, as their own Share button writes it.
         """
         with _told():
             self._client.set_experiment_tag(self.experiment_id, f"mlflow.sharedViewState.{name}", json.dumps(view))
-        return f"#/experiments/{self.experiment_id}/runs?viewStateShareKey={quote(name)}"
+            # Else the pages open on prompts and traces, which a sweep has none of.
+            self._client.set_experiment_tag(self.experiment_id, "mlflow.experimentKind", "custom_model_development")
 
-    def register(self, model: str, members: Collection[str], aliases: Mapping[str, str]) -> None:
+    def register(self, model: str, members: Mapping[str, str], aliases: Mapping[str, str]) -> None:
         """Register candidates under one name, each once however often this is called, and point the aliases at them.
 
         `models:/MODEL@balanced` then loads with `mlflow.onnx` and `mlflow.pyfunc`.
 
         Args:
             model: name of the registered model.
-            members: run ids, each with an artifact `model.onnx`.
+            members: run ids, each with an artifact `model.onnx` -> what the version's page says of it.
             aliases: alias -> run id, all of them members.
         """
         with _told():
@@ -148,13 +148,13 @@ class Tracker:
                 self._client.create_registered_model(model, tags={"sweep": self._sweep})
             known = self._client.search_model_versions(f"name = '{_quoted(model)}'")
             versions = {version.run_id: version.version for version in known}
-            for run_id in members:
+            for run_id, words in members.items():
                 if run_id not in versions:
-                    versions[run_id] = self._add_version(model, run_id)
+                    versions[run_id] = self._add_version(model, run_id, words)
             for alias, run_id in aliases.items():
                 self._client.set_registered_model_alias(model, alias, versions[run_id])
 
-    def _add_version(self, model: str, run_id: str) -> str:
+    def _add_version(self, model: str, run_id: str, words: str) -> str:
         """Put a run's ONNX file on the run as an MLflow model, with signature and example; register it."""
         run = self._client.get_run(run_id)
         with tempfile.TemporaryDirectory() as scratch:
@@ -163,7 +163,11 @@ class Tracker:
             self._client.log_artifacts(run_id, str(Path(scratch) / "model"), "model")
         tags = {name: run.data.tags[name] for name in ("sweep", "key", "latency_device") if name in run.data.tags}
         made = self._client.create_model_version(
-            model, source=f"{run.info.artifact_uri}/model", run_id=run_id, tags=tags | _numbers(run.data.metrics)
+            model,
+            source=f"{run.info.artifact_uri}/model",
+            run_id=run_id,
+            tags=tags | _numbers(run.data.metrics),
+            description=words,
         )
         return str(made.version)
 

@@ -5,7 +5,17 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from analysis.front import choose, front_hypervolume, front_members, front_table, mark_front, with_teacher, write_front
+from analysis.front import (
+    choose,
+    front_hypervolume,
+    front_members,
+    mark_front,
+    of_device,
+    split,
+    with_teacher,
+    write_front,
+)
+from analysis.front_table import front_table
 from analysis.pareto import non_dominated, objectives
 from analysis.runs import Runs, read_runs
 
@@ -61,13 +71,11 @@ def test_table_has_the_teacher_on_top(runs):
 
 def test_files_are_written_and_read_back(runs, tmp_path):
     paths = write_front(runs, tmp_path / "front")
-    assert [path.name for path in paths] == [
-        "pareto.csv",
-        "candidates.csv",
-        "pareto.html",
-        "pareto.png",
-        "metrics_grid.png",
+    pictures = [
+        f"{name}.{kind}" for name in ("pareto", "metrics_grid", "latency", "hypervolume") for kind in ("png", "svg")
     ]
+    assert [path.name for path in paths] == ["pareto.csv", "candidates.csv", "pareto.html", *pictures]
+    assert all(path.is_file() for path in paths)
     front = pd.read_csv(paths[0], index_col="run_id")
     assert set(front.index) == set(front_members(runs).index)
     np.testing.assert_array_equal(front["latency_p50_ms"].to_numpy(), front_members(runs)["latency_p50_ms"].to_numpy())
@@ -81,7 +89,7 @@ def test_the_teacher_of_sweep_json_stands_in_for_a_missing_run(runs, tmp_path):
     row = with_teacher(alone, front_members(alone)).iloc[0]
     assert row["stage"] == "teacher"
     assert row["latency_p50_ms"] == 4.1
-    assert len(write_front(alone, tmp_path)) == 5
+    assert len(write_front(alone, tmp_path)) == 11
 
 
 def test_without_a_finished_candidate_only_tables_are_written(runs, tmp_path):
@@ -100,3 +108,39 @@ def test_table_fits_80_columns(runs):
         console.print(front_table(with_teacher(runs, front), variants=choose(front, runs.sweep["teacher"])))
     assert "…" not in capture.get()
     assert "most accurate: trial" in capture.get()
+
+
+def on_two_devices(runs: Runs) -> Runs:
+    """Every trial a second time, on a device ten times as fast, the teacher on the first alone."""
+    first = runs.frame.assign(latency_device="cpu:1")
+    second = first[first["stage"] == "candidate"].rename(index="fast-{}".format)
+    second = second.assign(latency_device="cuda", reference_latency_p50_ms=0.41)
+    second["latency_p50_ms"] /= 10
+    return dataclasses.replace(runs, frame=pd.concat([first, second]))
+
+
+def test_devices_do_not_compete_and_each_has_its_front(runs):
+    both = on_two_devices(runs)
+    marked = mark_front(both.frame, both.sweep["directions"])
+    slow = marked[marked["latency_device"] == "cpu:1"]
+    assert set(slow.index[slow["pareto"]]) == set(front_members(runs).index)
+    groups = split(both)
+    assert list(groups) == ["cifar10, cpu:1", "cifar10, cuda"]
+    assert [front_hypervolume(part) for part in groups.values()] == pytest.approx([front_hypervolume(runs)] * 2)
+    assert groups["cifar10, cuda"].sweep["teacher"]["latency_p50_ms"] == 0.41
+    assert of_device(both, "cuda").frame.index.str.startswith("fast-").all()
+    with pytest.raises(ValueError, match=r"device='tpu' has no candidate .* cpu:1, cuda"):
+        of_device(both, "tpu")
+
+
+def test_one_device_is_not_split(runs):
+    assert list(split(runs)) == [""]
+
+
+def test_table_marks_members_that_another_one_rules_out(runs):
+    frame = with_teacher(runs, front_members(runs).assign(may_be_optimal=False))
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(front_table(frame))
+    assert f"{front_members(runs)['trial_number'].iloc[0]:.0f}~ " in capture.get()
+    assert "here by chance" in capture.get()

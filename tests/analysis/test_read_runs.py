@@ -1,9 +1,13 @@
 import sqlite3
 
 import numpy as np
+import pandas as pd
 import pytest
+from mlflow import MlflowClient
 
+from analysis.mlflow_sqlite import SqliteStore
 from analysis.runs import fetch_artifact, read_runs
+from tests.analysis.conftest import SWEEP, log_sweep, trial_rows
 
 
 def test_newest_sweep_is_the_default_with_one_typed_row_a_trial(store):
@@ -38,12 +42,61 @@ def test_a_sweep_without_trials_is_an_empty_frame(store):
 
 
 def test_more_than_a_thousand_runs_are_read(store, monkeypatch):
-    import analysis.runs
-
-    client = analysis.runs.MlflowClient
-    search = client.search_runs
-    monkeypatch.setattr(client, "search_runs", lambda *args, **kwargs: search(*args, max_results=5, **kwargs))
+    search = MlflowClient.search_runs
+    monkeypatch.setattr(MlflowClient, "search_runs", lambda *args, **kwargs: search(*args, max_results=5, **kwargs))
+    monkeypatch.setattr(SqliteStore, "parents", tables_have_changed)
+    monkeypatch.setattr(SqliteStore, "children", tables_have_changed)
     assert len(read_runs(store).frame) == 13
+
+
+def tables_have_changed(*_):
+    raise sqlite3.OperationalError("no such table: latest_metrics")
+
+
+def test_the_file_read_in_place_and_mlflows_client_tell_the_same(store, monkeypatch):
+    in_place = read_runs(store)
+    monkeypatch.setattr(SqliteStore, "parents", tables_have_changed)
+    monkeypatch.setattr(SqliteStore, "children", tables_have_changed)
+    by_client = read_runs(store)
+    assert (by_client.name, by_client.sweeps) == (in_place.name, in_place.sweeps)
+    assert (by_client.params, by_client.metrics) == (in_place.params, in_place.metrics)
+    pd.testing.assert_frame_equal(by_client.frame, in_place.frame)
+
+
+def test_a_moved_folder_still_has_its_artifacts(tmp_path):
+    folder = tmp_path / "runs"
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
+    experiment = client.create_experiment("cifar10", artifact_location=(folder / "artifacts").as_uri())
+    log_sweep(client, experiment, "night", [])
+    folder.rename(tmp_path / "laptop")
+    assert read_runs(f"sqlite:///{tmp_path / 'laptop' / 'mlflow.db'}").sweep["name"] == "night"
+
+
+def test_a_deleted_run_is_not_read(tmp_path):
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.create_experiment("cifar10", artifact_location=(tmp_path / "artifacts").as_uri())
+    log_sweep(client, experiment, "night", trial_rows(3))
+    gone = client.search_runs([experiment], "tags.trial_number = '1'")[0]
+    client.delete_run(gone.info.run_id)
+    assert read_runs(f"sqlite:///{tmp_path / 'mlflow.db'}").frame["trial_number"].tolist() == [0, 2]
+
+
+def test_several_sweeps_are_taken_together_and_their_trials_told_apart(store):
+    both = read_runs(store, "night, early")
+    assert both.name == "night,early"
+    assert len(both.frame) == 13
+    assert both.frame["label"].dropna().tolist() == [f"night {number}" for number in range(12)]
+    assert both.sweep["name"] == "night"
+
+
+def test_sweeps_of_different_reference_points_are_not_taken_together(tmp_path, monkeypatch):
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.create_experiment("cifar10", artifact_location=(tmp_path / "artifacts").as_uri())
+    log_sweep(client, experiment, "one", [])
+    monkeypatch.setitem(SWEEP, "reference_point", {**SWEEP["reference_point"], "error_points": 99.0})
+    log_sweep(client, experiment, "two", [])
+    with pytest.raises(ValueError, match="sweep='two' and 'one' differ in reference_point"):
+        read_runs(f"sqlite:///{tmp_path / 'mlflow.db'}", "one,two")
 
 
 def test_unknown_sweep_lists_those_there_are(store):

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
+import onnx
 import pytest
 from mlflow.entities import Run
+from onnx import TensorProto, helper
 
 from trainables import tracking
 from trainables.records import EpochRecord, TrialRecord, to_json
@@ -284,3 +287,73 @@ def test_what_another_store_got_is_delivered_to_this_one_too(
     assert open_tracker(uri, out, sweep="before").deliver(folder, {})
     assert open_tracker(uri, out, sweep="night").deliver(folder, {})
     assert len(runs_of(client, folder)) == 2
+
+
+def linear_model(folder: Path, scale: float) -> None:
+    """An ONNX file that multiplies the channels' means by `scale`."""
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, 8, 8])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])
+    constants = [helper.make_tensor("axes", TensorProto.INT64, [2], [2, 3])]
+    constants.append(helper.make_tensor("scale", TensorProto.FLOAT, [], [scale]))
+    nodes = [helper.make_node("ReduceMean", ["image", "axes"], ["means"], keepdims=0)]
+    nodes.append(helper.make_node("Mul", ["means", "scale"], ["logits"]))
+    graph = helper.make_graph(nodes, "means", [image], [logits], constants)
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), folder / "model.onnx"
+    )
+
+
+@pytest.fixture
+def registered(uri: str, client: mlflow.MlflowClient, left: Left, out: Path) -> tuple[str, list[str]]:
+    """A registered model of two candidates, asked for twice; its name and the runs."""
+    tracker, run_ids = open_tracker(uri, out), []
+    for scale in (1.0, 2.0):
+        folder = left()
+        linear_model(folder, scale)
+        assert tracker.deliver(folder, {})
+        run_ids.append(runs_of(client, folder)[0].info.run_id)
+    for aliases in ({"fastest": 0, "balanced": 0}, {"fastest": 0, "balanced": 1}):
+        tracker.register(
+            "it's night",
+            {run_ids[0]: "the one", run_ids[1]: "the other"},
+            {alias: run_ids[number] for alias, number in aliases.items()},
+        )
+    return "it's night", run_ids
+
+
+def test_front_members_are_registered_once_load_back_and_predict(
+    uri: str, client: mlflow.MlflowClient, registered: tuple[str, list[str]]
+) -> None:
+    name, run_ids = registered
+    versions = {alias: client.get_model_version_by_alias(name, alias) for alias in ("fastest", "balanced")}
+    assert [versions[alias].run_id for alias in ("fastest", "balanced")] == run_ids
+    assert versions["fastest"].description == "the one"
+    assert versions["balanced"].tags["val_accuracy"] == "0.91"
+    assert len(client.search_model_versions(f"run_id = '{run_ids[0]}'")) == 1
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    try:
+        images = np.random.default_rng(0).random((2, 3, 8, 8), dtype=np.float32)
+        loaded = mlflow.pyfunc.load_model(f"models:/{name}@balanced")
+        np.testing.assert_allclose(loaded.predict({"image": images})["logits"], 2 * images.mean((2, 3)), rtol=1e-5)
+        proto = mlflow.onnx.load_model(f"models:/{name}@fastest")
+        assert [entry.name for entry in proto.graph.output] == ["logits"]
+    finally:
+        mlflow.set_tracking_uri(before)
+    (image,) = loaded.metadata.signature.inputs
+    assert (image.name, image.shape, image.type) == ("image", (-1, 3, 8, 8), np.dtype(np.float32))
+    assert loaded.metadata.saved_input_example_info is not None
+    requirements = Path(mlflow.artifacts.download_artifacts(versions["fastest"].source, tracking_uri=uri))
+    named = (requirements / "requirements.txt").read_text().split()
+    assert [line.partition("==")[0] for line in named] == ["onnx", "numpy", "onnxruntime"]
+
+
+def test_the_list_of_runs_gets_a_view_and_the_sweep_its_words(
+    uri: str, client: mlflow.MlflowClient, tracker: Tracker
+) -> None:
+    tracker.offer_view("night", {"selectedColumns": ["metrics.`val_accuracy`"]})
+    tracker.describe("**Balanced**: trial 7")
+    tags = client.get_experiment(tracker.experiment_id).tags
+    assert json.loads(tags["mlflow.sharedViewState.night"])["selectedColumns"] == ["metrics.`val_accuracy`"]
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+    assert client.get_run(tracker.parent_id).data.tags["mlflow.note.content"] == "**Balanced**: trial 7"
