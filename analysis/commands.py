@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
@@ -26,6 +27,7 @@ from analysis.front import (
 )
 from analysis.importance import importance as importances
 from analysis.importance import importance_table
+from analysis.labels import row_of
 from analysis.runs import Runs, aliased_run, read_runs
 
 ALIASES = ("most_accurate", "balanced", "fastest", "smallest")
@@ -86,11 +88,11 @@ def select(options: argparse.Namespace) -> int:
     if choice.best is None:
         _say_nothing_fits(runs, candidates, goal, choice)
         return 1
-    best = candidates.loc[choice.best]
+    best = row_of(candidates, choice.best)
     print(_model_file(options, runs, best))
     print(f"{selecting.in_words(best)}   the most accurate of {choice.fitting} that fit")
     if choice.runner_up is not None:
-        other = candidates.loc[choice.runner_up]
+        other = row_of(candidates, choice.runner_up)
         print(f"runner-up {selecting.in_words(other)}   {selecting.differences(other, best)}")
     name = shlex.quote(f"{best['sweep']}@{int(best['trial_number'])}")
     place = (
@@ -110,7 +112,7 @@ def _say_nothing_fits(runs: Runs, candidates: pd.DataFrame, goal: selecting.Goal
     over = ", ".join(f"{_flag(str(name))} missed by {100 * value:.1f} %" for name, value in excess.items() if value > 0)
     print(f"nearest miss {selecting.in_words(near.iloc[0])}   {over}")
     for name, (value, run_id) in choice.would_take.items():
-        there = selecting.in_words(candidates.loc[run_id])
+        there = selecting.in_words(row_of(candidates, run_id))
         print(f"it would take {_flag(name)} {_admitting(name, value)}, the rest kept: {there}")
     if not choice.would_take:
         print("no single limit is in the way: two or more must give.")
@@ -118,7 +120,7 @@ def _say_nothing_fits(runs: Runs, candidates: pd.DataFrame, goal: selecting.Goal
 
 def export(options: argparse.Namespace) -> int:
     """Write the folder to ship."""
-    from analysis.report import model_card
+    from analysis.model_card import model_card
     from analysis.shipping import ship
 
     sweep, at, which = options.which.rpartition("@")
@@ -229,7 +231,7 @@ def _one_device(runs: Runs) -> Runs:
     return runs
 
 
-def _model_file(options: argparse.Namespace, runs: Runs, row: "pd.Series") -> str:  # type: ignore[type-arg]
+def _model_file(options: argparse.Namespace, runs: Runs, row: "pd.Series[Any]") -> str:
     local = options.out / "sweeps" / str(row["sweep"]) / "trials" / f"{int(row['trial_number']):05}" / "model.onnx"
     return str(local) if local.is_file() else f"runs:/{row.name}/model.onnx"
 

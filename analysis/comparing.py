@@ -99,10 +99,10 @@ def attainment_png(first: Runs, second: Runs, path: Path) -> list[Path]:
 
 def _side(runs: Runs, resamples: int, seed: int) -> Side:
     frame = competing(runs)
+    if frame.empty:
+        raise ValueError(f"sweep={runs.name!r} has no finished candidate to compare.")
     corner = [runs.sweep["reference_point"][axis] for axis in AXES]
     points = normalised(frame, runs.sweep["teacher"]).dropna()[list(AXES)].to_numpy()
-    if len(points) == 0:
-        raise ValueError(f"sweep={runs.name!r} has no finished candidate to compare.")
     # A resample's front is made of members of whole fronts; who is never on one needs no drawing, but keeps its place.
     volumes = np.array(
         [hypervolume(points[np.unique(rows)], corner) for rows in resampled(len(points), resamples, seed)]

@@ -47,7 +47,12 @@ def device_of(frame: pd.DataFrame, sweep: Mapping[str, Any]) -> str:
     return f"{int(threads)} thread{'s' if int(threads) > 1 else ''}" if threads else "device not recorded"
 
 
-def trial_label(row: pd.Series) -> str:
+def row_of(frame: pd.DataFrame, run_id: object) -> "pd.Series[Any]":
+    """The one row of a run."""
+    return frame.loc[[run_id]].iloc[0]
+
+
+def trial_label(row: "pd.Series[Any] | Mapping[str, Any]") -> str:
     """`teacher` or `trial 12`; of several sweeps `night 12`."""
     if row["stage"] == "teacher":
         return "teacher"

@@ -109,10 +109,7 @@ def _content(frame: pd.DataFrame, sweep: Mapping[str, Any], recipe: Sequence[str
         scale = {"type": "log", "tickvals": log_ticks(latency.min() / 2, 2 * latency.max())}
     return {
         "count": len(candidates),
-        "labels": [
-            trial_label(row)
-            for row in candidates[_known(candidates, "stage", "trial_number", "label")].to_dict("records")
-        ],  # type: ignore[arg-type]
+        "labels": [trial_label(row) for row in _labelled(candidates)],
         "runs": [str(run_id) for run_id in candidates.index],
         "experiments": [
             str(value) for value in candidates.get("experiment_id", pd.Series("0", index=candidates.index))
@@ -132,6 +129,11 @@ def _content(frame: pd.DataFrame, sweep: Mapping[str, Any], recipe: Sequence[str
         "y_title": f"accuracy, % ({images_of('val', frame, sweep)})",
         "x_scale": scale,
     }
+
+
+def _labelled(candidates: pd.DataFrame) -> list[dict[str, Any]]:
+    columns = candidates[_known(candidates, "stage", "trial_number", "label")]
+    return [{str(name): value for name, value in row.items()} for row in columns.to_dict("records")]
 
 
 def _methods(candidates: pd.DataFrame) -> list[str]:

@@ -19,6 +19,7 @@ from analysis.labels import (
     half_width_95,
     merged_names,
     plain_number,
+    row_of,
     trial_label,
 )
 from analysis.markdown_text import number, page, percent, safe, table
@@ -89,7 +90,7 @@ def summary_of(runs: Runs) -> str:
 def _verdict(runs: Runs, front: pd.DataFrame, variants: Mapping[str, str]) -> Iterable[str]:
     teacher = with_teacher(runs, front).iloc[0]
     for name in dict.fromkeys(("balanced", "most_accurate")):
-        row = front.loc[variants[name]]
+        row = row_of(front, variants[name])
         others = front.drop(index=variants[name])
         yield f"**{name.replace('_', ' ').capitalize()}**: {_sentence(row, teacher, runs)}" + _next(others, row)
         if variants["balanced"] == variants["most_accurate"]:
@@ -120,7 +121,7 @@ def _sentence(row: "pd.Series[Any]", teacher: "pd.Series[Any]", runs: Runs) -> s
 def _next(others: pd.DataFrame, row: "pd.Series[Any]") -> str:
     if others.empty:
         return ""
-    near = others.loc[(others["val_accuracy"] - row["val_accuracy"]).abs().idxmin()]
+    near = row_of(others, (others["val_accuracy"] - row["val_accuracy"]).abs().idxmin())
     return f" The nearest on the front, {trial_label(near)}: {selecting.differences(near, row)} (validation)."
 
 

@@ -1,0 +1,106 @@
+"""A user's own photographs and own network through the commands of the README: sweep, select, export, predict."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from analysis.__main__ import main
+
+REPO = Path(__file__).parents[2]
+NETS = '''
+from torch import nn
+
+def tiny(num_classes):
+    """A user's student: no name that our code knows."""
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))
+
+def large(num_classes):
+    """And a teacher."""
+    layers = [nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(16, num_classes))
+'''
+CLASSES = {"day": 215, "night": 40}
+"""Class -> mean brightness: every mode keeps it."""
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+def photo(path: Path, brightness: int, mode: str, rng: np.random.Generator) -> None:
+    """Noise about a brightness, not square; JPEGs are turned by EXIF."""
+    width, height = (int(side) for side in rng.integers(18, 60, size=2))
+    pixels = rng.normal(brightness, 25, (height, width, 3)).clip(0, 255).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = int(rng.integers(1, 9))
+    image = Image.fromarray(pixels).convert(mode)
+    image.save(path, **({"exif": exif} if path.suffix == ".jpg" else {}))
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's folder: `photos/` of every size and mode, and `shop/nets.py`."""
+    root = tmp_path_factory.mktemp("shop")
+    (root / "shop").mkdir()
+    (root / "shop" / "nets.py").write_text(NETS)
+    rng = np.random.default_rng(0)
+    kinds = [("RGB", "jpg"), ("L", "jpg"), ("CMYK", "jpg"), ("RGB", "png"), ("L", "png"), ("RGBA", "png")]
+    for split, count in (("train", 48), ("test", 12)):
+        for name, brightness in CLASSES.items():
+            folder = root / "photos" / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                mode, suffix = kinds[number % len(kinds)]
+                photo(folder / f"{number:03}-{mode}.{suffix}", brightness, mode, rng)
+    return root
+
+
+@pytest.fixture(scope="module")
+def runs(shop: Path) -> Path:
+    """The folder of a finished sweep of two trials."""
+    settings = "--preset quick --trials 2 --teacher-epochs 3 --student-epochs 3 --recovery-epochs 1 --batch-size 16"
+    models = (
+        "--teacher-model shop.nets:large --student-model shop.nets:tiny --learning-rate 0.01 --pruning-ratio 0,0.25"
+    )
+    words = [*settings.split(), *models.split(), "--teacher-learning-rate", "0.01", "--latency-seconds", "0.2"]
+    words += ["--dataset", f"folder:{shop / 'photos'}", "--image-size", "16", "--name", "shop", "--quiet"]
+    done = subprocess.run(
+        [sys.executable, str(REPO / "sweeps" / "kd_prune.py"), *words],
+        cwd=shop,
+        env={**os.environ, "PYTHONPATH": str(shop)},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return shop / "runs"
+
+
+def test_photographs_of_every_mode_and_a_users_net_go_all_the_way(runs: Path, shop: Path, capsys) -> None:
+    assert main(["select", "--out", str(runs), "--min-accuracy", "0.8"]) == 0
+    model = Path(capsys.readouterr().out.splitlines()[0])
+    assert model.is_file() and model.is_relative_to(runs)
+    ship = shop / "ship"
+    assert main(["export", "shop@most_accurate", "--to", str(ship), "--out", str(runs)]) == 0
+    photos = sorted((shop / "photos" / "test").rglob("*.*"))
+    script = [sys.executable, str(ship / "predict.py"), *map(str, photos)]
+    done = subprocess.run(script, cwd=shop, capture_output=True, text=True, timeout=60, check=True)
+    named = [line.split("\t") for line in done.stdout.splitlines()]
+    right = [Path(path).parent.name == label for path, label, _ in named]
+    assert len(right) == 24
+    assert sum(right) / 24 == pytest.approx(recorded(runs), abs=1e-9)
+    assert sum(right) >= 20
+
+
+def recorded(runs: Path) -> float:
+    """Test accuracy of the most accurate candidate as the sweep measured it, over the same photographs."""
+    from analysis.front import choose, front_members
+    from analysis.runs import read_runs
+
+    sweep = read_runs(f"sqlite:///{runs / 'mlflow.db'}")
+    front = front_members(sweep)
+    return float(front.loc[choose(front, sweep.sweep["teacher"])["most_accurate"], "test_accuracy"])
