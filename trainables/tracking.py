@@ -144,15 +144,22 @@ class Tracker:
             aliases: alias -> run id, all of them members.
         """
         with _told():
-            if not self._client.search_registered_models(f"name = '{_quoted(model)}'"):
+            try:
                 self._client.create_registered_model(model, tags={"sweep": self._sweep})
-            known = self._client.search_model_versions(f"name = '{_quoted(model)}'")
-            versions = {version.run_id: version.version for version in known}
-            for run_id, words in members.items():
-                if run_id not in versions:
-                    versions[run_id] = self._add_version(model, run_id, words)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            versions = {
+                run_id: self._version(model, run_id) or self._add_version(model, run_id, words)
+                for run_id, words in members.items()
+            }
             for alias, run_id in aliases.items():
                 self._client.set_registered_model_alias(model, alias, versions[run_id])
+
+    def _version(self, model: str, run_id: str) -> str | None:
+        """The version of a registered model that a run became, if it did."""
+        found = self._client.search_model_versions(f"run_id = '{run_id}'")
+        return next((str(version.version) for version in found if version.name == model), None)
 
     def _add_version(self, model: str, run_id: str, words: str) -> str:
         """Put a run's ONNX file on the run as an MLflow model, with signature and example; register it."""
@@ -250,10 +257,6 @@ def _numbers(metrics: Mapping[str, float]) -> dict[str, str]:
     """What a version's page shows: tags are text."""
     shown = ("val_accuracy", "test_accuracy", "latency_p50_ms", "size_bytes")
     return {name: f"{metrics[name]:.6g}" for name in shown if name in metrics}
-
-
-def _quoted(text: str) -> str:
-    return text.replace("'", "\\'")
 
 
 @contextmanager

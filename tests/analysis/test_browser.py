@@ -99,7 +99,7 @@ def test_parallel_coordinates_and_hypervolume_draw(opened: Opened, front: Path) 
     assert opened.page.locator("#plot .parcoords .y-axis").count() >= 6
     opened.page.click("button[data-view=volume]")
     opened.page.wait_for_selector("body[data-drawn=volume]")
-    assert opened.page.locator("#plot .scatterlayer .point").count() == 8
+    assert opened.page.locator("#plot .scatterlayer .point").count() == 9  # trial 8 lacks its size, but has its place
     assert opened.complaints == []
 
 

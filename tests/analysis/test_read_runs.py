@@ -1,3 +1,5 @@
+import contextlib
+import shutil
 import sqlite3
 
 import numpy as np
@@ -7,7 +9,7 @@ from mlflow import MlflowClient
 
 from analysis.mlflow_sqlite import SqliteStore
 from analysis.runs import fetch_artifact, read_runs
-from tests.analysis.conftest import SWEEP, log_sweep, trial_rows
+from tests.analysis.conftest import SWEEP, log_sweep
 
 
 def test_newest_sweep_is_the_default_with_one_typed_row_a_trial(store):
@@ -63,22 +65,25 @@ def test_the_file_read_in_place_and_mlflows_client_tell_the_same(store, monkeypa
     pd.testing.assert_frame_equal(by_client.frame, in_place.frame)
 
 
-def test_a_moved_folder_still_has_its_artifacts(tmp_path):
-    folder = tmp_path / "runs"
-    client = MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
-    experiment = client.create_experiment("cifar10", artifact_location=(folder / "artifacts").as_uri())
-    log_sweep(client, experiment, "night", [])
-    folder.rename(tmp_path / "laptop")
-    assert read_runs(f"sqlite:///{tmp_path / 'laptop' / 'mlflow.db'}").sweep["name"] == "night"
+@pytest.fixture
+def copied(out, tmp_path):
+    """A store of one's own, without the seconds that a new one takes."""
+    shutil.copytree(out, tmp_path / "copy")
+    return tmp_path / "copy"
 
 
-def test_a_deleted_run_is_not_read(tmp_path):
-    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
-    experiment = client.create_experiment("cifar10", artifact_location=(tmp_path / "artifacts").as_uri())
-    log_sweep(client, experiment, "night", trial_rows(3))
-    gone = client.search_runs([experiment], "tags.trial_number = '1'")[0]
-    client.delete_run(gone.info.run_id)
-    assert read_runs(f"sqlite:///{tmp_path / 'mlflow.db'}").frame["trial_number"].tolist() == [0, 2]
+def test_a_moved_folder_still_has_its_artifacts(out, copied):
+    with contextlib.closing(sqlite3.connect(copied / "mlflow.db")) as connection:
+        connection.execute("UPDATE runs SET artifact_uri = replace(artifact_uri, ?, '/gone')", (str(out),))
+        connection.commit()
+    assert read_runs(f"sqlite:///{copied / 'mlflow.db'}").sweep["name"] == "night"
+
+
+def test_a_deleted_run_is_not_read(copied):
+    uri = f"sqlite:///{copied / 'mlflow.db'}"
+    frame = read_runs(uri).frame
+    MlflowClient(tracking_uri=uri).delete_run(frame.index[frame["trial_number"] == 1][0])
+    assert set(read_runs(uri).frame["trial_number"].dropna()) == set(range(12)) - {1}
 
 
 def test_several_sweeps_are_taken_together_and_their_trials_told_apart(store):
@@ -89,14 +94,12 @@ def test_several_sweeps_are_taken_together_and_their_trials_told_apart(store):
     assert both.sweep["name"] == "night"
 
 
-def test_sweeps_of_different_reference_points_are_not_taken_together(tmp_path, monkeypatch):
-    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
-    experiment = client.create_experiment("cifar10", artifact_location=(tmp_path / "artifacts").as_uri())
-    log_sweep(client, experiment, "one", [])
+def test_sweeps_of_different_reference_points_are_not_taken_together(copied, monkeypatch):
+    client = MlflowClient(tracking_uri=f"sqlite:///{copied / 'mlflow.db'}")
     monkeypatch.setitem(SWEEP, "reference_point", {**SWEEP["reference_point"], "error_points": 99.0})
-    log_sweep(client, experiment, "two", [])
-    with pytest.raises(ValueError, match="sweep='two' and 'one' differ in reference_point"):
-        read_runs(f"sqlite:///{tmp_path / 'mlflow.db'}", "one,two")
+    log_sweep(client, client.get_experiment_by_name("cifar10").experiment_id, "other", [])
+    with pytest.raises(ValueError, match="sweep='other' and 'night' differ in reference_point"):
+        read_runs(f"sqlite:///{copied / 'mlflow.db'}", "night,other")
 
 
 def test_unknown_sweep_lists_those_there_are(store):

@@ -345,7 +345,7 @@ def test_front_members_are_registered_once_load_back_and_predict(
     assert loaded.metadata.saved_input_example_info is not None
     requirements = Path(mlflow.artifacts.download_artifacts(versions["fastest"].source, tracking_uri=uri))
     named = (requirements / "requirements.txt").read_text().split()
-    assert [line.partition("==")[0] for line in named] == ["onnx", "numpy", "onnxruntime"]
+    assert [line.partition("==")[0] for line in named] == ["mlflow", "onnx", "numpy", "onnxruntime"]
 
 
 def test_the_list_of_runs_gets_a_view_and_the_sweep_its_words(
