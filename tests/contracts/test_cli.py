@@ -1,10 +1,12 @@
 import dataclasses
+import errno
 import fcntl
+import os
 import re
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ import ray
 from PIL import Image
 
 from sweeps.config import SweepConfig, quick
-from sweeps.kd_prune import BAD_INPUT, main
+from sweeps.kd_prune import BAD_INPUT, FAILED, main
 from trainables.configs import CandidateConfig
 from trainables.flags import flag_name
 from trainables.records import to_json
@@ -277,3 +279,95 @@ def test_a_name_that_another_process_is_using(refused: Refused) -> None:
     with (made(refused.out, "mine") / "driver.lock").open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert "--name mine: another process runs this sweep" in refused("--name", "mine")
+
+
+def test_limits_that_no_candidate_can_keep_to(refused: Refused) -> None:
+    line = refused("--max-size-mb", "0.001", "--train-limit", "100")
+    assert "--max-size-mb 0.001 (it has 0.3" in line
+    assert "widen --pruning-ratio" in line
+
+
+def test_a_store_that_another_version_has_written(tmp_path: Path) -> None:
+    (tmp_path / "runs" / "store").mkdir(parents=True)
+    (tmp_path / "runs" / "store" / "store.json").write_text('{"format": 99}')
+    done = run(tmp_path, "--preset", "quick", "--out", "runs")
+    assert (done.returncode, done.stdout) == (BAD_INPUT, "")
+    assert done.stderr.startswith("kd_prune.py: --out runs: runs/store was written in store format 99, but this")
+    assert "python -m trainables.store gc --all" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 2 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("may not mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_disk_with_no_room_for_a_sweep(tmp_path: Path, small_disk: Path) -> None:
+    done = run(tmp_path, "--preset", "quick", "--out", str(small_disk / "runs"))
+    assert (done.returncode, done.stdout) == (BAD_INPUT, "")
+    assert "MB are free on its disk, and the smallest sweep takes 100 MB. Make room" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_disk_that_fills_while_a_sweep_runs(
+    tmp_path: Path, data_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fills(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", "runs/sweeps/x/study.journal")
+
+    monkeypatch.setattr("sweeps.launch.run_sweep", fills)
+    words = ["--preset", "quick", "--train-limit", "100", "--out", str(tmp_path / "runs")]
+    assert main([*words, "--data-dir", str(data_dir)]) == FAILED
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert captured.out == (
+        f"runs/sweeps/x/study.journal: No space left on device. Make room (python -m trainables.store gc --out"
+        f" {tmp_path / 'runs'}); the same command goes on.\n"
+    )
+
+
+def test_a_damaged_result_that_a_worker_found_is_told(
+    tmp_path: Path, data_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `trainables.store` leaves it; workers themselves speak to nobody."""
+    store = tmp_path / "runs" / "store"
+    (store / "teacher" / "old.corrupt-1").mkdir(parents=True)
+
+    def finds(*_: object) -> int:
+        (store / "student" / "abc.corrupt-1").mkdir(parents=True)
+        return 0
+
+    monkeypatch.setattr("sweeps.launch.run_sweep", finds)
+    words = ["--preset", "quick", "--train-limit", "100", "--out", str(tmp_path / "runs")]
+    assert main([*words, "--data-dir", str(data_dir)]) == 0
+    shown = capsys.readouterr().out
+    assert shown == f"{store / 'student' / 'abc.corrupt-1'} was damaged: it was moved aside and computed again.\n"
+
+
+def test_output_is_for_people_or_for_programs(tmp_path: Path) -> None:
+    done = run(tmp_path, "--quiet", "--json")
+    assert (done.returncode, done.stdout) == (BAD_INPUT, "")
+    assert done.stderr == "kd_prune.py: argument --json: not allowed with argument --quiet\n"
+
+
+def test_help_fits_eighty_columns_and_ends_with_examples(tmp_path: Path) -> None:
+    for command in (COMMAND, COMMAND.with_name("ablation.py")):
+        done = subprocess.run(
+            [sys.executable, str(command), "--help"],
+            cwd=tmp_path,
+            env=os.environ | {"COLUMNS": "80"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        lines = done.stdout.splitlines()
+        assert max(map(len, lines)) <= 80, max(lines, key=len)
+        assert any("exit codes: 0 all done" in line for line in lines[-2:])
+        assert "\nexamples:\n  python sweeps/" in done.stdout

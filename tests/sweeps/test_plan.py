@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sweeps import kd_prune
-from sweeps.budget import Deadline, trials_within
+from sweeps.budget import Deadline, remember_start, start_seconds, trials_within
 from sweeps.config import SweepConfig, quick
 from sweeps.durations import Range, duration, in_words
 from sweeps.lookup import look_up
@@ -162,3 +162,35 @@ def test_looking_up_an_empty_store(tmp_path: Path) -> None:
     assert look_up(config, dataset, [point]) == Hits(views_needed=4 + 2, first_students=1)
     assert look_up(config, dataset, [point | {"kd_loss": "none"}]).views_needed == 0
     assert math.isclose(Range.of([3.0, 1.0, 2.0]).expected, 2.0)
+
+
+def test_champions_and_controls_are_part_of_the_cost() -> None:
+    """2 champions x 3 seeds x 4 arms = 24 runs, 2 of them there; of 4 arms 3 train a student of their own."""
+    config = sweep(champions=2, seeds=3)
+    plan = estimate(PROBE, config, Hits(views_needed=4, champion_runs=2))
+    assert plan.champion_runs == 22
+    # taught 3 epochs of 12 s, recovered 1 epoch and two exports, four timings alone
+    assert plan.champions_s.expected == pytest.approx((36 * 22 * 3 / 4 + 20 * 22) / 2 + 22 * 4)
+    without = estimate(PROBE, sweep(), Hits(views_needed=4))
+    assert plan.total_s.expected == pytest.approx(without.total_s.expected + plan.champions_s.expected)
+    assert plan.disk_bytes == without.disk_bytes + 22 * 400
+
+
+def test_champions_come_out_of_a_budget() -> None:
+    plan = estimate(PROBE, sweep(champions=1, seeds=1), Hits(views_needed=4))
+    seconds = 84 + START_S + plan.champions_s.expected + 5 * 32
+    assert trials_within(seconds, plan, budget_s=seconds) == 5
+    with pytest.raises(ValueError, match=r"trial 60 s, champions 2 min, probe and start"):
+        trials_within(60.0, plan, budget_s=60.0)
+
+
+def test_a_measured_start_replaces_the_guess(tmp_path: Path) -> None:
+    assert start_seconds(tmp_path) is None
+    (tmp_path / "start.json").write_text("garbled")
+    assert start_seconds(tmp_path) is None
+    remember_start(tmp_path, 8.126)
+    assert start_seconds(tmp_path) == 8.13
+    guessed = estimate(PROBE, sweep(), Hits())
+    measured = estimate(PROBE, sweep(), Hits(), start_s=8.0)
+    assert guessed.total_s.expected - measured.total_s.expected == START_S - 8.0
+    remember_start(tmp_path / "nowhere", 1.0)  # costs nobody a sweep
