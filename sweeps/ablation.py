@@ -1,8 +1,8 @@
-"""Every combination of a few settings, with several training seeds: what each is worth.
+"""Every combination of a few settings, with several training seeds.
 
-kd-grid       temperature 2,4,6 x alpha 0.5,0.7,0.9 x pruning_ratio 0.2,0.3,0.5
-augmentation  without and with RandAugment (magnitude 9), without and with Mixup
-              (0.2), beside crop and flip
+kd-grid       temperature 2,4,6; alpha 0.5,0.7,0.9; pruning_ratio 0.2,0.3,0.5
+augmentation  without and with RandAugment (magnitude 9), without and with
+              Mixup (0.2), beside crop and flip
 distillation  kd_loss kd,none
 
 A flag of a varied setting takes a list instead (--temperature 1,4). The same
@@ -26,6 +26,7 @@ from sweeps import space
 from sweeps.command import (
     EXIT_CODES,
     INTERRUPTED,
+    Help,
     add_output_flags,
     add_sweep_flags,
     check,
@@ -92,7 +93,7 @@ def _parse(words: list[str]) -> tuple[OneLineParser, argparse.Namespace]:
         usage="python sweeps/ablation.py --preset GRID [FLAGS]",
         description=__doc__,
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Help,
         add_help=False,
     )
     group = parser.add_argument_group("command")

@@ -7,6 +7,7 @@ import inspect
 import os
 import shutil
 import tempfile
+import textwrap
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -39,6 +40,19 @@ _SEARCHED_DOCS = {
     "pruning_method": "structured (removes channels) or l1_unstructured (zeroes conv weights)",
     "pruning_ratio": "Fraction removed, in [0, 1)",
 }
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of descriptions, wraps those that are too long, and drops the backticks of docstrings."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        lines: list[str] = []
+        for line in text.splitlines():
+            lines += [line] if len(indent + line) <= width else textwrap.wrap(line, width - len(indent))
+        return "".join(f"{indent}{line}\n" for line in lines)
+
+    def _expand_help(self, action: argparse.Action) -> str:
+        return super()._expand_help(action).replace("`", "")
 
 
 def add_cost_flags(group: "argparse._ArgumentGroup") -> None:
@@ -193,13 +207,15 @@ def run(config: SweepConfig, dataset: DatasetRecord, parser: OneLineParser, scre
         screen.go_on()
         parser.error(with_flags(str(error)))
     except (Interrupted, KeyboardInterrupt):
-        screen.print(f"Stopped. What is finished is in {config.folder}; the same command goes on from there.")
+        text = f"Stopped. What is finished is in {config.folder}; the same command goes on from there."
+        screen.print(text, soft_wrap=True)
         code = 0 if isinstance(config, TimedSweep) and config.deadline.over() else INTERRUPTED
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
         full = error.filename or config.out
-        screen.print(f"{full}: {error.strerror}. {_room(config)}; the same command goes on.", style="yellow")
+        text = f"{full}: {error.strerror}. {_room(config)}; the same command goes on."
+        screen.print(text, style="yellow", soft_wrap=True)
         code = FAILED
     finally:
         screen.go_on()

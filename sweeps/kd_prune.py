@@ -1,7 +1,7 @@
 """Search distillation and pruning settings: accuracy against latency and size.
 
-Flags are settings of the sweep or of its candidates; --preset says what those that
-are not given are. The same command goes on where an interrupted sweep stopped.
+Flags are settings of the sweep or of its candidates; --preset says what those
+that are not given are. The same command goes on where it was interrupted.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from sweeps.command import (
     EXIT_CODES,
     FAILED,
     INTERRUPTED,
+    Help,
     add_cost_flags,
     add_output_flags,
     add_sweep_flags,
@@ -39,13 +40,13 @@ __all__ = ["BAD_INPUT", "FAILED", "INTERRUPTED", "main"]
 
 EXAMPLES = f"""\
 examples:
-  python sweeps/kd_prune.py --preset quick           CPU, two minutes, no network
-  python sweeps/kd_prune.py --gpus 4 --plan          what it would cost
-  python sweeps/kd_prune.py --gpus 4 --budget 6h     as many trials as fit
+  python sweeps/kd_prune.py --preset quick          CPU, two minutes
+  python sweeps/kd_prune.py --gpus 4 --plan         what it would cost
+  python sweeps/kd_prune.py --gpus 4 --budget 6h    as many trials as fit
   python sweeps/kd_prune.py --gpus 4 --gpus-per-trial 0.25 --trials 200
   python sweeps/kd_prune.py --dataset folder:photos --image-size 64
   python sweeps/kd_prune.py --max-latency-ms 5 --max-size-mb 2 --max-drop 1
-  python sweeps/kd_prune.py --temperature 4 --alpha 0.5:1 --pruning-ratio 0.2,0.5
+  python sweeps/kd_prune.py --alpha 0.5:1 --pruning-ratio 0.2,0.5
   python sweeps/kd_prune.py --preset quick --json > events.jsonl
 
 {EXIT_CODES}
@@ -85,7 +86,7 @@ def _parse(words: list[str]) -> tuple[OneLineParser, argparse.Namespace]:
         usage="python sweeps/kd_prune.py [FLAGS]",
         description=__doc__,
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Help,
         add_help=False,
     )
     group = parser.add_argument_group("command")

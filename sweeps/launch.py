@@ -169,8 +169,8 @@ def _trials(
     study = open_study(config.folder / "study.journal", config.name, objective=config.objective, space=config.space)
     done = len(finished(study))
     if done >= config.trials:
-        more = "" if config.sampler == "grid" else f"; --trials {config.trials + 10} adds some"
-        console.print(f"Sweep {config.name} has all its {config.trials} trials{more}.", soft_wrap=True)
+        more = "" if config.sampler == "grid" else f"; --trials {done + 10} adds some"
+        console.print(f"Sweep {config.name} has all its {done} trials{more}.", soft_wrap=True)
         return _failed(config)
     known = {"num_val": dataset.num_val, "teacher_val_accuracy": teacher.metrics["val_accuracy"]}
     searcher = _InTime(

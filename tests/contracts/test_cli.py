@@ -283,7 +283,7 @@ def test_a_name_that_another_process_is_using(refused: Refused) -> None:
 
 def test_limits_that_no_candidate_can_keep_to(refused: Refused) -> None:
     line = refused("--max-size-mb", "0.001", "--train-limit", "100")
-    assert "--max-size-mb 0.001 (it has 0.3" in line
+    assert "--max-size-mb 0.001 (it has 0." in line
     assert "widen --pruning-ratio" in line
 
 
