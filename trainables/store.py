@@ -33,7 +33,7 @@ from trainables.entries import (
     progress,
     take_newest,
 )
-from trainables.locks import Lease, file_lock
+from trainables.locks import Lease, file_lock, file_lock_if_free
 from trainables.manifest import MANIFEST
 from trainables.objects import Objects
 from trainables.records import to_json, write_text
@@ -109,6 +109,11 @@ class Store:
             return None
         with file_lock(self._beside(key, ".lock")):
             return self._sound(key) or self._download(key, remote)
+
+    def busy(self, key: Key) -> bool:
+        """Whether somebody on this node is computing `key` now."""
+        with file_lock_if_free(self._beside(key, ".lock")) as free:
+            return not free
 
     def failure(self, key: Key) -> str | None:
         """Why computing `key` is known to fail always, or None."""

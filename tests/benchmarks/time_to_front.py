@@ -279,7 +279,7 @@ def _write(runs: Sequence[Run], curves: Mapping[tuple[str, int], tuple[Any, Any]
 
 def hardware() -> str:
     """Machine and versions on one line, for the log."""
-    from trainables.stages.measured import processor
+    from trainables.stages.timed import processor
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30

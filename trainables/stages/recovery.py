@@ -7,7 +7,6 @@ from trainables.configs import CandidateConfig
 from trainables.records import DatasetRecord, EpochRecord, ModelRecord, read_model
 from trainables.stages.compute import move
 from trainables.stages.prune import apply_masks, masks, prune
-from trainables.stages.soft_labels import SoftLabels
 from trainables.stages.student import Distillation
 from trainables.stages.tensors import Images
 from trainables.stages.trained import write_model
@@ -68,9 +67,7 @@ def recovery(
             augment=config.augment,
             first_view=config.student.student_epochs,
         )
-        lesson = Distillation(
-            config, SoftLabels(teacher, dataset, images, config.augment, place.store, training=config.training)
-        )
+        lesson = Distillation.of(config, dataset, images, teacher, place)
         lease = place.lease()
         curve = yield from train(
             model, loop, images, lesson, folder, after_step=lambda: apply_masks(model, zeros), turn=lease.shared

@@ -15,7 +15,6 @@ from trainables.stages.exported import exported, recipe
 from trainables.stages.measured import measured, measured_keys
 from trainables.stages.prune import apply_masks, masks, prune
 from trainables.stages.shape import shaped
-from trainables.stages.soft_labels import SoftLabels
 from trainables.stages.student import Distillation
 from trainables.stages.teacher import teacher
 from trainables.stages.tensors import Images, load_images
@@ -80,9 +79,7 @@ def scratch(
             training=config.training,
             augment=config.augment,
         )
-        lesson = Distillation(
-            config, SoftLabels(teacher, dataset, images, config.augment, place.store, training=config.training)
-        )
+        lesson = Distillation.of(config, dataset, images, teacher, place)
         turn = place.lease().shared
         curve = yield from train(
             model, loop, images, lesson, folder, after_step=lambda: apply_masks(model, zeros), turn=turn

@@ -2,7 +2,8 @@
 
 A view's pixels are a pure function of (data_seed, view, sample), Mixup included, so the teacher says the same about
 them in every trial. The bank holds them as float16 in the store, one file [sample, class] a view (1 MB for CIFAR-10),
-filled by whoever needs the view first. It is exact where one fixed set of logits for augmented images is not: teacher
+filled by whoever needs the view first; who would have to wait for one fills a later one meanwhile, so that trials that
+start together fill the bank together. It is exact where one fixed set of logits for augmented images is not: teacher
 and student see the same pixels ("consistent teaching", arXiv:2106.05237, section 3).
 
 Shape letters: B batch, C classes.
@@ -58,9 +59,15 @@ class SoftLabels:
         store: Store,
         *,
         training: TrainingConfig,
+        views: int = 0,
     ) -> None:
+        """Nothing is computed yet.
+
+        Args:
+            views: those that the candidate needs in all, from 0; only these are filled ahead.
+        """
         self._teacher, self._dataset, self._images = teacher, dataset, images
-        self._augment, self._store, self._training = augment, store, training
+        self._augment, self._store, self._training, self._views = augment, store, training, views
         self._view: int | None = None
         self._logits_NC = torch.empty(0)
 
@@ -68,12 +75,9 @@ class SoftLabels:
         """Have a view's logits at hand, computing them if nobody has; waits while somebody else does."""
         if view == self._view:
             return
-        key = soft_labels_key(self._teacher, self._dataset, self._augment, self._training, view=view)
-        filling = self._store.obtain(key, lambda folder: self._fill(view, folder, turn))
-        try:
-            next(filling)
-        except StopIteration as end:
-            logits = np.load(end.value / "logits.npy")
+        while self._store.busy(self._key(view)) and (ahead := self._first_free(view + 1)) is not None:
+            self._obtain(ahead, turn)
+        logits = np.load(self._obtain(view, turn) / "logits.npy")
         self._logits_NC = torch.from_numpy(logits).to(self._images.mean.device)
         self._view = view
 
@@ -81,6 +85,22 @@ class SoftLabels:
         """The teacher's logits [B, C], float32, for samples of the opened view."""
         assert view == self._view, f"view {view} was not opened"
         return self._logits_NC[index].float()
+
+    def _key(self, view: int) -> Key:
+        return soft_labels_key(self._teacher, self._dataset, self._augment, self._training, view=view)
+
+    def _first_free(self, start: int) -> int | None:
+        """The first view from `start` that nobody has filled and nobody is filling."""
+        keys = ((view, self._key(view)) for view in range(start, self._views))
+        return next((view for view, key in keys if self._store.find(key) is None and not self._store.busy(key)), None)
+
+    def _obtain(self, view: int, turn: Turn) -> Path:
+        filling = self._store.obtain(self._key(view), lambda folder: self._fill(view, folder, turn))
+        try:
+            next(filling)
+        except StopIteration as end:
+            return Path(end.value)
+        raise AssertionError("filling a view reports nothing")
 
     @torch.no_grad()
     def _fill(self, view: int, folder: Path, turn: Turn) -> Generator[Never, None, None]:

@@ -39,6 +39,17 @@ class Distillation:
     def __init__(self, config: CandidateConfig, soft_labels: SoftLabels) -> None:
         self._config, self._soft_labels = config, soft_labels
 
+    @classmethod
+    def of(
+        cls, config: CandidateConfig, dataset: DatasetRecord, images: Images, teacher: ModelRecord, place: Workspace
+    ) -> "Distillation":
+        """The lesson of a candidate, with the bank in the store."""
+        training, views = config.training, config.student.student_epochs + config.prune.recovery_epochs
+        return cls(
+            config,
+            SoftLabels(teacher, dataset, images, config.augment, place.store, training=training, views=views),
+        )
+
     def open(self, view: int, turn: Turn) -> None:
         """Have the teacher's logits of this view, unless the loss gives them no weight."""
         if self._config.student.soft_weight > 0:
@@ -69,9 +80,7 @@ def student(
             training=config.training,
             augment=config.augment,
         )
-        lesson = Distillation(
-            config, SoftLabels(teacher, dataset, images, config.augment, place.store, training=config.training)
-        )
+        lesson = Distillation.of(config, dataset, images, teacher, place)
         curve = yield from train(model, loop, images, lesson, folder, turn=place.lease().shared)
         write_model(model, folder, key=key, name=config.student.student_model, dataset=dataset, curve=curve)
 

@@ -1,3 +1,5 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -114,6 +116,36 @@ def test_a_view_is_computed_once_and_shared(
     assert len(steps) == filled > 0
     index = torch.arange(dataset.num_train)
     torch.testing.assert_close(first(0, index), second(0, index), rtol=0, atol=0)
+
+
+def test_who_would_wait_for_a_view_fills_a_later_one(
+    dataset: DatasetRecord, images: Images, teacher: ModelRecord, tmp_path: Path
+) -> None:
+    """Two trials that start together; the first is held in view 0 until the second has filled view 1."""
+    filling, ahead = threading.Event(), threading.Event()
+
+    def held() -> nullcontext[None]:
+        filling.set()
+        assert ahead.wait(60), "nothing was filled ahead"
+        return nullcontext()
+
+    def free() -> nullcontext[None]:
+        ahead.set()
+        return nullcontext()
+
+    def bank() -> SoftLabels:
+        return SoftLabels(teacher, dataset, images, AUGMENTS["crop"], Store(tmp_path), training=TrainingConfig(), views=2)
+
+    with ThreadPoolExecutor(1) as other:
+        first = other.submit(bank().open, 0, held)
+        assert filling.wait(60)
+        second = bank()
+        second.open(0, free)
+        first.result()
+    assert len(list(tmp_path.glob("soft_labels/*/logits.npy"))) == 2
+    steps: list[int] = []
+    second.open(1, lambda: nullcontext(steps.append(1)))
+    assert not steps
 
 
 def test_views_augmentations_and_teachers_do_not_share(
