@@ -134,7 +134,9 @@ def test_who_would_wait_for_a_view_fills_a_later_one(
         return nullcontext()
 
     def bank() -> SoftLabels:
-        return SoftLabels(teacher, dataset, images, AUGMENTS["crop"], Store(tmp_path), training=TrainingConfig(), views=2)
+        return SoftLabels(
+            teacher, dataset, images, AUGMENTS["crop"], Store(tmp_path), training=TrainingConfig(), views=2
+        )
 
     with ThreadPoolExecutor(1) as other:
         first = other.submit(bank().open, 0, held)
