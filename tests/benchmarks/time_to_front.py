@@ -297,6 +297,7 @@ def run_without(part: str, words: list[str]) -> int:
     """
     from sweeps import kd_prune, launch
     from trainables.stages import recovery, student
+    from trainables.stages.compute import layout, move
     from trainables.stages.workspace import load_model
     from trainables.store import Store
     from trainables.trial import CandidateTrial
@@ -312,8 +313,9 @@ def run_without(part: str, words: list[str]) -> int:
             return (yield from super().obtain(key, compute))
 
     class LiveTeacher:
-        def __init__(self, teacher: Any, dataset: Any, images: Any, augment: Any, store: Any) -> None:
-            self._network, self._images = load_model(teacher).to(images.mean.device), images
+        def __init__(self, teacher: Any, dataset: Any, images: Any, augment: Any, store: Any, **_: Any) -> None:
+            self._network, self._images = load_model(teacher), images
+            move(self._network, images.mean.device, image_size=dataset.image_size)
             self.pixels: Any = None
 
         def open(self, view: int, turn: Any) -> None:
@@ -323,7 +325,7 @@ def run_without(part: str, words: list[str]) -> int:
             import torch
 
             with torch.no_grad():
-                return self._network(self._images.normalise(self.pixels))
+                return self._network(self._images.normalise(self.pixels, layout(self._network)))
 
     class LiveDistillation(student.Distillation):
         def __init__(self, config: Any, soft_labels: Any) -> None:
@@ -341,8 +343,9 @@ def run_without(part: str, words: list[str]) -> int:
 
     class WithoutBank(CandidateTrial):
         def begin(self, config: Any, place: Any) -> Any:
+            student.SoftLabels = LiveTeacher
             for stage in (student, recovery):
-                stage.SoftLabels, stage.Distillation = LiveTeacher, LiveDistillation
+                stage.Distillation = LiveDistillation
             return super().begin(config, place)
 
     if part == "actors":
