@@ -4,6 +4,8 @@ kd-grid       temperature 2,4,6; alpha 0.5,0.7,0.9; pruning_ratio 0.2,0.3,0.5
 augmentation  without and with RandAugment (magnitude 9), without and with
               Mixup (0.2), beside crop and flip
 distillation  kd_loss kd,none
+pruning       pruning_method structured,l1_unstructured x pruning_ratio 0.3,0.5,0.7
+precision     precision fp32,int8_ptq,int8_qat
 
 A flag of a varied setting takes a list instead (--temperature 1,4). The same
 command goes on where it was interrupted.
@@ -47,6 +49,8 @@ GRIDS: Mapping[str, Mapping[str, tuple[object, ...]]] = {
     "kd-grid": {"temperature": (2.0, 4.0, 6.0), "alpha": (0.5, 0.7, 0.9), "pruning_ratio": (0.2, 0.3, 0.5)},
     "augmentation": {"randaugment_magnitude": (None, 9), "mixup_alpha": (None, 0.2)},
     "distillation": {"kd_loss": ("kd", "none")},
+    "pruning": {"pruning_method": ("structured", "l1_unstructured"), "pruning_ratio": (0.3, 0.5, 0.7)},
+    "precision": {"precision": ("fp32", "int8_ptq", "int8_qat")},
 }
 EXAMPLES = f"""\
 examples:
@@ -136,7 +140,7 @@ def _config(flags: argparse.Namespace) -> SweepConfig:
 
 def _choices(flags: argparse.Namespace, name: str, choices: tuple[object, ...]) -> tuple[object, ...]:
     """A preset's choices; for a setting that is switched on and off, the flag says what on means."""
-    on = getattr(flags, name, None) if name not in space.SEARCHED else None
+    on = getattr(flags, name, None) if name not in (*space.SEARCHED, *space.OPTIONAL) else None
     return choices if on is None else (None, on)
 
 

@@ -37,8 +37,11 @@ _SEARCHED_DOCS = {
     "temperature": "Softens teacher and student logits, > 0; mse does without",
     "dkd_beta": "Weight of the classes that are not the target, >= 0; asked for where kd_loss is dkd",
     "learning_rate": "Peak of the student's schedule (AdamW)",
-    "pruning_method": "structured (removes channels) or l1_unstructured (zeroes conv weights)",
+    "pruning_method": "structured (removes channels), or zeroes weights: l1_unstructured, l1_global, nm_2_4",
     "pruning_ratio": "Fraction removed, in [0, 1)",
+    "pruning_criterion": "What structured keeps: magnitude, lamp, taylor or bn_scale",
+    "pruning_scope": "Whether structured removes a share of every layer or of the network: layer or global",
+    "precision": "Of the ONNX file: fp32, fp16, int8_ptq or int8_qat; a list searches among them",
 }
 
 
@@ -96,13 +99,13 @@ def add_sweep_flags(
     text = f"{docs['gpus_per_trial']} (default: {preset.gpus_per_trial})"
     group.add_argument("--gpus-per-trial", type=_share, metavar="X", help=text)
     searched = parser.add_argument_group("search space", "each takes one value, a list such as 1,2,4, or LOW:HIGH")
-    for name in space.SEARCHED:
+    for name in (*space.SEARCHED, *space.OPTIONAL):
         shown = space.show(preset.space[name]) if name in preset.space else preset.base.flat()[name]
         searched.add_argument(flag_name(name), metavar="SPACE", help=f"{_SEARCHED_DOCS[name]} (default: {shown})")
     if limits:
         add_flags(parser.add_argument_group("limits", inspect.getdoc(Limits)), preset.limits)
     add_flags(parser.add_argument_group("score", inspect.getdoc(ExchangeRates)), preset.rates)
-    add_config_flags(parser, preset.base, leave_out=space.SEARCHED)
+    add_config_flags(parser, preset.base, leave_out=(*space.SEARCHED, *space.OPTIONAL))
 
 
 def _share(text: str) -> float | str:
@@ -114,9 +117,10 @@ def _share(text: str) -> float | str:
 
 
 def take_spaces(flags: argparse.Namespace) -> dict[str, str]:
-    """What was asked of the parameters in `SEARCHED`; taken out of `flags`, where they are no settings."""
-    texts = {name: getattr(flags, name) for name in space.SEARCHED if getattr(flags, name) is not None}
-    for name in space.SEARCHED:
+    """What was asked of searched parameters; taken out of `flags`, where they are no settings."""
+    names = (*space.SEARCHED, *space.OPTIONAL)
+    texts = {name: getattr(flags, name) for name in names if getattr(flags, name) is not None}
+    for name in names:
         setattr(flags, name, None)
     return texts
 

@@ -13,11 +13,11 @@ from optuna.distributions import BaseDistribution
 
 from sweeps.objectives import ExchangeRates
 from sweeps.space import default_space, describe, parse, size
+from trainables.compression_config import PruneConfig
 from trainables.configs import (
     AugmentConfig,
     CandidateConfig,
     MeasureConfig,
-    PruneConfig,
     StudentConfig,
     TeacherConfig,
     TrainingConfig,

@@ -104,9 +104,9 @@ def _config(flags: argparse.Namespace) -> SweepConfig:
             f"--budget and --trials {flags.trials}: a budget chooses the number of trials; leave one of them out."
         )
     preset = PRESETS[flags.preset]()
-    texts = take_spaces(flags)
-    searched = {**preset.space, **{name: space.parse(name, text) for name, text in texts.items()}}
-    config = config_of(flags, preset, searched)
+    searched, fixed = space.split(take_spaces(flags))
+    preset = dataclasses.replace(preset, base=preset.base.replace(**fixed))
+    config = config_of(flags, preset, {**preset.space, **searched})
     return config if flags.name else dataclasses.replace(config, name=default_name(flags.preset, config.identity()))
 
 

@@ -4,6 +4,7 @@ It is conditional: alpha exists only where `kd_loss` has a soft term, a setting 
 where that loss reads it and alpha > 0. A space without `kd_loss` or alpha is one of plain `kd` with alpha > 0.
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,15 +16,20 @@ from optuna.distributions import (
 )
 from optuna.trial import Trial
 
-from trainables.configs import KD_LOSSES, LOSS_SETTINGS, PRUNING_METHODS, CandidateConfig, StudentConfig
+from trainables.compression_config import PruneConfig
+from trainables.configs import KD_LOSSES, LOSS_SETTINGS, CandidateConfig, StudentConfig
 
 SEARCHED = ("kd_loss", "alpha", "temperature", "dkd_beta", "learning_rate", "pruning_method", "pruning_ratio")
 """In the order of asking: whether a parameter exists depends on earlier ones."""
-WORDS = ("kd_loss", "pruning_method")
+OPTIONAL = ("pruning_criterion", "pruning_scope", "precision")
+"""Searched where asked for with more than one value, settings otherwise; asked for after the others."""
+WORDS = ("kd_loss", "pruning_method", *OPTIONAL)
 STEPS = {"temperature": 0.5, "alpha": 0.1, "dkd_beta": 0.5, "pruning_ratio": 0.05}
 """Grid of a range LOW:HIGH: coarse, so that trials share stages. A learning rate has none, it is searched in log."""
 
 Space = Mapping[str, BaseDistribution]
+
+_PRUNING = ("pruning_method", "pruning_ratio", "pruning_criterion", "pruning_scope")
 
 _COMMON = {"learning_rate": 3e-4, "pruning_method": "structured", "pruning_ratio": 0.3}
 LITERATURE: tuple[Mapping[str, Any], ...] = (
@@ -43,7 +49,7 @@ def parse(name: str, text: str) -> BaseDistribution:
     """What a flag like `--alpha 0.5:1.0` asks for.
 
     Args:
-        name: one of `SEARCHED`.
+        name: one of `SEARCHED` or `OPTIONAL`.
         text: `LOW:HIGH`, a comma-separated list of choices, or one value.
 
     Raises:
@@ -67,6 +73,17 @@ def parse(name: str, text: str) -> BaseDistribution:
     return FloatDistribution(low, round(top, 10), step=step)
 
 
+def split(texts: Mapping[str, str]) -> tuple[dict[str, BaseDistribution], dict[str, Any]]:
+    """(What is searched, what is set) by flags of `SEARCHED` and `OPTIONAL`.
+
+    Raises:
+        ValueError: as `parse` does.
+    """
+    asked = {name: parse(name, text) for name, text in texts.items()}
+    fixed = {name: asked[name].choices[0] for name in OPTIONAL if name in asked and len(asked[name].choices) == 1}
+    return {name: values for name, values in asked.items() if name not in fixed}, fixed
+
+
 def default_space() -> dict[str, BaseDistribution]:
     """The space of a plain `kd_prune` sweep."""
     return {
@@ -75,7 +92,7 @@ def default_space() -> dict[str, BaseDistribution]:
         "temperature": parse("temperature", "1:8"),
         "dkd_beta": parse("dkd_beta", "1:8"),
         "learning_rate": parse("learning_rate", "3e-4,1e-3,3e-3"),
-        "pruning_method": parse("pruning_method", ",".join(PRUNING_METHODS)),
+        "pruning_method": parse("pruning_method", "l1_unstructured,structured"),
         "pruning_ratio": parse("pruning_ratio", "0:0.7"),
     }
 
@@ -103,6 +120,8 @@ def canonical(params: Mapping[str, Any]) -> dict[str, Any]:
         kept["kd_loss"] = "none"
     if kept.get("pruning_ratio") == 0:
         kept.pop("pruning_method", None)
+    if kept.get("pruning_criterion") == "lamp" and kept.get("pruning_scope", PruneConfig.pruning_scope) == "layer":
+        kept["pruning_criterion"] = "magnitude"  # ranks the channels of one layer alike
     return kept
 
 
@@ -123,7 +142,7 @@ def first_trials(space: Space) -> list[dict[str, Any]]:
 
 def size(space: Space) -> float:
     """How many different trials there are, inert parameters not counted; infinity if one is continuous."""
-    apart = {"kd_loss", "alpha", "pruning_method", "pruning_ratio", *LOSS_SETTINGS}
+    apart = {"kd_loss", "alpha", *_PRUNING, *LOSS_SETTINGS}
     others = math.prod(_count(space[name]) for name in space if name not in apart) * _prunings(space)
     losses = set(_losses(space))
     without = "none" in losses or ("alpha" in space and _holds_zero(space["alpha"]))
@@ -150,8 +169,9 @@ def show(distribution: BaseDistribution) -> str:
 
 
 def _in_order(names: Mapping[str, Any]) -> Iterator[str]:
-    yield from (name for name in SEARCHED if name in names)
-    yield from (name for name in names if name not in SEARCHED)
+    known = (*SEARCHED, *OPTIONAL)
+    yield from (name for name in known if name in names)
+    yield from (name for name in names if name not in known)
 
 
 def _inert(name: str, given: Mapping[str, Any]) -> bool:
@@ -161,6 +181,11 @@ def _inert(name: str, given: Mapping[str, Any]) -> bool:
         return bool(loss == "none")
     if name in LOSS_SETTINGS:
         return name not in KD_LOSSES[loss] or given.get("alpha", StudentConfig.alpha) == 0
+    method = given.get("pruning_method", PruneConfig.pruning_method)
+    if name == "pruning_ratio":
+        return bool(method == "nm_2_4")
+    if name in ("pruning_criterion", "pruning_scope"):
+        return bool(method != "structured" or given.get("pruning_ratio", PruneConfig.pruning_ratio) == 0)
     return False
 
 
@@ -176,12 +201,18 @@ def _ask(trial: Trial, name: str, distribution: BaseDistribution) -> Any:
 
 
 def _prunings(space: Space) -> float:
-    """Different prunings; ratio 0 is one, whatever the method."""
-    methods = _count(space["pruning_method"]) if "pruning_method" in space else 1
-    if "pruning_ratio" not in space:
-        return methods
-    none = _holds_zero(space["pruning_ratio"])
-    return methods * (_count(space["pruning_ratio"]) - none) + none
+    """Different prunings: ratio 0 is one, whatever the method."""
+    axes = {name: _values(space[name]) for name in _PRUNING if name in space}
+    points = (dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values()))
+    return len({tuple(sorted(canonical(point).items())) for point in points})
+
+
+def _values(distribution: BaseDistribution) -> list[Any]:
+    """Every value of a list or a stepped range."""
+    if isinstance(distribution, CategoricalDistribution):
+        return list(distribution.choices)
+    assert isinstance(distribution, FloatDistribution) and distribution.step is not None
+    return [round(distribution.low + i * distribution.step, 10) for i in range(int(_count(distribution)))]
 
 
 def _holds_zero(distribution: BaseDistribution) -> bool:

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from trainables.checks import check_epochs, check_positive
+from trainables.compression_config import ExportConfig, PruneConfig
 from trainables.training_config import TrainingConfig as TrainingConfig
 
-PRUNING_METHODS = ("l1_unstructured", "structured")
-PRUNED_SHARES = ("channels", "macs", "size", "latency")
 CROPS = ("none", "padded", "resized")
 LATENCY_RUNTIMES = ("onnxruntime_cpu", "onnxruntime_cuda", "tensorrt", "openvino")
 KD_LOSSES: Mapping[str, tuple[str, ...]] = {
@@ -98,8 +98,8 @@ class TeacherConfig:
     """The teacher's weights, batch order and dropout; apart from `seed`, so that more seeds share one teacher."""
 
     def __post_init__(self) -> None:
-        _check_epochs("teacher_epochs", self.teacher_epochs)
-        _check_positive("teacher_learning_rate", self.teacher_learning_rate)
+        check_epochs("teacher_epochs", self.teacher_epochs)
+        check_positive("teacher_learning_rate", self.teacher_learning_rate)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,9 +124,9 @@ class StudentConfig:
     """Weight of the classes that are not the target, >= 0; used by `dkd` only."""
 
     def __post_init__(self) -> None:
-        _check_epochs("student_epochs", self.student_epochs)
-        _check_positive("learning_rate", self.learning_rate)
-        _check_positive("temperature", self.temperature)
+        check_epochs("student_epochs", self.student_epochs)
+        check_positive("learning_rate", self.learning_rate)
+        check_positive("temperature", self.temperature)
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"`0 <= alpha <= 1` must hold, but got alpha={self.alpha}.")
         if self.kd_loss not in KD_LOSSES:
@@ -151,57 +151,6 @@ class StudentConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneConfig:
-    """How the student is pruned and recovered."""
-
-    pruning_method: str = "structured"
-    """`structured` removes channels (faster everywhere); `l1_unstructured` zeroes conv weights (size after
-    compression only)."""
-    pruning_ratio: float = 0.3
-    """Fraction removed, in [0, 1): of what `pruning_of` says, or of Conv2d weights. 0 removes nothing; the
-    recovery epochs still run."""
-    pruning_of: str = "channels"
-    """What `structured` removes a fraction of: `channels` of every layer, or the dense student's `macs`, `size` (file
-    bytes) or `latency` (p50); the last three find the channel ratio by bisection on the untrained student."""
-    recovery_epochs: int = 4
-    """Passes over the training split after pruning, with the distillation loss of the student."""
-    recovery_learning_rate_factor: float = 0.3
-    """Peak learning rate of recovery as a multiple of `learning_rate`, > 0."""
-
-    def __post_init__(self) -> None:
-        if self.pruning_method not in PRUNING_METHODS:
-            known = ", ".join(PRUNING_METHODS)
-            raise ValueError(
-                f"`pruning_method` must be one of {known}, but got pruning_method={self.pruning_method!r}."
-            )
-        if self.pruning_of not in PRUNED_SHARES:
-            known = ", ".join(PRUNED_SHARES)
-            raise ValueError(f"`pruning_of` must be one of {known}, but got pruning_of={self.pruning_of!r}.")
-        if not 0 <= self.pruning_ratio < 1:
-            raise ValueError(f"`0 <= pruning_ratio < 1` must hold, but got pruning_ratio={self.pruning_ratio}.")
-        _check_epochs("recovery_epochs", self.recovery_epochs)
-        _check_positive("recovery_learning_rate_factor", self.recovery_learning_rate_factor)
-
-    def canonical(self) -> "PruneConfig":
-        """The same pruning with inert settings at their defaults: ratio 0 removes nothing by any method."""
-        if self.pruning_ratio == 0:
-            return dataclasses.replace(self, pruning_method="structured", pruning_of="channels")
-        return self if self.pruning_method == "structured" else dataclasses.replace(self, pruning_of="channels")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportConfig:
-    """How the file to ship is written."""
-
-    opset: int = 20
-    """ONNX operator set; 18 to 22 are written, older ones are not supported by the exporter."""
-
-    def __post_init__(self) -> None:
-        if not 18 <= self.opset <= 22:
-            raise ValueError(f"`18 <= opset <= 22` must hold, but got opset={self.opset}.")
-
-
-@dataclass(frozen=True, kw_only=True)
 class MeasureConfig:
     """How the exported file is timed."""
 
@@ -218,7 +167,7 @@ class MeasureConfig:
             raise ValueError(f"`latency_runtime` must be one of {known}, but got latency_runtime={value!r}.")
         if self.latency_threads < 1:
             raise ValueError(f"`latency_threads >= 1` must hold, but got latency_threads={self.latency_threads}.")
-        _check_positive("latency_seconds", self.latency_seconds)
+        check_positive("latency_seconds", self.latency_seconds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,7 +207,9 @@ class CandidateConfig:
 
     def canonical(self) -> "CandidateConfig":
         """The same candidate with every inert setting at its default: what records show and keys are made of."""
-        return dataclasses.replace(self, student=self.student.canonical(), prune=self.prune.canonical())
+        return dataclasses.replace(
+            self, student=self.student.canonical(), prune=self.prune.canonical(), export=self.export.canonical()
+        )
 
     def on(self, device: str) -> "CandidateConfig":
         """The same candidate with everything named that depends on where it trains: `cpu` or `cuda`."""
@@ -268,13 +219,3 @@ class CandidateConfig:
     def from_flat(cls, row: Mapping[str, Any]) -> "CandidateConfig":
         """The inverse of `flat`."""
         return cls().replace(**row)
-
-
-def _check_epochs(name: str, value: int) -> None:
-    if value < 0:
-        raise ValueError(f"`{name} >= 0` must hold, but got {name}={value}.")
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not (value > 0 and math.isfinite(value)):
-        raise ValueError(f"`{name} > 0` must hold, but got {name}={value}.")

@@ -6,7 +6,7 @@ from typing import Any
 from trainables.configs import CandidateConfig
 from trainables.records import EpochRecord, ModelRecord
 from trainables.stages import data
-from trainables.stages.exported import exported, recipe
+from trainables.stages.exported import reference_export
 from trainables.stages.recovery import recovery
 from trainables.stages.shape import shaped
 from trainables.stages.student import student
@@ -26,8 +26,7 @@ class PruneTrial(StageTrial):
         images = load_images(dataset, place.device)
         taught_by = yield from teacher(config, dataset, images, place)
         dense = yield from student(config, dataset, images, taught_by, place)
-        made_by = recipe(config, dataset, "teacher")
-        reference = yield from exported(config, dataset, taught_by, made_by, place)
+        reference = yield from reference_export(config, dataset, taught_by, place)
         shape = yield from shaped(config, dataset, reference, place)
         ratio = shape.channel_ratio
         return (yield from recovery(config, dataset, images, taught_by, dense, place, channel_ratio=ratio))

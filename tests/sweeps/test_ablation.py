@@ -75,7 +75,9 @@ def test_pictures_fit_a_page_and_hold_every_cell(tmp_path: Path, monkeypatch: py
         assert height < 2000
 
 
-@pytest.mark.parametrize(("preset", "cells_"), [("kd-grid", 27), ("augmentation", 4), ("distillation", 2)])
+@pytest.mark.parametrize(
+    ("preset", "cells_"), [("kd-grid", 27), ("augmentation", 4), ("distillation", 2), ("precision", 3)]
+)
 def test_a_grid_is_as_large_as_its_cells_times_seeds(preset: str, cells_: int) -> None:
     made = config("--preset", preset, "--base", "quick", "--seeds", "2")
     points = grid(made)

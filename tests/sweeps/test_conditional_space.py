@@ -12,7 +12,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
 from sweeps.searcher import DUPLICATE, Proposing, StudySearcher, open_study
-from sweeps.space import Space, canonical, default_space, first_trials, parse, size, suggest
+from sweeps.space import Space, canonical, default_space, first_trials, parse, size, split, suggest
 from trainables.configs import KD_LOSSES, CandidateConfig, StudentConfig
 
 ALL = ",".join(KD_LOSSES)
@@ -189,3 +189,30 @@ def test_orphans_keep_their_parameters_and_get_those_that_they_lack(tmp_path: Pa
     assert whole["params"]["kd_loss"] == half.params["kd_loss"]
     assert student(whole["params"])
     assert {"learning_rate", "pruning_method", "pruning_ratio"} <= whole["params"].keys()
+
+
+def test_settings_of_channels_are_asked_for_where_channels_are_removed() -> None:
+    space = default_space() | {
+        "pruning_method": parse("pruning_method", "structured,l1_global,nm_2_4"),
+        "pruning_ratio": parse("pruning_ratio", "0,0.5"),
+        "pruning_criterion": parse("pruning_criterion", "magnitude,lamp,taylor"),
+        "pruning_scope": parse("pruning_scope", "layer,global"),
+        "precision": parse("precision", "fp32,int8_ptq"),
+    }
+    pruning = {name: values for name, values in space.items() if name.startswith("p")}
+    # nothing, half of all weights, 2:4, and for channels: 3 criteria globally, 2 in a layer, where lamp is magnitude
+    assert size(pruning) == 2 * (1 + 1 + 1 + 3 + 2)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(40):
+        params = suggest(study.ask(), space)
+        assert ("pruning_ratio" in params) == (params["pruning_method"] != "nm_2_4")
+        channels = params["pruning_method"] == "structured" and params["pruning_ratio"] > 0
+        asked = {"pruning_criterion", "pruning_scope"} & params.keys()
+        assert len(asked) == (2 if channels else 0)
+        assert "precision" in params
+
+
+def test_one_value_of_an_optional_parameter_is_a_setting() -> None:
+    searched, fixed = split({"alpha": "0.5", "precision": "int8_ptq", "pruning_scope": "layer,global"})
+    assert set(searched) == {"alpha", "pruning_scope"}
+    assert fixed == {"precision": "int8_ptq"}

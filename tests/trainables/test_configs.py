@@ -3,8 +3,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from trainables.configs import KD_LOSSES, AugmentConfig, CandidateConfig, DataConfig, PruneConfig, StudentConfig
+from trainables.compression_config import ExportConfig, PruneConfig
+from trainables.configs import KD_LOSSES, AugmentConfig, CandidateConfig, DataConfig, StudentConfig
 from trainables.flags import field_docs
+from trainables.stages.cut import key_parts
+from trainables.stages.recovery import recovery_key
 from trainables.stages.student import student_key
 from trainables.store import Key
 
@@ -45,6 +48,13 @@ def test_replace_refuses_unknown_names() -> None:
         (lambda: StudentConfig(student_epochs=-1), r"student_epochs >= 0.*student_epochs=-1"),
         (lambda: PruneConfig(pruning_ratio=1.0), r"0 <= pruning_ratio < 1.*pruning_ratio=1.0"),
         (lambda: PruneConfig(pruning_method="l2"), r"pruning_method.*'l2'"),
+        (lambda: PruneConfig(pruning_criterion="l2"), r"pruning_criterion.*magnitude, lamp.*'l2'"),
+        (lambda: PruneConfig(pruning_scope="block"), r"pruning_scope.*layer, global.*'block'"),
+        (lambda: PruneConfig(pruning_steps=0), r"pruning_steps >= 1.*pruning_steps=0"),
+        (lambda: PruneConfig(pruning_scope="global", pruning_of="macs"), r"pruning_scope='global'.*pruning_of='macs'"),
+        (lambda: ExportConfig(precision="int4"), r"precision.*fp32, fp16, int8_ptq, int8_qat.*'int4'"),
+        (lambda: ExportConfig(calibration_images=0), r"calibration_images >= 1.*calibration_images=0"),
+        (lambda: ExportConfig(qat_epochs=0), r"qat_epochs >= 1.*qat_epochs=0"),
         (lambda: DataConfig(val_fraction=0.0), r"val_fraction=0.0"),
         (lambda: DataConfig(train_limit=1), r"train_limit=1"),
         (lambda: AugmentConfig(crop="zoom"), r"crop='zoom'"),
@@ -109,3 +119,49 @@ def test_students_that_do_not_differ_share_a_place_in_the_store() -> None:
 
     assert key(kd_loss="none") == key(alpha=0.0, temperature=9.0) != key()
     assert key(dkd_beta=1.0) == key() != key(temperature=9.0)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"pruning_ratio": 0.0, "pruning_method": "l1_global"}, {"pruning_ratio": 0.0, "pruning_criterion": "taylor"}),
+        ({"pruning_method": "nm_2_4", "pruning_ratio": 0.2}, {"pruning_method": "nm_2_4", "pruning_ratio": 0.7}),
+        ({"pruning_method": "l1_global", "pruning_scope": "global"}, {"pruning_method": "l1_global"}),
+        ({"pruning_method": "l1_global", "pruning_steps": 3}, {"pruning_method": "l1_global"}),
+        ({"pruning_criterion": "lamp"}, {}),
+        ({"calibration_images": 8, "qat_epochs": 5}, {}),
+        ({"precision": "int8_ptq", "qat_epochs": 5}, {"precision": "int8_ptq"}),
+        ({"precision": "fp16", "calibration_images": 5}, {"precision": "fp16"}),
+    ],
+)
+def test_settings_that_pruning_and_export_do_not_read_are_no_difference(one: dict, other: dict) -> None:
+    config = CandidateConfig()
+    assert config.replace(**one) != config.replace(**other)
+    assert config.replace(**one).canonical() == config.replace(**other).canonical()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pruning_criterion": "taylor"},
+        {"pruning_scope": "global"},
+        {"pruning_scope": "global", "pruning_criterion": "lamp"},
+        {"pruning_steps": 2},
+        {"pruning_method": "nm_2_4", "pruning_ratio": 0.5},
+        {"precision": "int8_ptq"},
+        {"precision": "int8_ptq", "calibration_images": 8},
+        {"precision": "int8_qat", "qat_epochs": 2},
+    ],
+)
+def test_settings_that_pruning_and_export_read_are_a_difference(change: dict) -> None:
+    config = CandidateConfig()
+    assert config.replace(**change).canonical() == config.replace(**change) != config.canonical()
+
+
+def test_what_older_stores_hold_is_found_again() -> None:
+    """Settings that came later are no part of a key while they are at their defaults."""
+    later = {"pruning_criterion", "pruning_scope", "pruning_steps"}
+    assert not later & key_parts(PruneConfig()).keys()
+    assert key_parts(PruneConfig(pruning_scope="global"))["pruning_scope"] == "global"
+    student = SimpleNamespace(key="student/s")
+    assert str(recovery_key(CandidateConfig(), student, channel_ratio=0.3)) == "recovery/85b5e4f9096af8ebbccaaba0"

@@ -18,9 +18,10 @@ from trainables.limits import InfeasibleError, Limits
 from trainables.records import CandidateRecord, DatasetRecord, EpochRecord, ShapeRecord, to_json
 from trainables.stages import data
 from trainables.stages.backends import check_runtime
-from trainables.stages.exported import exported, recipe
+from trainables.stages.exported import exported, recipe, reference_export
 from trainables.stages.measured import measured, measured_keys
 from trainables.stages.models import check_model
+from trainables.stages.qat import qat
 from trainables.stages.recovery import recovery
 from trainables.stages.shape import shaped
 from trainables.stages.student import student
@@ -41,7 +42,7 @@ def teacher_candidate(config: CandidateConfig, place: Workspace) -> Epochs:
     dataset = data.prepare(config.data, place.data_dir)
     model, spent = yield from spending(teacher(config, dataset, load_images(dataset, place.device), place))
     made_by = recipe(config, dataset, "teacher")
-    files = yield from exported(config, dataset, model, made_by, place)
+    files = yield from reference_export(config, dataset, model, place)
     measurement = yield from measured(config, dataset, model, files, files, place)
     return CandidateRecord(
         stage="teacher",
@@ -58,7 +59,10 @@ def teacher_candidate(config: CandidateConfig, place: Workspace) -> Epochs:
 
 
 def candidate(config: CandidateConfig, place: Workspace, limits: Limits = NO_LIMITS) -> Steps:
-    """data -> teacher -> shape -> student -> pruned and recovered -> exported -> measured.
+    """data -> teacher -> shape -> student -> pruned and recovered (-> quantised in training) -> exported -> measured.
+
+    Where only the trained weights tell the pruned widths (`pruning_scope` global), the shape is an estimate that
+    refuses nobody: the limits are checked on the finished file.
 
     Yields the untrained shape first, then every epoch trained. Stages that the store already holds yield nothing.
     Closing the generator, or a dead process, loses at most the running epoch.
@@ -71,31 +75,36 @@ def candidate(config: CandidateConfig, place: Workspace, limits: Limits = NO_LIM
     dataset: DatasetRecord = data.prepare(config.data, place.data_dir)
     images = load_images(dataset, place.device)
     teacher_model, teacher_spent = yield from spending(teacher(config, dataset, images, place))
-    reference = yield from exported(config, dataset, teacher_model, recipe(config, dataset, "teacher"), place)
+    reference = yield from reference_export(config, dataset, teacher_model, place)
     shape = yield from shaped(config, dataset, reference, place)
     yield shape
-    check_shape(shape, limits)
+    if not config.prune.shape_needs_weights:
+        check_shape(shape, limits)
     student_model, student_spent = yield from spending(student(config, dataset, images, teacher_model, place))
     pruned_model, recovery_spent = yield from spending(
         recovery(config, dataset, images, teacher_model, student_model, place, channel_ratio=shape.channel_ratio)
     )
+    final, qat_spent = pruned_model, 0.0
+    if config.export.precision == "int8_qat":
+        final, qat_spent = yield from spending(qat(config, dataset, images, teacher_model, pruned_model, place))
     made_by = recipe(config, dataset, "candidate")
-    files = yield from exported(config, dataset, pruned_model, made_by, place)
-    measurement = yield from measured(config, dataset, pruned_model, files, reference, place)
-    spent = teacher_spent + student_spent + recovery_spent
-    train_time_s = student_model.train_time_s + pruned_model.train_time_s
+    files = yield from exported(config, dataset, final, made_by, place)
+    measurement = yield from measured(config, dataset, final, files, reference, place)
+    spent = teacher_spent + student_spent + recovery_spent + qat_spent
+    stages = list(dict.fromkeys((student_model, pruned_model, final)))
+    train_time_s = sum(model.train_time_s for model in stages)
     return CandidateRecord(
         stage="candidate",
         params=made_by | vars(config.measure),
         export=files,
         measurement=measurement,
-        curve=student_model.curve + pruned_model.curve,
+        curve=tuple(epoch for model in stages for epoch in model.curve),
         num_val=dataset.num_val,
         num_test=dataset.num_test,
         train_time_s=train_time_s,
         reused_time_s=max(0.0, teacher_model.train_time_s + train_time_s - spent),
         keys=(
-            *(model.key for model in (teacher_model, student_model, pruned_model)),
+            *(model.key for model in (teacher_model, *stages)),
             *(reference.key, files.key, *measured_keys(config, dataset, files, reference)),
         ),
     )

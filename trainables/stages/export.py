@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 import logging
-import os
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 
 from trainables.records import ExportRecord
 from trainables.stages.measure import open_session, run_logits
+from trainables.stages.onnx_files import strip, write_bytes
 
 ONNX_FILE = "model.onnx"
 TORCHSCRIPT_FILE = "model.torchscript.pt"
@@ -69,9 +69,9 @@ def export(
 
     max_abs, agreement = _check_files(wrapped, parity_images, onnx_bytes, torchscript_bytes)
     folder.mkdir(parents=True, exist_ok=True)
-    _write_bytes(folder / ONNX_FILE, onnx_bytes)
+    write_bytes(folder / ONNX_FILE, onnx_bytes)
     if torchscript_bytes is not None:
-        _write_bytes(folder / TORCHSCRIPT_FILE, torchscript_bytes)
+        write_bytes(folder / TORCHSCRIPT_FILE, torchscript_bytes)
     return ExportRecord(
         key=key,
         folder=folder,
@@ -104,7 +104,7 @@ def export_untrained(
     about = {"class_names": list(class_names), "image_size": image_size, "recipe": dict(recipe)}
     with _quiet(), torch.no_grad():
         content = _onnx_bytes(wrapped, torch.rand(2, 3, image_size, image_size), opset, about)
-    _write_bytes(path, content)
+    write_bytes(path, content)
     return len(content)
 
 
@@ -142,43 +142,13 @@ def _onnx_bytes(model: nn.Module, example: Tensor, opset: int, about: Mapping[st
     written = {entry.domain: entry.version for entry in proto.opset_import}[""]
     if written != opset:
         raise ValueError(f"The ONNX exporter must write {opset=}, but wrote opset {written}; take an opset from 18 on.")
-    _strip(proto)
+    strip(proto)
     for name, value in about.items():
         text = json.dumps(value, sort_keys=True, default=str)
         proto.metadata_props.add(key=name, value=text)
     onnx.checker.check_model(proto, full_check=True)
     data: bytes = proto.SerializeToString()
     return data
-
-
-def _strip(proto: Any) -> None:
-    """Removes what the exporter notes for debugging: stack traces with paths of this machine, 4 to 15 % of the file."""
-
-    def clean(message: Any) -> None:
-        for name in ("metadata_props", "doc_string"):
-            if name in message.DESCRIPTOR.fields_by_name:
-                message.ClearField(name)
-
-    def clean_graph(graph: Any) -> None:
-        graph.ClearField("value_info")
-        for part in (graph, *graph.input, *graph.output, *graph.initializer):
-            clean(part)
-        clean_nodes(graph.node)
-
-    def clean_nodes(nodes: Any) -> None:
-        for node in nodes:
-            clean(node)
-            for attribute in node.attribute:
-                clean(attribute)
-                for graph in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
-                    clean_graph(graph)
-
-    clean(proto)
-    clean_graph(proto.graph)
-    for function in proto.functions:
-        function.ClearField("value_info")
-        clean(function)
-        clean_nodes(function.node)
 
 
 def _torchscript_bytes(model: nn.Module, example: Tensor) -> bytes | None:
@@ -199,7 +169,7 @@ def _torchscript_bytes(model: nn.Module, example: Tensor) -> bytes | None:
     return stripped.getvalue()
 
 
-def _parity_chunks(images: Tensor) -> list[npt.NDArray[np.float32]]:
+def parity_chunks(images: Tensor) -> list[npt.NDArray[np.float32]]:
     """The images in batches of 1, 3, 8 and then up to 64, as many as there are."""
     pixels = images.detach().cpu().float().contiguous().numpy()
     chunks, start = [], 0
@@ -215,7 +185,7 @@ def _check_files(
 ) -> tuple[float, float]:
     """Checks both files; returns (largest |logit difference|, share of equal top-1 classes) of the ONNX file."""
     session = open_session(onnx_bytes, threads=1)
-    chunks = _parity_chunks(images)
+    chunks = parity_chunks(images)
     with torch.no_grad():
         eager = [model(torch.from_numpy(chunk)).numpy() for chunk in chunks]
     if torchscript_bytes is not None:
@@ -268,13 +238,3 @@ def _quiet() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
-
-
-def _write_bytes(path: Path, data: bytes) -> None:
-    """A reader sees the old file or the whole new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -19,14 +19,13 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-MODEL_NAMES = ("resnet18", "mobilenet_v3_small", "alexnet", "alexnet_small")
+from trainables.stages.small_images import LATER, SMALL_IMAGE, adapt, alexnet_cifar
+
+MODEL_NAMES = ("resnet18", "mobilenet_v3_small", "alexnet", "alexnet_small", *LATER)
 """Names tuned for small images too; every torchvision classifier and `package.module:function` work beside them."""
 
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 """Transient: never turned into a ValueError, which stands for a failure that will come again."""
-
-_SMALL_IMAGE = 64
-"""Below this side, in pixels, ImageNet stems throw away most of the picture: strides are removed."""
 
 
 def build_model(name: str, *, num_classes: int, image_size: int, pretrained: bool = False) -> nn.Module:
@@ -38,14 +37,14 @@ def build_model(name: str, *, num_classes: int, image_size: int, pretrained: boo
     check_model(name)
     if ":" in name:
         model = _users_model(name, num_classes=num_classes, pretrained=pretrained)
-    elif name == "alexnet_small" or (name == "alexnet" and image_size < _SMALL_IMAGE):
+    elif name == "alexnet_small" or (name == "alexnet" and image_size < SMALL_IMAGE):
         if pretrained:
             raise ValueError(f"--pretrained: no weights exist for model {name!r} at image_size={image_size}.")
-        model = _alexnet_cifar(num_classes, image_size, small=name == "alexnet_small")
+        model = alexnet_cifar(num_classes, image_size, small=name == "alexnet_small")
     else:
         model = _torchvision_model(name, num_classes=num_classes, image_size=image_size, pretrained=pretrained)
-        if image_size < _SMALL_IMAGE:
-            _adapt_stem(name, model, pretrained=pretrained)
+        if image_size < SMALL_IMAGE:
+            adapt(name, model, pretrained=pretrained, num_classes=num_classes)
     check_logits(model, name=name, num_classes=num_classes, image_size=image_size)
     return model
 
@@ -70,12 +69,12 @@ def check_model(name: str) -> None:
 
 
 def source_of(name: str) -> str:
-    """Digest of the file that defines a user's model, empty for known names: an edited model is another model.
+    """Digest of the file that defines a user's model, empty for most known names: an edited model is another model.
 
     Files that this one imports are not looked at.
     """
     if ":" not in name:
-        return ""
+        return "small-1" if name in LATER else ""
     file = inspect.getsourcefile(importlib.import_module(name.partition(":")[0]))
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if file else ""
 
@@ -253,44 +252,3 @@ def _replace_head(model: nn.Module, num_classes: int) -> None:
         model.set_submodule(name, nn.Linear(old.in_features, num_classes, bias=old.bias is not None))
     elif isinstance(old, nn.Conv2d):
         model.set_submodule(name, nn.Conv2d(old.in_channels, num_classes, 1))
-
-
-def _adapt_stem(name: str, model: Any, *, pretrained: bool) -> None:
-    """Keeps the resolution of small images: 32 px through ImageNet's ResNet-18 stem would leave a 1x1 map."""
-    if name == "resnet18":
-        stem = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-        nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
-        if pretrained:
-            with torch.no_grad():
-                stem.weight.copy_(model.conv1.weight[:, :, 2:5, 2:5])  # the centre of the 7x7 filters
-        model.conv1, model.maxpool = stem, nn.Identity()
-    elif name == "mobilenet_v3_small":
-        model.features[0][0].stride = (1, 1)
-        model.features[1].block[0][0].stride = (1, 1)
-
-
-def _alexnet_cifar(num_classes: int, image_size: int, *, small: bool) -> nn.Sequential:
-    """AlexNet's five convolutions, all 3x3, for images from 16 pixels: 4.4 M parameters, or 0.8 M if small."""
-    widths = (32, 96, 192, 128, 128) if small else (64, 192, 384, 256, 256)
-    hidden, dropout = (256, 0.2) if small else (1024, 0.3)
-    stride = 1 if image_size < _SMALL_IMAGE // 2 else 2 if image_size < 2 * _SMALL_IMAGE else 4
-    features: list[nn.Module] = []
-    channels = 3
-    for index, width in enumerate(widths):
-        features += [nn.Conv2d(channels, width, 3, stride=stride if index == 0 else 1, padding=1), nn.ReLU()]
-        if index in (0, 1, 4):
-            features.append(nn.MaxPool2d(2))
-        channels = width
-    classifier = [
-        *(nn.Dropout(dropout), nn.Linear(channels * 4, hidden), nn.ReLU()),
-        *(nn.Dropout(dropout), nn.Linear(hidden, hidden), nn.ReLU()),
-        nn.Linear(hidden, num_classes),
-    ]
-    model = nn.Sequential(*features, nn.AdaptiveAvgPool2d(2), nn.Flatten(), *classifier)
-    for layer in model:
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            # without BatchNorm, PyTorch's default start is too small to learn in a few epochs
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
-    return model

@@ -1,6 +1,6 @@
 """The control arm of pruning: the pruned shape, trained from random weights for the champion's whole budget."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from pathlib import Path
 
 import torch
@@ -11,32 +11,42 @@ from trainables.records import CandidateRecord, DatasetRecord, EpochRecord, Mode
 from trainables.stages import data
 from trainables.stages.candidate import NO_LIMITS, Steps, check_shape, spending
 from trainables.stages.compute import move
-from trainables.stages.exported import exported, recipe
+from trainables.stages.cut import cut_untrained, key_parts, read_plan
+from trainables.stages.exported import exported, recipe, reference_export
 from trainables.stages.measured import measured, measured_keys
-from trainables.stages.prune import apply_masks, masks, prune
+from trainables.stages.recovery import recovery
 from trainables.stages.shape import shaped
-from trainables.stages.student import Distillation
+from trainables.stages.student import Distillation, student
 from trainables.stages.teacher import teacher
 from trainables.stages.tensors import Images, load_images
 from trainables.stages.trained import write_model
 from trainables.stages.training import Loop, recalibrate, seed_for, train
 from trainables.stages.workspace import Workspace, build_for
+from trainables.stages.zeros import apply_masks, masks
 from trainables.store import Key, stage_key
 
 VERSION = 2
 
 
-def scratch_key(config: CandidateConfig, dataset: DatasetRecord, teacher: ModelRecord, *, channel_ratio: float) -> Key:
+def scratch_key(
+    config: CandidateConfig,
+    dataset: DatasetRecord,
+    teacher: ModelRecord,
+    *,
+    channel_ratio: float,
+    plan: Mapping[str, int] | None = None,
+) -> Key:
     """Where the pruned shape of this configuration, trained from random weights, lies in the store."""
     return stage_key(
         "scratch",
         version=VERSION,
         parents=[dataset.fingerprint, teacher.key],
         channel_ratio=channel_ratio,
+        **({} if plan is None else {"plan": dict(plan)}),
         **vars(config.augment),
         **vars(config.training.on("cpu")),
         **vars(config.student.canonical()),
-        **vars(config.prune),
+        **key_parts(config.prune),
     )
 
 
@@ -48,6 +58,7 @@ def scratch(
     place: Workspace,
     *,
     channel_ratio: float,
+    plan: Mapping[str, int] | None = None,
 ) -> Generator[EpochRecord, None, ModelRecord]:
     """Train the pruned shape from random weights, or find it in the store; yields its epochs.
 
@@ -57,21 +68,18 @@ def scratch(
     same latency is this very network. Which channels (or, with `l1_unstructured`, which weights) go is chance here.
     Weights, batch order and views are those that the champion's student of the same seed begins with, so that the two
     can be compared in pairs. Never pretrained (cf. Liu et al., arXiv:1810.05270).
+
+    Args:
+        plan: the champion's widths, which a `global` pruning found in its trained weights.
     """
-    key = scratch_key(config, dataset, teacher, channel_ratio=channel_ratio)
+    key = scratch_key(config, dataset, teacher, channel_ratio=channel_ratio, plan=plan)
 
     def compute(folder: Path) -> Generator[EpochRecord, None, None]:
         torch.manual_seed(seed_for(config.training.seed, "student", "weights"))
         model = build_for(config.student.student_model, dataset)
-        prune(
-            model,
-            method=config.prune.pruning_method,
-            ratio=channel_ratio if config.prune.pruning_method == "structured" else config.prune.pruning_ratio,
-            image_size=dataset.image_size,
-            num_classes=dataset.num_classes,
-        )
+        cut_untrained(model, config.prune, dataset, channel_ratio=channel_ratio, plan=plan)
         move(model, images.mean.device, image_size=dataset.image_size)  # masks lie where the weights will
-        zeros = masks(model) if config.prune.pruning_method == "l1_unstructured" else {}
+        zeros = masks(model, config.prune.canonical().pruning_method)
         loop = Loop(
             stage="student",
             epochs=config.student.student_epochs + config.prune.recovery_epochs,
@@ -102,12 +110,21 @@ def scratch_candidate(config: CandidateConfig, place: Workspace, limits: Limits 
     dataset = data.prepare(config.data, place.data_dir)
     images = load_images(dataset, place.device)
     teacher_model, teacher_spent = yield from spending(teacher(config, dataset, images, place))
-    reference = yield from exported(config, dataset, teacher_model, recipe(config, dataset, "teacher"), place)
+    reference = yield from reference_export(config, dataset, teacher_model, place)
     shape: ShapeRecord = yield from shaped(config, dataset, reference, place)
     yield shape
-    check_shape(shape, limits)
+    plan = None
+    if config.prune.shape_needs_weights:
+        dense, _ = yield from spending(student(config, dataset, images, teacher_model, place))
+        ratio = shape.channel_ratio
+        pruned, _ = yield from spending(
+            recovery(config, dataset, images, teacher_model, dense, place, channel_ratio=ratio)
+        )
+        plan = read_plan(pruned.folder)
+    else:
+        check_shape(shape, limits)
     model, spent = yield from spending(
-        scratch(config, dataset, images, teacher_model, place, channel_ratio=shape.channel_ratio)
+        scratch(config, dataset, images, teacher_model, place, channel_ratio=shape.channel_ratio, plan=plan)
     )
     made_by = recipe(config, dataset, "candidate") | {"from_scratch": True}
     files = yield from exported(config, dataset, model, made_by, place)

@@ -3,17 +3,18 @@
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Never
+from typing import Any, Never
 
 import torch
 
 from trainables.configs import CandidateConfig
 from trainables.latency import LatencyRecord
 from trainables.records import DatasetRecord, ExportRecord, ShapeRecord, read_shape, to_json, write_text
+from trainables.stages.cut import cut_untrained
 from trainables.stages.export import export_untrained
-from trainables.stages.exported import recipe
+from trainables.stages.exported import convert, recipe
 from trainables.stages.models import count, source_of
-from trainables.stages.prune import prune
+from trainables.stages.quantize import scheme_for
 from trainables.stages.timed import anchor, processor, timed
 from trainables.stages.workspace import Workspace, build_for
 from trainables.store import stage_key
@@ -27,10 +28,11 @@ def shaped(
 ) -> Generator[Never, None, ShapeRecord]:
     """Latency, size and MACs of this candidate's architecture, from random weights, or from the store.
 
-    The signature is the architecture: zeroed weights change none of these numbers, so all `l1_unstructured` ratios
-    share the dense student's entry.
+    The signature is the architecture and the precision: zeroed weights change none of these numbers, so all methods
+    that zero share the dense student's entry. The widths that `global` scope will leave are not known yet: what is
+    measured is the same share of every layer, an estimate.
     """
-    structured = config.prune.pruning_method == "structured" and config.prune.pruning_ratio > 0
+    structured = config.prune.removes_channels
     key = stage_key(
         "shape",
         version=VERSION,
@@ -42,6 +44,7 @@ def shaped(
         pruning_ratio=config.prune.pruning_ratio if structured else 0.0,
         pruning_of=config.prune.pruning_of if structured else "channels",
         processor=processor(),
+        **_apart(config),
         **vars(config.measure),
     )
 
@@ -57,6 +60,18 @@ def shaped(
         yield from ()
 
     return read_shape((yield from place.store.obtain(key, compute)))
+
+
+def _apart(config: CandidateConfig) -> dict[str, Any]:
+    """Settings with a shape of their own; at their defaults they are left out, as old keys lack them."""
+    apart: dict[str, Any] = {}
+    if config.prune.removes_channels and config.prune.pruning_criterion == "bn_scale":
+        apart["pruning_criterion"] = "bn_scale"  # spares layers without BatchNorm
+    if config.export.precision != "fp32":
+        apart["precision"] = config.export.precision.partition("_")[0]
+    if apart.get("precision") == "int8":
+        apart |= vars(scheme_for(config.measure.latency_runtime))
+    return apart
 
 
 def solve(share: Callable[[float], float], target: float) -> float:
@@ -136,18 +151,13 @@ class _Sketch:
     def _model(self, ratio: float) -> torch.nn.Module:
         torch.manual_seed(0)
         model = build_for(self._config.student.student_model, self._dataset)
-        prune(
-            model,
-            method="structured",
-            ratio=ratio,
-            image_size=self._dataset.image_size,
-            num_classes=self._dataset.num_classes,
-            must_remove=False,
-        )
+        config = self._config.prune
+        if config.removes_channels:
+            cut_untrained(model, config, self._dataset, channel_ratio=ratio, must_remove=False)
         return model
 
     def _export(self, model: torch.nn.Module) -> int:
-        return export_untrained(
+        size_bytes = export_untrained(
             model,
             mean=self._dataset.mean,
             std=self._dataset.std,
@@ -157,3 +167,7 @@ class _Sketch:
             opset=self._config.export.opset,
             path=self.path,
         )
+        if self._config.export.precision == "fp32":
+            return size_bytes
+        convert(self.path, self.path, self._config, self._dataset)
+        return self.path.stat().st_size

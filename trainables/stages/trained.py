@@ -7,7 +7,7 @@ from torch import nn
 
 from trainables.records import DatasetRecord, EpochRecord, ModelRecord, to_json, write_text
 from trainables.stages.models import count
-from trainables.stages.prune import save_weights
+from trainables.stages.weights import save_weights
 from trainables.store import Key
 
 

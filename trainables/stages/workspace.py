@@ -9,7 +9,7 @@ from trainables.records import DatasetRecord, ModelRecord
 from trainables.stages import compute
 from trainables.stages.lease import DeviceLease
 from trainables.stages.models import build_model
-from trainables.stages.prune import load_weights
+from trainables.stages.weights import load_weights
 from trainables.store import Store
 
 

@@ -1,6 +1,7 @@
 """The whole chain in one process, by its command line."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -51,6 +52,42 @@ def test_pruning_by_macs_finds_the_channels(folders: list[str], capsys: pytest.C
     assert 0.25 * dense["macs"] < by_macs["macs"] <= 0.4 * dense["macs"]
 
 
+def test_lower_precisions_are_made_of_the_same_student(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*TINY, *folders, "--pruning-ratio", "0.5"]
+    plain, _ = run(words, capsys)
+    for precision, share, trained in (("fp16", 0.55, []), ("int8_ptq", 0.35, []), ("int8_qat", 0.35, ["qat"])):
+        found, told = run([*words, "--precision", precision], capsys)
+        assert [line.split()[0] for line in told.splitlines()] == ["shape", *trained]
+        assert found["size_bytes"] < share * plain["size_bytes"]
+        assert found["parity_max_abs"] > 0
+        assert found["parity_agreement"] > 0.8
+        assert found["num_params"] == plain["num_params"]
+        assert found["reference_latency_p50_ms"] > 0
+    again, told = run([*words, "--precision", "int8_qat"], capsys)
+    assert [line.split()[0] for line in told.splitlines()] == ["shape"]
+    assert again["val_accuracy"] == found["val_accuracy"]
+
+
+def test_cuts_in_steps_and_over_the_whole_network(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*TINY, *folders, "--pruning-ratio", "0.5", "--recovery-epochs", "3"]
+    once, _ = run(words, capsys)
+    steps, told = run([*words, "--pruning-steps", "2"], capsys)
+    epochs = [line.split()[1] for line in told.splitlines() if line.startswith("recovery")]
+    assert epochs == ["1/3", "2/3", "3/3"]
+    assert steps["num_params"] == once["num_params"]
+
+    ranked = ["--pruning-scope", "global", "--pruning-criterion", "taylor"]
+    over_all, _ = run([*words, *ranked], capsys)
+    assert over_all["num_params"] < 0.75 * 763_306
+    store = Path(folders[1]) / "store" / "recovery"
+    plans = [json.loads(file.read_text()) for file in store.glob("*/pruning.json")]
+    (plan,) = (plan for plan in plans if plan["num_params"] == over_all["num_params"])
+    assert plan["macs"] == over_all["macs"]
+    assert plan["achieved_params_ratio"] == pytest.approx(1 - over_all["num_params"] / 763_306)
+    assert all(width > 0 for width in plan["channels"].values())
+    assert not list(store.glob("*/cut*"))
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [
@@ -62,6 +99,8 @@ def test_pruning_by_macs_finds_the_channels(folders: list[str], capsys: pytest.C
         (["--pruning-of", "weight"], "--pruning-of 'weight'"),
         (["--latency-runtime", "onnx"], "--latency-runtime 'onnx'"),
         (["--latency-runtime", "tensorrt"], "--latency-runtime tensorrt: "),
+        (["--precision", "int4"], "--precision 'int4'"),
+        (["--pruning-scope", "global", "--pruning-of", "macs"], "--pruning-scope 'global'"),
     ],
 )
 def test_bad_input_is_one_line(

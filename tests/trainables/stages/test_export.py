@@ -166,7 +166,7 @@ def test_parity_needs_images(model: nn.Module, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("images", [1, 3, 5, 12, 150])
 def test_parity_batches(images: int) -> None:
-    sizes = [len(chunk) for chunk in export_module._parity_chunks(_images(images))]
+    sizes = [len(chunk) for chunk in export_module.parity_chunks(_images(images))]
     assert sum(sizes) == images
     assert sizes == {1: [1], 3: [1, 2], 5: [1, 3, 1], 12: [1, 3, 8], 150: [1, 3, 8, 64, 64, 10]}[images]
 

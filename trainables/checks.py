@@ -1,0 +1,34 @@
+"""Checks that the configurations share (standard library only)."""
+
+import math
+from collections.abc import Sequence
+
+
+def check_epochs(name: str, value: int) -> None:
+    """Return if this many epochs can be trained.
+
+    Raises:
+        ValueError: if it is below 0.
+    """
+    if value < 0:
+        raise ValueError(f"`{name} >= 0` must hold, but got {name}={value}.")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Return if the value is finite and above 0.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"`{name} > 0` must hold, but got {name}={value}.")
+
+
+def check_word(name: str, value: str, known: Sequence[str]) -> None:
+    """Return if the word is one of those that are known.
+
+    Raises:
+        ValueError: listing them, if it is not.
+    """
+    if value not in known:
+        raise ValueError(f"`{name}` must be one of {', '.join(known)}, but got {name}={value!r}.")

@@ -1,0 +1,123 @@
+"""The trained student's cuts on the way to its pruning ratio, and what they are told by: ratio, plan, gradients."""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainables.compression_config import PruneConfig
+from trainables.records import DatasetRecord, to_json, write_text
+from trainables.stages.channels import widths
+from trainables.stages.criteria import Batches
+from trainables.stages.prune import Counts, PruneSummary, check_removed, compare, prune
+from trainables.stages.tensors import Images
+
+TAYLOR_IMAGES = 512
+TAYLOR_BATCH = 64
+PLAN_FILE = "pruning.json"
+_NEW = ("pruning_criterion", "pruning_scope", "pruning_steps")
+
+
+def key_parts(config: PruneConfig) -> dict[str, Any]:
+    """What of a pruning decides its result, for keys; a setting at its default is left out where old keys lack it."""
+    row = vars(config.canonical())
+    return {name: value for name, value in row.items() if name not in _NEW or value != getattr(PruneConfig, name)}
+
+
+def cut(
+    model: nn.Module,
+    config: PruneConfig,
+    dataset: DatasetRecord,
+    images: Images,
+    *,
+    channel_ratio: float,
+    dense: Mapping[str, int],
+    step: int = 1,
+) -> PruneSummary:
+    """Makes cut number `step` of `pruning_steps`, in place: `step / pruning_steps` of the ratio is gone after it.
+
+    Args:
+        channel_ratio: what `structured` removes in all.
+        dense: widths of the network before the first cut.
+    """
+    config = config.canonical()
+    structured = config.pruning_method == "structured"
+    return prune(
+        model,
+        method=config.pruning_method,
+        ratio=(channel_ratio if structured else config.pruning_ratio) * step / config.pruning_steps,
+        image_size=dataset.image_size,
+        num_classes=dataset.num_classes,
+        criterion=config.pruning_criterion,
+        scope=config.pruning_scope,
+        dense=dense,
+        batches=gradient_images(images, next(model.parameters()).device),
+        must_remove=config.pruning_steps == 1,
+    )
+
+
+def cut_untrained(
+    model: nn.Module,
+    config: PruneConfig,
+    dataset: DatasetRecord,
+    *,
+    channel_ratio: float,
+    plan: Mapping[str, int] | None = None,
+    must_remove: bool = True,
+) -> None:
+    """Gives an untrained model the shape that a trained one gets: which channels go is chance.
+
+    The shape follows from the ratio alone where every layer loses its share; `bn_scale` spares layers without
+    BatchNorm. For `global` scope it is the layer-wise shape of the same ratio, no more than an estimate, unless `plan`
+    says what was left of the trained one.
+    """
+    config = config.canonical()
+    structured = config.pruning_method == "structured"
+    prune(
+        model,
+        method=config.pruning_method,
+        ratio=channel_ratio if structured else config.pruning_ratio,
+        image_size=dataset.image_size,
+        num_classes=dataset.num_classes,
+        criterion="bn_scale" if config.pruning_criterion == "bn_scale" and plan is None else "magnitude",
+        plan=plan,
+        must_remove=must_remove,
+    )
+
+
+def gradient_images(images: Images, device: torch.device) -> Batches:
+    """Up to 512 training images, not augmented, evenly over the split: the same ones for everybody."""
+
+    def batches() -> Iterable[tuple[Tensor, Tensor]]:
+        total = len(images.train_labels)
+        picks = torch.arange(min(TAYLOR_IMAGES, total)) * total // min(TAYLOR_IMAGES, total)
+        for part in picks.split(TAYLOR_BATCH):
+            index = part.to(images.train_labels.device)
+            pixels = images.normalise(images.train_images[index].to(images.mean.device).float() / 255)
+            yield pixels.to(device), images.train_labels[index].to(device)
+
+    return batches
+
+
+def write_plan(model: nn.Module, before: Counts, config: PruneConfig, dataset: DatasetRecord, folder: Path) -> None:
+    """Leaves what was achieved and the width of every layer beside the weights.
+
+    Raises:
+        ValueError: if all cuts together removed nothing.
+    """
+    config = config.canonical()
+    summary = compare(
+        model, before, method=config.pruning_method, ratio=config.pruning_ratio, image_size=dataset.image_size
+    )
+    check_removed(summary)
+    write_text(folder / PLAN_FILE, to_json(dataclasses.asdict(summary) | {"channels": widths(model)}))
+
+
+def read_plan(folder: Path) -> dict[str, int]:
+    """The width of every layer of a pruned network in the store."""
+    channels: dict[str, int] = json.loads((folder / PLAN_FILE).read_text(encoding="utf-8"))["channels"]
+    return channels

@@ -1,0 +1,75 @@
+"""Known networks fitted to small images: 32 px through an ImageNet stem would leave a map of one pixel."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+SMALL_IMAGE = 64
+"""Below this side, in pixels, ImageNet stems throw away most of the picture: strides are removed."""
+LATER = ("vgg16_bn", "efficientnet_b0", "densenet121", "convnext_tiny")
+"""Fitted since a later version than the others: their keys say so."""
+
+
+def adapt(name: str, model: Any, *, pretrained: bool, num_classes: int) -> None:
+    """Keeps the resolution of small images, in place; networks it does not know stay as they are."""
+    match name:
+        case "resnet18":
+            model.conv1 = _narrow(model.conv1, pretrained=pretrained)
+            model.maxpool = nn.Identity()
+        case "mobilenet_v3_small":
+            model.features[0][0].stride = (1, 1)
+            model.features[1].block[0][0].stride = (1, 1)
+        case "efficientnet_b0":
+            model.features[0][0].stride = (1, 1)
+            model.features[2][0].block[1][0].stride = (1, 1)
+        case "densenet121":
+            model.features.conv0 = _narrow(model.features.conv0, pretrained=pretrained)
+            model.features.pool0 = nn.Identity()
+        case "convnext_tiny":
+            if not pretrained:  # 4x4 patches cannot be cut into 2x2 ones
+                model.features[0][0] = nn.Conv2d(3, 96, 2, stride=2)
+                nn.init.trunc_normal_(model.features[0][0].weight, std=0.02)
+        case "vgg16_bn":
+            if not pretrained:  # ImageNet's classifier holds 120 M weights for a map of 7x7 pixels
+                model.avgpool = nn.AdaptiveAvgPool2d(1)
+                model.classifier = nn.Sequential(
+                    *(nn.Linear(512, 512), nn.ReLU(), nn.Dropout(0.5)), nn.Linear(512, num_classes)
+                )
+
+
+def _narrow(old: nn.Conv2d, *, pretrained: bool) -> nn.Conv2d:
+    """A 3x3 convolution of stride 1 for a 7x7 one of stride 2."""
+    stem = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
+    if pretrained:
+        with torch.no_grad():
+            stem.weight.copy_(old.weight[:, :, 2:5, 2:5])  # the centre of the 7x7 filters
+    return stem
+
+
+def alexnet_cifar(num_classes: int, image_size: int, *, small: bool) -> nn.Sequential:
+    """AlexNet's five convolutions, all 3x3, for images from 16 pixels: 4.4 M parameters, or 0.8 M if small."""
+    widths = (32, 96, 192, 128, 128) if small else (64, 192, 384, 256, 256)
+    hidden, dropout = (256, 0.2) if small else (1024, 0.3)
+    stride = 1 if image_size < SMALL_IMAGE // 2 else 2 if image_size < 2 * SMALL_IMAGE else 4
+    features: list[nn.Module] = []
+    channels = 3
+    for index, width in enumerate(widths):
+        features += [nn.Conv2d(channels, width, 3, stride=stride if index == 0 else 1, padding=1), nn.ReLU()]
+        if index in (0, 1, 4):
+            features.append(nn.MaxPool2d(2))
+        channels = width
+    classifier = [
+        *(nn.Dropout(dropout), nn.Linear(channels * 4, hidden), nn.ReLU()),
+        *(nn.Dropout(dropout), nn.Linear(hidden, hidden), nn.ReLU()),
+        nn.Linear(hidden, num_classes),
+    ]
+    model = nn.Sequential(*features, nn.AdaptiveAvgPool2d(2), nn.Flatten(), *classifier)
+    for layer in model:
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            # without BatchNorm, PyTorch's default start is too small to learn in a few epochs
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    return model
