@@ -28,14 +28,15 @@ def check_reach(config: SweepConfig, dataset: DatasetRecord) -> None:
     """Return if the narrowest student keeps to the limits of latency, size and MACs, or if there are none.
 
     Where a share of MACs, size or latency is pruned (`pruning_of`), the dense student says nothing about how narrow
-    the answer is, so that nothing is refused.
+    the answer is, so that nothing is refused; nor where the trained weights say (`pruning_scope` global) or a file is
+    not FP32.
 
     Raises:
         ValueError: naming the limit, what the narrowest student has, and what to change.
     """
     limits = config.limits
     bounded = [name for name in ("max_latency_ms", "max_size_mb", "max_macs") if getattr(limits, name) is not None]
-    if not bounded or config.base.prune.pruning_of != "channels":
+    if not bounded or config.base.prune.pruning_of != "channels" or not _known(config):
         return
     ratio = largest_ratio(config)
     measured = narrowest(config, dataset, ratio)
@@ -55,6 +56,12 @@ def check_reach(config: SweepConfig, dataset: DatasetRecord) -> None:
         )
 
 
+def _known(config: SweepConfig) -> bool:
+    """Whether the FP32 file of the same share of every layer is the least that a candidate can be."""
+    flat, usual = config.base.flat(), {"precision": "fp32", "pruning_scope": "layer"}
+    return all(set(_values(config.space, name) or [flat[name]]) == {value} for name, value in usual.items())
+
+
 def largest_ratio(config: SweepConfig) -> float:
     """The most channels that any candidate loses; 0 where none loses any."""
     flat = config.base.flat()
@@ -65,7 +72,7 @@ def largest_ratio(config: SweepConfig) -> float:
 
 def narrowest(config: SweepConfig, dataset: DatasetRecord, ratio: float) -> dict[str, float]:
     """`latency_p50_ms`, `size_bytes` and `macs` of the untrained student with this share of channels removed."""
-    sides = {"image_size": dataset.image_size, "num_classes": dataset.num_classes}
+    sides: dict[str, Any] = {"image_size": dataset.image_size, "num_classes": dataset.num_classes}
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
         model = build_for(config.base.student.student_model, dataset)
         prune(model, method="structured", ratio=ratio, must_remove=False, **sides)

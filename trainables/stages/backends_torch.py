@@ -11,8 +11,8 @@ from torchvision import transforms
 
 from trainables.stages.backends import RUNTIMES, AbsentError, Artifact, Batch, Logits, Opened, random_images
 from trainables.stages.models import build_model
-from trainables.stages.prune import load_weights
 from trainables.stages.timing import Runner
+from trainables.stages.weights import load_weights
 
 _jit: Any = torch.jit  # its functions carry no types
 
