@@ -7,9 +7,10 @@ from trainables.compression_config import ExportConfig, PruneConfig
 from trainables.configs import KD_LOSSES, AugmentConfig, CandidateConfig, DataConfig, StudentConfig
 from trainables.flags import field_docs
 from trainables.stages.cut import key_parts
+from trainables.stages.recovery import VERSION as RECOVERY_VERSION
 from trainables.stages.recovery import recovery_key
 from trainables.stages.student import student_key
-from trainables.store import Key
+from trainables.store import Key, stage_key
 
 
 def test_field_names_are_unique_across_parts_so_that_a_candidate_is_one_row() -> None:
@@ -164,4 +165,7 @@ def test_what_older_stores_hold_is_found_again() -> None:
     assert not later & key_parts(PruneConfig()).keys()
     assert key_parts(PruneConfig(pruning_scope="global"))["pruning_scope"] == "global"
     student = SimpleNamespace(key="student/s")
-    assert str(recovery_key(CandidateConfig(), student, channel_ratio=0.3)) == "recovery/85b5e4f9096af8ebbccaaba0"
+    old = {"pruning_method": "structured", "pruning_ratio": 0.3, "pruning_of": "channels"}
+    old |= {"recovery_epochs": 4, "recovery_learning_rate_factor": 0.3}
+    key = stage_key("recovery", version=RECOVERY_VERSION, parents=["student/s"], channel_ratio=0.3, **old)
+    assert recovery_key(CandidateConfig(), student, channel_ratio=0.3) == key
