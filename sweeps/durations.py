@@ -56,10 +56,10 @@ def in_words(seconds: float) -> str:
     """A length of time as people say it.
 
     Example:
-        >>> in_words(42), in_words(600), in_words(5400)
-        ('42 s', '10 min', '1.5 h')
+        >>> in_words(42), in_words(100), in_words(600), in_words(5400)
+        ('42 s', '100 s', '10 min', '1.5 h')
     """
-    if seconds < 100:
+    if seconds < 120:
         return f"{seconds:.3g} s" if seconds < 10 else f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 

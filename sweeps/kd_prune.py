@@ -136,6 +136,7 @@ def _planned(
             f"A budget of {in_words(flags.budget)}: {plan.trials} trials of about {in_words(plan.trial_s.expected)}."
         )
     if flags.plan:
+        screen.event("plan", sweep=config.name, **dataclasses.asdict(plan))
         show(screen, plan, config, hits, measured_start=start_s is not None)
     return config
 

@@ -17,6 +17,7 @@ os.environ |= {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_RESULT_DELIM": "/",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # a bar for one small file tears a live screen apart
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run` every worker would sync the environment again
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled"),
@@ -24,6 +25,7 @@ os.environ |= {
 
 import optuna
 import ray
+from optuna.trial import TrialState
 from ray import tune
 from ray.tune.search import Searcher
 from rich.console import Console
@@ -220,8 +222,11 @@ def _trials(
             trials=config.trials - done,
         ).fit()
     done = len(finished(study))
+    if cut := len(study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))) if searcher.late() else 0:
+        text = f"The time is over; trials that were cut off: {cut}. The same command goes on with them."
+        console.print(text, soft_wrap=True)
     if done < config.trials and not searcher.late():
-        if not searcher.exhausted or study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
+        if not searcher.exhausted or study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             raise Interrupted
         console.print(f"The space holds no more than these {done} trials; widen a range to have {config.trials}.")
     return _failed(config)

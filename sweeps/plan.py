@@ -171,7 +171,7 @@ def show(console: Console, plan: Plan, config: SweepConfig, hits: Hits, *, measu
 
 
 def _lines(plan: Plan, config: SweepConfig, hits: Hits, measured_start: bool) -> dict[str, str]:
-    base, total = config.base, plan.total_s
+    base = config.base
     where = f"{config.gpus} GPUs" if config.gpus else f"{config.cpus} CPU cores"
     of_memory = "CUDA memory" if config.gpus else "resident memory, Ray's own not counted"
     start = "as the last sweep here needed" if measured_start else "on other machines; the first sweep here measures it"
@@ -189,7 +189,7 @@ def _lines(plan: Plan, config: SweepConfig, hits: Hits, measured_start: bool) ->
         f" {in_words(plan.alone_s)} of measuring",
         "trials": f"{plan.trials} to run, {hits.trials} there; {plan.concurrency} at once on {where}",
         **({"champions": champions} if plan.champion_runs else {}),
-        "in all": f"{total.expected / 3600:.2f} h ({total.low / 3600:.2f} to {total.high / 3600:.2f} h){early}",
+        "in all": f"{plan.total_s}{early}",
         "memory": f"{plan.memory_bytes / MB:.0f} MB a trial, {plan.memory_bytes * plan.concurrency / MB:.0f} MB at once"
         f" ({of_memory})",
         "disk": f"{plan.disk_bytes / MB:.0f} MB, of which {plan.trial_bytes / MB:.1f} MB a trial",

@@ -63,7 +63,7 @@ class Progress(tune.Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, result: Mapping[str, Any], **info: Any
     ) -> None:
         """Tune: an epoch is over, or the shape is known, or all of it is."""
-        if "epoch" not in result or result.get("done"):
+        if "epoch" not in result:
             self._standing.pace.reported(trial.trial_id)
             return
         step, steps = result.get("step", result["epoch"]), result.get("steps", result["epochs"])
