@@ -11,20 +11,8 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from analysis import comparing, disk, front_table, selecting
-from analysis.controls import controls, print_controls, write_controls
-from analysis.front import (
-    choose,
-    competing,
-    front_hypervolume,
-    front_members,
-    of_device,
-    split,
-    with_teacher,
-    write_page,
-    write_pictures,
-    write_tables,
-)
+from analysis import disk, front_table, selecting
+from analysis.front import choose, competing, front_hypervolume, front_members, of_device, split, with_teacher
 from analysis.importance import importance as importances
 from analysis.importance import importance_table
 from analysis.labels import row_of
@@ -37,14 +25,17 @@ def front(options: argparse.Namespace) -> int:
     """Print the front of each data set and device, then write its files."""
     runs, code = _runs(options), 1
     console = _console()
-    groups = split(runs)
-    for name, part in groups.items():
+    for name, part in split(runs).items():
         folder = options.to or options.out / "sweeps" / _file_name(part.name) / "front"
         folder = folder / _file_name(name) if name else folder
         if name:
             console.print(f"[bold]{name}[/]")
         code = min(code, _show_front(console, part))
-        sys.stdout.flush()  # the table is there at once, the pictures take a moment
+        sys.stdout.flush()
+        # The table is there at once; what draws takes a second to import alone.
+        from analysis.controls import controls, print_controls, write_controls
+        from analysis.front_files import write_page, write_pictures, write_tables
+
         arms = controls(part.frame)
         paths = [*write_tables(part, folder), *write_page(part, folder), *write_controls(arms, folder)]
         print_controls(console, arms)
@@ -185,6 +176,8 @@ def importance(options: argparse.Namespace) -> int:
 
 def compare(options: argparse.Namespace) -> int:
     """Print two sweeps side by side."""
+    from analysis import comparing
+
     uri = _tracking_uri(options)
     first, second = (_one_device(read_runs(uri, name)) for name in options.sweeps)
     comparison = comparing.compare(first, second)

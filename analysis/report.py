@@ -9,7 +9,8 @@ import pandas as pd
 
 from analysis import ablation, selecting
 from analysis.controls import controls, write_controls
-from analysis.front import choose, competing, front_members, with_teacher, write_page, write_pictures, write_tables
+from analysis.front import choose, competing, front_members, with_teacher
+from analysis.front_files import write_page, write_pictures, write_tables
 from analysis.importance import TARGETS, hint, importance, share_text
 from analysis.labels import (
     MB,

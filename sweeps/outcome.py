@@ -7,7 +7,8 @@ from pathlib import Path
 from rich.console import Console
 
 from analysis.controls import controls, print_controls, write_controls
-from analysis.front import choose, front_members, hypervolume_curve, with_teacher, write_front
+from analysis.front import choose, front_members, hypervolume_curve, with_teacher
+from analysis.front_files import write_front
 from analysis.front_table import front_table
 from analysis.report import summary_of, write_report
 from analysis.reuse import reuse

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.front import write_page
+from analysis.front_files import write_page
 from analysis.runs import Runs, read_runs
 
 playwright = pytest.importorskip("playwright.sync_api")

@@ -11,7 +11,8 @@ from mlflow import MlflowClient
 from rich.console import Console
 
 from analysis.controls import WORTH, controls, interval_95, print_controls, verdict, write_controls
-from analysis.front import front_members, hypervolume_curve, mark_front, retrained, write_front
+from analysis.front import front_members, hypervolume_curve, mark_front, retrained
+from analysis.front_files import write_front
 from analysis.runs import read_runs
 from tests.analysis.conftest import DIRECTIONS, log_sweep, teacher_rows, trial_rows
 

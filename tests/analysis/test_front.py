@@ -5,16 +5,8 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from analysis.front import (
-    choose,
-    front_hypervolume,
-    front_members,
-    mark_front,
-    of_device,
-    split,
-    with_teacher,
-    write_front,
-)
+from analysis.front import choose, front_hypervolume, front_members, mark_front, of_device, split, with_teacher
+from analysis.front_files import write_front
 from analysis.front_table import front_table
 from analysis.pareto import non_dominated, objectives
 from analysis.runs import Runs, read_runs

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from analysis.front import write_front
+from analysis.front_files import write_front
 from analysis.plots_html import unpacked
 from analysis.runs import Runs, read_runs
 
