@@ -14,7 +14,7 @@ body { max-width: 1000px; margin: 2em auto; padding: 0 1.2em; color: #1a1a1a;
 h1 { font-size: 26px; } h2 { font-size: 20px; margin-top: 2em; border-bottom: 1px solid #ddd; }
 table { border-collapse: collapse; font-size: 14px; } td, th { padding: 3px 9px; border-bottom: 1px solid #e6e6e6; }
 th { text-align: left; background: #f5f5f5; } img { max-width: 100%; } code { background: #f3f3f3; padding: 1px 4px; }
-pre { background: #f3f3f3; padding: 10px; overflow: auto; } pre code { padding: 0; }
+pre { background: #f3f3f3; padding: 10px; white-space: pre-wrap; } pre code { padding: 0; }
 """
 
 

@@ -54,7 +54,7 @@ def pareto_png(frame: pd.DataFrame, path: Path, *, sweep: Mapping[str, Any], var
         sweep: the `sweep.json`, asked for facts that the rows do not carry.
         variants: name -> run id, as `analysis.front.choose` returns them.
     """
-    figure = Figure(figsize=(10, 7.2), dpi=DPI, layout=layout())
+    figure = Figure(figsize=(11, 7.4), dpi=DPI, layout=layout())
     axes = figure.subplots()
     candidates = frame[frame["stage"] != "teacher"]
     front = candidates[candidates["pareto"]]
@@ -141,7 +141,7 @@ def draw_attainment(axes: Axes, frame: pd.DataFrame, end: float, *, colour: str,
 
 
 def _about_band(label: str) -> str:
-    words = f"reached by {LEVELS[0]:g} to {LEVELS[-1]:g} % of {RESAMPLES} resamples of the trials"
+    words = f"{LEVELS[0]:g} to {LEVELS[-1]:g} % of {RESAMPLES} resampled sweeps reach it"
     return f"{label}: {words}" if label else words
 
 

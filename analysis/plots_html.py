@@ -21,6 +21,7 @@ from analysis.labels import (
     images_of,
     log_ticks,
     needs_log_axis,
+    plain_number,
     staircase,
     trial_label,
 )
@@ -121,7 +122,7 @@ def _content(frame: pd.DataFrame, sweep: Mapping[str, Any], recipe: Sequence[str
         "metrics": metrics,
         "counts": {name: _numbers(candidates[name]) for name in _known(candidates, *COUNT_OF.values())},
         "varied": [{"name": name, "values": _plain(candidates[name])} for name in varied],
-        "fixed": {name: str(value) for name, value in fixed.items() if value is not None and value == value},
+        "fixed": {name: plain_number(value) for name, value in fixed.items() if value is not None and value == value},
         "teacher": _teacher(frame[frame["stage"] == "teacher"]),
         "steps": staircase(front["latency_p50_ms"], 100 * front["val_accuracy"], float(latency.max())),
         "sizes": [float(sizes.min()), float(sizes.max())],

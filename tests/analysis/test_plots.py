@@ -58,7 +58,7 @@ def test_names_from_outside_are_text_and_nothing_else(runs, tmp_path):
 
 
 def test_pictures_have_their_size(folder):
-    assert Image.open(folder / "pareto.png").size == (1500, 1080)
+    assert Image.open(folder / "pareto.png").size == (1650, 1110)
     assert Image.open(folder / "metrics_grid.png").width == 2100
 
 
