@@ -17,7 +17,7 @@ from analysis.pareto import (
 )
 from analysis.runs import Runs
 
-GROUPED_BY = ("dataset", "latency_device")
+GROUPED_BY = ("dataset", "latency_device", "latency_runtime")
 """Columns whose values do not compete with each other."""
 
 
