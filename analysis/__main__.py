@@ -26,6 +26,10 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns its exit code: 0 done, 1 nothing finished or nothing fits, 2 bad input."""
     words = sys.argv[1:] if arguments is None else arguments
+    if words[:1] == ["sync"]:
+        from analysis.sync import main as sync
+
+        return sync(words[1:])
     options = parser().parse_args(words if words[:1] and words[0] in (*COMMANDS, "-h", "--help") else ["front", *words])
     # pandas and the plotting libraries take two seconds to import: too long for --help or a typing error.
     from analysis import commands

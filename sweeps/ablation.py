@@ -21,13 +21,11 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 
 from sweeps import space
 from sweeps.command import (
     EXIT_CODES,
-    INTERRUPTED,
+    FAILED,
     Help,
     add_output_flags,
     add_sweep_flags,
@@ -65,7 +63,7 @@ FIXED: Mapping[str, Any] = {"sampler": "grid", "stopper": "off", "reuse_probabil
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code: 0 done, 1 some trials failed, 2 bad input, 130 interrupted."""
+    """The command line; returns the exit code: 0 done, 1 some trials failed, 2 bad input, 130 or 143 interrupted."""
     parser, flags = _parse(sys.argv[1:] if argv is None else argv)
     screen = screen_of(flags)
     try:
@@ -83,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         parser.error(with_flags(str(error)))
     code = run(config, dataset, parser, screen)
-    if code != INTERRUPTED:
+    if code in (0, FAILED):
         conclude(config, dataset, screen)
     return code
 
@@ -150,6 +148,7 @@ def enqueue_grid(config: SweepConfig, dataset: DatasetRecord) -> None:
     Raises:
         InputError: if the name belongs to another sweep or is in use.
     """
+    from sweeps.journal import open_journal
     from sweeps.objectives import study_directions
     from sweeps.sweep_folder import check_identity, sole_driver
 
@@ -157,7 +156,7 @@ def enqueue_grid(config: SweepConfig, dataset: DatasetRecord) -> None:
     with sole_driver(config.folder):
         check_identity(config, dataset)
         study = optuna.create_study(
-            storage=JournalStorage(JournalFileBackend(str(config.folder / "study.journal"))),
+            storage=open_journal(config.folder / "study.journal"),
             study_name=config.name,
             directions=study_directions(config.objective),
             load_if_exists=True,

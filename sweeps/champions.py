@@ -24,13 +24,14 @@ from analysis.front import mark_front
 from analysis.pareto import AXES, normalised
 from sweeps.budget import TimedSweep
 from sweeps.config import SweepConfig
-from sweeps.delivery import Delivery, Score, scores_of, summary
+from sweeps.delivery import Delivery, collected, summary
 from sweeps.objectives import DIRECTIONS, reference_point
 from sweeps.progress import Progress
 from trainables.configs import CandidateConfig
 from trainables.records import DatasetRecord, TrialRecord, read_trial, to_json, write_text
 from trainables.tracking import Tracker
 from trainables.trial import CandidateTrial
+from trainables.waiting import Score, scores_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +91,10 @@ class ArmDelivery(Delivery):
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Tune: a run has ended; one that leaves no record was cut by the sweep's time and is for the next command."""
-        if (Path(trial.config["trial_dir"]) / "record.json").exists():
+        folder = Path(trial.config["trial_dir"])
+        if self._storage is not None:
+            collected(folder, trial.config["key"], self._storage)
+        if (folder / "record.json").exists():
             super().on_trial_complete(iteration, trials, trial, **info)
 
     def _deliver(self, folder: Path) -> None:
@@ -146,7 +150,7 @@ def retrain(
                 CandidateTrial,
                 config,
                 resources=config.resources,
-                callbacks=[progress, ArmDelivery(tracker, score, progress)],
+                callbacks=[progress, ArmDelivery(tracker, score, progress, config.storage)],
                 name="champions",
                 searcher=FixedRuns(_tune_config(config, run, teacher, place) for run in missing),
                 trials=len(missing),

@@ -14,6 +14,7 @@ from pathlib import Path
 from optuna.distributions import BaseDistribution
 
 from sweeps import space
+from sweeps.address import check_shared, joined
 from sweeps.budget import TimedSweep, remember_start
 from sweeps.config import SweepConfig, augment_for
 from sweeps.durations import duration
@@ -30,7 +31,7 @@ FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 TRACKING_SCHEMES = ("sqlite:///", "http://", "https://", "postgresql", "mysql", "mssql")
 LEAST_FREE_BYTES = 100e6  # MLflow's database, a teacher and a few trials of the smallest sweep
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-EXIT_CODES = "exit codes: 0 all done, 1 some trials failed, 2 bad input, 130 interrupted"
+EXIT_CODES = "exit codes: 0 all done, 1 some trials failed, 2 bad input, 130 or 143 interrupted"
 _SEARCHED_DOCS = {
     "kd_loss": f"Soft, teacher term, of {', '.join(KD_LOSSES)}; a list such as kd,dkd,dist searches among them",
     "alpha": "Weight of the soft, teacher term, 0 to 1; the labels get 1 - alpha",
@@ -136,7 +137,7 @@ def config_of(flags: argparse.Namespace, preset: SweepConfig, searched: Mapping[
         base = dataclasses.replace(base, augment=augment_for(flags.dataset or base.data.dataset, flags.image_size))
     return dataclasses.replace(
         preset,
-        **{"cpus": _cores()} | given(flags, SweepConfig),
+        **{"cpus": _cores()} | given(flags, SweepConfig) | joined(flags.address, gpus=flags.gpus, cpus=flags.cpus),
         base=config_from_flags(base, flags),
         space=searched,
         rates=dataclasses.replace(preset.rates, **given(flags, ExchangeRates)),
@@ -163,6 +164,7 @@ def check(config: SweepConfig) -> None:
         check_format(config.out / "store", None, str(config.out / "store"))
     except ValueError as error:
         raise ValueError(f"--out {config.out}: {error}") from error
+    check_shared(config.out, config.address, config.storage)
     uri = config.tracking_uri
     if uri is not None and not uri.startswith(TRACKING_SCHEMES):
         raise ValueError(f"--tracking-uri {uri}: must begin with {', '.join(TRACKING_SCHEMES)}.")
@@ -178,7 +180,7 @@ def check(config: SweepConfig) -> None:
             raise ValueError(f"{flag_name(name)}: {error}") from error
     check_runtime(config.base.measure.latency_runtime, on_gpu=config.gpus > 0)
     there = torch.cuda.device_count()
-    if config.gpus > there:
+    if config.gpus > there and config.address is None:
         raise ValueError(f"--gpus {config.gpus}: this machine has {there}; ask for at most that, or 0 for the CPU.")
 
 
@@ -198,7 +200,8 @@ def with_flags(message: str) -> str:
 
 def run(config: SweepConfig, dataset: DatasetRecord, parser: OneLineParser, screen: Screen) -> int:
     """Run a sweep; returns the exit code."""
-    from sweeps.launch import Interrupted, run_sweep  # Ray takes a second; bad flags need not wait for it
+    from sweeps.interrupts import Interrupted  # Ray takes a second; bad flags need not wait for it
+    from sweeps.launch import run_sweep
     from sweeps.sweep_folder import InputError
 
     damaged = _moved_aside(config.out)
@@ -210,10 +213,11 @@ def run(config: SweepConfig, dataset: DatasetRecord, parser: OneLineParser, scre
     except InputError as error:
         screen.go_on()
         parser.error(with_flags(str(error)))
-    except (Interrupted, KeyboardInterrupt):
+    except KeyboardInterrupt as stop:
         text = f"Stopped. What is finished is in {config.folder}; the same command goes on from there."
         screen.print(text, soft_wrap=True)
-        code = 0 if isinstance(config, TimedSweep) and config.deadline.over() else INTERRUPTED
+        asked = stop.code if isinstance(stop, Interrupted) else INTERRUPTED
+        code = 0 if isinstance(config, TimedSweep) and config.deadline.over() else asked
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise

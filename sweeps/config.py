@@ -27,6 +27,8 @@ from trainables.limits import Limits
 OBJECTIVES = ("composite", "pareto")
 STOPPERS = {"front": "pareto", "score": "composite", "off": None}
 AUTO = "auto"
+ADDRESS = re.compile(r"auto|[A-Za-z0-9._-]+:[0-9]{1,5}|\[[0-9a-fA-F:]+\]:[0-9]{1,5}")
+STORAGE = re.compile(r"/.*|[a-z][a-z0-9+]*://[^?#\s]+")
 SAMPLERS = ("tpe", "nsga2", "gp", "random", "grid")
 
 
@@ -42,6 +44,12 @@ class SweepConfig:
     """Downloads and decoded images."""
     tracking_uri: str | None = None
     """MLflow server or database; None is OUT/mlflow.db."""
+    address: str | None = None
+    """Ray cluster to join: HOST:PORT, `auto` for the one of this machine, or `none`; unset, what RAY_ADDRESS says (`ray
+    job submit` sets it), else none: then a Ray of the sweep's own runs on this machine."""
+    storage: str | None = None
+    """What all nodes share, stored stages and results on their way to the driver: a folder that has this path on every
+    node, or a URL such as s3://bucket/runs; unset, OUT itself, which a cluster must then see on every node."""
     trials: int = 30
     """Finished trials in all, those of earlier runs under this name included."""
     gpus: int = 0
@@ -81,6 +89,10 @@ class SweepConfig:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
             raise ValueError(f"name={self.name!r} may hold only letters, digits, '.', '_' and '-'.")
+        if self.address is not None and not ADDRESS.fullmatch(self.address):
+            raise ValueError(f"address={self.address!r} must be auto, none or HOST:PORT, such as 10.0.0.1:6379.")
+        if self.storage is not None and not STORAGE.fullmatch(self.storage):
+            raise ValueError(f"storage={self.storage!r} must be an absolute folder or a URL such as s3://bucket/runs.")
         for name in ("trials", "cpus", "cpus_per_trial", "seeds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name} >= 1` must hold, but got {name}={getattr(self, name)}.")

@@ -1,8 +1,9 @@
 """Brings finished trials from their folders to MLflow, and their summary to the person who watches."""
 
 import dataclasses
+import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +11,23 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from sweeps.progress import Progress
+from trainables.outbox import fetch
 from trainables.records import EpochRecord, TrialRecord, read_trial, to_json, write_text
 from trainables.stages.data import public_name
 from trainables.tracking import Tracker
 from trainables.trial import SHAPE_METRICS
+from trainables.waiting import Score, scores_of
+
+log = logging.getLogger(__name__)
 
 EPOCH_FIELDS = tuple(field.name for field in dataclasses.fields(EpochRecord))
-Score = Callable[[Mapping[str, float]], float]
 
 
 class Delivery(tune.Callback):
     """Delivers a trial when Tune says it has ended. MLflow being away never stops a sweep."""
 
-    def __init__(self, tracker: Tracker, score: Score, progress: Progress) -> None:
-        self._tracker, self._score, self._progress = tracker, score, progress
+    def __init__(self, tracker: Tracker, score: Score, progress: Progress, storage: str | None = None) -> None:
+        self._tracker, self._score, self._progress, self._storage = tracker, score, progress, storage
         self._seen: dict[str, dict[tuple[str, int], dict[str, Any]]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -40,18 +44,22 @@ class Delivery(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Tune: a trial has ended by itself."""
-        folder = Path(trial.config["trial_dir"])
+        folder, seen = Path(trial.config["trial_dir"]), trial.last_result or {}
         reports = list(self._seen.pop(trial.trial_id, {}).values())
+        if self._storage is not None and not collected(folder, trial.config["key"], self._storage) and left(seen):
+            return  # the storage does not answer: collected and delivered when the sweep ends, or goes on
         if not (folder / "record.json").exists():
-            seen = trial.last_result or {}
+            if "full" in seen:
+                return
             reason = f"stopped after {seen.get('step')} of {seen.get('steps')} epochs"
-            _write_record(trial, status="stopped", reason=reason, reports=reports)
+            write_record(trial.config, status="stopped", reason=reason, seconds=_seconds(trial), reports=reports)
         self._deliver(folder)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Tune: a trial has failed for good; its folder says why."""
         reports = list(self._seen.pop(trial.trial_id, {}).values())
-        _write_record(trial, status="failed", reason=_last_line(trial.error_file), reports=reports)
+        reason = _last_line(trial.error_file)
+        write_record(trial.config, status="failed", reason=reason, seconds=_seconds(trial), reports=reports)
         self._deliver(Path(trial.config["trial_dir"]))
 
     def _deliver(self, folder: Path) -> None:
@@ -65,15 +73,49 @@ class Delivery(tune.Callback):
         self._tracker.deliver(folder, scores)
 
 
-def _write_record(trial: Trial, *, status: str, reason: str, reports: Sequence[Mapping[str, Any]] = ()) -> None:
+class Allowance(tune.Callback):
+    """Gives a trial new attempts with every epoch: preemption is no failure, only dying without progress is."""
+
+    def __init__(self, attempts: int) -> None:
+        """`attempts`: how often a trial may die in a row before an epoch of it is over."""
+        self._attempts = attempts
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: Mapping[str, Any], **info: Any
+    ) -> None:
+        """Tune: an epoch is over."""
+        trial.max_failures = trial.run_metadata.num_failures + self._attempts
+
+
+def collected(folder: Path, key: str, storage: str) -> bool:
+    """Whether a trial's record is on this machine, fetched if need be."""
+    try:
+        return fetch(folder, key, storage)
+    except OSError as error:
+        log.warning("trial %s was not fetched: %s", key, error)
+        return False
+
+
+def left(result: Mapping[str, Any]) -> bool:
+    """Whether a trial with this last report has left a record."""
+    return bool(result.get("final")) or "invalid" in result or any(name.startswith("excess") for name in result)
+
+
+def _seconds(trial: Trial) -> float:
+    return float((trial.last_result or {}).get("time_total_s", 0.0))
+
+
+def write_record(
+    config: Mapping[str, Any], *, status: str, reason: str, seconds: float, reports: Sequence[Mapping[str, Any]] = ()
+) -> None:
     """The record of a trial that could not write its own: its epochs, and what was known of its shape before them."""
-    folder = Path(trial.config["trial_dir"])
+    folder = Path(config["trial_dir"])
     folder.mkdir(parents=True, exist_ok=True)
     now = time.time()
-    params = trial.config["candidate"]
+    params = config["candidate"]
     record = TrialRecord(
-        key=trial.config["key"],
-        trial_number=trial.config["trial_number"],
+        key=config["key"],
+        trial_number=config["trial_number"],
         stage="candidate",
         status=status,
         reason=reason,
@@ -82,24 +124,10 @@ def _write_record(trial: Trial, *, status: str, reason: str, reports: Sequence[M
         tags={},
         curve=tuple(EpochRecord(**{name: report[name] for name in EPOCH_FIELDS}) for report in reports),
         files=(),
-        started=now - (trial.last_result or {}).get("time_total_s", 0.0),
+        started=now - seconds,
         ended=now,
     )
     write_text(folder / "record.json", to_json(record))
-
-
-def deliver_all(tracker: Tracker, folders: Iterable[Path], score: Score) -> int:
-    """Deliver what is still in the outbox; returns how many trials MLflow did not take."""
-    waiting = 0
-    for folder in folders:
-        if (folder / "record.json").exists():
-            waiting += not tracker.deliver(folder, scores_of(read_trial(folder), score))
-    return waiting
-
-
-def scores_of(record: TrialRecord, score: Score) -> dict[str, float]:
-    """The numbers the driver adds to a trial's own; none for a trial without a result."""
-    return {"score": score(record.metrics)} if record.status == "finished" else {}
 
 
 def summary(record: TrialRecord, score: float) -> str:

@@ -54,7 +54,7 @@ examples:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code: 0 done, 1 some trials failed, 2 bad input, 130 interrupted."""
+    """The command line; returns the exit code: 0 done, 1 some trials failed, 2 bad input, 130 or 143 interrupted."""
     started = time.monotonic()
     words = sys.argv[1:] if argv is None else argv
     parser, flags = _parse(words)

@@ -1,27 +1,14 @@
 """Runs a sweep: the only `ray.init` and `Tuner`."""
 
+import sweeps.ray_settings  # noqa: F401  # before anything imports Ray
+
+# isort: split
 import logging
-import os
-import signal
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-# Set before Ray is imported: its own output, usage reports and loggers are replaced by ours; a trial without GPUs
-# must not see them.
-os.environ |= {
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-    "TUNE_RESULT_DELIM": "/",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # a bar for one small file tears a live screen apart
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run` every worker would sync the environment again
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
-    "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled"),
-}
 
 import optuna
 import ray
@@ -32,26 +19,25 @@ from rich.console import Console
 
 from sweeps.budget import Deadline, TimedSweep
 from sweeps.champions import retrain
+from sweeps.cluster import cores_of_a_node, ray_for
 from sweeps.config import STOPPERS, SweepConfig
-from sweeps.delivery import Delivery
+from sweeps.delivery import Allowance, Delivery, collected
+from sweeps.interrupts import Interrupted, StoppableTuner
 from sweeps.mps import MpsError, mps
 from sweeps.objectives import composite_score
 from sweeps.outcome import announce, finish, headline, open_tracker, teacher_line, tracking_uri
 from sweeps.progress import Progress
+from sweeps.recovery import recover, trial_dir
 from sweeps.retry import RetryAlone, SayRetry
 from sweeps.searcher import Proposing, StudySearcher, finished, open_study
 from sweeps.stopper import FrontStopper
-from sweeps.sweep_folder import InputError, check_identity, sole_driver, write_sweep_json
+from sweeps.sweep_folder import InputError, NoRoomError, check_identity, no_room, sole_driver, write_sweep_json
 from trainables.records import DatasetRecord, TrialRecord, read_trial
 from trainables.teacher import TeacherTrial
 from trainables.tracking import Tracker
 from trainables.trial import CandidateTrial, StageTrial
 
-MAX_FAILURES = 3  # a died process is started again this often; invalid configurations are not
-
-
-class Interrupted(Exception):  # noqa: N818  # like KeyboardInterrupt, not an error
-    """The sweep was asked to stop; everything finished so far is on disk."""
+MAX_FAILURES = 3  # so often may a trial's process die before an epoch is over; invalid configurations are run once
 
 
 class _InTime(StudySearcher):
@@ -78,7 +64,9 @@ def run_sweep(config: SweepConfig, dataset: DatasetRecord, console: Console) -> 
     with sole_driver(config.folder):
         sweep_id = check_identity(config, dataset)
         tracker = open_tracker(tracking_uri(config), config, dataset, sweep_id)
-        with _mps(config), local_ray(config):
+        if tracker.away:
+            console.print(f"MLflow is away ({tracker.away}); its records wait on disk.", style="yellow", markup=False)
+        with _mps(config), ray_for(config):
             teacher = _teacher(config, console)
             write_sweep_json(config, teacher, dataset)
             score = partial(_score, config, teacher)
@@ -86,16 +74,11 @@ def run_sweep(config: SweepConfig, dataset: DatasetRecord, console: Console) -> 
             try:
                 failed = _trials(config, dataset, teacher, tracker, console)
                 failed += _champions(config, teacher, dataset, tracker, console)
-            except Interrupted:
+            except (Interrupted, NoRoomError):
                 finish(config, tracker, console, "interrupted", score=score)
                 raise
             finish(config, tracker, console, "finished", score=score)
     return failed
-
-
-def trial_dir(config: SweepConfig, number: int) -> Path:
-    """The outbox folder of a trial."""
-    return config.folder / "trials" / f"{number:05}"
 
 
 def tuner(
@@ -113,7 +96,7 @@ def tuner(
     """A Tuner for one of our trainables, its own output and checkpoints off."""
     scheduler = scheduler or RetryAlone()
     scheduler.alone = config.alone if 0 < config.share < 1 and config.gpus else None
-    return tune.Tuner(
+    return StoppableTuner(
         tune.with_resources(trainable, dict(resources)),
         param_space=dict(param_space) if param_space is not None else None,
         tune_config=tune.TuneConfig(
@@ -128,7 +111,7 @@ def tuner(
         run_config=tune.RunConfig(
             name=name,
             storage_path=str((config.folder / "tune").resolve()),
-            callbacks=callbacks,
+            callbacks=[*callbacks, Allowance(MAX_FAILURES)],
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
@@ -140,11 +123,12 @@ def _teacher(config: SweepConfig, console: Console) -> TrialRecord:
     """The teacher's record, made by a Tune run of its own if there is none yet."""
     folder = config.folder / "teacher"
     if not (folder / "record.json").exists():
+        cores = cores_of_a_node(config)
         space = _place(config, folder, number=None) | {
             "candidate": config.base.on(config.device).flat(),
-            "threads": config.cpus,
+            "threads": cores,
         }
-        resources = {"cpu": config.cpus, "gpu": min(1, config.gpus)}
+        resources = {"cpu": cores, "gpu": min(1, config.gpus)}
         title = f"Sweep {config.name}: first its teacher, {config.base.teacher.teacher_model}"
         progress = Progress(
             console, gpus=config.gpus > 0, phase="teacher", title=title, trials=1, done=0, concurrency=1
@@ -155,6 +139,10 @@ def _teacher(config: SweepConfig, console: Console) -> TrialRecord:
             ).fit()
         if results.errors:
             raise InputError(f"no teacher could be made: {str(results.errors[0]).strip().splitlines()[-1]}")
+        if full := (results[0].metrics or {}).get("full"):
+            raise no_room(str(full))
+    if config.storage is not None:
+        collected(folder, f"{config.name}/teacher", config.storage)
     if not (folder / "record.json").exists():
         raise Interrupted
     record = read_trial(folder)
@@ -169,12 +157,16 @@ def _trials(
 ) -> int:
     """Run what is missing of the sweep's trials; returns how many of all its trials failed."""
     study = open_study(config.folder / "study.journal", config.name, objective=config.objective, space=config.space)
-    done = len(finished(study))
-    if done >= config.trials:
-        more = "" if config.sampler == "grid" else f"; --trials {done + 10} adds some"
-        console.print(f"Sweep {config.name} has all its {done} trials{more}.", soft_wrap=True)
-        return _failed(config)
     known = {"num_val": dataset.num_val, "teacher_val_accuracy": teacher.metrics["val_accuracy"]}
+
+    def trial_config(number: int, params: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            **_place(config, trial_dir(config, number), number=number),
+            **known,
+            "limits": vars(config.limits),
+            "candidate": config.base.replace(**params).on(config.device).flat(),
+        }
+
     searcher = _InTime(
         study,
         Proposing(
@@ -185,17 +177,21 @@ def _trials(
             objective=config.objective,
             limits=config.limits,
         ),
-        trial_config=lambda number, params: {
-            **_place(config, trial_dir(config, number), number=number),
-            **known,
-            "limits": vars(config.limits),
-            "candidate": config.base.replace(**params).on(config.device).flat(),
-        },
-        score=lambda metrics: _score(config, teacher, metrics),
+        trial_config=trial_config,
+        score=partial(_score, config, teacher),
     )
+    recover(study, searcher, config, trial_config, teacher=teacher)
+    done = len(finished(study))
+    if done >= config.trials:
+        more = "" if config.sampler == "grid" else f"; --trials {done + 10} adds some"
+        console.print(f"Sweep {config.name} has all its {done} trials{more}.", soft_wrap=True)
+        return _failed(config)
     searcher.deadline = config.deadline if isinstance(config, TimedSweep) else None
     rule = STOPPERS[config.stopper]
-    stopper = FrontStopper(rule, config.rates, config.folder / "rungs.json") if rule else None
+    try:
+        stopper = FrontStopper(rule, config.rates, config.folder / "rungs.json") if rule else None
+    except ValueError as error:
+        raise InputError(str(error)) from error
     progress = Progress(
         console,
         gpus=config.gpus > 0,
@@ -209,7 +205,7 @@ def _trials(
         stops=rule is not None,
         until=config.deadline.left if isinstance(config, TimedSweep) else None,
     )
-    delivery = Delivery(tracker, lambda metrics: _score(config, teacher, metrics), progress)
+    delivery = Delivery(tracker, partial(_score, config, teacher), progress, config.storage)
     with progress:
         tuner(
             CandidateTrial,
@@ -221,6 +217,8 @@ def _trials(
             scheduler=stopper,
             trials=config.trials - done,
         ).fit()
+    if searcher.full is not None:
+        raise no_room(searcher.full)
     done = len(finished(study))
     if cut := len(study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))) if searcher.late() else 0:
         text = f"The time is over; trials that were cut off: {cut}. The same command goes on with them."
@@ -254,6 +252,7 @@ def _place(config: SweepConfig, folder: Path, *, number: int | None) -> dict[str
     return {
         "out": str(config.out.resolve()),
         "data_dir": str(config.data_dir.resolve()),
+        "storage": config.storage,
         "device": config.device,
         "memory_share": min(1.0, config.share),
         "threads": config.threads,
@@ -274,36 +273,13 @@ def _mps(config: SweepConfig) -> Generator[None, None, None]:
     Raises:
         InputError: if there is none to be had, or Ray's workers may be on other nodes, which it does not reach.
     """
-    if config.mps and ray.is_initialized():
+    if config.mps and (config.address is not None or ray.is_initialized()):
         raise InputError("mps=True: Ray is running already; start nvidia-cuda-mps-control before Ray on every node.")
     try:
         with mps(config.mps):
             yield
     except MpsError as error:
         raise InputError(str(error)) from error
-
-
-@contextmanager
-def local_ray(config: SweepConfig) -> Generator[None, None, None]:
-    """A local Ray of the sweep's size, quiet, on loopback; an initialised one is used as it is."""
-    if ray.is_initialized():
-        yield
-        return
-    ray.init(
-        address="local",
-        num_cpus=config.cpus,
-        num_gpus=config.gpus,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
-    # Ray aborts on SIGTERM without saving; Tune stops in order on SIGUSR1.
-    before = signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        ray.shutdown()
 
 
 def quiet() -> None:

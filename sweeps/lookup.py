@@ -9,12 +9,12 @@ from trainables.records import DatasetRecord, read_model
 from trainables.stages.soft_labels import soft_labels_key
 from trainables.stages.student import student_key
 from trainables.stages.teacher import teacher_key
-from trainables.store import Store
+from trainables.store import store_below
 
 
 def look_up(config: SweepConfig, dataset: DatasetRecord, points: Sequence[Mapping[str, Any]]) -> Hits:
     """Count what an earlier sweep has left; `points` are the parameters of the first trials."""
-    store = Store(config.out / "store")
+    store = store_below(config.out, config.storage)
     own = config.base.on(config.device)
     base = [own.replace(**point) for point in points[: config.trials]] or [own]
     soft = any(candidate.student.soft_weight > 0 for candidate in base)

@@ -16,10 +16,10 @@ from analysis.runs import Runs, read_runs
 from analysis.selecting import in_words
 from analysis.views import address, view_of
 from sweeps.config import SweepConfig
-from sweeps.delivery import Score, deliver_all, scores_of
 from sweeps.sweep_folder import InputError
 from trainables.records import DatasetRecord, TrialRecord
 from trainables.tracking import Tracker, TrackingError
+from trainables.waiting import Score, deliver_all, hidden, note_where, outbox, scores_of
 
 
 def headline(config: SweepConfig) -> str:
@@ -47,16 +47,12 @@ def open_tracker(uri: str, config: SweepConfig, dataset: DatasetRecord, sweep_id
     Raises:
         InputError: if that store cannot be used.
     """
+    experiment, artifacts = dataset.name.replace(":", "-"), config.out / "artifacts"
+    note_where(config.folder, uri, experiment=experiment, sweep=config.name, sweep_id=sweep_id, artifacts=artifacts)
     try:
-        return Tracker(
-            uri,
-            experiment=dataset.name.replace(":", "-"),
-            sweep=config.name,
-            sweep_id=sweep_id,
-            artifacts=config.out / "artifacts",
-        )
+        return Tracker(uri, experiment=experiment, sweep=config.name, sweep_id=sweep_id, artifacts=artifacts)
     except TrackingError as error:
-        raise InputError(f"--tracking-uri {uri}: {error}; start that server, or leave the flag out.") from error
+        raise InputError(f"--tracking-uri {hidden(uri)}: {error}; name a store of yours, or leave it out.") from error
 
 
 def tracking_uri(config: SweepConfig) -> str:
@@ -75,13 +71,15 @@ def announce(config: SweepConfig, teacher: TrialRecord, tracker: Tracker, score:
 
 def finish(config: SweepConfig, tracker: Tracker, console: Console, status: str, *, score: Score) -> None:
     """Deliver what is left in the outbox, then show the front: in MLflow, on disk, on the screen."""
-    folders = [config.folder / "teacher", *sorted(config.folder.glob("trials/*"))]
-    folders += sorted(config.folder.glob("champions/*"))
     tracker.try_again()
-    waiting = deliver_all(tracker, folders, score)
+    waiting = deliver_all(tracker, outbox(config.folder), score)
     if waiting:
+        sync = f"python -m analysis sync --out {shlex.quote(str(config.out))}"
         console.print(
-            f"{waiting} trials wait in {config.folder} for MLflow; the same command delivers them.", style="yellow"
+            f"{waiting} records wait in {config.folder} for MLflow ({tracker.away}); `{sync}` or the same command"
+            " delivers them.",
+            style="yellow",
+            markup=False,
         )
         return
     uri = tracking_uri(config)
@@ -98,10 +96,8 @@ def finish(config: SweepConfig, tracker: Tracker, console: Console, status: str,
 def publish(tracker: Tracker, tracking_uri: str, folder: Path) -> Runs:
     """Write the front's files into `folder`, put them on the sweep's MLflow run and tag its members there."""
     runs = read_runs(tracking_uri, parent_id=tracker.parent_id)
-    front = set(front_members(runs).index)
-    tracker.mark_front(front, set(runs.frame.index) - front)
-    for trial, volume in hypervolume_curve(runs):
-        tracker.sweep_metric("hypervolume", volume, step=trial)
+    tracker.mark_front(set(front_members(runs).index))
+    tracker.sweep_metric("hypervolume", dict(hypervolume_curve(runs)))
     tracker.sweep_artifacts([*write_front(runs, folder), *write_controls(controls(runs.frame), folder)])
     _offer(tracker, runs)
     return runs

@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
+from sweeps.journal import open_journal
 from sweeps.objectives import DIRECTIONS, study_directions, study_values
 from sweeps.samplers import STUDENT_PARAMS, keep_student, make_sampler
 from sweeps.space import Space, canonical, first_trials, suggest
@@ -35,7 +34,7 @@ def open_study(path: Path, name: str, *, objective: str, space: Space) -> optuna
     `optuna-dashboard PATH` opens it.
     """
     study = optuna.create_study(
-        storage=JournalStorage(JournalFileBackend(str(path))),
+        storage=open_journal(path),
         study_name=name,
         directions=study_directions(objective),
         load_if_exists=True,
@@ -102,21 +101,32 @@ class StudySearcher(Searcher):
         self._rng = np.random.default_rng(seed)
         self._numbers: dict[str, int] = {}
         self.exhausted = False
+        self.full: str | None = None
+        """What the disk said when it was full; nothing is proposed after that."""
         asked = [t.system_attrs.get("fixed_params") or t.params for t in study.get_trials(deepcopy=False)]
         later = _by_student(proposing.space)[1] if proposing.sampler != "grid" else []  # a grid holds them anyway
         self._later = [point for point in later if point not in asked]
         # No other driver is alive: what still runs in the study belongs to one that died, and is handed out again.
         self._orphans = [t.number for t in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
+        self._known = {
+            _identity(trial.params)
+            for trial in study.get_trials(deepcopy=False)
+            if trial.state not in (TrialState.WAITING, TrialState.FAIL) and DUPLICATE not in trial.user_attrs
+        }
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial's Tune config, or FINISHED when the space holds nothing new."""
+        if self.full is not None:
+            return str(Searcher.FINISHED)
         trial = self._trial(self._orphans.pop(0)) if self._orphans else self._propose()
         if trial is None:
             self.exhausted = True
             return str(Searcher.FINISHED)
         self._numbers[trial_id] = trial.number
         # an orphan keeps what it has; one whose driver died while asking gets the rest now
-        return self._trial_config(trial.number, suggest(trial, self._space))
+        params = suggest(trial, self._space)
+        self._known.add(_identity(params))
+        return self._trial_config(trial.number, params)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell the study how a trial ended."""
@@ -125,12 +135,27 @@ class StudySearcher(Searcher):
             return
         while self._later:
             self._study.enqueue_trial(self._later.pop(0))
-        trial = self._trial(number)
         if error:
+            trial = self._trial(number)
             trial.set_user_attr("reason", "infrastructure error after retries")
+            self._known.discard(_identity(trial.params))
             self._study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
-            return
-        result = result or {}
+        elif result and result.get("full"):
+            self.full, self.exhausted = str(result["full"]), True  # left running: the next driver hands it out again
+        else:
+            self._tell(number, result or {})
+
+    def orphans(self) -> list[int]:
+        """Trials that a dead driver left running, and that are handed out first."""
+        return list(self._orphans)
+
+    def settle(self, number: int, result: Mapping[str, Any]) -> None:
+        """Tell the study of an orphan that had ended when its driver died; it is not handed out again."""
+        self._orphans.remove(number)
+        self._tell(number, result)
+
+    def _tell(self, number: int, result: Mapping[str, Any]) -> None:
+        trial = self._trial(number)
         excess = _excess(result)
         for name, by in excess.items():
             trial.set_constraint(name, by)
@@ -150,16 +175,11 @@ class StudySearcher(Searcher):
 
     def _propose(self) -> optuna.Trial | None:
         """A trial nobody has asked for before; None after `MAX_DUPLICATES` old ones in a row."""
-        known = [
-            canonical(trial.params)
-            for trial in self._study.get_trials(deepcopy=False)
-            if trial.state not in (TrialState.WAITING, TrialState.FAIL) and DUPLICATE not in trial.user_attrs
-        ]
         for attempt in range(MAX_DUPLICATES):
             # after a few, the promising students have been pruned in every way there is
             self._study.sampler = self._next_sampler(reuse=attempt < MAX_REUSED)
             trial = self._study.ask()
-            if canonical(suggest(trial, self._space)) not in known:
+            if _identity(suggest(trial, self._space)) not in self._known:
                 return trial
             trial.set_user_attr(DUPLICATE, True)
             self._study.tell(trial, state=TrialState.PRUNED)
@@ -190,6 +210,11 @@ class StudySearcher(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing: see `save`."""
+
+
+def _identity(params: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """`canonical` as something that a set can hold."""
+    return tuple(sorted(canonical(params).items()))
 
 
 def _excess(result: Mapping[str, Any]) -> dict[str, float]:

@@ -1,21 +1,36 @@
 """What makes a folder OUT/sweeps/NAME one sweep: one driver at a time, one identity, one description."""
 
+import errno
 import fcntl
 import json
+import os
 import subprocess
 import uuid
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+
+from optuna.distributions import distribution_to_json, json_to_distribution
 
 from sweeps.config import SweepConfig
+from sweeps.edited import contains, holds, write_anew
 from sweeps.objectives import DIRECTIONS, UNITS, reference_point
 from trainables.records import DatasetRecord, TrialRecord, to_json, write_text
 
 
 class InputError(ValueError):
     """The sweep cannot run as it was asked for; the message is for its user."""
+
+
+class NoRoomError(OSError):
+    """A trial found a disk full."""
+
+
+def no_room(path: str) -> NoRoomError:
+    """The error that the disk of `path` is full."""
+    return NoRoomError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
 
 
 @contextmanager
@@ -39,35 +54,71 @@ def sole_driver(folder: Path) -> Generator[None, None, None]:
 def check_identity(config: SweepConfig, dataset: DatasetRecord) -> str:
     """The sweep's id, new for a new folder. A name stands for one search on one data set: others would mix its numbers.
 
+    The space may have grown and the objective be another one: then the study is written anew.
+
     Raises:
         InputError: if the folder belongs to a sweep with other settings or images.
     """
     path = config.folder / "identity.json"
     mine = json.loads(to_json(config.identity() | {"images": {"fingerprint of the images": dataset.fingerprint[:16]}}))
+    spaces = {name: distribution_to_json(values) for name, values in config.space.items()}
     if not path.exists():
         sweep_id = uuid.uuid4().hex
-        write_text(path, to_json({"sweep_id": sweep_id, "settings": mine}))
+        write_text(path, to_json({"sweep_id": sweep_id, "settings": mine, "space": spaces}))
         return sweep_id
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    theirs = stored.get("settings", {})
+    stored = _stored(path, config.name)
+    theirs = stored["settings"]
+    grown = _grown(config, theirs, stored.get("space", {}))
     for part in mine | theirs:
         old, new = theirs.get(part, {}), mine.get(part, {})
         for name in old | new:
-            if old.get(name) != new.get(name):
+            if old.get(name) != new.get(name) and name not in grown:
                 raise InputError(
                     f"--name {config.name}: that sweep was made with {name}={old.get(name)}, not {new.get(name)};"
                     " take another --name."
                 )
+    if grown:
+        fixed = {name: theirs["base"][name] for name in config.space if name in theirs["base"]}
+        journal = config.folder / "study.journal"
+        write_anew(journal, config.name, objective=config.objective, space=config.space, fixed=fixed)
+        write_text(path, to_json({"sweep_id": stored["sweep_id"], "settings": mine, "space": spaces}))
     return str(stored["sweep_id"])
+
+
+def _stored(path: Path, name: str) -> dict[str, Any]:
+    try:
+        row: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return {**row, "settings": dict(row["settings"]), "sweep_id": str(row["sweep_id"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"--name {name}: {path} cannot be read ({error}); restore it, or take another --name."
+        ) from None
+
+
+def _grown(config: SweepConfig, theirs: Mapping[str, Any], spaces: Mapping[str, str]) -> set[str]:
+    """Settings that differ from those the sweep was made with, and soundly so."""
+    objective = {"objective"} if theirs.get("objective", {}) != {"objective": config.objective} else set()
+    grown = objective & set(theirs.get("objective", {}))
+    fixed = theirs.get("base", {})
+    for name, new in config.space.items():
+        if name in spaces:
+            old = json_to_distribution(spaces[name])
+            grown |= {name} if new != old and holds(new, old) else set()
+        elif name in fixed and fixed[name] is not None and contains(new, fixed[name]):
+            grown.add(name)
+    return grown
 
 
 def write_sweep_json(config: SweepConfig, teacher: TrialRecord, dataset: DatasetRecord) -> None:
     """Describe the sweep for whoever reads its records; the reference point is fixed here, before the first trial."""
     path = config.folder / "sweep.json"
-    if path.exists():
-        return
     settings = config.identity()
     settings["base"]["dataset"] = dataset.name
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if before["config"] != json.loads(to_json(settings)):  # the space has grown; the reference point stays
+            write_text(path, to_json(before | {"config": settings}))
+        return
     content = {
         "name": config.name,
         "directions": DIRECTIONS,

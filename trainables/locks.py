@@ -69,6 +69,7 @@ class Lease:
 
     def __init__(self, objects: Objects, name: str, *, stale_s: float) -> None:
         self._objects, self._name, self._stale_s = objects, name, stale_s
+        self._hurried = objects.hurried()  # a heartbeat that waits is none
         self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex}"
         self._settle_s = min(0.25, stale_s / 20)
         self._stop, self._lost = threading.Event(), threading.Event()
@@ -110,8 +111,11 @@ class Lease:
         self._stop.set()
         if self._thread is not None:
             self._thread.join(self._stale_s)
-        if not self._lost.is_set() and self._mine():
-            self._objects.delete([self._name])
+        try:
+            if not self._lost.is_set() and self._mine():
+                self._hurried.delete([self._name])
+        except OSError:  # the network is away: others find the lease stale
+            return
 
     def _keep(self) -> None:
         fresh = time.monotonic()
@@ -120,7 +124,7 @@ class Lease:
                 try:
                     if not self._mine():
                         return
-                    self._objects.write(self._name, self._content())
+                    self._hurried.write(self._name, self._content())
                     fresh = time.monotonic()
                 except OSError:  # a network that comes back in time costs nothing
                     if time.monotonic() - fresh > self._stale_s:
@@ -133,7 +137,7 @@ class Lease:
         return json.dumps({"owner": self._owner, "time": time.time()}).encode()
 
     def _mine(self) -> bool:
-        return self._owner.encode() in (self._objects.read(self._name) or b"")
+        return self._owner.encode() in (self._hurried.read(self._name) or b"")
 
     def _stale(self, held: bytes, unchanged_s: float) -> bool:
         return unchanged_s > self._stale_s or lease_age(held) > 10 * self._stale_s

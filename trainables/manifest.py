@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 FORMAT = 2
@@ -78,10 +78,23 @@ def parse(text: str | bytes, where: str) -> Manifest | None:
         row: dict[str, Any] = json.loads(text)
         found = row["format"]
         if found == FORMAT:
-            return Manifest(**row | {"files": {name: FileEntry(**entry) for name, entry in row["files"].items()}})
+            files = {inside(name): FileEntry(**entry) for name, entry in row["files"].items()}
+            return Manifest(**row | {"files": files})
     except (KeyError, TypeError, AttributeError, ValueError):  # a damaged text can be any JSON, or none
         return None
     raise ValueError(other_format(where, found))
+
+
+def inside(name: str) -> str:
+    """The path itself if it stays below the folder it is joined to; who wrote it may have meant us harm.
+
+    Raises:
+        ValueError: if it does not.
+    """
+    path = PurePosixPath(name)
+    if path.is_absolute() or not path.parts or ".." in path.parts or "\\" in name or "\0" in name:
+        raise ValueError(f"{name!r} is no path below a folder.")
+    return name
 
 
 def other_format(where: str, found: object) -> str:

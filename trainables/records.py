@@ -267,6 +267,8 @@ def read_shape(folder: Path) -> ShapeRecord:
 def read_trial(folder: Path) -> TrialRecord:
     """The `TrialRecord` that a trial wrote into its folder."""
     row = read_row(folder)
+    if any(Path(name).name != name for name in row["files"]):
+        raise ValueError(f"{folder / 'record.json'} names files outside its folder: {row['files']}.")
     tuples = {"curve": epochs_from_json(row["curve"]), "files": tuple(row["files"]), "keys": tuple(row.get("keys", ()))}
     return TrialRecord(**row | tuples)
 

@@ -26,6 +26,7 @@ class Remote:
 
     def __init__(self, objects: Objects, key: str) -> None:
         self._objects, self._key = objects, key
+        self._hurried = objects.hurried()
         self._there: set[str] = set()
 
     def manifest(self, name: str = MANIFEST) -> Manifest | None:
@@ -34,13 +35,17 @@ class Remote:
         return None if text is None else parse(text, f"{self._key}/{name}")
 
     def push(self, folder: Path, manifest: Manifest, name: str) -> None:
-        """Upload what is not there yet, commit it by writing the manifest, then delete what it replaced."""
+        """Upload what is not there yet, commit it by writing the manifest, then delete what it replaced.
+
+        A result waits for a network that is away; unfinished work does not.
+        """
+        objects = self._objects if name == MANIFEST else self._hurried
         needed = {_object(entry.sha256, path): path for path, entry in manifest.files.items()}
         for content, path in needed.items():
             if content not in self._there:
-                self._objects.upload(folder / path, f"{self._key}/{content}")
-        self._objects.write(f"{self._key}/{name}", to_json(manifest).encode())
-        self._objects.delete(f"{self._key}/{content}" for content in self._there - set(needed))
+                objects.upload(folder / path, f"{self._key}/{content}")
+        objects.write(f"{self._key}/{name}", to_json(manifest).encode())
+        objects.delete(f"{self._key}/{content}" for content in self._there - set(needed))
         self._there = set(needed)
 
     def pull(self, manifest: Manifest, folder: Path, name: str) -> bool:

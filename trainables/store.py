@@ -70,6 +70,21 @@ def stage_key(stage: str, *, version: int, parents: Sequence[str] = (), **decide
     return Key(stage, hashlib.sha256(text.encode()).hexdigest()[:24], version)
 
 
+def store_below(out: Path, storage: str | None) -> "Store":
+    """The store of sweeps that keep their things in `out` and share, if `storage` is given, what is below that.
+
+    Args:
+        out: a folder of this node.
+        storage: a folder that all nodes see at this path, or a URL; None where there is one node.
+    """
+    if storage is None:
+        return Store(out / "store")
+    if "://" not in storage:
+        return Store(Path(storage) / "store")
+    cache = hashlib.sha256(storage.encode()).hexdigest()[:8]  # what one URL has, another one lacks
+    return Store(f"{storage.rstrip('/')}/store", cache=out / "cache" / cache)
+
+
 class Store:
     """Results of stages under one folder, or under one URL with a folder of this node as its cache."""
 

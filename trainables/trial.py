@@ -5,6 +5,7 @@ a trial that is started again, here or on another node, goes on where it was.
 """
 
 import dataclasses
+import errno
 import gc
 import os
 import shutil
@@ -18,13 +19,16 @@ from ray import tune
 
 from trainables.configs import CandidateConfig
 from trainables.limits import InfeasibleError, Limits
+from trainables.outbox import send
 from trainables.records import CandidateRecord, EpochRecord, ShapeRecord, TrialRecord, to_json, write_text
 from trainables.stages.candidate import candidate
 from trainables.stages.compute import give_back
 from trainables.stages.data import public_name
 from trainables.stages.scratch import scratch_candidate
 from trainables.stages.workspace import Workspace
-from trainables.store import Store
+from trainables.store import store_below
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 SHAPE_METRICS = ("latency_p50_ms", "reference_latency_p50_ms", "size_bytes", "num_params", "macs")
 """What is known of a candidate before it is trained."""
@@ -33,10 +37,10 @@ SHAPE_METRICS = ("latency_p50_ms", "reference_latency_p50_ms", "size_bytes", "nu
 class StageTrial(tune.Trainable):
     """Runs a generator of epochs; subclasses say which.
 
-    The Tune config holds `candidate` (the flat configuration), `out`, `data_dir` (paths as text), `threads` and
-    `device`. Reports `stage`, `epoch`, `epochs` and `val_accuracy` after every epoch, and the result's own numbers
-    with `final=True` at the end. A configuration that cannot work ends the trial with `invalid` set to the reason
-    instead of raising: Tune would only run it again.
+    The Tune config holds `candidate` (the flat configuration), `out`, `data_dir` (paths as text), `threads`, `device`
+    and `storage` (what all nodes share, or None). Reports `stage`, `epoch`, `epochs` and `val_accuracy` after every
+    epoch, and the result's own numbers with `final=True` at the end. A configuration that cannot work ends the trial
+    with `invalid` set to the reason instead of raising: Tune would only run it again. So does a full disk, with `full`.
     """
 
     _steps: Generator[ShapeRecord | EpochRecord, None, Any] | None = None
@@ -71,6 +75,10 @@ class StageTrial(tune.Trainable):
         except ValueError as error:
             self.refuse("failed", str(error), {})
             return {"invalid": str(error), "final": False, "done": True}
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            return {"full": str(error.filename or self.config["out"]), "final": False, "done": True}
         if isinstance(step, ShapeRecord):
             self._shape = step
             return {"stage": "shape", "final": False}
@@ -184,6 +192,8 @@ class OutboxTrial(StageTrial):
             keys=keys,
         )
         write_text(folder / "record.json", to_json(record))
+        if self.config.get("storage"):
+            send(folder, self.config["key"], self.config["storage"])
 
 
 class CandidateTrial(OutboxTrial):
@@ -206,7 +216,7 @@ def workspace(config: Mapping[str, Any]) -> Workspace:
     """The workspace that a Tune config names."""
     out = Path(config["out"])
     return Workspace(
-        store=Store(out / "store"),
+        store=store_below(out, config.get("storage")),
         data_dir=Path(config["data_dir"]),
         device=config["device"],
         threads=config["threads"],

@@ -204,7 +204,7 @@ def ours(flags: argparse.Namespace, out: Path) -> dict[str, Any]:
     )
     try:
         launch.run_sweep(config, data.prepare(DataConfig(dataset="digits"), config.data_dir), Console())
-    except launch.Interrupted:
+    except KeyboardInterrupt:
         raise KeyboardInterrupt from None
     records = config.folder.glob("trials/*/record.json")
     return times | {"ends": [json.loads(path.read_text())["ended"] for path in records]}

@@ -1,6 +1,8 @@
 import dataclasses
+import http.server
 import json
 import socket
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +17,7 @@ from onnx import TensorProto, helper
 
 from trainables import tracking
 from trainables.records import EpochRecord, TrialRecord, to_json
-from trainables.tracking import DELIVERED, Tracker, TrackingError
+from trainables.tracking import DELIVERED, AwayError, Tracker, TrackingError
 
 PARAMS = {"temperature": 4.0, "alpha": 0.9, "pruning_method": "structured", "image_size": None, "flip": True}
 METRICS = {"val_accuracy": 0.91, "latency_p50_ms": 1.25, "size_bytes": 1_400_000}
@@ -209,14 +211,58 @@ def test_an_unreachable_server_is_told_within_seconds_and_the_outbox_waits(
     uri: str, client: mlflow.MlflowClient, left: Left, out: Path
 ) -> None:
     folder, started = left(), time.monotonic()
-    with pytest.raises(TrackingError, match=r"127\.0\.0\.1"):
-        open_tracker(closed_port(), out)
+    away = open_tracker(closed_port(), out)
+    assert "127.0.0.1" in (away.away or "")
+    assert not away.deliver(folder, {})
+    with pytest.raises(AwayError, match=r"127\.0\.0\.1"):
+        away.sweep_metric("hypervolume", {0: 1.0})
     assert time.monotonic() - started < 10
     assert not (folder / DELIVERED).exists()
     working = open_tracker(uri, out)
     assert working.deliver(folder, {})
     assert working.deliver(folder, {})
     assert len(runs_of(client, folder)) == 1
+
+
+class Says(http.server.BaseHTTPRequestHandler):
+    """A server that answers, but is no tracking server for us."""
+
+    status = 403
+
+    def do_GET(self) -> None:
+        self.send_response(self.status)
+        self.end_headers()
+        self.wfile.write(b"Invalid Host header - possible DNS rebinding attack detected")
+
+    def do_POST(self) -> None:
+        self.do_GET()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("status", "named"), [(403, "403"), (404, "404"), (200, "not in a valid JSON format")])
+def test_a_server_that_says_no_is_refused_at_once(
+    out: Path, monkeypatch: pytest.MonkeyPatch, status: int, named: str
+) -> None:
+    monkeypatch.setattr(Says, "status", status)
+    with http.server.HTTPServer(("127.0.0.1", 0), Says) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(TrackingError, match=named) as caught:
+            open_tracker(f"http://127.0.0.1:{server.server_port}", out)
+        server.shutdown()
+    assert not isinstance(caught.value, AwayError)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_server_that_has_trouble_is_asked_again_later(out: Path, left: Left, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Says, "status", 503)
+    with http.server.HTTPServer(("127.0.0.1", 0), Says) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        tracker = open_tracker(f"http://127.0.0.1:{server.server_port}", out)
+        server.shutdown()
+    assert "503" in (tracker.away or "")
+    assert not tracker.deliver(left(), {})
 
 
 def test_a_store_that_goes_away_is_left_alone_then_gets_everything_once(
@@ -264,16 +310,17 @@ def test_the_parent_takes_files_curves_marks_and_its_end(
     (run,) = runs_of(client, folder)
     (tmp_path / "sweep.json").write_text("{}")
     tracker.sweep_artifacts([tmp_path / "sweep.json"])
-    for step, volume in enumerate((0.1, 0.4)):
-        tracker.sweep_metric("hypervolume", volume, step=step)
-    tracker.mark_front({run.info.run_id}, set())
+    tracker.sweep_metric("hypervolume", {0: 0.1})
+    tracker.sweep_metric("hypervolume", {0: 0.1, 1: 0.4})
+    tracker.mark_front({run.info.run_id})
     tracker.close("interrupted")
     parent = client.get_run(tracker.parent_id)
     assert (parent.info.status, parent.data.tags["status"]) == ("KILLED", "interrupted")
     assert parent.data.metrics["hypervolume"] == 0.4
+    assert len(client.get_metric_history(tracker.parent_id, "hypervolume")) == 2
     assert [file.path for file in client.list_artifacts(tracker.parent_id)] == ["sweep.json"]
     assert client.get_run(run.info.run_id).data.tags["pareto"] == "true"
-    tracker.mark_front(set(), {run.info.run_id})
+    tracker.mark_front(set())
     assert client.get_run(run.info.run_id).data.tags["pareto"] == "false"
     tracker.close("finished")
     assert client.get_run(tracker.parent_id).info.status == "FINISHED"

@@ -1,0 +1,18 @@
+"""Ray as a sweep wants it. Imported before Ray: some of these are read when its modules are."""
+
+import os
+
+# Its own output, usage reports and loggers are replaced by ours; a trial without GPUs must not see them.
+os.environ |= {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_RESULT_DELIM": "/",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run` every worker would sync the environment again
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+    "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled"),
+}
+
+FOR_WORKERS = ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "TUNE_RESULT_DELIM")
+"""Of these, what the processes of a joined cluster do not inherit."""

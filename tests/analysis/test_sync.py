@@ -1,0 +1,89 @@
+import fcntl
+import json
+import shutil
+import socket
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from analysis.__main__ import main
+from trainables.records import TrialRecord, to_json
+from trainables.waiting import hidden, note_where, open_noted
+
+
+@pytest.fixture
+def away() -> str:
+    """The address of a tracking server that is not there."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.fixture
+def waiting(out: Path, away: str, tmp_path: Path) -> Path:
+    """A sweep of two trials and a teacher that MLflow was away for from its start; beside it a fresh database."""
+    shutil.copy(out / "mlflow.db", tmp_path / "mlflow.db")
+    folder = tmp_path / "sweeps" / "dark"
+    for number, name in ((None, "teacher"), (0, "trials/00000"), (1, "trials/00001")):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "model.onnx").write_text(name)
+        record = TrialRecord(
+            key=f"dark/{Path(name).name}",
+            trial_number=number,
+            stage="candidate" if number is not None else "teacher",
+            status="finished",
+            reason="",
+            params={"alpha": 0.9},
+            metrics={
+                "val_accuracy": 0.75,
+                "latency_p50_ms": 1.0,
+                "reference_latency_p50_ms": 2.0,
+                "size_bytes": 1_000_000,
+            },
+            tags={},
+            curve=(),
+            files=("model.onnx",),
+            started=1.0,
+            ended=2.0,
+        )
+        (folder / name / "record.json").write_text(to_json(record))
+    sweep = {"teacher": {"size_bytes": 4_000_000}, "config": {"rates": {"latency_points": 2.0, "size_points": 0.5}}}
+    (folder / "sweep.json").write_text(json.dumps(sweep))
+    note_where(folder, away, experiment="dark", sweep="dark", sweep_id="dark-1", artifacts=tmp_path / "artifacts")
+    return tmp_path
+
+
+def test_what_waits_is_delivered_once_when_mlflow_is_back(
+    waiting: Path, away: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sync", "--out", str(waiting)]) == 1
+    assert "dark: 0 of 3 records are in MLflow; 3 wait: " in capsys.readouterr().out
+    uri = f"sqlite:///{waiting / 'mlflow.db'}"
+    for _ in range(2):
+        assert main(["sync", "--out", str(waiting), "--name", "dark", "--tracking-uri", uri]) == 0
+        assert capsys.readouterr().out == "dark: 3 of 3 records are in MLflow\n"
+    client = mlflow.MlflowClient(uri)
+    experiment = client.get_experiment_by_name("dark")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], "tags.kind = 'trial'")
+    assert sorted(run.data.tags["key"] for run in runs) == ["dark/00000", "dark/00001", "dark/teacher"]
+    assert {run.data.metrics["score"] for run in runs} == {75 - 2 * -1 - 0.5 * -2}
+    assert len(client.search_runs([experiment.experiment_id], "tags.kind = 'sweep'")) == 1
+
+
+def test_a_running_sweep_delivers_itself(waiting: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (waiting / "sweeps" / "dark" / "driver.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(SystemExit, match="2"):
+            main(["sync", "--out", str(waiting)])
+    assert "--name dark: its sweep is running" in capsys.readouterr().err
+
+
+def test_no_password_is_written_down(tmp_path: Path) -> None:
+    uri = "postgresql://me:se@cret@db:5432/mlflow"
+    note_where(tmp_path, uri, experiment="e", sweep="s", sweep_id="i", artifacts=tmp_path)
+    assert "cret" not in (tmp_path / "tracking.json").read_text()
+    with pytest.raises(ValueError, match=r"postgresql://me:\*\*\*@db:5432/mlflow; name that store"):
+        open_noted(tmp_path, None)
+    assert hidden("sqlite:////home/me/a:b@c/mlflow.db") == "sqlite:////home/me/a:b@c/mlflow.db"

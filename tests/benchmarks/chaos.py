@@ -1,0 +1,163 @@
+"""Kills drivers, trials, nodes and the tracking server at random, and checks that nothing is lost and nothing doubled.
+
+    python tests/benchmarks/chaos.py --kills 50 --seed 0 --out chaos
+
+Small sweeps on real images run one after the other over a Ray cluster of this machine (a head without cores and as many
+raylets as `--nodes`), with a tracking server of their own, until all kills are spent. What is killed is started again:
+the same command, another node, the same server. After each sweep the invariants of `Checks` must hold.
+"""
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from chaos_checks import check_nothing_left, check_sweep, finished_records
+from chaos_world import World, kill
+
+COMMAND = Path(__file__).parents[2] / "sweeps" / "kd_prune.py"
+SWEEP = """--preset quick --teacher-epochs 2 --student-epochs 2 --recovery-epochs 1 --latency-seconds 0.1 --stopper off
+    --kd-loss kd --pruning-method structured --learning-rate 1e-3 --reuse-probability 0"""
+KINDS = ("trial", "raylet", "driver", "server")
+SWEEP_LIMIT_S = 900.0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code: 0 all invariants held, 1 one did not."""
+    flags = _flags(argv)
+    rng = random.Random(flags.seed)
+    kinds = [KINDS[i % len(KINDS)] for i in range(flags.kills)]
+    rng.shuffle(kinds)
+    done: Counter[str] = Counter()
+    faults: list[str] = []
+    sweeps = trials = 0
+    with World(flags.out.resolve(), nodes=flags.nodes, s3=flags.s3) as world:
+        while kinds and not faults:
+            sweeps += 1
+            started = time.monotonic()
+            sweep = Sweep(world, flags, number=sweeps)
+            killed = sweep.survive(kinds, rng)
+            done += killed
+            faults = sweep.faults() or check_sweep(world, sweep.out, sweep.name, trials=flags.trials, seen=sweep.seen)
+            trials += flags.trials
+            said = ", ".join(f"{count} {kind}" for kind, count in killed.items()) or "none"
+            state = "; ".join(faults) or "ok"
+            print(f"sweep {sweeps}: killed {said} in {time.monotonic() - started:.0f} s: {state}", flush=True)
+    faults += check_nothing_left(world)
+    said = ", ".join(f"{done[kind]} {kind}" for kind in KINDS)
+    print(f"{done.total()} of {flags.kills} kills ({said}), {sweeps} sweeps, {trials} trials, {len(faults)} faults")
+    for fault in faults:
+        print(f"FAULT {fault}")
+    return int(bool(faults) or done.total() < flags.kills)
+
+
+class Sweep:
+    """One sweep whose command is run until it ends well, whatever is killed meanwhile."""
+
+    def __init__(self, world: World, flags: argparse.Namespace, *, number: int) -> None:
+        self.name, self.seen = f"chaos-{number}", dict[str, str]()
+        self._world, self._longest_s = world, flags.longest_s
+        self.out = world.folder / f"runs-{number}"
+        self._log = world.folder / f"driver-{number}.log"
+        self._code: int | None = None
+        where = ["--out", str(self.out), "--data-dir", str(world.folder / "data"), "--name", self.name]
+        joins = ["--address", world.address, "--cpus", str(flags.nodes), "--tracking-uri", world.tracking_uri]
+        joins += ["--storage", world.storage(number)]
+        more = ["--trials", str(flags.trials), "--search-seed", str(number), "--seed", str(number)]
+        self._words = [sys.executable, str(COMMAND), *SWEEP.split(), *where, *joins, *more]
+
+    def survive(self, kinds: list[str], rng: random.Random) -> Counter[str]:
+        """Take kills from `kinds` until the sweep has ended; returns those that happened."""
+        killed: Counter[str] = Counter()
+        until = time.monotonic() + SWEEP_LIMIT_S
+        driver = self._start()
+        next_kill = time.monotonic() + rng.uniform(1, self._longest_s)
+        while time.monotonic() < until:
+            time.sleep(0.1)
+            if driver.poll() is not None:
+                self._code = driver.returncode
+                break
+            if kinds and time.monotonic() > next_kill and self._kill(kinds[0], driver):
+                kind = kinds.pop(0)
+                killed[kind] += 1
+                self.seen |= finished_records(self.out, self.name)
+                driver = self._after(kind, driver, rng)
+                next_kill = time.monotonic() + rng.uniform(1, self._longest_s)
+        else:
+            kill([driver.pid])
+        return killed
+
+    def faults(self) -> list[str]:
+        """What is wrong with the command's own end."""
+        if self._code == 0:
+            return []
+        said = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:]
+        return [f"the command ended with {self._code} ({' | '.join(said)}; all of it: {self._log})"]
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        with self._log.open("ab") as log:
+            return subprocess.Popen(self._words, stdout=log, stderr=log, env=self._world.environment)
+
+    def _kill(self, kind: str, driver: "subprocess.Popen[bytes]") -> bool:
+        """Kill one of a kind; False if there is none now."""
+        if kind == "trial":
+            return self._world.kill_trial()
+        if kind == "raylet":
+            return self._world.kill_node()
+        if kind == "server":
+            return self._world.kill_server()
+        if not (self.out / "sweeps" / self.name / "identity.json").exists():
+            return False  # a driver that has not begun has nothing to lose
+        kill([driver.pid])
+        return True
+
+    def _after(self, kind: str, driver: "subprocess.Popen[bytes]", rng: random.Random) -> "subprocess.Popen[bytes]":
+        if kind == "raylet":
+            self._world.add_node()
+        elif kind == "server":
+            time.sleep(rng.uniform(0, 3))
+            self._world.start_server()
+        elif kind == "driver":
+            driver.wait()
+            return self._start()
+        return driver
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Both signals end the run in order, also where a shell has started it in the background."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    yield
+
+
+def _flags(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="chaos.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=50, metavar="N", help="(default: 50)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of kinds and times (default: 0)")
+    parser.add_argument("--trials", type=int, default=6, metavar="N", help="of a sweep (default: 6)")
+    parser.add_argument("--nodes", type=int, default=2, metavar="N", help="raylets of one core (default: 2)")
+    parser.add_argument("--longest-s", type=float, default=12.0, metavar="S", help="between kills (default: 12)")
+    parser.add_argument("--s3", action="store_true", help="storage in a local S3 instead of a shared folder")
+    parser.add_argument("--out", type=Path, default=Path("chaos"), help="a fresh folder (default: chaos)")
+    flags = parser.parse_args(argv)
+    if flags.out.exists() and any(flags.out.iterdir()):
+        parser.error(f"--out {flags.out}: holds something already; name a fresh folder.")
+    return flags
+
+
+if __name__ == "__main__":
+    with interruptible():
+        try:
+            raise SystemExit(main())
+        except KeyboardInterrupt:
+            os._exit(130)

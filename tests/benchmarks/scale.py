@@ -1,0 +1,202 @@
+"""What the driver costs as a sweep grows: 10,000 trials that train nothing, through everything else.
+
+    python tests/benchmarks/scale.py --trials 10000 --out scale
+
+Proposal, early stopping, record, the study in its journal, MLflow in SQLite, the front at the end: the parts of
+`run_sweep`, in its order, without Ray. Milliseconds are means over the trials since the row before.
+"""
+
+import argparse
+import json
+import math
+import os
+import resource
+import shutil
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import optuna
+
+from analysis.front import front_members
+from sweeps.config import SAMPLERS, SweepConfig, quick
+from sweeps.objectives import DIRECTIONS, UNITS, ExchangeRates, reference_point
+from sweeps.outcome import publish
+from sweeps.searcher import Proposing, StudySearcher, open_study
+from sweeps.space import default_space, parse
+from sweeps.stopper import FrontStopper
+from trainables.records import TrialRecord, to_json, write_text
+from trainables.score import composite_score
+from trainables.tracking import Tracker
+
+ROWS = (100, 1_000, 10_000)
+TEACHER = {"val_accuracy": 0.95, "latency_p50_ms": 2.0, "size_bytes": 44e6}
+PARTS = ("propose", "stopper", "record", "tell", "deliver")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="scale.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--trials", type=int, default=10_000, metavar="N", help="(default: 10000)")
+    parser.add_argument("--sampler", choices=[name for name in SAMPLERS if name != "grid"], default="tpe")
+    parser.add_argument("--without-mlflow", action="store_true", help="leave the records on disk, and draw no front")
+    parser.add_argument("--out", type=Path, default=Path("scale"), help="a fresh folder (default: scale)")
+    flags = parser.parse_args(argv)
+    if flags.out.exists():
+        print(f"--out {flags.out}: exists already; name a fresh folder.", file=sys.stderr)
+        return 2
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    print(f"{'trials':>8}{'MB':>8}" + "".join(f"{part:>10}" for part in PARTS) + f"{'front s':>10}  (ms a trial)")
+    run(flags)
+    shutil.rmtree(flags.out, ignore_errors=True)
+    return 0
+
+
+def run(flags: argparse.Namespace) -> None:
+    """All trials; a line at every size of `ROWS`."""
+    space = default_space() | {"learning_rate": parse("learning_rate", "1e-4:1e-2")}
+    config = SweepConfig(name="scale", out=flags.out, trials=flags.trials, sampler=flags.sampler, space=space)
+    config.folder.mkdir(parents=True)
+    rates, clock, rng = ExchangeRates(), Clock(), np.random.default_rng(0)
+
+    def score(metrics: Mapping[str, float]) -> float:
+        return composite_score(metrics, teacher_size_bytes=TEACHER["size_bytes"], rates=rates)
+
+    study = open_study(config.folder / "study.journal", config.name, objective="composite", space=space)
+    searcher = StudySearcher(
+        study,
+        Proposing(space=space, sampler=flags.sampler, reuse_probability=config.reuse_probability),
+        trial_config=lambda number, params: {"trial_number": number, **quick().base.replace(**params).flat()},
+        score=score,
+    )
+    stopper = FrontStopper("pareto", rates, config.folder / "rungs.json")
+    tracker = None if flags.without_mlflow else tracker_of(config)
+    for done in range(1, flags.trials + 1):
+        one_trial(config, searcher, stopper, tracker, clock, rng, score)
+        if done in ROWS or done == flags.trials:
+            front_s = front(tracker, config) if tracker is not None else math.nan
+            parts = "".join(f"{clock.take(part):10.1f}" for part in PARTS)
+            print(f"{done:8}{memory_mb():8.0f}{parts}{front_s:10.1f}", flush=True)
+
+
+def one_trial(
+    config: SweepConfig,
+    searcher: StudySearcher,
+    stopper: FrontStopper,
+    tracker: Tracker | None,
+    clock: "Clock",
+    rng: np.random.Generator,
+    score: Any,
+) -> None:
+    """What the driver does for a trial, with made-up numbers where a worker would train."""
+    clock.trials += 1
+    with clock("propose"):
+        flat = searcher.suggest("t")
+    assert isinstance(flat, dict)
+    number = flat.pop("trial_number")
+    metrics = measured(flat, rng)
+    with clock("stopper"):
+        for step in range(1, 7):
+            trial = SimpleNamespace(config={"key": f"scale/{number:05}", "candidate": flat}, trial_id="t")
+            report = metrics | {"stage": "student", "step": step, "steps": 6, "num_val": 5000, "epoch": step}
+            stopper.on_trial_result(None, trial, report)
+    with clock("record"):
+        folder = config.folder / "trials" / f"{number:05}"
+        folder.mkdir(parents=True)
+        write_text(folder / "record.json", to_json(record_of(number, flat, metrics)))
+    with clock("tell"):
+        searcher.on_trial_complete("t", metrics | {"final": True})
+    if tracker is not None:
+        with clock("deliver"):
+            assert tracker.deliver(folder, {"score": score(metrics)}), tracker.away
+
+
+def measured(flat: Mapping[str, Any], rng: np.random.Generator) -> dict[str, float]:
+    """Numbers that depend on a candidate much as real ones do."""
+    ratio, structured = flat["pruning_ratio"], flat["pruning_method"] == "structured"
+    left = (1 - ratio) ** 1.6 if structured else 1.0
+    rate = abs(math.log10(flat["learning_rate"]) + 3)
+    return {
+        "val_accuracy": float(np.clip(0.94 - 0.1 * ratio**2 - 0.02 * rate + rng.normal(0, 0.003), 0, 1)),
+        "test_accuracy": 0.9,
+        "latency_p50_ms": 1.5 * (0.2 + 0.8 * left) * rng.uniform(0.98, 1.02),
+        "reference_latency_p50_ms": TEACHER["latency_p50_ms"],
+        "size_bytes": 6e6 * left,
+        "macs": 6e7 * left,
+    }
+
+
+def record_of(number: int, flat: Mapping[str, Any], metrics: Mapping[str, float]) -> TrialRecord:
+    return TrialRecord(
+        key=f"scale/{number:05}",
+        trial_number=number,
+        stage="candidate",
+        status="finished",
+        reason="",
+        params=flat,
+        metrics=metrics,
+        tags={},
+        curve=(),
+        files=(),
+        started=time.time() - 1,
+        ended=time.time(),
+    )
+
+
+def tracker_of(config: SweepConfig) -> Tracker:
+    """MLflow in a SQLite file, with the sweep's description."""
+    uri = f"sqlite:///{config.out.resolve() / 'mlflow.db'}"
+    tracker = Tracker(uri, experiment="scale", sweep="scale", sweep_id="scale", artifacts=config.out / "artifacts")
+    about = {"name": "scale", "directions": DIRECTIONS, "units": UNITS, "reference_point": reference_point(10)}
+    described = about | {"teacher": TEACHER, "config": {"dataset": "none"}, "versions": {}}
+    write_text(config.folder / "sweep.json", json.dumps(described))
+    tracker.sweep_artifacts([config.folder / "sweep.json"])
+    return tracker
+
+
+def front(tracker: Tracker, config: SweepConfig) -> float:
+    """Seconds until the front is drawn, on disk and in MLflow."""
+    started = time.perf_counter()
+    runs = publish(tracker, f"sqlite:///{config.out.resolve() / 'mlflow.db'}", config.folder / "front")
+    assert len(front_members(runs))
+    return time.perf_counter() - started
+
+
+def memory_mb() -> float:
+    """Resident memory of this process, 10^6 bytes; the peak where the system does not say more."""
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+class Clock:
+    """Milliseconds by part."""
+
+    def __init__(self) -> None:
+        self.trials = 0
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._taken: dict[str, int] = defaultdict(int)
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self._seconds[part] += time.perf_counter() - started
+
+    def take(self, part: str) -> float:
+        """Mean of a part since it was last taken."""
+        count, self._taken[part] = self.trials - self._taken[part], self.trials
+        return 1000 * self._seconds.pop(part, math.nan) / count
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

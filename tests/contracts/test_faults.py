@@ -1,0 +1,36 @@
+"""Every bad input and fault of `faults.py` is answered by exit code 2 and one line, the one in FAULTS.md."""
+
+from pathlib import Path
+
+import faults
+import pytest
+import ray
+
+from trainables.stages import downloads
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(autouse=True)
+def no_sweep_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("bad input was accepted"))
+    monkeypatch.setattr(downloads, "ARCHIVES", dict(downloads.ARCHIVES))
+
+
+def test_there_are_at_least_sixty() -> None:
+    assert len({(fault.command, fault.words, fault.what) for fault in faults.FAULTS}) >= 60
+
+
+@pytest.mark.parametrize(
+    ("number", "fault"),
+    enumerate(faults.FAULTS, 1),
+    ids=[f"{fault.command} {fault.words} {fault.what}".strip() for fault in faults.FAULTS],
+)
+def test_answered_by_one_line(number: int, fault: faults.Fault, tmp_path: Path, data_dir: Path) -> None:
+    code, said = faults.line_of(fault, tmp_path, data_dir)
+    assert (code, said.count("\n")) == (2, 1), said
+    assert faults.row(number, fault, said) in faults.TABLE.read_text(encoding="utf-8").splitlines()
+    assert "secret" not in said

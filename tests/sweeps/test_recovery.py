@@ -1,0 +1,147 @@
+"""Trial folders and study agree again, wherever the driver died between the two."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+from test_searcher import FINAL, ask, driver, space_of
+
+from sweeps.config import SweepConfig, quick
+from sweeps.delivery import left, write_record
+from sweeps.recovery import recover
+from trainables.limits import Limits
+from trainables.outbox import send
+from trainables.records import TrialRecord, read_trial, to_json
+
+pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+SPACE = space_of(alpha="0.5:0.9", pruning_ratio="0.2:0.4")
+
+
+def trial_config(config: SweepConfig, number: int, params: Any) -> dict[str, Any]:
+    folder = config.folder / "trials" / f"{number:05}"
+    return {
+        "trial_dir": str(folder),
+        "key": f"{config.name}/{folder.name}",
+        "trial_number": number,
+        "candidate": config.base.replace(**params).flat(),
+    }
+
+
+def record(folder: Path, number: int, status: str, **metrics: float) -> None:
+    row = TrialRecord(
+        key=f"night/{number:05}",
+        trial_number=number,
+        stage="candidate",
+        status=status,
+        reason="because" if status == "failed" else "",
+        params={},
+        metrics=metrics,
+        tags={},
+        curve=(),
+        files=(),
+        started=1.0,
+        ended=2.0,
+    )
+    folder.mkdir(parents=True)
+    (folder / "record.json").write_text(to_json(row))
+
+
+def recovered(tmp_path: Path, config: SweepConfig) -> tuple[Any, Any]:
+    """Study and searcher of a new driver, after recovery."""
+    study, searcher = driver(config.folder, SPACE)
+    teacher_dir = tmp_path / "teacher"
+    if not teacher_dir.exists():
+        record(teacher_dir, 0, "finished", val_accuracy=0.95)
+    teacher = read_trial(teacher_dir)
+    recover(study, searcher, config, lambda n, p: trial_config(config, n, p), teacher=teacher)
+    return study, searcher
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> SweepConfig:
+    config = dataclasses.replace(quick(), name="night", out=tmp_path / "runs")
+    config.folder.mkdir(parents=True)
+    return config
+
+
+def test_a_trial_that_had_left_its_record_is_not_run_again(tmp_path: Path, config: SweepConfig) -> None:
+    _, searcher = driver(config.folder, SPACE)
+    ask(searcher, 4)  # and the driver dies
+    trials = config.folder / "trials"
+    metrics = {name: value for name, value in FINAL.items() if name != "final"}
+    record(trials / "00000", 0, "finished", **metrics)
+    record(trials / "00001", 1, "failed")
+    record(trials / "00002", 2, "infeasible", latency_p50_ms=9.0, size_bytes=1e6, macs=1e6)
+    config = dataclasses.replace(config, limits=Limits(max_latency_ms=3.0, max_drop=1.0))
+    study, searcher = recovered(tmp_path, config)
+    states = [trial.state for trial in study.trials[:4]]
+    assert states == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.PRUNED, TrialState.RUNNING]
+    assert study.trials[0].value == pytest.approx(90.0)
+    assert study.trials[1].user_attrs["reason"] == "because"
+    assert study.trials[2].constraints["max_latency_ms"] == pytest.approx(2.0)
+    assert ask(searcher, 2, name="next")[0]["trial_number"] == 3
+
+
+def test_a_trial_that_was_stopped_as_the_driver_died_gets_its_record(tmp_path: Path, config: SweepConfig) -> None:
+    _, searcher = driver(config.folder, SPACE)
+    ask(searcher, 2)
+    searcher.on_trial_complete("t0", {"final": False, "step": 2, "steps": 6})
+    searcher.on_trial_complete("t1", error=True)
+    recovered(tmp_path, config)
+    stopped, failed = (read_trial(config.folder / "trials" / name) for name in ("00000", "00001"))
+    assert (stopped.status, stopped.reason) == ("stopped", "stopped before its end")
+    assert (failed.status, failed.reason) == ("failed", "infrastructure error after retries")
+    assert stopped.params["alpha"] == study_params(config)[0]["alpha"]
+
+
+def study_params(config: SweepConfig) -> list[dict[str, Any]]:
+    return [trial.params for trial in driver(config.folder, SPACE)[0].trials]
+
+
+def test_a_record_that_is_still_in_storage_is_fetched(tmp_path: Path, config: SweepConfig) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    config = dataclasses.replace(config, storage=str(shared))
+    _, searcher = driver(config.folder, SPACE)
+    ask(searcher, 1)
+    elsewhere = tmp_path / "node" / "00000"
+    record(elsewhere, 0, "finished", **{name: value for name, value in FINAL.items() if name != "final"})
+    send(elsewhere, "night/00000", str(shared))
+    study, _ = recovered(tmp_path, config)
+    assert study.trials[0].state == TrialState.COMPLETE
+    assert read_trial(config.folder / "trials" / "00000") == read_trial(elsewhere)
+
+
+def test_a_full_disk_leaves_the_trial_to_the_next_driver(tmp_path: Path) -> None:
+    study, searcher = driver(tmp_path, SPACE)
+    ask(searcher, 1)
+    searcher.on_trial_complete("t0", {"full": "/out: No space left on device", "final": False})
+    assert searcher.full == "/out: No space left on device"
+    assert searcher.suggest("t1") == "FINISHED"
+    assert study.trials[0].state == TrialState.RUNNING
+    _, again = driver(tmp_path, SPACE)
+    assert ask(again, 1)[0]["trial_number"] == 0
+
+
+@pytest.mark.parametrize(
+    ("result", "expected"),
+    [
+        ({"final": True}, True),
+        ({"invalid": "why", "final": False}, True),
+        ({"excess/max_drop": 1.0, "final": False}, True),
+        ({"step": 2, "final": False}, False),
+        ({"full": "disk", "final": False}, False),
+    ],
+)
+def test_who_has_left_a_record_is_known_from_the_last_report(result: dict[str, Any], expected: bool) -> None:
+    assert left(result) is expected
+
+
+def test_a_record_that_the_driver_writes_hides_local_paths(tmp_path: Path, config: SweepConfig) -> None:
+    settings = trial_config(config, 3, {"dataset": "folder:/home/me/photos"})
+    write_record(settings, status="stopped", reason="r", seconds=2.0)
+    written = read_trial(config.folder / "trials" / "00003")
+    assert written.params["dataset"] == "folder:photos"
+    assert written.ended - written.started == pytest.approx(2.0)

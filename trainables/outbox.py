@@ -1,0 +1,46 @@
+"""A trial's folder on its way from the node that made it to the driver, through storage that both see.
+
+STORAGE/outbox/SWEEP/00012/   the files, named by their digests, and a manifest that is written last: whole or absent
+"""
+
+import time
+from pathlib import Path
+
+from trainables.manifest import MANIFEST, FileEntry, Manifest, sha256
+from trainables.objects import Objects
+from trainables.records import read_trial
+from trainables.remote import Remote
+
+RECORD = "record.json"
+
+
+def send(folder: Path, key: str, storage: str) -> None:
+    """Upload a trial's record and the files it names; what an earlier attempt left there is replaced.
+
+    Args:
+        folder: of the trial, on this node.
+        key: `SWEEP/00012`.
+        storage: a shared folder or a URL.
+    """
+    names = (RECORD, *read_trial(folder).files)
+    files = {name: FileEntry(sha256=sha256(folder / name), size=(folder / name).stat().st_size) for name in names}
+    about = Manifest(key=key, version=0, seconds=0.0, reports=0, created=time.time(), files=files)
+    _remote(key, storage, patience_s=300.0).push(folder, about, MANIFEST)
+
+
+def fetch(folder: Path, key: str, storage: str) -> bool:
+    """Have a trial's record and files in `folder`; False if there are none, or they are damaged.
+
+    Raises:
+        ConnectionError: if the storage does not answer now.
+    """
+    if (folder / RECORD).exists():
+        return True
+    remote = _remote(key, storage, patience_s=0.0)
+    manifest = remote.manifest()
+    return manifest is not None and remote.pull(manifest, folder, MANIFEST)
+
+
+def _remote(key: str, storage: str, *, patience_s: float) -> Remote:
+    url = storage if "://" in storage else f"file://{Path(storage).resolve()}"
+    return Remote(Objects(f"{url.rstrip('/')}/outbox", patience_s=patience_s), key)

@@ -1,0 +1,33 @@
+"""What a candidate is worth to its user: one score in accuracy points (standard library only)."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExchangeRates:
+    """How many points of accuracy the user gives for speed and size."""
+
+    latency_points: float = 1.0
+    """Accuracy points that a doubling of latency must buy."""
+    size_points: float = 0.5
+    """Accuracy points that a doubling of the file's size must buy."""
+
+    def __post_init__(self) -> None:
+        for name in ("latency_points", "size_points"):
+            value = getattr(self, name)
+            if not (value >= 0 and math.isfinite(value)):
+                raise ValueError(f"`{name} >= 0` must hold, but got {name}={value}.")
+
+
+def composite_score(metrics: Mapping[str, float], *, teacher_size_bytes: float, rates: ExchangeRates) -> float:
+    """100 * val_accuracy - latency_points * log2(latency / teacher) - size_points * log2(size / teacher), in points.
+
+    The teacher's latency is the one timed in alternation with this candidate, so that a slow minute of the machine
+    cancels. The teacher's own score is 100 times its accuracy. (MnasNet's product with exponent -0.07,
+    arXiv:1807.11626, would always take the tiniest model on an easy data set.)
+    """
+    latency = math.log2(metrics["latency_p50_ms"] / metrics["reference_latency_p50_ms"])
+    size = math.log2(metrics["size_bytes"] / teacher_size_bytes)
+    return 100 * metrics["val_accuracy"] - rates.latency_points * latency - rates.size_points * size
