@@ -52,7 +52,8 @@ def open_tracker(uri: str, config: SweepConfig, dataset: DatasetRecord, sweep_id
     try:
         return Tracker(uri, experiment=experiment, sweep=config.name, sweep_id=sweep_id, artifacts=artifacts)
     except TrackingError as error:
-        raise InputError(f"--tracking-uri {hidden(uri)}: {error}; name a store of yours, or leave it out.") from error
+        fix = "start that server with --allowed-hosts" if " 403 " in str(error) else "name another store"
+        raise InputError(f"--tracking-uri {hidden(uri)}: {error}; {fix}, or leave the flag out.") from error
 
 
 def tracking_uri(config: SweepConfig) -> str:

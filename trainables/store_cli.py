@@ -20,8 +20,8 @@ def main(argv: list[str] | None = None) -> int:
     flags = parser.parse_args(argv)
     where = flags.store or str(flags.out / "store")
     sweeps = flags.out / "sweeps"
-    shelf: Shelf = RemoteShelf(where) if "://" in where else LocalShelf(Path(where))
     try:
+        shelf: Shelf = RemoteShelf(where) if "://" in where else LocalShelf(Path(where))
         if "://" not in where and not Path(where).is_dir():
             raise ValueError(f"there is no store in {where}; name the folder of the sweeps with --out.")
         if flags.command == "gc":

@@ -286,7 +286,7 @@ class Tracker:
         """MLflow's many errors as two: away, or not to be used."""
         try:
             yield
-        except (MlflowException, SQLAlchemyError, OSError) as error:
+        except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
             kind = AwayError if self._served and _is_silence(error) else TrackingError
             raise kind(str(error).splitlines()[0]) from error
         except ImportError as error:
