@@ -137,8 +137,8 @@ def _meant(runs: Runs, which: str, uri: str) -> str:
         found = frame.index[(frame["trial_number"] == int(which)) & (frame["status"] == "finished")]
     else:
         registered = aliased_run(uri, runs.name, which)
-        if registered is not None:
-            return registered
+        if registered in frame.index:  # not of another sweep that has the name, too
+            return str(registered)
         front = front_members(_one_device(runs))
         if front.empty or which not in ALIASES:
             known = ", ".join((*ALIASES, "teacher", "a trial's number"))

@@ -1,7 +1,6 @@
 """What a sweep says of itself: its headline, and at the end its front in MLflow, on disk and on the screen."""
 
 import shlex
-import tempfile
 from pathlib import Path
 
 from rich.console import Console
@@ -100,18 +99,17 @@ def publish(tracker: Tracker, tracking_uri: str, folder: Path) -> Runs:
     tracker.mark_front(set(front_members(runs).index))
     tracker.sweep_metric("hypervolume", dict(hypervolume_curve(runs)))
     tracker.sweep_artifacts([*write_front(runs, folder), *write_controls(controls(runs.frame), folder)])
-    _offer(tracker, runs)
+    _offer(tracker, runs, folder.parent / "report")
     return runs
 
 
-def _offer(tracker: Tracker, runs: Runs) -> None:
+def _offer(tracker: Tracker, runs: Runs, folder: Path) -> None:
     """Make MLflow's pages the place to browse: report, description, a view of the runs, registered front members."""
     front = front_members(runs)
     tracker.offer_view(runs.name, view_of(runs.name))
     if front.empty:
         return
-    with tempfile.TemporaryDirectory() as scratch:
-        tracker.sweep_artifacts(path for path in write_report(runs, Path(scratch)) if path.stem == "report")
+    tracker.sweep_artifacts(path for path in write_report(runs, folder) if path.stem == "report")
     tracker.describe(summary_of(runs))
     members = {str(run_id): in_words(row) for run_id, row in front.iterrows()}
     tracker.register(runs.name, members, choose(front, runs.sweep["teacher"]))

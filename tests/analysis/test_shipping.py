@@ -113,6 +113,21 @@ def test_every_name_leads_to_a_file(out: Path, tmp_path: Path, which: str) -> No
     assert (tmp_path / "model.onnx").read_bytes() == (out / "model.onnx").read_bytes()
 
 
+def test_an_alias_of_the_registry_wins_if_it_is_this_sweeps(out: Path, tmp_path: Path) -> None:
+    client = MlflowClient(tracking_uri=f"sqlite:///{out / 'mlflow.db'}")
+    client.create_registered_model("night")
+    run = client.search_runs(["1"], "tags.trial_number = '3'")[0].info.run_id
+    ours = client.create_model_version("night", source=f"{out}/artifacts/{run}/artifacts", run_id=run)
+    parent = client.search_runs(["1"], "tags.kind = 'sweep'")[0].info.run_id
+    foreign = client.create_model_version("night", source=f"{out}/artifacts/{parent}/artifacts", run_id=parent)
+    client.set_registered_model_alias("night", "production", ours.version)
+    client.set_registered_model_alias("night", "balanced", foreign.version)
+    for which in ("production", "balanced"):
+        assert main(["export", f"night@{which}", "--to", str(tmp_path / which), "--out", str(out)]) == 0
+    assert "trial 3:" in (tmp_path / "production" / "README.md").read_text(encoding="utf-8")
+    assert "trial " in (tmp_path / "balanced" / "README.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("which", "message"),
     [
