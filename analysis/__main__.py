@@ -65,7 +65,8 @@ def as_flags(message: str) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = _Parser(prog="python -m analysis", description=__doc__, allow_abbrev=False)
+    more = "`sync` brings to MLflow what waits on disk because it was away; `sync --help` lists its flags."
+    top = _Parser(prog="python -m analysis", description=__doc__, epilog=more, allow_abbrev=False)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     made = {
         name: commands.add_parser(name, help=text, description=text, allow_abbrev=False)
