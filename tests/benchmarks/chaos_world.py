@@ -18,6 +18,7 @@ from ray.cluster_utils import Cluster
 
 BUCKET = "chaos"
 READY_S = 120.0
+STORE_BYTES = 100_000_000
 
 
 class World:
@@ -40,7 +41,8 @@ class World:
         self.folder.mkdir(parents=True, exist_ok=True)
         os.environ.update(self.environment)  # raylets and their workers inherit it
         self._bucket = start_s3(self._s3_port) if self._s3 else None
-        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE_BYTES}
+        self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self.address = str(self._cluster.address)
         self.session = Path(self._cluster.head_node.get_session_dir_path()).name
         for _ in range(self._count):
@@ -67,7 +69,7 @@ class World:
 
     def add_node(self) -> None:
         """One more raylet with one core."""
-        self._nodes.append(self._cluster.add_node(num_cpus=1))
+        self._nodes.append(self._cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES))
 
     def kill_node(self) -> bool:
         """kill -9 of the first raylet that runs a trial, with all its processes; False if none does."""
@@ -155,7 +157,7 @@ def kill(pids: list[int]) -> None:
 def is_trial(pid: int) -> bool:
     """Whether a process is a worker that runs a trainable's step."""
     line = command_line(pid)
-    return b"ray::" in line and b"Trial" in line
+    return b"ray::" in line and b".train" in line
 
 
 def command_line(pid: int) -> bytes:
