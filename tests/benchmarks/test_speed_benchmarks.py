@@ -1,0 +1,67 @@
+"""The three speed benchmarks, in the smallest form that really runs, so that they work when somebody has a GPU."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent
+REPO = FOLDER.parents[1]
+ONLY_TORCH = """
+import sys, runpy
+from importlib.machinery import PathFinder
+OURS = {"ray", "optuna", "mlflow", "onnx", "onnxruntime", "onnxscript", "onnx_ir", "torch_pruning", "pandas", "moocore",
+        "plotly", "matplotlib", "rich", "sklearn", "scipy", "sqlalchemy"}
+class Bare(PathFinder):  # a machine on which only torch and torchvision are installed
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in OURS else super().find_spec(name, path, target)
+sys.meta_path = [Bare if finder is PathFinder else finder for finder in sys.meta_path]
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+pytestmark = pytest.mark.slow
+
+
+def lines(name: str, *words: str, before: tuple[str, ...] = ()) -> list[str]:
+    command = [sys.executable, *before, str(FOLDER / name), *words]
+    environment = os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip().splitlines()
+
+
+def test_train_throughput_runs_where_only_torch_and_torchvision_are_installed() -> None:
+    asked = '{"batch_size": 4, "steps": 2, "device": "cpu", "size": 32, "model": "mobilenet_v3_small"}'
+    (rate,) = lines("train_throughput.py", "--run", "ours-first", asked, before=("-c", ONLY_TORCH))
+    assert float(rate) > 1
+
+
+def test_train_throughput_compares_with_the_notebook() -> None:
+    flags = ("--device", "cpu", "--models", "resnet18", "--sizes", "32", "--arms", "notebook", "bare")
+    rows = lines("train_throughput.py", *flags, "--batch-size", "2", "--steps", "1", "--repeats", "1")[2:]
+    rates = [float(re.search(r"([0-9]+) images/s", row)[1]) for row in rows]
+    assert len(rates) == 2
+    assert f"{rates[1] / rates[0]:.1f}"[0] == re.search(r"([0-9.]+) x notebook", rows[1])[1][0]
+
+
+def test_packing_prints_its_table_and_what_auto_takes(tmp_path: Path) -> None:
+    rows = lines(
+        "packing.py", "--device", "cpu", "--preset", "quick", "--trials", "1", "--seconds", "0.2",
+        "--train-limit", "100", "--data-dir", str(tmp_path),
+    )  # fmt: skip
+    assert rows[-1].startswith("auto takes 1: ")
+    assert rows[-2].split()[0] == "1"
+
+
+def test_teacher_and_students_run(tmp_path: Path) -> None:
+    rows = lines(
+        "teacher_cifar10.py", "--device", "cpu", "--dataset", "digits", "--steps", "2", "--batch-size", "4",
+        "--data-dir", str(tmp_path),
+    )  # fmt: skip
+    assert len(rows) == 6
+    assert all(re.search(r"test accuracy +[0-9.]+ %", row) for row in rows[1:])
