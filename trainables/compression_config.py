@@ -98,6 +98,8 @@ class ExportConfig:
     def __post_init__(self) -> None:
         if not 18 <= self.opset <= 22:
             raise ValueError(f"`18 <= opset <= 22` must hold, but got opset={self.opset}.")
+        if self.precision == "amp":
+            raise ValueError("precision='amp' is no precision of a file; train_precision=amp trains in it.")
         check_word("precision", self.precision, PRECISIONS)
         if self.calibration_images < 1:
             raise ValueError(

@@ -46,7 +46,7 @@ def test_train_throughput_compares_with_the_notebook() -> None:
     rows = lines("train_throughput.py", *flags, "--batch-size", "2", "--steps", "1", "--repeats", "1")[2:]
     rates = [float(re.search(r"([0-9]+) images/s", row)[1]) for row in rows]
     assert len(rates) == 2
-    assert f"{rates[1] / rates[0]:.1f}"[0] == re.search(r"([0-9.]+) x notebook", rows[1])[1][0]
+    assert float(re.search(r"([0-9.]+) x notebook", rows[1])[1]) == pytest.approx(rates[1] / rates[0], rel=0.3)
 
 
 def test_packing_prints_its_table_and_what_auto_takes(tmp_path: Path) -> None:

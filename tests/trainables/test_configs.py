@@ -25,6 +25,30 @@ def test_every_field_says_its_unit() -> None:
         assert set(field_docs(type(value))) == {f.name for f in dataclasses.fields(value)}
 
 
+def test_the_device_names_the_precision_and_what_was_asked_for_stays() -> None:
+    config = CandidateConfig()
+    assert [config.on(device).training.train_precision for device in ("cpu", "cuda")] == ["fp32", "amp"]
+    assert config.replace(train_precision="fp32").on("cuda").training.train_precision == "fp32"
+    with pytest.raises(ValueError, match=r"train_precision` must be one of fp32, amp.*train_precision='int8'"):
+        config.replace(train_precision="int8")
+
+
+def test_students_of_different_precision_determinism_or_device_never_share() -> None:
+    place = (SimpleNamespace(fingerprint="f"), SimpleNamespace(key="teacher/t"))
+    config = CandidateConfig()
+    keys = [
+        student_key(one, *place)
+        for one in (
+            config.on("cpu"),
+            config.on("cuda"),
+            config.replace(deterministic=True),
+            config.replace(compile=True),
+        )
+    ]
+    assert len(set(keys)) == 4
+    assert student_key(config, *place) == keys[0]
+
+
 def test_flat_and_back() -> None:
     config = CandidateConfig().replace(alpha=0.5, dataset="cifar10", train_limit=100)
     assert CandidateConfig.from_flat(config.flat()) == config
@@ -59,6 +83,7 @@ def test_replace_refuses_unknown_names() -> None:
         (lambda: DataConfig(val_fraction=0.0), r"val_fraction=0.0"),
         (lambda: DataConfig(train_limit=1), r"train_limit=1"),
         (lambda: AugmentConfig(crop="zoom"), r"crop='zoom'"),
+        (lambda: ExportConfig(precision="amp"), r"precision='amp' is no precision of a file.*train_precision=amp"),
         (lambda: AugmentConfig(mixup_alpha=0.0), r"mixup_alpha=0.0"),
     ],
 )

@@ -18,9 +18,10 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 def move(model: nn.Module, device: torch.device, *, image_size: int) -> None:
     """Put a network on a device, in channels_last where its convolutions take such images.
 
-    Measured on a CPU (AVX-512, one thread, fp32): a training step takes 0.6 to 1.0 of its time in NCHW and an evaluation
-    0.6 to 0.95, for AlexNet, ResNet-18 and MobileNetV3-Small at 32 and at 224 pixels; MobileNet gains most. A network that calls `view` on a feature map cannot take such images and keeps NCHW. A rule, not a
-    race: a layout that changed from run to run would change the last bits of the result.
+    Measured on a CPU (AVX-512, one thread, fp32): a training step takes 0.6 to 1.0 of its time in NCHW and an
+    evaluation 0.6 to 0.95, for AlexNet, ResNet-18 and MobileNetV3-Small at 32 and at 224 pixels; MobileNet gains most.
+    A network that calls `view` on a feature map cannot take such images and keeps NCHW. A rule, not a race: a layout
+    that changed from run to run would change the last bits of the result.
     """
     model.to(device)
     if not any(isinstance(layer, nn.Conv2d) for layer in model.modules()):
