@@ -105,7 +105,7 @@ def enter(device: str, *, threads: int, memory_share: float = 1.0) -> None:
     """Set this process up for computing.
 
     Denormals are flushed: pruned weights decay into them and run 10 times slower. Freed memory is kept: glibc would map
-    and zero every large tensor anew, 7 to 30 % of a training step (AlexNet at 32 pixels, MobileNetV3-Small at 224).
+    and zero every large tensor anew, 5 to 33 % of a training step (ResNet-18 at 32 pixels, MobileNetV3-Small at 224).
 
     Args:
         device: `cpu` or `cuda`.
