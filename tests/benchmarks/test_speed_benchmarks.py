@@ -60,7 +60,7 @@ def test_packing_prints_its_table_and_what_auto_takes(tmp_path: Path) -> None:
 
 def test_teacher_and_students_run(tmp_path: Path) -> None:
     rows = lines(
-        "teacher_cifar10.py", "--device", "cpu", "--dataset", "digits", "--steps", "2", "--batch-size", "4",
+        "teacher_cifar10.py", "--device", "cpu", "--dataset", "digits", "--steps", "2", "--batch-size", "8",
         "--data-dir", str(tmp_path),
     )  # fmt: skip
     assert len(rows) == 6
