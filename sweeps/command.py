@@ -231,11 +231,11 @@ def run(config: SweepConfig, dataset: DatasetRecord, parser: OneLineParser, scre
         remember_start(config.out, screen.start_s)
     for folder in sorted(_moved_aside(config.out) - damaged):
         screen.print(f"{folder} was damaged: it was moved aside and computed again.", style="yellow", soft_wrap=True)
-    _tell_end(config, screen, code)
+    tell_end(config, screen, code)
     return code
 
 
-def _tell_end(config: SweepConfig, screen: Screen, code: int) -> None:
+def tell_end(config: SweepConfig, screen: Screen, code: int) -> None:
     """The last event of a sweep, for programs."""
     if screen.mode != "json":
         return

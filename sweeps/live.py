@@ -41,10 +41,11 @@ def screen(standing: Standing, use: str, *, width: int, height: int) -> Renderab
     rows = 0
     if len(front) and room > TABLE_LINES + LEAST_ROWS:
         rows = min(len(front), max(LEAST_ROWS, room - TABLE_LINES - 1 - min(len(running), room // 3)))
+        air = [Text("")] if room - TABLE_LINES - rows - len(running) >= 2 else []
         some = f", {rows} of {len(front)}" if rows < len(front) else ""
-        lines.append(_line(f"front so far{some} (ms: p50 of one image; x: of the teacher's)", "bold"))
-        lines.append(front_so_far(front, standing, rows))
-        room -= TABLE_LINES + rows
+        heading = _line(f"front so far{some} (ms: p50 of one image; x: of the teacher's)", "bold")
+        lines += [*air, heading, front_so_far(front, standing, rows), *air]
+        room -= TABLE_LINES + rows + 2 * len(air)
     lines += _running(running, room)
     return Group(*lines[: height - 1])
 

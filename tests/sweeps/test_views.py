@@ -1,6 +1,7 @@
 import io
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from sweeps.command import tell_end
+from sweeps.config import quick
 from sweeps.delivery import Delivery
 from sweeps.durations import Range
 from sweeps.live import screen
@@ -250,3 +253,20 @@ def test_a_stopped_trial_keeps_its_curve_and_its_shape(tmp_path: Path) -> None:
     assert made.metrics == SHAPE
     assert delivered == ["00003"]
     assert told == [made]
+
+
+def test_the_end_is_told_with_front_and_reuse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = replace(quick(), name="x", out=tmp_path)
+    spent = {"size_bytes": 4e6, "train_time_s": 80.0, "reused_time_s": 0.0}
+    leave(config.folder / "teacher", record(None, 0.97, 1.0, 4.0, stage="teacher", metrics=spent))
+    leave(config.folder / "trials" / "00000", record(0, 0.9, 0.5, 1.0))
+    leave(config.folder / "trials" / "00001", record(1, 0.8, 0.6, 1.0))
+    tell_end(config, Screen("json"), 1)
+    end = json.loads(capsys.readouterr().out)
+    assert (end["event"], end["sweep"], end["exit_code"], end["trials"]) == ("finished", "x", 1, {"finished": 2})
+    assert [member["trial"] for member in end["front"]] == [0]
+    assert end["front"][0]["model"] == str(config.folder / "trials" / "00000" / "model.onnx")
+    assert end["front"][0]["val_accuracy"] == 0.9
+    assert end["reuse"] == {"trials": 2, "of": 2, "seconds": 40.0}
+    tell_end(config, Screen("quiet"), 0)
+    assert capsys.readouterr().out == ""
