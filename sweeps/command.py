@@ -218,11 +218,10 @@ def run(config: SweepConfig, dataset: DatasetRecord, parser: OneLineParser, scre
         screen.print(text, soft_wrap=True)
         asked = stop.code if isinstance(stop, Interrupted) else INTERRUPTED
         code = 0 if isinstance(config, TimedSweep) and config.deadline.over() else asked
-    except OSError as error:
-        if error.errno not in DISK_FULL:
+    except Exception as error:  # Tune raises its own for what happens in its callbacks
+        if (full := _full_disk(error)) is None:
             raise
-        full = error.filename or config.out
-        text = f"{full}: {error.strerror}. {_room(config)}; the same command goes on."
+        text = f"{full.filename or config.out}: {full.strerror}. {_room(config)}; the same command goes on."
         screen.print(text, style="yellow", soft_wrap=True)
         code = FAILED
     finally:
@@ -255,6 +254,15 @@ def tell_end(config: SweepConfig, screen: Screen, code: int) -> None:
         reuse={"trials": reused.trials, "of": reused.of, "seconds": round(reused.seconds, 1)},
         folder=str(config.folder),
     )
+
+
+def _full_disk(error: BaseException | None) -> OSError | None:
+    """The full disk, or quota, that is behind an error; None if there is none."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _moved_aside(out: Path) -> set[Path]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import ray
 from PIL import Image
+from ray.tune.error import TuneError
 
 from sweeps.config import SweepConfig, quick
 from sweeps.kd_prune import BAD_INPUT, FAILED, main
@@ -320,7 +321,10 @@ def test_a_disk_that_fills_while_a_sweep_runs(
     tmp_path: Path, data_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fills(*_: object) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device", "runs/sweeps/x/study.journal")
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device", "runs/sweeps/x/study.journal")
+        except OSError:
+            raise TuneError("as Tune tells what a callback has raised")  # noqa: B904
 
     monkeypatch.setattr("sweeps.launch.run_sweep", fills)
     words = ["--preset", "quick", "--train-limit", "100", "--out", str(tmp_path / "runs")]
