@@ -117,6 +117,27 @@ def test_the_teacher_was_trained_once_and_its_logits_computed_once_a_view(out: P
     assert len(list(out.glob("store/soft_labels/*/record.json"))) == 2 + 1  # student epochs and recovery epochs
 
 
+def test_runtimes_are_measured_beside_the_sweep_and_what_is_absent_is_a_row(out: Path, photos: Path) -> None:
+    """Cells are runs of another kind under the sweep's; the same command again has nothing to do."""
+    (sweep,) = (out / "sweeps").iterdir()
+    words = f"--run teacher --runtimes onnxruntime_cpu,onnxruntime_cuda --precisions fp32 --batches 1 --name {sweep.name}"
+    words += f" --seconds 0.1 --out {out} --data-dir {out.parent / 'data'} --dataset folder:{photos}"
+    line = [sys.executable, str(REPO / "sweeps" / "runtimes.py"), *words.split()]
+    hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    for told in ("2 to measure", "1 to measure"):  # what was absent is tried again
+        run = subprocess.run(line, capture_output=True, text=True, timeout=300, env=hidden)
+        assert run.returncode == 0, run.stdout + run.stderr
+        assert told in run.stdout
+    table = pd.read_csv(sweep / "runtimes" / "runtimes.csv").set_index("runtime")
+    teacher = read_trial(sweep / "teacher").metrics
+    assert table.loc["onnxruntime_cpu", "test_accuracy"] == teacher["test_accuracy"]
+    assert table.loc["onnxruntime_cuda", "diagnosis"].startswith("absent: ")
+    assert len(children(out)) == TRIALS + 1
+    cells = mlflow.search_runs(search_all_experiments=True, filter_string="tags.kind = 'runtime'")
+    assert sorted(cells["status"]) == ["FINISHED", "KILLED"]
+    assert set(cells["tags.mlflow.parentRunId"]) == set(children(out)["tags.mlflow.parentRunId"])
+
+
 def test_no_local_path_leaves_in_an_artifact(out: Path, photos: Path) -> None:
     shipped = ("model.onnx", "model.torchscript.pt", "recipe.json")
     files = [file for file in out.glob("sweeps/*/trials/*/*") if file.name in shipped]

@@ -1,6 +1,7 @@
 """Networks in PyTorch: eager, TorchScript, torch.compile and CUDA graphs, on the CPU and on CUDA."""
 
 import os
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -61,7 +62,9 @@ def _script(artifact: Artifact, device: str) -> nn.Module:
         raise AbsentError("the network could not be traced, so that there is no TorchScript file")
     if artifact.half:
         raise AbsentError("the TorchScript file holds float32 constants; there is none in float16")
-    module: nn.Module = _jit.load(os.fspath(artifact.torchscript), map_location=device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated, and still what many ship
+        module: nn.Module = _jit.load(os.fspath(artifact.torchscript), map_location=device)
     return module
 
 

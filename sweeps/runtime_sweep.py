@@ -1,0 +1,155 @@
+"""Runs the cells of the table of runtimes as Ray trials, and writes the table."""
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from ray.tune.experiment import Trial
+from rich.console import Console
+
+from analysis.runtime_table import runtime_frame, write_runtime_table
+from sweeps.champions import FixedRuns
+from sweeps.config import SweepConfig
+from sweeps.delivery import Delivery
+from sweeps.launch import local_ray, quiet, tuner
+from sweeps.outcome import tracking_uri
+from sweeps.progress import Progress
+from trainables.cells import Cell
+from trainables.configs import CandidateConfig
+from trainables.records import TrialRecord, read_trial
+from trainables.runtime_trial import RuntimeTrial
+from trainables.stages.backends import RUNTIMES
+from trainables.stages.data import public_name
+from trainables.tracking import Tracker, TrackingError
+
+
+def measure_cells(
+    flags: argparse.Namespace, cells: Sequence[Cell], models: Sequence[Path], *, sweep_id: str, console: Console
+) -> pd.DataFrame:
+    """Measure what is missing, then write OUT/sweeps/NAME/runtimes/runtimes.csv and .md; returns the table.
+
+    Raises:
+        ValueError: if MLflow cannot be used.
+    """
+    quiet()
+    cuda = flags.gpus > 0 and any(RUNTIMES[cell.runtime].device == "cuda" for cell in cells)
+    config = SweepConfig(
+        name=flags.name,
+        out=flags.out,
+        data_dir=flags.data_dir,
+        tracking_uri=flags.tracking_uri,
+        gpus=flags.gpus if cuda else 0,
+        cpus=max(1, flags.gpus),
+    )
+    folder = config.folder / "runtimes"
+    runs = [run for model in models for cell in cells if not _done(run := _run(config, flags, model, cell))]
+    tracker = _tracker(config, models[0], sweep_id)
+    title = f"Runtimes of sweep {flags.name}: {len(models)} models, {len(cells)} cells each, {len(runs)} to measure"
+    progress = _Lines(console, title=title, trials=len(runs), done=0, concurrency=config.concurrency)
+    if runs:
+        with local_ray(config), progress:
+            tuner(
+                RuntimeTrial,
+                config,
+                resources=config.resources,
+                callbacks=[progress, _Deliver(tracker, lambda metrics: 0.0, progress)],
+                name="runtimes",
+                searcher=FixedRuns(runs),
+                trials=len(runs),
+            ).fit()
+    for path in sorted(folder.glob("*/record.json")):
+        tracker.deliver(path.parent, {})
+    frame = runtime_frame(folder)
+    files = write_runtime_table(frame, folder, heading=f"Runtimes, sweep {flags.name}")
+    try:
+        tracker.sweep_artifacts(files)
+    except TrackingError as error:
+        console.print(f"MLflow went away ({error}); the same command delivers the table.", style="yellow")
+    console.print(f"Table: {files[1]} and {files[0].name}", soft_wrap=True)
+    return frame
+
+
+def _run(config: SweepConfig, flags: argparse.Namespace, model: Path, cell: Cell) -> dict[str, Any]:
+    """The Tune config of a cell."""
+    record = read_trial(model)
+    folder = config.folder / "runtimes" / f"{model.name}-{cell.name}"
+    number = record.trial_number
+    return {
+        "candidate": _recorded(record, flags).flat(),
+        "out": str(config.out.resolve()),
+        "data_dir": str(config.data_dir.resolve()),
+        "device": "cpu",
+        "threads": 1,
+        "trial_number": None,
+        "trial_dir": str(folder.resolve()),
+        "key": f"{config.name}/runtimes/{folder.name}",
+        "cell": dataclasses.asdict(cell),
+        "model": f"{record.params.get('teacher_model', '')} (teacher)"
+        if number is None
+        else f"{record.params.get('student_model', '')} (trial {number})",
+        "source": str(model.resolve()),
+        "seconds": flags.seconds,
+        "tags": {"pruning": str(record.params.get("pruning_method", ""))} if number is not None else {},
+    }
+
+
+def _recorded(record: TrialRecord, flags: argparse.Namespace) -> CandidateConfig:
+    """The configuration behind a record, as far as records show it; its data set from the flag where one is given."""
+    default = CandidateConfig()
+    row = {name: record.params[name] for name in default.flat() if name in record.params}
+    if flags.dataset is not None:
+        if public_name(flags.dataset) != row["dataset"]:
+            raise ValueError(f"--dataset {flags.dataset}: the models were trained on {row['dataset']}.")
+        row["dataset"] = flags.dataset
+    return default.replace(**row)
+
+
+def _done(run: dict[str, Any]) -> bool:
+    """Whether the cell has its numbers; what was absent or failed is tried again."""
+    folder = Path(run["trial_dir"])
+    if not (folder / "record.json").exists():
+        return False
+    if read_trial(folder).status == "finished":
+        return True
+    (folder / "delivered.json").unlink(missing_ok=True)
+    return False
+
+
+def _tracker(config: SweepConfig, model: Path, sweep_id: str) -> Tracker:
+    """The sweep's own MLflow run: cells become runs under it, of another kind than trials."""
+    uri = tracking_uri(config)
+    experiment = str(read_trial(model).params["dataset"]).replace(":", "-")
+    try:
+        return Tracker(
+            uri, experiment=experiment, sweep=config.name, sweep_id=sweep_id, artifacts=config.out / "artifacts"
+        )
+    except TrackingError as error:
+        raise ValueError(f"--tracking-uri {uri}: {error}; start that server, or leave the flag out.") from error
+
+
+class _Lines(Progress):
+    """Names a cell by its folder."""
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Tune: a cell has got its resources."""
+        self._running[trial.trial_id] = f"{Path(trial.config['trial_dir']).name}  measuring"
+
+
+class _Deliver(Delivery):
+    """Delivers cells; a cell has no score."""
+
+    def _deliver(self, folder: Path) -> None:
+        record = read_trial(folder)
+        if record.status == "finished":
+            found = record.metrics
+            summary = (
+                f"{found['latency_p50_ms']:.3f} ms  {found['throughput_ips']:.0f} images/s"
+                f"  test {100 * found['test_accuracy']:.2f} %"
+            )
+            self._progress.finished(folder.name, 0.0, summary)
+        else:
+            self._progress.dropped(folder.name, record)
+        self._tracker.deliver(folder, {})

@@ -1,0 +1,146 @@
+"""Measure finished models in every runtime, precision and batch, and say where one disappoints.
+
+    python sweeps/runtimes.py --name NAME                         # the sweep's teacher and every member of its front
+    python sweeps/runtimes.py --name NAME --run 12 --runtimes onnxruntime_cpu,openvino --batches 1,8,64
+
+Every cell is a Ray trial that has the machine to itself while it is timed, and a run in MLflow under the sweep's.
+What this machine has not got becomes a row that says so. Cells that are there are not measured again.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+
+from trainables.cells import PRECISIONS, Cell
+from trainables.flags import OneLineParser
+from trainables.records import read_trial
+from trainables.stages.backends import RUNTIMES
+
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code: 0 done, 1 a cell failed, 2 bad input, 130 interrupted."""
+    parser = _parser()
+    flags = parser.parse_args(sys.argv[1:] if argv is None else argv)
+    console = Console(highlight=False)
+    try:
+        cells = list(_cells(flags))
+        folders = _models(flags)
+        known = json.loads((flags.out / "sweeps" / flags.name / "identity.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        parser.error(str(error))
+    from sweeps.runtime_sweep import measure_cells  # Ray takes a second; bad flags need not wait for it
+
+    try:
+        frame = measure_cells(flags, cells, folders, sweep_id=known["sweep_id"], console=console)
+    except KeyboardInterrupt:
+        console.print("Stopped. What is measured stays; the same command goes on from there.")
+        return INTERRUPTED
+    except ValueError as error:
+        parser.error(str(error))
+    return FAILED if (frame["status"] == "failed").any() else 0
+
+
+def _parser() -> OneLineParser:
+    parser = OneLineParser(
+        prog="runtimes.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--name", required=True, help="the sweep whose models are measured")
+    parser.add_argument("--run", help="one model: a trial's number, an MLflow run id, or `teacher`")
+    parser.add_argument("--front", action="store_true", help="the teacher and every member of the front (the default)")
+    parser.add_argument("--runtimes", default=",".join(RUNTIMES), help=f"of {', '.join(RUNTIMES)} (default: all)")
+    parser.add_argument("--precisions", default=",".join(PRECISIONS), help=f"of {', '.join(PRECISIONS)} (default: all)")
+    parser.add_argument("--batches", default="1,8,64", help="images a call (default: 1,8,64)")
+    parser.add_argument("--runtime-threads", default="1", help="CPU threads, a list such as 1,4 (default: 1)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="for timing a cell, at most (default: 2)")
+    parser.add_argument("--gpus", type=int, default=0, help="GPUs to use, needed for CUDA runtimes (default: 0)")
+    parser.add_argument("--dataset", help="where the images lie now, for folder: data sets (default: as recorded)")
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the sweep (default: runs)")
+    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="decoded images (default: data)")
+    parser.add_argument("--tracking-uri", help="MLflow server or database (default: OUT/mlflow.db)")
+    return parser
+
+
+def _cells(flags: argparse.Namespace) -> Iterator[Cell]:
+    """Every combination; threads are varied on the CPU only.
+
+    Raises:
+        ValueError: if a name or number is not known.
+    """
+    names = _known("--runtimes", flags.runtimes, tuple(RUNTIMES))
+    precisions = _known("--precisions", flags.precisions, PRECISIONS)
+    batches = _counts("--batches", flags.batches)
+    threads = _counts("--runtime-threads", flags.runtime_threads)
+    if not flags.seconds > 0:
+        raise ValueError(f"--seconds {flags.seconds}: must be above 0.")
+    for name in names:
+        for precision in precisions:
+            for batch in batches:
+                for count in threads if RUNTIMES[name].device == "cpu" else threads[:1]:
+                    yield Cell(runtime=name, precision=precision, batch_images=batch, runtime_threads=count)
+
+
+def _models(flags: argparse.Namespace) -> list[Path]:
+    """Folders of the trials to measure.
+
+    Raises:
+        ValueError: if there is no such sweep, trial or run, or it left no model.
+    """
+    sweep = flags.out / "sweeps" / flags.name
+    if not (sweep / "teacher" / "record.json").exists():
+        raise ValueError(f"--name {flags.name}: {sweep} holds no sweep with a teacher; see `ls {flags.out}/sweeps`.")
+    if flags.run is None:
+        return [sweep / "teacher", *_front(sweep)]
+    folder = sweep / "teacher" if flags.run == "teacher" else _of_run(sweep, flags.run)
+    if folder is None or not (folder / "model.onnx").exists():
+        raise ValueError(f"--run {flags.run}: no finished trial of sweep {flags.name} has this number or run id.")
+    return [folder]
+
+
+def _of_run(sweep: Path, run: str) -> Path | None:
+    if run.isdecimal() and len(run) <= 5:
+        return sweep / "trials" / f"{int(run):05}"
+    for marker in sweep.glob("*/*/delivered.json"):
+        if json.loads(marker.read_text(encoding="utf-8")).get("run_id") == run:
+            return marker.parent
+    return None
+
+
+def _front(sweep: Path) -> list[Path]:
+    """Members of the front, by trial number."""
+    from analysis.front import mark_front
+    from sweeps.objectives import DIRECTIONS
+
+    paths = sorted(path.parent for path in sweep.glob("trials/*/record.json"))
+    found = {path: read_trial(path) for path in paths}
+    if not found:
+        return []
+    rows = [{**record.metrics, "stage": record.stage, "status": record.status} for record in found.values()]
+    marked = mark_front(pd.DataFrame(rows, index=pd.Index([str(path) for path in found])), DIRECTIONS)
+    return sorted(Path(name) for name in marked.index[marked["pareto"]])
+
+
+def _known(flag: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{flag} {name}: must be of {', '.join(known)}.")
+    return names
+
+
+def _counts(flag: str, text: str) -> tuple[int, ...]:
+    words = [word.strip() for word in text.split(",")]
+    for word in words:
+        if not word.isdecimal() or not 1 <= int(word) <= 4096:
+            raise ValueError(f"{flag} {word}: must be whole numbers from 1 to 4096, such as 1,8,64.")
+    return tuple(dict.fromkeys(map(int, words)))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,145 @@
+"""Networks in other runtimes than the one they are shipped for."""
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from trainables.cells import Cell
+from trainables.configs import CandidateConfig
+from trainables.records import CandidateRecord, TrialRecord
+from trainables.stages import backends
+from trainables.stages.backends import RUNTIMES, AbsentError, absence, check_runtime
+from trainables.stages.candidate import teacher_candidate
+from trainables.stages.runtime_cell import CellRecord, measured_cell
+from trainables.stages.workspace import Workspace
+from trainables.store import Store
+
+CONFIG = CandidateConfig().replace(
+    train_limit=60, flip=False, batch_size=32, teacher_model="alexnet_small", teacher_epochs=0, latency_seconds=0.1
+)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    root = tmp_path_factory.mktemp("cells")
+    return Workspace(
+        store=Store(root / "store"), data_dir=root / "data", device="cpu", threads=1, lease_dir=root / "leases"
+    )
+
+
+@pytest.fixture(scope="module")
+def made(place: Workspace) -> CandidateRecord:
+    """A network, random but real, that has gone through the stages of a teacher."""
+    steps = teacher_candidate(CONFIG, place)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
+def measure(made: CandidateRecord, place: Workspace, folder: Path, *, gone: bool = False, **cell: object) -> CellRecord:
+    trial = TrialRecord(
+        key="x/teacher",
+        trial_number=None,
+        stage="teacher",
+        status="finished",
+        reason="",
+        params=made.params,
+        metrics={},
+        tags={},
+        curve=(),
+        files=(),
+        started=0,
+        ended=1,
+        keys=() if gone else made.keys,
+    )
+    words = {"precision": "fp32", "batch_images": 1, "runtime_threads": 1, **cell}
+    return measured_cell(
+        Cell(**words),  # type: ignore[arg-type]
+        trial,
+        made.export.folder,
+        CONFIG,
+        place,
+        scratch=folder,
+        seconds=0.1,
+    )
+
+
+@pytest.mark.parametrize("runtime", ["torchscript_cpu", "eager_cpu", "openvino"])
+def test_every_runtime_gives_the_same_classes(
+    made: CandidateRecord, place: Workspace, tmp_path: Path, runtime: str
+) -> None:
+    if absence(runtime):
+        pytest.skip(absence(runtime))
+    found = measure(made, place, tmp_path, runtime=runtime, batch_images=4, gone=runtime != "eager_cpu")
+    numbers = found.metrics
+    assert numbers["parity_agreement"] == 1
+    assert numbers["parity_max_abs"] < 1e-4
+    assert numbers["test_accuracy"] == made.measurement.test_accuracy
+    assert numbers["throughput_ips"] == pytest.approx(4000 / numbers["latency_p50_ms"])
+    assert 0 < numbers["zstd_bytes"] < numbers["file_bytes"]
+    assert ("speedup" in numbers) == (runtime == "eager_cpu")
+    assert found.latency.latency_device == "cpu:1"
+
+
+def test_without_weights_the_files_still_run(made: CandidateRecord, place: Workspace, tmp_path: Path) -> None:
+    assert "speedup" not in measure(made, place, tmp_path, runtime="onnxruntime_cpu", gone=True).metrics
+    with pytest.raises(AbsentError, match="no longer in the store"):
+        measure(made, place, tmp_path, runtime="eager_cpu", gone=True)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "precision", "words"),
+    [
+        ("onnxruntime_cuda", "int8_ptq", "no INT8 convolutions"),
+        ("eager_cpu", "fp16", "through FP32"),
+        ("torchscript_cpu", "int8_ptq", "ONNX runtimes only"),
+    ],
+)
+def test_a_precision_that_nobody_computes_there_is_told(
+    made: CandidateRecord, place: Workspace, tmp_path: Path, runtime: str, precision: str, words: str
+) -> None:
+    with pytest.raises(AbsentError, match=words):
+        measure(made, place, tmp_path, runtime=runtime, precision=precision)
+
+
+def test_other_precisions_are_close_to_the_original(made: CandidateRecord, place: Workspace, tmp_path: Path) -> None:
+    fp16 = measure(made, place, tmp_path, runtime="onnxruntime_cpu", precision="fp16").metrics
+    int8 = measure(made, place, tmp_path, runtime="onnxruntime_cpu", precision="int8_ptq").metrics
+    assert fp16["parity_agreement"] > 0.98
+    assert fp16["file_bytes"] < 0.55 * made.export.size_bytes
+    assert int8["file_bytes"] < 0.3 * made.export.size_bytes
+    assert 0 < fp16["parity_max_abs"] < int8["parity_max_abs"]
+
+
+@pytest.mark.parametrize("name", [name for name, runtime in RUNTIMES.items() if runtime.device == "cuda"])
+def test_cuda_runtimes_are_absent_without_a_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "cuda_devices", lambda: 0)
+    assert absence(name) == "this machine has no CUDA device"
+
+
+def test_tensorrt_needs_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "cuda_devices", lambda: 1)
+    monkeypatch.setattr(backends, "_loads", lambda library: False)
+    assert "libnvinfer.so.10" in absence("tensorrt")
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert absence("openvino") == "openvino is not installed; `uv sync --extra openvino` brings it"
+
+
+def test_a_sweep_without_gpus_cannot_measure_on_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "cuda_devices", lambda: 1)
+    with pytest.raises(ValueError, match="latency_runtime=onnxruntime_cuda: trials without a GPU"):
+        check_runtime("onnxruntime_cuda", on_gpu=False)
+    check_runtime("onnxruntime_cuda", on_gpu=True)
+
+
+def test_cells_have_names_of_their_own() -> None:
+    cell = Cell(runtime="openvino", precision="fp32", batch_images=8, runtime_threads=2)
+    names = {dataclasses.replace(cell, **change).name for change in ({}, {"batch_images": 1}, {"precision": "fp16"})}
+    assert len(names) == 3

@@ -1,0 +1,67 @@
+"""The Tune trainable that measures one finished network in one runtime."""
+
+import tempfile
+from collections.abc import Generator, Mapping
+from pathlib import Path
+from typing import Any, Never
+
+from trainables.cells import Cell
+from trainables.configs import CandidateConfig
+from trainables.records import read_trial
+from trainables.stages.backends import AbsentError
+from trainables.stages.clean_room import BrokenRoomError
+from trainables.stages.runtime_cell import CellRecord, measured_cell
+from trainables.stages.workspace import Workspace
+from trainables.trial import OutboxTrial
+
+
+class RuntimeTrial(OutboxTrial):
+    """One cell of the table of runtimes.
+
+    Also needs, in the Tune config, `cell` (the fields of a `Cell`), `model` (its name in the table), `source` (the
+    trial's folder) and `seconds`. What cannot run here leaves a record with status `infeasible` and the reason.
+    """
+
+    stage = "runtime"
+
+    def begin(self, config: CandidateConfig, place: Workspace) -> Generator[Never, None, CellRecord | str]:
+        """Measure; the result is a reason where there is nothing to measure."""
+        yield from ()  # a generator, as all stages are
+        source = Path(self.config["source"])
+        cell = Cell(**self.config["cell"])
+        try:
+            with tempfile.TemporaryDirectory() as scratch:
+                return measured_cell(
+                    cell,
+                    read_trial(source),
+                    source,
+                    config,
+                    place,
+                    scratch=Path(scratch),
+                    seconds=self.config["seconds"],
+                )
+        except AbsentError as error:
+            return str(error)
+        except BrokenRoomError as error:
+            raise ValueError(str(error)) from error
+
+    def finish(self, record: Any) -> dict[str, Any]:
+        """Put the numbers, or the reason, into the outbox."""
+        if isinstance(record, str):
+            self._write(status="infeasible", reason=record, params=self._params(), tags=self._kind)
+            return {}
+        tags = record.latency.tags() | self._kind
+        self._write(status="finished", params=self._params(), metrics=record.metrics, tags=tags)
+        return dict(record.metrics)
+
+    def refuse(self, status: str, reason: str, measured: Mapping[str, float]) -> None:
+        """Leave the reason in the outbox."""
+        self._write(status=status, reason=reason, params=self._params(), metrics=measured, tags=self._kind)
+
+    @property
+    def _kind(self) -> dict[str, str]:
+        """Tells these runs from the sweep's trials, whose front they are not on."""
+        return {"kind": "runtime", "model": self.config["model"]}
+
+    def _params(self) -> dict[str, Any]:
+        return {**self.config["cell"], "model": self.config["model"], "of_trial": Path(self.config["source"]).name}

@@ -1,0 +1,201 @@
+"""One trained network in one runtime, precision and batch: what its user gets from that."""
+
+import dataclasses
+import gc
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow
+
+from trainables.cells import Cell
+from trainables.configs import CandidateConfig
+from trainables.latency import LatencyRecord
+from trainables.records import DatasetRecord, ModelRecord, TrialRecord, read_model
+from trainables.stages import data
+from trainables.stages.backends import RUNTIMES, AbsentError, Artifact, Logits, Opened, open_runtime
+from trainables.stages.clean_room import Job, measure_apart
+from trainables.stages.workspace import Workspace
+from trainables.store import Key, Store
+
+CALIBRATION_IMAGES = 256
+EVALUATION_BATCH = 64
+"""Of all evaluations, the last one filled up: runtimes that compile for a shape do so once."""
+ZSTD_LEVEL = 3
+"""Level 19 is smaller by 0.02 % on these files and takes minutes on large ones."""
+EAGER = {"cpu": "eager_cpu", "cuda": "eager_cuda"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellRecord:
+    """What was found."""
+
+    latency: LatencyRecord
+    """Of one call, `batch_images` images."""
+    metrics: Mapping[str, float]
+    """Everything by the name it has in MLflow and CSV."""
+
+
+def measured_cell(
+    cell: Cell,
+    trial: TrialRecord,
+    folder: Path,
+    config: CandidateConfig,
+    place: Workspace,
+    *,
+    scratch: Path,
+    seconds: float,
+) -> CellRecord:
+    """Accuracy on test, parity, size and latency of a finished trial's network in one cell.
+
+    Parity is against the same network's FP32 file in ONNX Runtime on the CPU, over the test images; `speedup` against
+    FP32 in eager PyTorch on the same device with the same threads, timed in alternation.
+
+    Args:
+        trial: its record, and `folder` where its files lie.
+        scratch: an empty folder for files of other precisions.
+        seconds: for timing, at most.
+
+    Raises:
+        AbsentError: if this cell cannot exist here; the message says why.
+        ValueError: if the network cannot be written in this precision.
+    """
+    dataset = data.prepare(config.data, place.data_dir)
+    plain = artifact_of(trial, folder, dataset, place.store)
+    artifact = in_precision(plain, cell, dataset, scratch)
+    with place.lease().shared():
+        opened = open_runtime(cell.runtime, artifact, threads=cell.runtime_threads, batch=EVALUATION_BATCH)
+        metrics = _quality(opened, plain, dataset, threads=place.threads)
+        del opened
+        gc.collect()
+    took, speedup = _time(cell, artifact, plain, place, seconds)
+    file = _file(cell, artifact)
+    metrics |= took.metrics() | {
+        "throughput_ips": cell.batch_images / (took.latency_p50_ms / 1e3),
+        "file_bytes": float(file.stat().st_size),
+        "zstd_bytes": float(_zstd_bytes(file)),
+        "num_test": float(dataset.num_test),
+    }
+    return CellRecord(latency=took, metrics=metrics | speedup)
+
+
+def artifact_of(trial: TrialRecord, folder: Path, dataset: DatasetRecord, store: Store) -> Artifact:
+    """The files of a finished trial, and its weights where the store still has them."""
+    script = folder / "model.torchscript.pt"
+    artifact = Artifact(
+        onnx=folder / "model.onnx",
+        torchscript=script if script.exists() else None,
+        image_size=dataset.image_size,
+        num_classes=dataset.num_classes,
+        mean=dataset.mean,
+        std=dataset.std,
+    )
+    network = _network(trial, store)
+    if network is None:
+        return artifact
+    return dataclasses.replace(artifact, weights=network.folder / "weights.pt", model_name=network.model_name)
+
+
+def in_precision(plain: Artifact, cell: Cell, dataset: DatasetRecord, scratch: Path) -> Artifact:
+    """The network as this cell runs it; ONNX files are written anew, PyTorch's runtimes convert by themselves.
+
+    Raises:
+        AbsentError: if nobody can run this precision there.
+        ValueError: if the network cannot be written in it.
+    """
+    if cell.precision == "fp32":
+        return plain
+    source, device = RUNTIMES[cell.runtime].source, RUNTIMES[cell.runtime].device
+    if source != "onnx":
+        if cell.precision == "int8_ptq":
+            raise AbsentError("INT8 is written for ONNX runtimes only; PyTorch's runtimes get FP32 and FP16")
+        if device == "cpu":
+            raise AbsentError("PyTorch on the CPU computes FP16 through FP32, slower than FP32 itself")
+        return dataclasses.replace(plain, half=True)
+    if cell.precision == "int8_ptq" and cell.runtime == "onnxruntime_cuda":
+        raise AbsentError("ONNX Runtime's CUDA provider has no INT8 convolutions; TensorRT has")
+    return dataclasses.replace(plain, onnx=_converted(plain.onnx, cell, dataset, scratch))
+
+
+def _converted(source: Path, cell: Cell, dataset: DatasetRecord, scratch: Path) -> Path:
+    from trainables.stages.exported import calibration_pixels
+    from trainables.stages.quantize import convert_fp16, quantize_int8, scheme_for
+
+    target = scratch / f"{cell.precision}.onnx"
+    if cell.precision == "fp16":
+        convert_fp16(source, target)
+    else:
+        scheme = scheme_for({"openvino": "openvino", "tensorrt": "tensorrt"}.get(cell.runtime, "cpu"))
+        quantize_int8(source, target, calibration_pixels(dataset, CALIBRATION_IMAGES), scheme)
+    return target
+
+
+def _network(trial: TrialRecord, store: Store) -> ModelRecord | None:
+    """The last network that the trial trained, or None if the store has been cleaned of it."""
+    for key in reversed(trial.keys):
+        stage, _, digest = key.partition("/")
+        found = store.find(Key(stage, digest))
+        if found is not None and (found / "weights.pt").exists():
+            return read_model(found)
+    return None
+
+
+def _quality(opened: Opened, plain: Artifact, dataset: DatasetRecord, *, threads: int) -> dict[str, float]:
+    """Accuracy on test, and how far the logits are from those of the FP32 file."""
+    images, labels = data.load(dataset, "test")
+    reference = open_runtime("onnxruntime_cpu", plain, threads=threads, batch=EVALUATION_BATCH)
+    got_BC, expected_BC = (_all_logits(one, images) for one in (opened, reference))
+    if not np.isfinite(got_BC).all():
+        raise ValueError("in this precision the network gives logits that are nan or inf.")
+    return {
+        "test_accuracy": float((got_BC.argmax(axis=1) == labels).mean()),
+        "parity_max_abs": float(np.abs(got_BC - expected_BC).max()),
+        "parity_agreement": float((got_BC.argmax(axis=1) == expected_BC.argmax(axis=1)).mean()),
+    }
+
+
+def _all_logits(opened: Opened, images: npt.NDArray[np.uint8]) -> Logits:
+    return np.concatenate(list(_logits(opened, images)))
+
+
+def _logits(opened: Opened, images: npt.NDArray[np.uint8]) -> Iterator[Logits]:
+    for start in range(0, len(images), EVALUATION_BATCH):
+        chunk = images[start : start + EVALUATION_BATCH].astype(np.float32) / np.float32(255)
+        missing = EVALUATION_BATCH - len(chunk)
+        full = np.pad(chunk, ((0, missing), (0, 0), (0, 0), (0, 0)))
+        yield opened.logits(full)[: len(chunk)]
+
+
+def _time(
+    cell: Cell, artifact: Artifact, plain: Artifact, place: Workspace, seconds: float
+) -> tuple[LatencyRecord, dict[str, float]]:
+    """Latency of a call, and how many times as fast as eager PyTorch in FP32 that is, where that can run."""
+    eager = EAGER[RUNTIMES[cell.runtime].device] if plain.weights is not None else None
+    job: dict[str, Any] = {
+        "candidate": artifact,
+        "reference": plain if eager else artifact,
+        "runtime": cell.runtime,
+        "reference_runtime": eager,
+        "threads": cell.runtime_threads,
+        "seconds": seconds,
+        "batch": cell.batch_images,
+    }
+    found = measure_apart(Job(**job), place.lease())
+    ratio = found.reference.latency_p50_ms / found.candidate.latency_p50_ms
+    return found.candidate, {"speedup": ratio} if eager else {}
+
+
+def _file(cell: Cell, artifact: Artifact) -> Path:
+    """What has to be shipped for this runtime."""
+    source = RUNTIMES[cell.runtime].source
+    file = {"onnx": artifact.onnx, "torchscript": artifact.torchscript, "network": artifact.weights}[source]
+    assert file is not None
+    return file
+
+
+def _zstd_bytes(file: Path) -> int:
+    codec = pyarrow.Codec("zstd", compression_level=ZSTD_LEVEL)
+    return len(codec.compress(file.read_bytes(), asbytes=True))
