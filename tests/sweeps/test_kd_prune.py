@@ -19,6 +19,8 @@ from optuna.storages.journal import JournalFileBackend
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from trainables.records import read_trial
+
 REPO = Path(__file__).parents[2]
 TRIALS = 4
 
@@ -120,8 +122,8 @@ def test_the_teacher_was_trained_once_and_its_logits_computed_once_a_view(out: P
 def test_runtimes_are_measured_beside_the_sweep_and_what_is_absent_is_a_row(out: Path, photos: Path) -> None:
     """Cells are runs of another kind under the sweep's; the same command again has nothing to do."""
     (sweep,) = (out / "sweeps").iterdir()
-    words = f"--run teacher --runtimes onnxruntime_cpu,onnxruntime_cuda --precisions fp32 --batches 1 --name {sweep.name}"
-    words += f" --seconds 0.1 --out {out} --data-dir {out.parent / 'data'} --dataset folder:{photos}"
+    words = f"--name {sweep.name} --run teacher --runtimes onnxruntime_cpu,onnxruntime_cuda --precisions fp32"
+    words += f" --batches 1 --seconds 0.1 --out {out} --data-dir {out.parent / 'data'} --dataset folder:{photos}"
     line = [sys.executable, str(REPO / "sweeps" / "runtimes.py"), *words.split()]
     hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     for told in ("2 to measure", "1 to measure"):  # what was absent is tried again

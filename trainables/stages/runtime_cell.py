@@ -65,7 +65,13 @@ def measured_cell(
     """
     dataset = data.prepare(config.data, place.data_dir)
     plain = artifact_of(trial, folder, dataset, place.store)
-    artifact = in_precision(plain, cell, dataset, scratch)
+    shipped = str(trial.params.get("precision", "fp32"))
+    if shipped == "fp32":
+        artifact = in_precision(plain, cell, dataset, scratch)
+    elif RUNTIMES[cell.runtime].source == "onnx" and shipped.partition("_")[0] == cell.precision.partition("_")[0]:
+        artifact = plain
+    else:
+        raise AbsentError(f"this trial ships an ONNX file in {shipped} and nothing else")
     with place.lease().shared():
         opened = open_runtime(cell.runtime, artifact, threads=cell.runtime_threads, batch=EVALUATION_BATCH)
         metrics = _quality(opened, plain, dataset, threads=place.threads)
