@@ -2,24 +2,24 @@
 
 import argparse
 import dataclasses
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from ray import tune
 from ray.tune.experiment import Trial
 from rich.console import Console
 
 from analysis.runtime_table import runtime_frame, write_runtime_table
 from sweeps.champions import FixedRuns
 from sweeps.config import SweepConfig
-from sweeps.delivery import Delivery
 from sweeps.launch import local_ray, quiet, tuner
 from sweeps.outcome import tracking_uri
-from sweeps.progress import Progress
 from trainables.cells import Cell
 from trainables.configs import CandidateConfig
-from trainables.records import TrialRecord, read_trial
+from trainables.records import TrialRecord, read_trial, to_json, write_text
 from trainables.runtime_trial import RuntimeTrial
 from trainables.stages.backends import RUNTIMES
 from trainables.stages.data import public_name
@@ -48,14 +48,14 @@ def measure_cells(
     runs = [run for model in models for cell in cells if not _done(run := _run(config, flags, model, cell))]
     tracker = _tracker(config, models[0], sweep_id)
     title = f"Runtimes of sweep {flags.name}: {len(models)} models, {len(cells)} cells each, {len(runs)} to measure"
-    progress = _Lines(console, title=title, trials=len(runs), done=0, concurrency=config.concurrency)
+    console.print(title)
     if runs:
-        with local_ray(config), progress:
+        with local_ray(config):
             tuner(
                 RuntimeTrial,
                 config,
                 resources=config.resources,
-                callbacks=[progress, _Deliver(tracker, lambda metrics: 0.0, progress)],
+                callbacks=[_Cells(console, tracker, len(runs))],
                 name="runtimes",
                 searcher=FixedRuns(runs),
                 trials=len(runs),
@@ -130,26 +130,48 @@ def _tracker(config: SweepConfig, model: Path, sweep_id: str) -> Tracker:
         raise ValueError(f"--tracking-uri {uri}: {error}; start that server, or leave the flag out.") from error
 
 
-class _Lines(Progress):
-    """Names a cell by its folder."""
+class _Cells(tune.Callback):
+    """One line a cell, and its delivery to MLflow, which may be away."""
 
-    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Tune: a cell has got its resources."""
-        self._running[trial.trial_id] = f"{Path(trial.config['trial_dir']).name}  measuring"
+    def __init__(self, console: Console, tracker: Tracker, cells: int) -> None:
+        self._console, self._tracker, self._cells, self._done = console, tracker, cells, 0
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles callbacks; consoles and connections do not belong to that."""
+        return {}
 
-class _Deliver(Delivery):
-    """Delivers cells; a cell has no score."""
-
-    def _deliver(self, folder: Path) -> None:
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Tune: a cell has its numbers, or the reason why it has none."""
+        folder = Path(trial.config["trial_dir"])
         record = read_trial(folder)
+        found = record.metrics
+        told = f"{record.status}: {record.reason}".replace("infeasible", "absent")
         if record.status == "finished":
-            found = record.metrics
-            summary = (
-                f"{found['latency_p50_ms']:.3f} ms  {found['throughput_ips']:.0f} images/s"
-                f"  test {100 * found['test_accuracy']:.2f} %"
-            )
-            self._progress.finished(folder.name, 0.0, summary)
-        else:
-            self._progress.dropped(folder.name, record)
+            told = f"{found['latency_p50_ms']:.3f} ms  {found['throughput_ips']:.0f} images/s"
+            told += f"  test {100 * found['test_accuracy']:.2f} %"
+        self._done += 1
+        self._console.print(f"[{self._done}/{self._cells}] {folder.name}  {told}", markup=False, soft_wrap=True)
         self._tracker.deliver(folder, {})
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Tune: the cell's process has died for good."""
+        folder = Path(trial.config["trial_dir"])
+        folder.mkdir(parents=True, exist_ok=True)
+        row = {"model": trial.config["model"], "of_trial": Path(trial.config["source"]).name, **trial.config["cell"]}
+        now = time.time()
+        record = TrialRecord(
+            key=trial.config["key"],
+            trial_number=None,
+            stage="runtime",
+            status="failed",
+            reason=f"its process died; see {trial.error_file}",
+            params=row,
+            metrics={},
+            tags={"kind": "runtime"},
+            curve=(),
+            files=(),
+            started=now,
+            ended=now,
+        )
+        write_text(folder / "record.json", to_json(record))
+        self.on_trial_complete(iteration, trials, trial)

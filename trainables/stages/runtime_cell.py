@@ -134,8 +134,8 @@ def _converted(source: Path, cell: Cell, dataset: DatasetRecord, scratch: Path) 
     if cell.precision == "fp16":
         convert_fp16(source, target)
     else:
-        scheme = scheme_for({"openvino": "openvino", "tensorrt": "tensorrt"}.get(cell.runtime, "cpu"))
-        quantize_int8(source, target, calibration_pixels(dataset, CALIBRATION_IMAGES), scheme)
+        pixels = calibration_pixels(dataset, CALIBRATION_IMAGES)
+        quantize_int8(source, target, pixels, scheme_for(cell.runtime))
     return target
 
 
