@@ -134,11 +134,12 @@ def summary(record: TrialRecord, score: float) -> str:
     """A finished trial on one line."""
     metrics, params = record.metrics, record.params
     speed = metrics["latency_p50_ms"] / metrics["reference_latency_p50_ms"]
+    doubts = [word for word in ("noisy", "contaminated") if metrics.get(f"latency_{word}")]
     return (
         f"score {score:.2f}  val {100 * metrics['val_accuracy']:.2f} %  {metrics['latency_p50_ms']:.3f} ms"
-        f" ({speed:.2f} x teacher)  {metrics['size_bytes'] / 1e6:.2f} MB   T={params['temperature']:g}"
-        f" alpha={params['alpha']:g} {params['pruning_method']} {params['pruning_ratio']:g}"
-        f" lr={params['learning_rate']:g}"
+        f" ({', '.join([f'{speed:.2f} x teacher', *doubts])})  {metrics['size_bytes'] / 1e6:.2f} MB"
+        f"   T={params['temperature']:g} alpha={params['alpha']:g} {params['pruning_method']}"
+        f" {params['pruning_ratio']:g} lr={params['learning_rate']:g}"
     )
 
 
