@@ -14,8 +14,9 @@ from rich.console import Console
 
 from analysis.runtime_table import runtime_frame, write_runtime_table
 from sweeps.champions import FixedRuns
+from sweeps.cluster import ray_for
 from sweeps.config import SweepConfig
-from sweeps.launch import local_ray, quiet, tuner
+from sweeps.launch import quiet, tuner
 from sweeps.outcome import tracking_uri
 from trainables.cells import Cell
 from trainables.configs import CandidateConfig
@@ -50,7 +51,7 @@ def measure_cells(
     title = f"Runtimes of sweep {flags.name}: {len(models)} models, {len(cells)} cells each, {len(runs)} to measure"
     console.print(title)
     if runs:
-        with local_ray(config):
+        with ray_for(config):
             tuner(
                 RuntimeTrial,
                 config,
