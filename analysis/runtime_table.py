@@ -22,7 +22,7 @@ COLUMNS = {
     "speedup": "x eager",
     "file_bytes": "MB",
     "zstd_bytes": "zstd MB",
-    "parity_max_abs": "max |dlogit|",
+    "parity_max_abs": "max abs dlogit",
     "parity_agreement": "same top-1 %",
     "diagnosis": "diagnosis",
 }
