@@ -52,7 +52,8 @@ def test_pictures_fit_a_page_and_hold_every_cell(tmp_path: Path, monkeypatch: py
     save = Figure.savefig
 
     def note(figure: Figure, path: Path) -> None:
-        seen.extend(text.get_text() for axes in figure.axes for text in axes.texts)
+        if path.suffix == ".png":  # the same figure becomes an SVG
+            seen.extend(text.get_text() for axes in figure.axes for text in axes.texts)
         save(figure, path)
 
     monkeypatch.setattr(Figure, "savefig", note)
