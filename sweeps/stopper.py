@@ -123,6 +123,6 @@ def compared_with(result: Mapping[str, Any], candidate: Mapping[str, Any]) -> tu
     }
     stage = str(result["stage"])
     if stage == "student" and "pruning_ratio" in candidate:
-        how = [str(candidate[name]) for name in ("pruning_method", "pruning_of") if name in candidate]
+        how = [str(candidate[name]) for name in ("pruning_method", "pruning_of", "pruning_scope") if name in candidate]
         return " ".join([stage, *how]), fixed | {"pruning_ratio": float(candidate["pruning_ratio"])}
     return stage, fixed

@@ -18,6 +18,7 @@ from trainables.limits import InfeasibleError, Limits
 from trainables.records import CandidateRecord, DatasetRecord, EpochRecord, ShapeRecord, to_json
 from trainables.stages import data
 from trainables.stages.backends import check_runtime
+from trainables.stages.cut import planned
 from trainables.stages.exported import exported, recipe, reference_export
 from trainables.stages.measured import measured, measured_keys
 from trainables.stages.models import check_model
@@ -61,14 +62,14 @@ def teacher_candidate(config: CandidateConfig, place: Workspace) -> Epochs:
 def candidate(config: CandidateConfig, place: Workspace, limits: Limits = NO_LIMITS) -> Steps:
     """data -> teacher -> shape -> student -> pruned and recovered (-> quantised in training) -> exported -> measured.
 
-    Where only the trained weights tell the pruned widths (`pruning_scope` global), the shape is an estimate that
-    refuses nobody: the limits are checked on the finished file.
+    Where only the trained weights tell the pruned widths (`pruning_scope` global), the first shape is an estimate that
+    refuses nobody; the trained student's own is measured, yielded and checked before it is recovered.
 
     Yields the untrained shape first, then every epoch trained. Stages that the store already holds yield nothing.
     Closing the generator, or a dead process, loses at most the running epoch.
 
     Raises:
-        InfeasibleError: if the shape cannot keep to the limits; nothing has been trained for it.
+        InfeasibleError: if the shape cannot keep to the limits; nothing more is trained for it.
         ValueError: if the configuration cannot give a candidate (it would fail again).
     """
     config = config.on(place.device)
@@ -81,6 +82,13 @@ def candidate(config: CandidateConfig, place: Workspace, limits: Limits = NO_LIM
     if not config.prune.shape_needs_weights:
         check_shape(shape, limits)
     student_model, student_spent = yield from spending(student(config, dataset, images, teacher_model, place))
+    if config.prune.shape_needs_weights:
+        ratio = shape.channel_ratio
+        plan = yield from planned(config.prune, dataset, images, student_model, place, channel_ratio=ratio)
+        shape = yield from shaped(config, dataset, reference, place, plan=plan)
+        yield shape
+        if config.prune.pruning_steps == 1:  # recovery between cuts changes which channels go
+            check_shape(shape, limits)
     pruned_model, recovery_spent = yield from spending(
         recovery(config, dataset, images, teacher_model, student_model, place, channel_ratio=shape.channel_ratio)
     )

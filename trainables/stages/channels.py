@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainables.stages.criteria import Batches, Score, add_gradients, scorer
 from trainables.stages.models import OUT_OF_MEMORY, check_logits, evaluating
-from trainables.stages.weights import check_reload
+from trainables.stages.weights import check_reload, is_scale
 
 LEAST_GLOBAL = 0.1
 """Share of a layer's channels that global ranking leaves at least: without it, it empties whole layers."""
@@ -108,7 +108,8 @@ def _cut(
 
     with evaluating(model), torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        graph = torch_pruning.DependencyGraph().build_dependency(model, example_inputs=image)
+        graph = torch_pruning.DependencyGraph()
+        graph.build_dependency(model, example_inputs=image, unwrapped_parameters=_scales(model))
         groups = _groups(graph, model, output, score)
         if not groups:
             raise _RefusedError(
@@ -193,14 +194,21 @@ def _remove(graph: Any, group: _Group, count: int) -> None:
 
 
 def _check_layers(model: nn.Module) -> None:
-    """Returns if every parameter sits in a layer whose channels can be removed and resized."""
+    """Returns if every parameter can lose channels and be resized: of a known layer, or one number a channel."""
     for name, layer in model.named_modules():
-        sizes = [parameter.numel() for parameter in layer.parameters(recurse=False)]
-        if not isinstance(layer, nn.Conv2d | _BatchNorm | nn.Linear) and max(sizes, default=0) > 1:
+        sizes = [parameter.shape for parameter in layer.parameters(recurse=False)]
+        if not isinstance(layer, nn.Conv2d | _BatchNorm | nn.Linear | nn.LayerNorm) and not all(map(is_scale, sizes)):
             raise ValueError(
-                "Structured pruning handles Conv2d, BatchNorm and Linear layers, but got "
+                "Structured pruning handles Conv2d, BatchNorm, LayerNorm and Linear layers, but got "
                 f"{name or 'a model'} of type {type(layer).__name__}; take pruning_method='l1_unstructured'."
             )
+
+
+def _scales(model: nn.Module) -> list[tuple[nn.Parameter, int]]:
+    """Parameters outside of layers, one number a channel, and the dimension that the channels lie along."""
+    known = (nn.Conv2d, _BatchNorm, nn.Linear, nn.LayerNorm)
+    own = [p for layer in model.modules() if not isinstance(layer, known) for p in layer.parameters(recurse=False)]
+    return [(parameter, int(torch.tensor(parameter.shape).argmax())) for parameter in own if parameter.numel() > 1]
 
 
 def _output_layer(model: nn.Module, image: Tensor, num_classes: int) -> nn.Module:

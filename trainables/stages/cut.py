@@ -2,19 +2,22 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 
 import torch
 from torch import Tensor, nn
 
 from trainables.compression_config import PruneConfig
-from trainables.records import DatasetRecord, to_json, write_text
+from trainables.records import DatasetRecord, ModelRecord, to_json, write_text
 from trainables.stages.channels import widths
 from trainables.stages.criteria import Batches
+from trainables.stages.models import count
 from trainables.stages.prune import Counts, PruneSummary, check_removed, compare, prune
 from trainables.stages.tensors import Images
+from trainables.stages.workspace import Workspace, load_model
+from trainables.store import stage_key
 
 TAYLOR_IMAGES = 512
 TAYLOR_BATCH = 64
@@ -87,6 +90,33 @@ def cut_untrained(
         plan=plan,
         must_remove=must_remove,
     )
+
+
+def planned(
+    config: PruneConfig,
+    dataset: DatasetRecord,
+    images: Images,
+    student: ModelRecord,
+    place: Workspace,
+    *,
+    channel_ratio: float,
+) -> Generator[Never, None, dict[str, int]]:
+    """The widths that one cut leaves of the trained student, or from the store: for `global` scope only it knows."""
+    config = config.canonical()
+    decides = {"criterion": config.pruning_criterion, "scope": config.pruning_scope, "channel_ratio": channel_ratio}
+    key = stage_key("plan", version=1, parents=[student.key], **decides)
+
+    def compute(folder: Path) -> Generator[Never, None, None]:
+        model = load_model(student)
+        before, dense = count(model, dataset.image_size), widths(model)
+        once = dataclasses.replace(config, pruning_steps=1)
+        with place.lease().shared():
+            cut(model, once, dataset, images, channel_ratio=channel_ratio, dense=dense)
+        write_plan(model, before, once, dataset, folder)
+        write_text(folder / "record.json", to_json({"student": student.key}))
+        yield from ()
+
+    return read_plan((yield from place.store.obtain(key, compute)))
 
 
 def gradient_images(images: Images, device: torch.device) -> Batches:

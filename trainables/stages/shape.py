@@ -1,7 +1,7 @@
 """Measure first: what a pruned student costs its user, found on its untrained shape and kept for all trials."""
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any, Never
 
@@ -24,13 +24,21 @@ BISECTIONS = 8  # 1/256 of the channels is finer than any layer
 
 
 def shaped(
-    config: CandidateConfig, dataset: DatasetRecord, reference: ExportRecord, place: Workspace
+    config: CandidateConfig,
+    dataset: DatasetRecord,
+    reference: ExportRecord,
+    place: Workspace,
+    *,
+    plan: Mapping[str, int] | None = None,
 ) -> Generator[Never, None, ShapeRecord]:
     """Latency, size and MACs of this candidate's architecture, from random weights, or from the store.
 
     The signature is the architecture and the precision: zeroed weights change none of these numbers, so all methods
-    that zero share the dense student's entry. The widths that `global` scope will leave are not known yet: what is
-    measured is the same share of every layer, an estimate.
+    that zero share the dense student's entry. The widths that `global` scope will leave are not known at first: without
+    `plan` what is measured is the same share of every layer, an estimate.
+
+    Args:
+        plan: the widths that are left, where the trained weights have told them.
     """
     structured = config.prune.removes_channels
     key = stage_key(
@@ -44,14 +52,14 @@ def shaped(
         pruning_ratio=config.prune.pruning_ratio if structured else 0.0,
         pruning_of=config.prune.pruning_of if structured else "channels",
         processor=processor(),
-        **_apart(config),
+        **_apart(config, plan),
         **vars(config.measure),
     )
 
     def compute(folder: Path) -> Generator[Never, None, None]:
         started = time.perf_counter()
         own = yield from anchor(config.measure, reference, place)
-        sketch = _Sketch(config, dataset, reference, own, place, folder / "untrained.onnx")
+        sketch = _Sketch(config, dataset, reference, own, place, folder / "untrained.onnx", plan)
         ratio = sketch.channel_ratio() if structured else 0.0
         record = sketch.measured(ratio)
         sketch.path.unlink()
@@ -62,9 +70,9 @@ def shaped(
     return read_shape((yield from place.store.obtain(key, compute)))
 
 
-def _apart(config: CandidateConfig) -> dict[str, Any]:
+def _apart(config: CandidateConfig, plan: Mapping[str, int] | None) -> dict[str, Any]:
     """Settings with a shape of their own; at their defaults they are left out, as old keys lack them."""
-    apart: dict[str, Any] = {}
+    apart: dict[str, Any] = {} if plan is None else {"plan": dict(plan)}
     if config.prune.removes_channels and config.prune.pruning_criterion == "bn_scale":
         apart["pruning_criterion"] = "bn_scale"  # spares layers without BatchNorm
     if config.export.precision != "fp32":
@@ -102,8 +110,9 @@ class _Sketch:
         own: LatencyRecord,
         place: Workspace,
         path: Path,
+        plan: Mapping[str, int] | None = None,
     ) -> None:
-        self.path = path
+        self.path, self._plan = path, plan
         self._config, self._dataset, self._place = config, dataset, place
         self._reference, self._own = reference, own
 
@@ -153,7 +162,7 @@ class _Sketch:
         model = build_for(self._config.student.student_model, self._dataset)
         config = self._config.prune
         if config.removes_channels:
-            cut_untrained(model, config, self._dataset, channel_ratio=ratio, must_remove=False)
+            cut_untrained(model, config, self._dataset, channel_ratio=ratio, plan=self._plan, must_remove=False)
         return model
 
     def _export(self, model: torch.nn.Module) -> int:

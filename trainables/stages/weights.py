@@ -4,6 +4,7 @@ A pruned network is its architecture's name plus a plain state_dict: the tensor 
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -55,6 +56,11 @@ def check_reload(model: nn.Module, dense: nn.Module, image_size: int) -> None:
         raise ValueError("This architecture cannot be stored after structured pruning: its logits change on reload.")
 
 
+def is_scale(shape: Sequence[int]) -> bool:
+    """Whether a parameter of this shape holds one number a channel, or a single one."""
+    return sum(side > 1 for side in shape) <= 1
+
+
 def _load_resized(model: nn.Module, state: dict[str, Tensor]) -> None:
     own = model.state_dict()
     if odd := sorted(own.keys() ^ state.keys()):
@@ -81,6 +87,10 @@ def _resize(layer: nn.Module, shapes: dict[str, torch.Size], *, where: str) -> N
         layer.out_features, layer.in_features = shape
     elif isinstance(layer, _BatchNorm) and len(shape) == 1:
         layer.num_features = shape[0]
+    elif isinstance(layer, nn.LayerNorm) and len(shape) == 1:
+        layer.normalized_shape = tuple(shape)
+    elif not shape and all(is_scale(new) and len(new) == getattr(layer, key).ndim for key, new in shapes.items()):
+        pass  # one number a channel, outside of any layer
     else:
         kind = type(layer).__name__
         raise ValueError(f"{where} ({kind}) has weight shape {old}, which cannot be resized to {tuple(shape)}.")

@@ -77,7 +77,11 @@ def test_cuts_in_steps_and_over_the_whole_network(folders: list[str], capsys: py
     assert steps["num_params"] == once["num_params"]
 
     ranked = ["--pruning-scope", "global", "--pruning-criterion", "taylor"]
-    over_all, _ = run([*words, *ranked], capsys)
+    over_all, told = run([*words, *ranked], capsys)
+    # an estimate first, then what the trained student's cut leaves
+    assert [line.split()[0] for line in told.splitlines()] == ["shape", "shape", *["recovery"] * 3]
+    macs = [float(line.split()[-3]) for line in told.splitlines() if line.startswith("shape")]
+    assert macs[1] == pytest.approx(over_all["macs"] / 1e6, abs=0.06) != macs[0]
     assert over_all["num_params"] < 0.75 * 763_306
     store = Path(folders[1]) / "store" / "recovery"
     plans = [json.loads(file.read_text()) for file in store.glob("*/pruning.json")]

@@ -155,12 +155,54 @@ def test_out_of_range(method: str, ratio: float) -> None:
         _prune(Residual(), method, ratio)
 
 
+class Embedded(nn.Module):
+    """A parameter with two sides: nobody can say which of them are channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 4, stride=4), nn.Linear(8, 5)
+        self.position = nn.Parameter(torch.zeros(64, 8))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head((self.stem(images).flatten(2).mT + self.position).mean(1))
+        return logits
+
+
 def test_attention_is_refused_before_anything_is_touched() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.Flatten(), nn.LayerNorm(512), nn.Linear(512, 5))
+    model = Embedded()
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(ValueError, match="handles Conv2d, BatchNorm and Linear layers, but got 2 of type LayerNorm"):
+    with pytest.raises(ValueError, match="BatchNorm, LayerNorm and Linear layers, but got a model of type Embedded"):
         _prune(model, "structured", 0.3)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+class Scaled(nn.Module):
+    """LayerNorm over channels at the end of the shape, and a learned scale outside of any layer, as in ConvNeXt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 32, 4, stride=4), nn.LayerNorm(32)
+        self.wide, self.narrow = nn.Linear(32, 64), nn.Linear(64, 32)
+        self.scale = nn.Parameter(torch.rand(32, 1, 1))
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stem(images)
+        y = self.narrow(torch.relu(self.wide(self.norm(x.permute(0, 2, 3, 1))))).permute(0, 3, 1, 2)
+        logits: Tensor = self.head((x + self.scale * y).mean((2, 3)))
+        return logits
+
+
+def test_layer_norms_and_scales_lose_the_channels_too(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Scaled()
+    _prune(model, "structured", 0.5)
+    assert (model.stem.out_channels, model.norm.normalized_shape, model.wide.out_features) == (16, (16,), 32)
+    assert model.scale.shape == (16, 1, 1)
+    save_weights(model, tmp_path / "weights.pt")
+    loaded = Scaled()
+    load_weights(loaded, tmp_path / "weights.pt")
+    assert torch.equal(_logits(loaded), _logits(model))
 
 
 def test_a_convolution_may_be_the_classifier() -> None:
