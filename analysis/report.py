@@ -104,8 +104,9 @@ def _verdict(runs: Runs, front: pd.DataFrame, variants: Mapping[str, str]) -> It
 def _sentence(row: "pd.Series[Any]", teacher: "pd.Series[Any]", runs: Runs) -> str:
     split = "test" if pd.notna(row.get("test_accuracy")) else "val"
     accuracy, images = row[f"{split}_accuracy"], row.get(f"num_{split}")
-    interval = half_width_95(accuracy, images) if images is not None and pd.notna(images) else float("nan")
-    sure = f" ± {100 * interval:.1f} (95 %, n = {int(images):,})" if interval == interval else ""  # type: ignore[arg-type]
+    sure = ""
+    if images is not None and pd.notna(images):
+        sure = f" ± {100 * half_width_95(accuracy, images):.1f} (95 %, n = {int(images):,})"
     tail = f", p90 {row['latency_p90_ms']:#.3g} ms" if pd.notna(row.get("latency_p90_ms")) else ""
     below = 100 * (teacher[f"{split}_accuracy"] - accuracy)
     against = f"{abs(below):.2f} points {'under' if below >= 0 else 'over'} the teacher" if below == below else ""

@@ -148,7 +148,9 @@ class _Client:
         self.api = self._told(lambda: MlflowClient(tracking_uri=tracking_uri))
 
     def parents(self) -> list[Row]:
-        pages = lambda token: self.api.search_experiments(page_token=token)  # noqa: E731
+        def pages(token: str | None) -> Any:
+            return self.api.search_experiments(page_token=token)
+
         experiments = self._told(lambda: [experiment.experiment_id for experiment in _pages(pages)])
         rows = [row for row in self._search(experiments, "tags.kind = 'sweep'") if "sweep" in row.tags]
         return sorted(rows, key=lambda row: row.started, reverse=True)
@@ -164,7 +166,9 @@ class _Client:
             raise ValueError(f"Cannot read artifact {artifact!r} of {run_id=}: {_first_line(error)}") from error
 
     def _search(self, experiments: Sequence[str], query: str) -> list[Row]:
-        pages = lambda token: self.api.search_runs(experiments, query, page_token=token)  # noqa: E731
+        def pages(token: str | None) -> Any:
+            return self.api.search_runs(experiments, query, page_token=token)
+
         return self._told(lambda: [_row(run) for run in _pages(pages)])
 
     def _told(self, call: Callable[[], T]) -> T:

@@ -48,7 +48,7 @@ def _locked(path: Path, flags: int) -> int:
                 return descriptor
         except FileNotFoundError:
             pass
-        except BaseException:
+        except BaseException:  # also Ctrl-C while it waits: the file is closed and the error goes on
             os.close(descriptor)
             raise
         os.close(descriptor)  # a collector has removed the file that we waited for; what counts is the new one

@@ -133,7 +133,7 @@ class Objects:
                 return call()
             except MEANT:
                 raise
-            except Exception as error:
+            except Exception as error:  # every bucket's client has kinds of its own
                 if self._on_disk:
                     raise
                 if time.monotonic() + wait_s > until:

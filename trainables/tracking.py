@@ -11,10 +11,9 @@ import tempfile
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from trainables.records import EpochRecord, TrialRecord, read_trial, to_json, write_text
+from trainables.records import TrialRecord, read_trial, to_json, write_text
 
 # One call to a dead server costs 246 s with MLflow's defaults (7 retries with back-off). No retry at all: one that
 # follows a lost answer would make a second run, where ours looks for the first one before.
@@ -24,21 +23,18 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "1")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import mlflow
-import mlflow.onnx
-import numpy as np
-import onnx
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
-from mlflow.types import Schema, TensorSpec
 from sqlalchemy.exc import SQLAlchemyError
+
+from trainables.mlflow_model import write_mlflow_model
+from trainables.run_fields import STATUS, curve, trial_tags, version_tags
 
 DELIVERED = "delivered.json"
 RETRY_AFTER_S = 30.0
 BATCH_METRICS = 800  # MLflow takes 1,000 metrics, parameters and tags a call
 BATCH_PARAMS = 100
 REASON_LETTERS = 4000
-STATUS = {"finished": "FINISHED", "stopped": "KILLED", "infeasible": "KILLED", "failed": "FAILED"}
 
 
 class TrackingError(Exception):
@@ -201,7 +197,7 @@ class Tracker:
             model,
             source=f"{run.info.artifact_uri}/model",
             run_id=run_id,
-            tags=tags | _numbers(run.data.metrics),
+            tags=tags | version_tags(run.data.metrics),
             description=words,
         )
         return str(made.version)
@@ -236,13 +232,13 @@ class Tracker:
     def _deliver(self, folder: Path, record: TrialRecord, scores: Mapping[str, float]) -> None:
         experiment, parent = self._connect()
         where = f"tags.key = '{record.key}' AND tags.`mlflow.parentRunId` = '{parent}'"
-        tags = _tags(record) | {"sweep": self._sweep, "mlflow.parentRunId": parent}
+        tags = trial_tags(record) | {"sweep": self._sweep, "mlflow.parentRunId": parent}
         name = record.key.rpartition("/")[2]
         run_id = self._find(experiment, where) or self._create(experiment, name, tags, started=record.started)
         ended = int(record.ended * 1000)
         final = {**record.metrics, **scores}
         metrics = [Metric(name, float(value), ended, 0) for name, value in final.items()]
-        metrics += [point for epoch in record.curve for point in _curve(epoch, ended)]
+        metrics += [Metric(name, value, ended, step) for name, value, step in curve(record)]
         params = [Param(name, str(value)) for name, value in record.params.items()]
         said = [RunTag("reason", record.reason[:REASON_LETTERS])] if record.reason else []
         for i in range(max(-(-len(metrics) // BATCH_METRICS), -(-len(params) // BATCH_PARAMS), 1)):
@@ -294,65 +290,10 @@ class Tracker:
             raise TrackingError(f"needs the module {error.name}; install it") from error
 
 
-def write_mlflow_model(model: Path, folder: Path) -> None:
-    """Wrap an ONNX file as an MLflow model: signature, input example, requirements; one file, weights inside."""
-    proto = onnx.load(str(model))
-    dims = [dim.dim_value for dim in proto.graph.input[0].type.tensor_type.shape.dim][1:]
-    classes = proto.graph.output[0].type.tensor_type.shape.dim[-1].dim_value
-    floats = np.dtype(np.float32)
-    mlflow.onnx.save_model(
-        proto,
-        str(folder),
-        signature=ModelSignature(
-            inputs=Schema([TensorSpec(floats, (-1, *dims), "image")]),
-            outputs=Schema([TensorSpec(floats, (-1, classes), "logits")]),
-        ),
-        input_example={"image": np.full((1, *dims), 0.5, dtype=np.float32)},
-        pip_requirements=[f"{name}=={version(name)}" for name in ("onnx", "numpy")] + [_runtime()],
-        onnx_execution_providers=["CPUExecutionProvider"],
-        save_as_external_data=False,
-    )
-
-
-def _runtime() -> str:
-    """ONNX Runtime as whoever loads the model needs it: the GPU build has the same version and is not needed."""
-    for name in ("onnxruntime", "onnxruntime-gpu"):
-        try:
-            return f"onnxruntime=={version(name)}"
-        except PackageNotFoundError:
-            continue
-    raise TrackingError("no ONNX Runtime is installed; `uv sync` installs it.")
-
-
-def _numbers(metrics: Mapping[str, float]) -> dict[str, str]:
-    """What a version's page shows: tags are text."""
-    shown = ("val_accuracy", "test_accuracy", "latency_p50_ms", "size_bytes")
-    return {name: f"{metrics[name]:.6g}" for name in shown if name in metrics}
-
-
 def _is_silence(error: Exception) -> bool:
     """Whether a server did not answer, or said that it cannot now; a wrong address that answers is not silent."""
     status = error.get_http_status_code() if isinstance(error, MlflowException) else 500
     return status >= 500 and "not in a valid JSON format" not in str(error)
-
-
-def _tags(record: TrialRecord) -> dict[str, str]:
-    tags = {"kind": "trial", "key": record.key, "stage": record.stage, "status": record.status}
-    if record.trial_number is not None:
-        tags["trial_number"] = str(record.trial_number)
-    tags |= record.tags
-    return tags | ({"control": "teacher"} if record.stage == "teacher" else {})
-
-
-def _curve(epoch: EpochRecord, time_ms: int) -> list[Metric]:
-    values = {
-        "train_loss": epoch.train_loss,
-        "train_accuracy": epoch.train_accuracy,
-        "val_loss": epoch.val_loss,
-        "val_accuracy": epoch.val_accuracy,
-        "learning_rate": epoch.learning_rate,
-    }
-    return [Metric(f"{epoch.stage}_{name}", value, time_ms, epoch.epoch) for name, value in values.items()]
 
 
 def _write_ahead(database: Path) -> None:

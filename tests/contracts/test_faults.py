@@ -26,7 +26,7 @@ def test_there_are_at_least_sixty() -> None:
 
 @pytest.mark.parametrize(
     ("number", "fault"),
-    enumerate(faults.FAULTS, 1),
+    list(enumerate(faults.FAULTS, 1)),
     ids=[f"{fault.command} {fault.words} {fault.what}".strip() for fault in faults.FAULTS],
 )
 def test_answered_by_one_line(number: int, fault: faults.Fault, tmp_path: Path, data_dir: Path) -> None:

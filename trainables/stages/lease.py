@@ -49,7 +49,7 @@ def _lock(path: Path, mode: int) -> int:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         fcntl.flock(descriptor, mode)
-    except BaseException:
+    except BaseException:  # also Ctrl-C while it waits: the file is closed and the error goes on
         os.close(descriptor)
         raise
     return descriptor

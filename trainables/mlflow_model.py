@@ -1,0 +1,42 @@
+"""An ONNX file in the form that `mlflow.onnx` and `mlflow.pyfunc` load: a folder on disk, no tracking server."""
+
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import mlflow.onnx
+import numpy as np
+import onnx
+from mlflow.models import ModelSignature
+from mlflow.types import Schema, TensorSpec
+
+
+def write_mlflow_model(model: Path, folder: Path) -> None:
+    """Wrap an ONNX file as an MLflow model: signature, input example, requirements; one file, weights inside.
+
+    Raises:
+        ImportError: if no ONNX Runtime is installed.
+    """
+    proto = onnx.load(str(model))
+    dims = [dim.dim_value for dim in proto.graph.input[0].type.tensor_type.shape.dim][1:]
+    classes = proto.graph.output[0].type.tensor_type.shape.dim[-1].dim_value
+    floats = np.dtype(np.float32)
+    mlflow.onnx.save_model(
+        proto,
+        str(folder),
+        signature=ModelSignature(
+            inputs=Schema([TensorSpec(floats, (-1, *dims), "image")]),
+            outputs=Schema([TensorSpec(floats, (-1, classes), "logits")]),
+        ),
+        input_example={"image": np.full((1, *dims), 0.5, dtype=np.float32)},
+        pip_requirements=[f"{name}=={version(name)}" for name in ("onnx", "numpy")] + [_runtime()],
+        onnx_execution_providers=["CPUExecutionProvider"],
+        save_as_external_data=False,
+    )
+
+
+def _runtime() -> str:
+    """ONNX Runtime as whoever loads the model needs it: the GPU build has the same version and is not needed."""
+    try:
+        return f"onnxruntime=={version('onnxruntime')}"
+    except PackageNotFoundError:
+        return f"onnxruntime=={version('onnxruntime-gpu')}"
