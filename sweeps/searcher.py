@@ -18,12 +18,14 @@ from ray.tune.search import Searcher
 from sweeps.journal import open_journal
 from sweeps.objectives import DIRECTIONS, study_directions, study_values
 from sweeps.samplers import STUDENT_PARAMS, keep_student, make_sampler
-from sweeps.space import Space, canonical, first_trials, suggest
+from sweeps.space import Space, canonical, far_cuts, first_trials, suggest
 from trainables.limits import Limits
 
 DUPLICATE = "duplicate"
 MAX_DUPLICATES = 50
 MAX_REUSED = 5
+CUT = "far_cuts"
+"""Attribute of a study: the number of the trial whose student was pruned hard."""
 
 
 def open_study(path: Path, name: str, *, objective: str, space: Space) -> optuna.Study:
@@ -133,8 +135,12 @@ class StudySearcher(Searcher):
         number = self._numbers.pop(trial_id, None)
         if number is None:
             return
+        self._conclude(number, result, error=error)
+        self._cut_far(number)
         while self._later:
             self._study.enqueue_trial(self._later.pop(0))
+
+    def _conclude(self, number: int, result: dict[str, Any] | None, *, error: bool) -> None:
         if error:
             trial = self._trial(number)
             trial.set_user_attr("reason", "infrastructure error after retries")
@@ -144,6 +150,18 @@ class StudySearcher(Searcher):
             self.full, self.exhausted = str(result["full"]), True  # left running: the next driver hands it out again
         else:
             self._tell(number, result or {})
+
+    def _cut_far(self, number: int) -> None:
+        """Have the first finished trial's student pruned hard: that costs little, and no trial is there yet."""
+        if not self._how.reuse_probability or self._how.sampler == "grid" or CUT in self._study.user_attrs:
+            return
+        trial = self._study.get_trials(deepcopy=False)[number]
+        if trial.state != TrialState.COMPLETE:
+            return
+        self._study.set_user_attr(CUT, number)
+        student = {name: value for name, value in trial.params.items() if name in STUDENT_PARAMS}
+        for point in far_cuts(self._space, student):
+            self._study.enqueue_trial(point, skip_if_exists=True)
 
     def orphans(self) -> list[int]:
         """Trials that a dead driver left running, and that are handed out first."""

@@ -140,6 +140,20 @@ def first_trials(space: Space) -> list[dict[str, Any]]:
     return points
 
 
+def far_cuts(space: Space, student: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A trained student pruned hard: the ratio's upper end, then two thirds of it; none where no ratio is searched.
+
+    Such a trial costs a recovery alone, and the literature's ratios leave that end of the front bare.
+    """
+    ratios = space.get("pruning_ratio")
+    if ratios is None or "structured" not in _methods(space):
+        return []
+    top = max(_values(ratios))
+    method = {"pruning_method": "structured"} if "pruning_method" in space else {}
+    cuts = dict.fromkeys(_nearest(ratios, share * top) for share in (1, 2 / 3))
+    return [{**student, **method, "pruning_ratio": ratio} for ratio in cuts if ratio > 0]
+
+
 def size(space: Space) -> float:
     """How many different trials there are, inert parameters not counted; infinity if one is continuous."""
     apart = {"kd_loss", "alpha", *_PRUNING, *LOSS_SETTINGS}
@@ -191,6 +205,10 @@ def _inert(name: str, given: Mapping[str, Any]) -> bool:
 
 def _losses(space: Space) -> tuple[str, ...]:
     return tuple(space["kd_loss"].choices) if "kd_loss" in space else (StudentConfig.kd_loss,)
+
+
+def _methods(space: Space) -> tuple[str, ...]:
+    return tuple(space["pruning_method"].choices) if "pruning_method" in space else (PruneConfig.pruning_method,)
 
 
 def _ask(trial: Trial, name: str, distribution: BaseDistribution) -> Any:

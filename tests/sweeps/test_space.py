@@ -12,6 +12,7 @@ from sweeps.space import (
     canonical,
     default_space,
     describe,
+    far_cuts,
     first_trials,
     parse,
     show,
@@ -154,3 +155,19 @@ def test_first_trials_lie_in_the_space_and_differ() -> None:
 def test_descriptions_tell_spaces_apart() -> None:
     assert describe(default_space()) == describe(default_space())
     assert describe(default_space()) != describe(default_space() | {"alpha": parse("alpha", "0:0.9")})
+
+
+@pytest.mark.parametrize(
+    ("texts", "ratios"),
+    [
+        ({"pruning_ratio": "0:0.7"}, [0.7, 0.45]),
+        ({"pruning_ratio": "0.2,0.3,0.5"}, [0.5, 0.3]),
+        ({"pruning_ratio": "0.3"}, [0.3]),
+        ({"pruning_ratio": "0"}, []),
+        ({"pruning_ratio": "0:0.7", "pruning_method": "l1_unstructured"}, []),
+    ],
+)
+def test_far_cuts_are_the_upper_end_of_the_ratios(texts: dict[str, str], ratios: list[float]) -> None:
+    space = {name: parse(name, text) for name, text in ({"pruning_method": "structured"} | texts).items()}
+    assert [point["pruning_ratio"] for point in far_cuts(space, {"alpha": 0.5})] == ratios
+    assert all(point["alpha"] == 0.5 for point in far_cuts(space, {"alpha": 0.5}))
