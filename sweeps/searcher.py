@@ -136,9 +136,9 @@ class StudySearcher(Searcher):
         if number is None:
             return
         self._conclude(number, result, error=error)
-        self._cut_far(number)
         while self._later:
             self._study.enqueue_trial(self._later.pop(0))
+        self._cut_far()
 
     def _conclude(self, number: int, result: dict[str, Any] | None, *, error: bool) -> None:
         if error:
@@ -151,15 +151,16 @@ class StudySearcher(Searcher):
         else:
             self._tell(number, result or {})
 
-    def _cut_far(self, number: int) -> None:
-        """Have the first finished trial's student pruned hard: that costs little, and no trial is there yet."""
+    def _cut_far(self) -> None:
+        """Have the better of the first two students pruned hard: that costs little, and no trial is there yet."""
         if not self._how.reuse_probability or self._how.sampler == "grid" or CUT in self._study.user_attrs:
             return
-        trial = self._study.get_trials(deepcopy=False)[number]
-        if trial.state != TrialState.COMPLETE:
+        done = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        if len(done) < 2:
             return
-        self._study.set_user_attr(CUT, number)
-        student = {name: value for name, value in trial.params.items() if name in STUDENT_PARAMS}
+        best = max(done, key=lambda trial: trial.user_attrs["score"])
+        self._study.set_user_attr(CUT, best.number)
+        student = {name: value for name, value in best.params.items() if name in STUDENT_PARAMS}
         for point in far_cuts(self._space, student):
             self._study.enqueue_trial(point, skip_if_exists=True)
 

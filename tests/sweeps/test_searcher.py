@@ -65,28 +65,30 @@ def test_the_literatures_settings_come_first(tmp_path: Path) -> None:
     assert ask(searcher, 1, name="later")[0]["params"] == second
 
 
-def test_the_first_finished_student_is_pruned_hard_once(tmp_path: Path) -> None:
-    """Its cuts come before other proposals, and neither a resumed driver nor a second student repeats them."""
+def test_the_better_of_two_students_is_pruned_hard_once(tmp_path: Path) -> None:
+    """Its cuts come before other proposals, and neither a resumed driver nor a third student repeats them."""
     _, searcher = driver(tmp_path, default_space(), reuse_probability=0.25)
-    (one,) = ask(searcher, 1)
+    _, other = ask(searcher, 2)
     searcher.on_trial_complete("t0", FINAL)
-    far, middle, literature = (config["params"] for config in ask(searcher, 3, name="cut"))
-    student = {name: value for name, value in one["params"].items() if not name.startswith("pruning")}
+    searcher.on_trial_complete("t1", FINAL | {"val_accuracy": 0.91})
+    literature, far, middle = (config["params"] for config in ask(searcher, 3, name="cut"))
+    assert literature == first_trials(default_space())[1]
+    student = {name: value for name, value in other["params"].items() if not name.startswith("pruning")}
     assert far == {**student, "pruning_method": "structured", "pruning_ratio": 0.7}
     assert middle == {**far, "pruning_ratio": 0.45}
-    assert literature == first_trials(default_space())[1]
     study, searcher = driver(tmp_path, default_space(), reuse_probability=0.25)
     ask(searcher, 4, name="again")  # three that died, and one more
     searcher.on_trial_complete("again3", FINAL)
     ask(searcher, 1, name="later")
-    assert [trial.params.get("pruning_ratio") for trial in study.trials].count(0.7) == 1
+    assert [{**trial.params} == far for trial in study.trials].count(True) == 1
 
 
 @pytest.mark.parametrize("how", [{"sampler": "grid", "reuse_probability": 0.25}, {"reuse_probability": 0.0}])
 def test_a_grid_and_a_search_without_reuse_get_no_cuts(tmp_path: Path, how: dict[str, Any]) -> None:
     study, searcher = driver(tmp_path, space_of(pruning_ratio="0:0.7"), **how)
-    ask(searcher, 1)
-    searcher.on_trial_complete("t0", FINAL)
+    for name in ("a", "b"):
+        ask(searcher, 1, name=name)
+        searcher.on_trial_complete(f"{name}0", FINAL)
     assert not study.user_attrs
 
 
