@@ -55,6 +55,12 @@ class SqliteStore:
         found = self._rows("SELECT ?", (run_id,))
         return found[0] if found else None
 
+    def history(self, run_id: str) -> list[tuple[str, int, float]]:
+        """(Metric, step, value) of everything that was logged in a run; what is not a number is left out."""
+        query = "SELECT key, step, value FROM metrics WHERE run_uuid = ? AND NOT is_nan ORDER BY key, step"
+        with _reading(self._database) as connection:
+            return list(connection.execute(query, (run_id,)))
+
     def _rows(self, which: str, values: Sequence[str]) -> list[Row]:
         with _reading(self._database) as connection:
             runs = connection.execute(

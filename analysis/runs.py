@@ -15,6 +15,8 @@ from analysis.mlflow_sqlite import SqliteStore, check_sqlite
 from analysis.rows import Row, frame_of, names_of
 
 T = TypeVar("T")
+Point = tuple[str, int, float]
+"""Metric, step, value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +79,17 @@ def fetch_artifact(tracking_uri: str, run_id: str, artifact: str, folder: Path) 
     return _open(tracking_uri).fetch(run_id, artifact, folder)
 
 
+def read_curves(tracking_uri: str, run_ids: Sequence[str]) -> pd.DataFrame:
+    """Everything that was noted while runs trained: columns `run_id`, `metric`, `step` (the epoch) and `value`.
+
+    Raises:
+        ValueError: if there is no such store or run.
+    """
+    store = _open(tracking_uri)
+    points = [(run_id, *point) for run_id in run_ids for point in store.history(run_id)]
+    return pd.DataFrame(points, columns=["run_id", "metric", "step", "value"])
+
+
 def aliased_run(tracking_uri: str, model: str, alias: str) -> str | None:
     """The run behind `models:/MODEL@ALIAS` in MLflow's registry; None if there is no such model or alias.
 
@@ -101,6 +114,9 @@ class _Store(Protocol):
 
     def fetch(self, run_id: str, artifact: str, folder: Path) -> Path:
         """One artifact of a run."""
+
+    def history(self, run_id: str) -> list[Point]:
+        """Every value of every metric of a run."""
 
 
 class _File:
@@ -129,6 +145,12 @@ class _File:
         except sqlite3.Error:
             path = None
         return path or _Client(self._uri).fetch(run_id, artifact, folder)
+
+    def history(self, run_id: str) -> list[Point]:
+        try:
+            return self._store.history(run_id)
+        except sqlite3.Error:
+            return _Client(self._uri).history(run_id)
 
 
 class _Client:
@@ -164,6 +186,13 @@ class _Client:
             return Path(self.api.download_artifacts(run_id, artifact, str(folder)))
         except self._errors as error:
             raise ValueError(f"Cannot read artifact {artifact!r} of {run_id=}: {_first_line(error)}") from error
+
+    def history(self, run_id: str) -> list[Point]:
+        def read() -> list[Point]:
+            names = self.api.get_run(run_id).data.metrics
+            return [(name, m.step, m.value) for name in names for m in self.api.get_metric_history(run_id, name)]
+
+        return self._told(read)
 
     def _search(self, experiments: Sequence[str], query: str) -> list[Row]:
         def pages(token: str | None) -> Any:

@@ -6,6 +6,8 @@ augmentation  without and with RandAugment (magnitude 9), without and with
 distillation  kd_loss kd,none
 pruning       pruning_method structured,l1_unstructured x pruning_ratio 0.3,0.5,0.7
 precision     precision fp32,int8_ptq,int8_qat
+pruned        pruning_ratio 0,0.2,0.3 by l1_unstructured
+amp           train_precision fp32,amp
 
 A flag of a varied setting takes a list instead (--temperature 1,4). The same
 command goes on where it was interrupted.
@@ -16,7 +18,8 @@ import dataclasses
 import itertools
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -49,6 +52,8 @@ GRIDS: Mapping[str, Mapping[str, tuple[object, ...]]] = {
     "distillation": {"kd_loss": ("kd", "none")},
     "pruning": {"pruning_method": ("structured", "l1_unstructured"), "pruning_ratio": (0.3, 0.5, 0.7)},
     "precision": {"precision": ("fp32", "int8_ptq", "int8_qat")},
+    "pruned": {"pruning_method": ("l1_unstructured",), "pruning_ratio": (0.0, 0.2, 0.3)},
+    "amp": {"train_precision": ("fp32", "amp")},
 }
 EXAMPLES = f"""\
 examples:
@@ -64,10 +69,10 @@ FIXED: Mapping[str, Any] = {"sampler": "grid", "stopper": "off", "reuse_probabil
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code: 0 done, 1 some trials failed, 2 bad input, 130 or 143 interrupted."""
-    parser, flags = _parse(sys.argv[1:] if argv is None else argv)
+    parser, flags = parse(sys.argv[1:] if argv is None else argv)
     screen = screen_of(flags)
     try:
-        config = _config(flags)
+        config = config_from(flags)
         check(config)
         with screen.busy(f"Reading the images of {config.base.data.dataset}"):
             dataset = data.prepare(config.base.data, config.data_dir)
@@ -86,7 +91,8 @@ def main(argv: list[str] | None = None) -> int:
     return code
 
 
-def _parse(words: list[str]) -> tuple[OneLineParser, argparse.Namespace]:
+def parse(words: list[str]) -> tuple[OneLineParser, argparse.Namespace]:
+    """The parser, and what the words of the command line say."""
     first = OneLineParser(prog="ablation.py", add_help=False)
     first.add_argument("--base", dest="start", choices=sorted(PRESETS), default="cifar10")
     preset = dataclasses.replace(PRESETS[first.parse_known_args(words)[0].start](), space={})
@@ -108,7 +114,12 @@ def _parse(words: list[str]) -> tuple[OneLineParser, argparse.Namespace]:
     return parser, parser.parse_args(words)
 
 
-def _config(flags: argparse.Namespace) -> SweepConfig:
+def config_from(flags: argparse.Namespace) -> SweepConfig:
+    """The sweep that flags ask for.
+
+    Raises:
+        ValueError: if a value is out of its range, or makes no grid.
+    """
     preset = PRESETS[flags.start]()
     seeds = flags.seeds if flags.seeds is not None else preset.seeds
     if seeds < 1:
@@ -187,22 +198,28 @@ def conclude(config: SweepConfig, dataset: DatasetRecord, screen: Screen) -> Non
     from analysis.ablation import cells, cells_table, write_ablation
     from analysis.runs import read_runs
     from sweeps.outcome import tracking_uri
+
+    by = [name for name in config.space if name != "seed"]
+    runs = read_runs(tracking_uri(config), config.name)
+    screen.print(cells_table(cells(runs.frame, by), by))
+    deliver(config, dataset, write_ablation(runs, by, config.folder / "ablation"))
+    screen.print(f"Ablation: {config.folder / 'ablation'}", soft_wrap=True)
+
+
+def deliver(config: SweepConfig, dataset: DatasetRecord, files: Sequence[Path]) -> None:
+    """Put tables and pictures on the sweep's run in MLflow."""
+    from sweeps.outcome import tracking_uri
     from sweeps.sweep_folder import check_identity
     from trainables.tracking import Tracker
 
-    uri, by = tracking_uri(config), [name for name in config.space if name != "seed"]
-    runs = read_runs(uri, config.name)
-    screen.print(cells_table(cells(runs.frame, by), by))
-    files = write_ablation(runs, by, config.folder / "ablation")
     tracker = Tracker(
-        uri,
+        tracking_uri(config),
         experiment=dataset.name.replace(":", "-"),
         sweep=config.name,
         sweep_id=check_identity(config, dataset),
         artifacts=config.out / "artifacts",
     )
     tracker.sweep_artifacts(files)
-    screen.print(f"Ablation: {config.folder / 'ablation'}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ def trial(**changes: object) -> dict[str, object]:
 
 
 def config(*words: str) -> SweepConfig:
-    _, flags = ablation._parse(list(words))
-    return ablation._config(flags)
+    _, flags = ablation.parse(list(words))
+    return ablation.config_from(flags)
 
 
 def test_means_and_deviations_by_hand() -> None:
@@ -77,7 +77,8 @@ def test_pictures_fit_a_page_and_hold_every_cell(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize(
-    ("preset", "cells_"), [("kd-grid", 27), ("augmentation", 4), ("distillation", 2), ("precision", 3)]
+    ("preset", "cells_"),
+    [("kd-grid", 27), ("augmentation", 4), ("distillation", 2), ("precision", 3), ("pruned", 3), ("amp", 2)],
 )
 def test_a_grid_is_as_large_as_its_cells_times_seeds(preset: str, cells_: int) -> None:
     made = config("--preset", preset, "--base", "quick", "--seeds", "2")

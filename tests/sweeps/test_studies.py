@@ -1,0 +1,66 @@
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from sweeps import ablation, studies
+from sweeps.studies import STUDIES
+
+SCRIPT = Path(studies.__file__)
+TINY = "--dataset digits --train-limit 200 --teacher-epochs 1 --student-epochs 1 --recovery-epochs 1"
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_study_is_a_grid_that_can_be_made(study: str) -> None:
+    _, flags = ablation.parse(STUDIES[study].flags.split())
+    config = ablation.config_from(flags)
+    assert config.trials == {"pruning": 3}.get(study, 2)
+    assert config.base.data.dataset == "cifar10"
+    if study == "pruning":
+        told = config.base.flat()
+        assert (told["temperature"], told["alpha"], told["label_smoothing"]) == (4, 0.9, 0.05)
+        assert (told["image_size"], told["crop"], told["student_model"]) == (224, "resized", "mobilenet_v3_small")
+
+
+def test_typed_flags_win_over_a_studys_own() -> None:
+    _, flags = ablation.parse([*STUDIES["onnx"].flags.split(), *TINY.split()])
+    assert ablation.config_from(flags).base.teacher.teacher_epochs == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("", ["STUDY"]),
+        ("onyx", ["'onyx'", "torchscript"]),
+        ("onnx --teacher-epochs 0", ["--teacher-epochs 0"]),
+        ("onnx --teecher-epochs 3", ["--teecher-epochs", "--teacher-epochs"]),
+    ],
+)
+def test_bad_input_is_answered_on_one_line(words: str, named: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        studies.main(words.split())
+    error = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert error.count("\n") == 1
+    assert all(part in error for part in named), error
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_study_is_one_command_and_another_one_trains_nothing_again(tmp_path: Path) -> None:
+    out = tmp_path / "runs"
+    words = [*TINY.split(), "--latency-seconds", "0.1", "--out", str(out), "--data-dir", str(tmp_path / "data")]
+    for study in ("onnx", "distillation"):
+        command = [sys.executable, str(SCRIPT), study, *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list(out.glob("store/student/*/record.json"))) == 2
+    (folder,) = out.glob("sweeps/*/studies")
+    onnx, distillation = (pd.read_csv(folder / f"{name}.csv") for name in ("onnxruntime", "distillation"))
+    assert onnx["Acc %"].iloc[0] == onnx["Acc %"].iloc[1] == distillation["Acc %"].iloc[0]
+    assert (onnx["Test set s"] > 0).all()
+    assert (folder / "distillation.png").stat().st_size > 10_000
+    assert shlex.join(["python", "sweeps/ablation.py", *STUDIES["distillation"].flags.split()]) in done.stdout
