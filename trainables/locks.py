@@ -57,8 +57,9 @@ def _locked(path: Path, flags: int) -> int:
 class Lease:
     """An object that names who works on something, and is rewritten while they do.
 
-    A lease whose content has not changed for `stale_s` of the waiter's own clock is taken over, and one that is older
-    than ten times that at once; clocks of nodes may differ by less than the latter.
+    A lease whose content has not changed for `stale_s` of the waiter's own clock is taken over, and at once one that is
+    older than ten times that (clocks of nodes may differ by less), or whose owner was a process of this machine that
+    has died.
 
     It saves work and is not a guard: two owners are possible for a short time. Where the file system has no exclusive
     creation, or two waiters take a stale lease over at once, whoever writes last within the settling time (0.25 s)
@@ -140,7 +141,20 @@ class Lease:
         return self._owner.encode() in (self._hurried.read(self._name) or b"")
 
     def _stale(self, held: bytes, unchanged_s: float) -> bool:
-        return unchanged_s > self._stale_s or lease_age(held) > 10 * self._stale_s
+        return unchanged_s > self._stale_s or lease_age(held) > 10 * self._stale_s or _died_here(held)
+
+
+def _died_here(content: bytes) -> bool:
+    """Whether a lease's owner was a process of this machine that is no more; nobody has to wait for its silence."""
+    try:
+        host, pid, _ = str(json.loads(content)["owner"]).rsplit(":", 2)
+        if host == socket.gethostname():
+            os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except (ValueError, KeyError, TypeError, OSError):
+        return False
+    return False
 
 
 def lease_age(content: bytes) -> float:

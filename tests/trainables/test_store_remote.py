@@ -1,5 +1,7 @@
 import json
 import logging
+import socket
+import subprocess
 import threading
 import time
 import uuid
@@ -114,6 +116,19 @@ def test_the_lease_of_a_dead_node_is_taken_over(url: str, tmp_path: Path, monkey
         assert time.monotonic() - started > QUICK
     dead.close()
     assert run(node(url, tmp_path, "c").obtain(KEY, counting))[0] == []
+
+
+@pytest.mark.parametrize("host", [socket.gethostname(), "elsewhere"])
+def test_the_lease_of_a_process_that_died_on_this_machine_is_taken_over_at_once(
+    url: str, tmp_path: Path, host: str
+) -> None:
+    child = subprocess.Popen(["true"])
+    child.wait()
+    owner = {"owner": f"{host}:{child.pid}:x", "time": time.time()}
+    Objects(url).write(f"{KEY}/lease.json", json.dumps(owner).encode())
+    started = time.monotonic()
+    run(Store(url, cache=tmp_path / "a", stale_s=4).obtain(KEY, counting))
+    assert (time.monotonic() - started < 3) == (host != "elsewhere")
 
 
 def test_a_lease_from_long_ago_is_taken_over_at_once(url: str, tmp_path: Path) -> None:
