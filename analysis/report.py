@@ -233,6 +233,9 @@ def _reproduce(runs: Runs) -> Iterable[str]:
         versions = ", ".join(f"{safe(key)} {safe(value)}" for key, value in (sweep.get("versions") or {}).items())
         commit = safe(sweep.get("commit") or "not recorded")
         yield f"Sweep {safe(name)}, commit {commit}; {versions or 'versions not recorded'}."
+        if sweep.get("command"):
+            yield "```\n" + str(sweep["command"]).replace("```", "'''") + "\n```"
+            yield "Folders of data and output are left out of the command; flags that are not in it had their defaults."
         config = sweep.get("config") or {}
         if config.get("space"):
             yield table(["searched", "space"], [[safe(key), safe(value)] for key, value in config["space"].items()])

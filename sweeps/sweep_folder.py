@@ -4,9 +4,11 @@ import errno
 import fcntl
 import json
 import os
+import shlex
 import subprocess
+import sys
 import uuid
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +20,10 @@ from sweeps.config import SweepConfig
 from sweeps.edited import contains, holds, write_anew
 from sweeps.objectives import DIRECTIONS, UNITS, reference_point
 from trainables.records import DatasetRecord, TrialRecord, to_json, write_text
+from trainables.stages.data import public_name
+
+PLACES = ("--out", "--data-dir", "--tracking-uri", "--storage", "--address")
+"""Flags that say where things lie: no matter of anybody else, and no part of what a sweep is."""
 
 
 class InputError(ValueError):
@@ -128,8 +134,28 @@ def write_sweep_json(config: SweepConfig, teacher: TrialRecord, dataset: Dataset
         "config": settings,
         "versions": versions(),
         "commit": _commit(),
+        "command": typed_command(sys.argv),
     }
     write_text(path, to_json(content))
+
+
+def typed_command(argv: Sequence[str]) -> str | None:
+    """The command that a person typed, without what says where things lie; None where a program called us."""
+    script = Path(argv[0])
+    if script.resolve().parent != Path(__file__).resolve().parent:
+        return None
+    words = ["python", f"sweeps/{script.name}"]
+    given = iter(argv[1:])
+    for word in given:
+        flag, equals, value = word.partition("=")
+        if flag in PLACES:
+            if not equals:
+                next(given, None)
+        elif flag == "--dataset" and equals:
+            words.append(f"{flag}={public_name(value)}")
+        else:
+            words.append(public_name(word))
+    return shlex.join(words)
 
 
 def versions() -> dict[str, str]:

@@ -77,3 +77,10 @@ def test_the_card_says_how_to_make_the_file_again(runs: Runs) -> None:
 def test_the_summary_for_mlflows_page_names_the_model_to_load(runs: Runs) -> None:
     assert "models:/night@balanced" in summary_of(runs)
     assert summary_of(runs).startswith("**Balanced**: trial ")
+
+
+def test_the_sweeps_command_is_told_and_cannot_leave_its_block(runs: Runs) -> None:
+    sweep = runs.sweep | {"command": "python sweeps/kd_prune.py --preset quick ```"}
+    text = markdown(dataclasses.replace(runs, sweeps={runs.name: sweep}))
+    assert "```\npython sweeps/kd_prune.py --preset quick '''\n```" in text
+    assert "sweeps/kd_prune.py" not in markdown(runs)

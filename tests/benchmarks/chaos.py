@@ -3,8 +3,10 @@
     python tests/benchmarks/chaos.py --kills 50 --seed 0 --out chaos
 
 Small sweeps on real images run one after the other over a Ray cluster of this machine (a head without cores and as many
-raylets as `--nodes`), with a tracking server of their own, until all kills are spent. What is killed is started again:
-the same command, another node, the same server. After each sweep the invariants of `Checks` must hold.
+nodes as `--nodes`, each with a network, an address and a disk of its own where this process may make namespaces), with
+a tracking server of their own, until all kills are spent. What is killed is started again: the same command, another
+node, the same server. `--cut-s` pulls the cable of tracking server and S3 once, in the first sweep. After each sweep
+the invariants of `chaos_checks` must hold.
 """
 
 import argparse
@@ -33,17 +35,19 @@ def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code: 0 all invariants held, 1 one did not."""
     flags = _flags(argv)
     rng = random.Random(flags.seed)
-    kinds = [KINDS[i % len(KINDS)] for i in range(flags.kills)]
-    rng.shuffle(kinds)
     done: Counter[str] = Counter()
     faults: list[str] = []
     sweeps = trials = 0
     with World(flags.out.resolve(), nodes=flags.nodes, s3=flags.s3) as world:
-        while kinds and not faults:
+        known = KINDS if world.separate else [kind for kind in KINDS if kind != "raylet"]
+        kinds = [known[i % len(known)] for i in range(flags.kills)]
+        rng.shuffle(kinds)
+        cut = Cut(world, flags.cut_s) if flags.cut_s and world.separate else None
+        while (kinds or not sweeps) and not faults:
             sweeps += 1
             started = time.monotonic()
             sweep = Sweep(world, flags, number=sweeps)
-            killed = sweep.survive(kinds, rng)
+            killed = sweep.survive(kinds, rng, cut)
             done += killed
             faults = sweep.faults() or check_sweep(world, sweep.out, sweep.name, trials=flags.trials, seen=sweep.seen)
             trials += flags.trials
@@ -73,7 +77,7 @@ class Sweep:
         more = ["--trials", str(flags.trials), "--search-seed", str(number), "--seed", str(number)]
         self._words = [sys.executable, str(COMMAND), *SWEEP.split(), *where, *joins, *more]
 
-    def survive(self, kinds: list[str], rng: random.Random) -> Counter[str]:
+    def survive(self, kinds: list[str], rng: random.Random, cut: "Cut | None") -> Counter[str]:
         """Take kills from `kinds` until the sweep has ended; returns those that happened."""
         killed: Counter[str] = Counter()
         until = time.monotonic() + SWEEP_LIMIT_S
@@ -81,6 +85,8 @@ class Sweep:
         next_kill = time.monotonic() + rng.uniform(1, self._longest_s)
         while time.monotonic() < until:
             time.sleep(0.1)
+            if cut is not None and len(finished_records(self.out, self.name)) >= 1:
+                cut.follow()
             if driver.poll() is not None:
                 self._code = driver.returncode
                 break
@@ -120,7 +126,7 @@ class Sweep:
 
     def _after(self, kind: str, driver: "subprocess.Popen[bytes]", rng: random.Random) -> "subprocess.Popen[bytes]":
         if kind == "raylet":
-            self._world.add_node()
+            self._world.nodes.add_node()
         elif kind == "server":
             time.sleep(rng.uniform(0, 3))
             self._world.start_server()
@@ -128,6 +134,28 @@ class Sweep:
             driver.wait()
             return self._start()
         return driver
+
+
+class Cut:
+    """The cable of tracking server and S3, pulled once for a while."""
+
+    def __init__(self, world: World, seconds: float) -> None:
+        self._link, self._seconds = world.nodes.services, seconds
+        self._since: float | None = None
+        self._over = False
+
+    def follow(self) -> None:
+        """Pull it at the first call, plug it in at the first one after its time."""
+        if self._over or self._link is None:
+            return
+        if self._since is None:
+            self._since = time.monotonic()
+            self._link.link("down")
+            print("the link to tracking server and S3 is down", flush=True)
+        elif time.monotonic() - self._since > self._seconds:
+            self._link.link("up")
+            self._over = True
+            print(f"the link is up again after {time.monotonic() - self._since:.0f} s", flush=True)
 
 
 @contextmanager
@@ -145,9 +173,12 @@ def _flags(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--kills", type=int, default=50, metavar="N", help="(default: 50)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of kinds and times (default: 0)")
     parser.add_argument("--trials", type=int, default=6, metavar="N", help="of a sweep (default: 6)")
-    parser.add_argument("--nodes", type=int, default=2, metavar="N", help="raylets of one core (default: 2)")
+    parser.add_argument("--nodes", type=int, default=2, metavar="N", help="nodes of one core (default: 2)")
     parser.add_argument("--longest-s", type=float, default=12.0, metavar="S", help="between kills (default: 12)")
     parser.add_argument("--s3", action="store_true", help="storage in a local S3 instead of a shared folder")
+    parser.add_argument(
+        "--cut-s", type=float, default=0.0, metavar="S", help="pull the servers' cable once for S seconds"
+    )
     parser.add_argument("--out", type=Path, default=Path("chaos"), help="a fresh folder (default: chaos)")
     flags = parser.parse_args(argv)
     if flags.out.exists() and any(flags.out.iterdir()):

@@ -98,7 +98,7 @@ def check_store(out: Path, storage: str) -> list[str]:
 
 def check_nothing_left(world: World) -> list[str]:
     """No process of the world's Ray session or folder lives on."""
-    marks = (world.session.encode(), str(world.folder).encode())
+    marks = (world.nodes.mark.encode(), str(world.folder).encode())
     until = time.monotonic() + LEAVING_S
     while True:
         left = [command_line(pid)[:200] for pid in processes() if any(mark in command_line(pid) for mark in marks)]
