@@ -7,6 +7,9 @@ from pathlib import Path
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
+TAIL_BYTES = 65536
+"""Read at once from the end of a file, in search of its last whole line."""
+
 
 class KernelLock(JournalFileOpenLock):
     """Held by an open file, so that it goes with its process; Optuna's own makes the next driver wait for 30 s."""
@@ -40,5 +43,13 @@ def drop_half_line(path: Path) -> None:
     if not path.exists():
         return
     with path.open("rb+") as file:
-        content = file.read()
-        file.truncate(content.rfind(b"\n") + 1)
+        end = file.seek(0, os.SEEK_END)
+        while end > 0:
+            start = max(0, end - TAIL_BYTES)
+            file.seek(start)
+            found = file.read(end - start).rfind(b"\n")
+            if found >= 0:
+                file.truncate(start + found + 1)
+                return
+            end = start
+        file.truncate(0)

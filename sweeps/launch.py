@@ -189,7 +189,7 @@ def _trials(
     searcher.deadline = config.deadline if isinstance(config, TimedSweep) else None
     rule = STOPPERS[config.stopper]
     try:
-        stopper = FrontStopper(rule, config.rates, config.folder / "rungs.json") if rule else None
+        stopper = FrontStopper(rule, config.rates, config.folder / "rungs.jsonl") if rule else None
     except ValueError as error:
         raise InputError(str(error)) from error
     progress = Progress(

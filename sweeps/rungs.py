@@ -7,8 +7,8 @@ validation split. So a member of the final front can be lost only where accuraci
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from types import MappingProxyType
 from typing import Any
@@ -20,7 +20,6 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 STANDARD_ERRORS = 2.0
 """Lead that counts, in standard errors of the difference of two validation accuracies."""
-VERSION = 1
 NO_PRICES: Mapping[str, float] = MappingProxyType({})
 
 
@@ -64,6 +63,8 @@ class Rungs:
             raise ValueError(f"`0 < grace < 1` must hold, but got {grace=}.")
         self._prices, self._eta, self._grace = dict(prices), eta, grace
         self._rungs: dict[str, dict[str, Entry]] = {}
+        self.rows: list[dict[str, Any]] = []
+        """Everything recorded, in order, as plain data; the rules are not part of it."""
 
     def steps(self, budget: int) -> list[int]:
         """Epochs, 1 for the first, after which a trial of so many is judged; never its last.
@@ -110,29 +111,25 @@ class Rungs:
             raise ValueError(f"`0 <= accuracy <= 1` and `num_val >= 1` must hold, but got {accuracy=} and {num_val=}.")
         if not self.is_rung(step, budget, milestone=milestone):
             return False
-        rung = self._rungs.setdefault(f"{Fraction(step, budget)} {peers}".strip(), {})
+        name = f"{Fraction(step, budget)} {peers}".strip()
+        rung = self._rungs.setdefault(name, {})
         if trial not in rung:
             mine = Entry(accuracy=accuracy, num_val=num_val, fixed=dict(fixed))
             by = self._beaten_by(rung | {trial: mine}, trial)
-            rung[trial] = Entry(accuracy=accuracy, num_val=num_val, fixed=dict(fixed), beaten_by=by)
+            rung[trial] = replace(mine, beaten_by=by)
+            self.rows.append({"rung": name, "trial": trial, **asdict(rung[trial])})
         return rung[trial].beaten_by is not None
 
-    def state(self) -> dict[str, Any]:
-        """Everything recorded, as plain data; the rules are not part of it."""
-        rungs = {rung: {trial: asdict(entry) for trial, entry in of.items()} for rung, of in self._rungs.items()}
-        return {"version": VERSION, "rungs": rungs}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state` gave, even under other rules: later decisions follow the new ones.
+    def restore(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Take over `rows` of other rungs, even of other rules: later decisions follow the new ones.
 
         Raises:
-            ValueError: if it is no such thing.
+            KeyError: or TypeError, if they are no such thing.
         """
-        if state.get("version") != VERSION:
-            raise ValueError(f"`version == {VERSION}` must hold for recorded rungs, but got {state.get('version')=}.")
-        self._rungs = {
-            rung: {trial: Entry(**entry) for trial, entry in of.items()} for rung, of in state["rungs"].items()
-        }
+        for row in rows:
+            entry = {name: value for name, value in row.items() if name not in ("rung", "trial")}
+            self._rungs.setdefault(row["rung"], {})[row["trial"]] = Entry(**entry)
+            self.rows.append(dict(row))
 
     def _beaten_by(self, rung: Mapping[str, Entry], trial: str) -> str | None:
         names = sorted(rung)  # not the order of arrival, so that ties do not depend on it

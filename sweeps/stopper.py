@@ -9,10 +9,10 @@ from typing import Any
 
 from ray.tune.schedulers import TrialScheduler
 
+from sweeps.journal import drop_half_line
 from sweeps.objectives import ExchangeRates
 from sweeps.retry import RetryAlone
 from sweeps.rungs import Rungs
-from trainables.records import to_json, write_text
 
 OBJECTIVES = ("composite", "pareto")
 NEEDED = {
@@ -52,7 +52,7 @@ class FrontStopper(RetryAlone):
         Args:
             objective: `composite` or `pareto`.
             rates: prices of latency and size, used by `composite`.
-            path: OUT/sweeps/NAME/rungs.json, written anew at every rung; None keeps nothing.
+            path: OUT/sweeps/NAME/rungs.jsonl, a line an entry; None keeps nothing.
             eta: see `Rungs`.
             grace: see `Rungs`.
         """
@@ -63,10 +63,12 @@ class FrontStopper(RetryAlone):
         self._rungs = Rungs(prices=prices if objective == "composite" else {}, eta=eta, grace=grace)
         self._path = path
         if path is not None and path.exists():
+            drop_half_line(path)
             try:
-                self._rungs.restore(json.loads(path.read_text(encoding="utf-8")))
+                self._rungs.restore(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ValueError(f"{path} holds no rungs ({error}); delete it to start with none.") from error
+        self._kept = len(self._rungs.rows)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
         """STOP or CONTINUE after an epoch."""
@@ -92,18 +94,23 @@ class FrontStopper(RetryAlone):
 
     def debug_string(self) -> str:
         """One line for Tune's own status."""
-        entries = [entry for rung in self._rungs.state()["rungs"].values() for entry in rung.values()]
-        return f"FrontStopper: {sum(entry['beaten_by'] is not None for entry in entries)} trials stopped."
+        stopped = sum(row["beaten_by"] is not None for row in self._rungs.rows)
+        return f"FrontStopper: {stopped} trials stopped."
 
     def _keep(self) -> None:
-        """Write the rungs down; a full disk costs a resumed sweep its old rungs, not this one its trials."""
-        if self._path is None:
+        """Write new entries down; a full disk costs a resumed sweep some of them, not this one its trials."""
+        new = self._rungs.rows[self._kept :]
+        if self._path is None or not new:
             return
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(self._path, to_json(self._rungs.state()))
+            drop_half_line(self._path)
+            with self._path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(row) + "\n" for row in new)
         except OSError as error:
             logger.warning("%s could not be written (%s); the sweep goes on.", self._path, error)
+        else:
+            self._kept += len(new)
 
 
 def compared_with(result: Mapping[str, Any], candidate: Mapping[str, Any]) -> tuple[str, dict[str, float]]:

@@ -77,7 +77,7 @@ def run(flags: argparse.Namespace) -> None:
         trial_config=lambda number, params: {"trial_number": number, **quick().base.replace(**params).flat()},
         score=score,
     )
-    stopper = FrontStopper("pareto", rates, config.folder / "rungs.json")
+    stopper = FrontStopper("pareto", rates, config.folder / "rungs.jsonl")
     tracker = None if flags.without_mlflow else tracker_of(config)
     for done in range(1, flags.trials + 1):
         one_trial(config, searcher, stopper, tracker, clock, rng, score)

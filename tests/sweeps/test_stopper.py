@@ -97,27 +97,40 @@ def test_composite_ranks_by_the_sweeps_own_score(accuracy: float, ms: float, ref
 
 
 def test_a_resumed_sweep_has_its_rungs_again(tmp_path: Path) -> None:
-    path = tmp_path / "sweeps" / "s" / "rungs.json"
+    path = tmp_path / "sweeps" / "s" / "rungs.jsonl"
     judge(FrontStopper("pareto", RATES, path), trial("s/00000"), epoch(0.9))
     resumed = FrontStopper("pareto", RATES, path)
     assert judge(resumed, trial("s/00001"), epoch(0.5)) == "STOP"
-    assert json.loads(path.read_text())["rungs"]["1/4 student"]["s/00001"]["beaten_by"] == "s/00000"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(row["rung"], row["trial"], row["beaten_by"]) for row in rows] == [
+        ("1/4 student", "s/00000", None), ("1/4 student", "s/00001", "s/00000")
+    ]  # fmt: skip
     restarted = SimpleNamespace(trial_id="another id", config={"key": "s/00001", "candidate": {}})
     assert judge(FrontStopper("pareto", RATES, path), restarted, epoch(0.99)) == "STOP"
-    assert sorted(file.name for file in path.parent.iterdir()) == ["rungs.json"]
+    assert sorted(file.name for file in path.parent.iterdir()) == ["rungs.jsonl"]
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"version": 0, "rungs": {}}', '{"version": 1}'])
+def test_half_a_line_of_a_driver_that_died_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "rungs.jsonl"
+    judge(FrontStopper("pareto", RATES, path), trial("s/00000"), epoch(0.9))
+    whole = path.read_text()
+    path.write_text(whole + whole[: len(whole) // 2])
+    judge(FrontStopper("pareto", RATES, path), trial("s/00001"), epoch(0.5))
+    assert path.read_text().startswith(whole)
+    assert [json.loads(line)["trial"] for line in path.read_text().splitlines()] == ["s/00000", "s/00001"]
+
+
+@pytest.mark.parametrize("text", ["[]\n", "1\n", '{"version": 1}\n', '{"rung": "1/4", "trial": "s/00000"}\n'])
 def test_a_file_that_holds_no_rungs_is_named_with_the_fix(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "rungs.json"
+    path = tmp_path / "rungs.jsonl"
     path.write_text(text)
-    with pytest.raises(ValueError, match=r"rungs\.json holds no rungs .*delete it"):
+    with pytest.raises(ValueError, match=r"rungs\.jsonl holds no rungs .*delete it"):
         FrontStopper("pareto", RATES, path)
 
 
 def test_a_disk_that_cannot_be_written_does_not_end_the_sweep(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").touch()
-    stopper = FrontStopper("pareto", RATES, tmp_path / "file" / "rungs.json")
+    stopper = FrontStopper("pareto", RATES, tmp_path / "file" / "rungs.jsonl")
     with caplog.at_level(logging.WARNING):
         assert judge(stopper, trial("good"), epoch(0.9)) == "CONTINUE"
         assert judge(stopper, trial("bad"), epoch(0.5)) == "STOP"
@@ -178,7 +191,7 @@ def test_tune_stops_the_trial_and_optuna_is_told_pruned(tmp_path: Path) -> None:
             probe(),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
-                scheduler=FrontStopper("pareto", RATES, tmp_path / "rungs.json"),
+                scheduler=FrontStopper("pareto", RATES, tmp_path / "rungs.jsonl"),
                 num_samples=4,
                 max_concurrent_trials=1,
                 reuse_actors=True,
