@@ -6,16 +6,25 @@ python -m trainables.stages.candidate --dataset digits --teacher-model alexnet -
 import argparse
 import os
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from types import MappingProxyType
+from typing import Never, TypeVar
 
 import torch
 
 from trainables.configs import CandidateConfig
 from trainables.flags import OneLineParser, add_config_flags, config_from_flags, with_flags
 from trainables.limits import InfeasibleError, Limits
-from trainables.records import CandidateRecord, DatasetRecord, EpochRecord, ShapeRecord, to_json
+from trainables.records import (
+    CandidateRecord,
+    DatasetRecord,
+    EpochRecord,
+    ExportRecord,
+    ModelRecord,
+    ShapeRecord,
+    to_json,
+)
 from trainables.stages import data
 from trainables.stages.backends import check_runtime
 from trainables.stages.cut import planned
@@ -34,6 +43,7 @@ from trainables.store import Store
 Epochs = Generator[EpochRecord, None, CandidateRecord]
 Steps = Generator[ShapeRecord | EpochRecord, None, CandidateRecord]
 NO_LIMITS = Limits()
+NOTHING: Mapping[str, object] = MappingProxyType({})
 Model = TypeVar("Model")
 
 
@@ -95,11 +105,31 @@ def candidate(config: CandidateConfig, place: Workspace, limits: Limits = NO_LIM
     final, qat_spent = pruned_model, 0.0
     if config.export.precision == "int8_qat":
         final, qat_spent = yield from spending(qat(config, dataset, images, teacher_model, pruned_model, place))
-    made_by = recipe(config, dataset, "candidate")
-    files = yield from exported(config, dataset, final, made_by, place)
-    measurement = yield from measured(config, dataset, final, files, reference, place)
     spent = teacher_spent + student_spent + recovery_spent + qat_spent
     stages = list(dict.fromkeys((student_model, pruned_model, final)))
+    return (yield from finished(config, dataset, teacher_model, stages, reference, place, spent=spent))
+
+
+def finished(
+    config: CandidateConfig,
+    dataset: DatasetRecord,
+    teacher_model: ModelRecord,
+    stages: Sequence[ModelRecord],
+    reference: ExportRecord,
+    place: Workspace,
+    *,
+    spent: float,
+    more: Mapping[str, object] = NOTHING,
+) -> Generator[Never, None, CandidateRecord]:
+    """Export and measure the last of a candidate's trained stages, and put down what came of all of them.
+
+    Args:
+        spent: training seconds of now, teacher's included; what the stages took beyond that was found in the store.
+        more: what the recipe says besides the configuration.
+    """
+    made_by = recipe(config, dataset, "candidate") | dict(more)
+    files = yield from exported(config, dataset, stages[-1], made_by, place)
+    measurement = yield from measured(config, dataset, stages[-1], files, reference, place)
     train_time_s = sum(model.train_time_s for model in stages)
     return CandidateRecord(
         stage="candidate",

@@ -7,13 +7,12 @@ import torch
 
 from trainables.configs import CandidateConfig
 from trainables.limits import Limits
-from trainables.records import CandidateRecord, DatasetRecord, EpochRecord, ModelRecord, ShapeRecord, read_model
+from trainables.records import DatasetRecord, EpochRecord, ModelRecord, ShapeRecord, read_model
 from trainables.stages import data
-from trainables.stages.candidate import NO_LIMITS, Steps, check_shape, spending
+from trainables.stages.candidate import NO_LIMITS, Steps, check_shape, finished, spending
 from trainables.stages.compute import move
 from trainables.stages.cut import cut_untrained, key_parts, read_plan
-from trainables.stages.exported import exported, recipe, reference_export
-from trainables.stages.measured import measured, measured_keys
+from trainables.stages.exported import reference_export
 from trainables.stages.recovery import recovery
 from trainables.stages.shape import shaped
 from trainables.stages.student import Distillation, student
@@ -126,21 +125,6 @@ def scratch_candidate(config: CandidateConfig, place: Workspace, limits: Limits 
     model, spent = yield from spending(
         scratch(config, dataset, images, teacher_model, place, channel_ratio=shape.channel_ratio, plan=plan)
     )
-    made_by = recipe(config, dataset, "candidate") | {"from_scratch": True}
-    files = yield from exported(config, dataset, model, made_by, place)
-    measurement = yield from measured(config, dataset, model, files, reference, place)
-    return CandidateRecord(
-        stage="candidate",
-        params=made_by | vars(config.measure),
-        export=files,
-        measurement=measurement,
-        curve=model.curve,
-        num_val=dataset.num_val,
-        num_test=dataset.num_test,
-        train_time_s=model.train_time_s,
-        reused_time_s=max(0.0, teacher_model.train_time_s + model.train_time_s - teacher_spent - spent),
-        keys=(
-            *(teacher_model.key, model.key, reference.key, files.key),
-            *measured_keys(config, dataset, files, reference),
-        ),
-    )
+    stages, spent = [model], teacher_spent + spent
+    more = {"from_scratch": True}
+    return (yield from finished(config, dataset, teacher_model, stages, reference, place, spent=spent, more=more))
