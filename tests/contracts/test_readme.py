@@ -8,9 +8,29 @@ import pytest
 
 from analysis import sync
 from analysis.__main__ import parser
+from sweeps import ablation, kd_prune, runtimes, studies
+from trainables import store_cli
 
 ROOT = Path(__file__).parents[2]
 COMMAND = re.compile(r"^    (?:[A-Z]+=\S+ )?(python -m analysis\b.*?)(?:\s{2,}#.*)?$", re.MULTILINE)
+OURS = re.compile(
+    r"(?:^    |-- )(python (?:sweeps/\w+\.py|-m trainables\.store)(?: .*?)?)(?:\s+#.*| \.\.\.)?$",
+    re.MULTILINE,
+)
+
+
+def checked(words: list[str]) -> None:
+    """Make the configuration that a command of ours asks for, as far as that needs nothing but its flags."""
+    program = words[1]
+    if program == "-m":
+        store_cli._parser().parse_args(words[3:])
+    elif program == "sweeps/runtimes.py":
+        list(runtimes._cells(runtimes._parser().parse_args(words[2:])))
+    elif program == "sweeps/kd_prune.py":
+        kd_prune._config(kd_prune._parse(words[2:])[1])
+    else:
+        named = [*studies.STUDIES[words[2]].flags.split(), *words[3:]] if "studies" in program else words[2:]
+        ablation.config_from(ablation.parse(named)[1])
 
 
 def commands() -> list[str]:
@@ -29,6 +49,26 @@ def test_analysis_commands_parse_as_printed(command: str) -> None:
         sync._parser().parse_args(words[1:])
         return
     parser().parse_args(words if words and not words[0].startswith("-") else ["front", *words])
+
+
+def own_commands() -> list[str]:
+    text = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    return OURS.findall(text)
+
+
+@pytest.mark.parametrize("command", own_commands())
+def test_commands_of_sweeps_and_store_are_taken_as_printed(command: str) -> None:
+    checked(shlex.split(command))
+
+
+def test_every_program_has_a_command_in_the_readme() -> None:
+    programs = {shlex.split(command)[1] for command in own_commands()}
+    assert programs == {"-m", *(f"sweeps/{name}.py" for name in ("kd_prune", "ablation", "studies", "runtimes"))}
+
+
+def test_a_wrong_flag_in_a_command_of_ours_would_be_seen() -> None:
+    with pytest.raises(SystemExit):
+        checked(shlex.split("python sweeps/kd_prune.py --alpha-range 0:1"))
 
 
 def test_a_typing_error_would_be_seen(capsys: pytest.CaptureFixture[str]) -> None:
