@@ -36,36 +36,38 @@ class StudyTable:
     """Name of the PNG and SVG files, without suffix."""
 
 
-def inference_table(cells: pd.DataFrame, exported: str) -> StudyTable:
-    """Inference time over the test set: eager PyTorch against an exported form.
+def inference_table(cells: pd.DataFrame, original: str, exported: str) -> StudyTable:
+    """Inference time over the test set: the network in PyTorch against an exported form.
 
     Args:
-        cells: finished cells of one model in FP32 and one batch, as `analysis.runtime_table.runtime_frame` reads them.
-        exported: prefix of the runtime to compare, `onnxruntime` or `torchscript`.
+        cells: of one model, precision, batch and thread count, as `analysis.runtime_table.runtime_frame` has them.
+        original: runtime of the first row, such as `eager_cpu`.
+        exported: runtime of the second, such as `onnxruntime_cpu`.
 
     Raises:
         ValueError: if one of the two has not been measured.
     """
-    done = cells[(cells["status"] == "finished") & (cells["precision"] == "fp32")]
     rows = []
-    for prefix, variant in (("eager", "original (eager PyTorch)"), (exported, f"exported ({exported})")):
-        found = done[done["runtime"].str.startswith(prefix)]
-        if found.empty:
-            reason = "; ".join(sorted(set(cells.loc[cells["runtime"].str.startswith(prefix), "reason"].astype(str))))
-            raise ValueError(f"No numbers of {prefix} runtimes: {reason or 'they were not measured'}.")
-        rows.append({"Variant": variant, **_inference(found.iloc[0])})
+    for runtime, variant in ((original, "original (eager PyTorch)"), (exported, f"exported ({exported})")):
+        found = cells[cells["runtime"] == runtime]
+        done = found[found["status"] == "finished"]
+        if done.empty:
+            reason = "; ".join(sorted(set(found["reason"].astype(str))))
+            raise ValueError(f"{runtime} has no numbers: {reason or 'it was not measured'}.")
+        rows.append({"Variant": variant, **_inference(done.iloc[0])})
     frame = pd.DataFrame(rows)
     whole = frame["Test set s"]
     frame["Improvement %"] = 100 * (1 - whole / whole.iloc[0])
-    model = str(done["model"].iloc[0])
+    name, batch = exported.partition("_")[0], int(done["batch_images"].iloc[0])
     return StudyTable(
-        heading=f"{model}: {exported} against eager PyTorch",
-        notes=f"Test set s: {int(done['num_test'].iloc[0])} images at the p50 of a call of"
-        f" {int(done['batch_images'].iloc[0])}, without decoding. Improvement: time saved against the original.",
+        heading=f"{done['model'].iloc[0]}: {exported} against eager PyTorch",
+        notes=f"Test set s: {int(done['num_test'].iloc[0])} test images at CallMs, the p50 of a call of {batch} images,"
+        f" FP32, {int(done['runtime_threads'].iloc[0])} CPU thread, without decoding. Acc: on the test set."
+        " Improvement: time saved against the original.",
         frame=frame,
-        bars=("Acc %", "LatencyMs", "Test set s"),
-        file=exported,
-        picture=exported,
+        bars=("Acc %", "CallMs", "Test set s"),
+        file=name,
+        picture=name,
     )
 
 
@@ -74,7 +76,7 @@ def _inference(row: "pd.Series[Any]") -> dict[str, Any]:
         "Runtime": row["runtime"],
         "Batch": int(row["batch_images"]),
         "Acc %": 100 * row["test_accuracy"],
-        "LatencyMs": row["latency_p50_ms"],
+        "CallMs": row["latency_p50_ms"],
         "Test set s": row["num_test"] / row["throughput_ips"],
         "Device": row["latency_device"],
     }
@@ -86,8 +88,13 @@ def precision_table(runs: Runs, curves: pd.DataFrame) -> StudyTable:
     Args:
         runs: a sweep whose trials differ in `train_precision` and `seed`.
         curves: their histories, as `analysis.runs.read_curves` reads them.
+
+    Raises:
+        ValueError: if nothing has finished, or was trained for no epoch.
     """
     done = _candidates(runs)
+    if done["student_epochs"].astype(int).min() < 1:
+        raise ValueError("--student-epochs 0 leaves no curve to compare; take 1 or more.")
     rows = []
     for precision, group in done.groupby("train_precision", sort=False):
         of_runs = [_best(curves[curves["run_id"] == run_id]) for run_id in group.index]
@@ -109,11 +116,13 @@ def precision_table(runs: Runs, curves: pd.DataFrame) -> StudyTable:
                 "Train s": mean["train_s"],
                 "Test acc %": mean["accuracy"],
                 "Test s": mean["test_s"],
+                "Device": group["latency_device"].iloc[0],
             }
         )
     return StudyTable(
         heading=f"{done['student_model'].iloc[0]}: training in FP32 against AMP",
-        notes="Means over n training seeds. Test: the exported FP32 file over the test set in calls of 64 images.",
+        notes="Means over n training seeds. Train s: all epochs, on Device, beside other trials. Test: the"
+        " exported FP32 file over the test set in calls of 64 images.",
         frame=pd.DataFrame(rows),
         bars=("Test acc %", "Train s", "Best val loss"),
         file="amp",
@@ -137,15 +146,16 @@ def _best(curve: pd.DataFrame) -> dict[str, float]:
 def distillation_table(runs: Runs) -> StudyTable:
     """Teacher, student from scratch, student with the teacher: accuracy, inference time, share of the teacher's."""
     done, teacher = _candidates(runs), _teacher(runs)
-    rows = [_variant(f"teacher ({teacher['teacher_model'].iloc[0]})", teacher)]
+    rows = [_variant(f"teacher ({done['teacher_model'].iloc[0]})", teacher)]
     model = done["student_model"].iloc[0]
-    for loss, words in (("none", "from scratch"), ("kd", "with distillation")):
-        rows.append(_variant(f"student ({model}) {words}", done[done["kd_loss"] == loss]))
+    scratch = done["kd_loss"] == "none"
+    for which, words in ((scratch, "from scratch"), (~scratch, "with distillation")):
+        rows.append(_variant(f"student ({model}) {words}", done[which]))
     frame = pd.DataFrame(rows)
     frame.insert(3, "of the teacher's %", 100 * frame["Acc %"] / frame["Acc %"].iloc[0])
     return StudyTable(
         heading="Distillation against training from scratch",
-        notes=VARIANT_NOTES,
+        notes=_notes(done),
         frame=frame,
         bars=("Acc %", "LatencyMs", "FileMB"),
         file="distillation",
@@ -156,16 +166,18 @@ def distillation_table(runs: Runs) -> StudyTable:
 def pruning_table(runs: Runs) -> StudyTable:
     """Teacher, distilled student, and the student pruned at every ratio of the sweep."""
     done, teacher = _candidates(runs), _teacher(runs)
-    rows = [_variant(f"{teacher['teacher_model'].iloc[0]} (teacher)", teacher)]
-    model, method = done["student_model"].iloc[0], done["pruning_method"].iloc[0]
-    for ratio, group in done.groupby("pruning_ratio"):
-        pruned = f" + {method} {100 * float(str(ratio)):g} %" if ratio else ""
-        rows.append(_variant(f"{model} + KD{pruned}", group))
+    rows = [_variant(f"{done['teacher_model'].iloc[0]} (teacher)", teacher)]
+    model = done["student_model"].iloc[0]
+    dense = done["pruning_ratio"] == 0
+    if dense.any():
+        rows.append(_variant(f"{model} + KD", done[dense]))
+    for (method, ratio), group in done[~dense].groupby(["pruning_method", "pruning_ratio"]):
+        rows.append(_variant(f"{model} + KD + {method} {100 * float(str(ratio)):g} %", group))
     frame = pd.DataFrame(rows)
     gpu = str(frame["Device"].iloc[0]).startswith("cuda")
     return StudyTable(
         heading="Distilled and pruned, against the teacher",
-        notes=f"{VARIANT_NOTES} Every student has had as many epochs, recovery included.",
+        notes=f"{_notes(done)} Every student has had as many epochs, recovery included.",
         frame=frame,
         bars=("Acc %", "LatencyMs", "FileMB"),
         file="results_gpu_only" if gpu else "results_cpu",
@@ -175,14 +187,20 @@ def pruning_table(runs: Runs) -> StudyTable:
 
 VARIANT_NOTES = (
     "Acc: test accuracy of the exported ONNX file, mean over n training seeds, sd their standard deviation. LatencyMs:"
-    f" p50 of one image in ONNX Runtime. SizeMB: {BYTES_A_PARAM} bytes a parameter, zeros too; FileMB: the file."
+    f" p50 of one image in {{runtime}}. SizeMB: {BYTES_A_PARAM} bytes a parameter, zeros too; FileMB: the file."
 )
+
+
+def _notes(done: pd.DataFrame) -> str:
+    return VARIANT_NOTES.format(runtime=done["latency_runtime"].iloc[0])
 
 
 def _variant(name: str, rows: pd.DataFrame) -> dict[str, Any]:
     """Means over the seeds of one variant."""
     if rows.empty:
-        raise ValueError(f"No finished trial of the variant {name!r}; the same command runs what is missing.")
+        raise ValueError(
+            f"the variant {name!r} has no finished trial; leave the settings that its table compares alone."
+        )
     accuracy = 100 * rows["test_accuracy"]
     return {
         "Variant": name,
@@ -200,7 +218,7 @@ def _variant(name: str, rows: pd.DataFrame) -> dict[str, Any]:
 def _candidates(runs: Runs) -> pd.DataFrame:
     done = runs.frame[(runs.frame["stage"] == "candidate") & (runs.frame["status"] == "finished")]
     if done.empty:
-        raise ValueError(f"Sweep {runs.name} has no finished trial; the same command runs what is missing.")
+        raise ValueError(f"sweep {runs.name} has no finished trial; see why with `python -m analysis`.")
     return done
 
 

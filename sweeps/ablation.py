@@ -18,7 +18,7 @@ import dataclasses
 import itertools
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from sweeps import space
 from sweeps.command import (
     EXIT_CODES,
     FAILED,
+    INTERRUPTED,
     Help,
     add_output_flags,
     add_sweep_flags,
@@ -86,8 +87,13 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         parser.error(with_flags(str(error)))
     code = run(config, dataset, parser, screen)
-    if code in (0, FAILED):
+    if code not in (0, FAILED):
+        return code
+    try:
         conclude(config, dataset, screen)
+    except (ValueError, OSError) as error:  # MLflow is away, or the disk is full
+        screen.print(f"No table: {error}. The same command makes it.", style="yellow", soft_wrap=True)
+        return FAILED
     return code
 
 
@@ -150,7 +156,12 @@ def config_from(flags: argparse.Namespace) -> SweepConfig:
 def _choices(flags: argparse.Namespace, name: str, choices: tuple[object, ...]) -> tuple[object, ...]:
     """A preset's choices; for a setting that is switched on and off, the flag says what on means."""
     on = getattr(flags, name, None) if name not in (*space.SEARCHED, *space.OPTIONAL) else None
-    return choices if on is None else (None, on)
+    if on is None:
+        return choices
+    if None not in choices:
+        values = ", ".join(map(str, choices))
+        raise ValueError(f"{flag_name(name)} {on}: --preset {flags.preset} compares {values}; leave the flag out.")
+    return (None, on)
 
 
 def enqueue_grid(config: SweepConfig, dataset: DatasetRecord) -> None:
@@ -172,9 +183,8 @@ def enqueue_grid(config: SweepConfig, dataset: DatasetRecord) -> None:
             directions=study_directions(config.objective),
             load_if_exists=True,
         )
-        if not study.get_trials(deepcopy=False):
-            for point in grid(config):
-                study.enqueue_trial(point)
+        for point in grid(config):  # some may be there already, all of them unless a driver died in this loop
+            study.enqueue_trial(point, skip_if_exists=True)
 
 
 def grid(config: SweepConfig) -> list[dict[str, Any]]:
@@ -194,33 +204,27 @@ def values_of(distribution: BaseDistribution) -> tuple[Any, ...]:
 
 
 def conclude(config: SweepConfig, dataset: DatasetRecord, screen: Screen) -> None:
-    """Tables and picture of what is finished: on the screen, in OUT/sweeps/NAME/ablation/, on its MLflow run."""
+    """Tables and picture of what is finished: on the screen, in OUT/sweeps/NAME/ablation/, on its MLflow run.
+
+    Raises:
+        ValueError: if MLflow is away.
+    """
     from analysis.ablation import cells, cells_table, write_ablation
-    from analysis.runs import read_runs
-    from sweeps.outcome import tracking_uri
+    from analysis.runs import Runs
+    from sweeps.outcome import add_files
 
     by = [name for name in config.space if name != "seed"]
-    runs = read_runs(tracking_uri(config), config.name)
-    screen.print(cells_table(cells(runs.frame, by), by))
-    deliver(config, dataset, write_ablation(runs, by, config.folder / "ablation"))
+
+    def make(runs: Runs) -> list[Path]:
+        screen.print(cells_table(cells(runs.frame, by), by))
+        return write_ablation(runs, by, config.folder / "ablation")
+
+    add_files(config, dataset, make)
     screen.print(f"Ablation: {config.folder / 'ablation'}", soft_wrap=True)
 
 
-def deliver(config: SweepConfig, dataset: DatasetRecord, files: Sequence[Path]) -> None:
-    """Put tables and pictures on the sweep's run in MLflow."""
-    from sweeps.outcome import tracking_uri
-    from sweeps.sweep_folder import check_identity
-    from trainables.tracking import Tracker
-
-    tracker = Tracker(
-        tracking_uri(config),
-        experiment=dataset.name.replace(":", "-"),
-        sweep=config.name,
-        sweep_id=check_identity(config, dataset),
-        artifacts=config.out / "artifacts",
-    )
-    tracker.sweep_artifacts(files)
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    try:
+        raise SystemExit(main())
+    except KeyboardInterrupt:  # before the sweep had begun
+        raise SystemExit(INTERRUPTED) from None

@@ -63,6 +63,8 @@ def write_anew(path: Path, name: str, *, objective: str, space: Space, fixed: Ma
     study = optuna.create_study(storage=open_journal(new), study_name=name, directions=study_directions(objective))
     for trial in before.get_trials(deepcopy=True):
         study.add_trial(_renewed(trial, objective, space, fixed))
+    for attribute, value in before.user_attrs.items():
+        study.set_user_attr(attribute, value)
     while (kept := path.with_name(f"{path.name}.{number}")).exists():
         number += 1
     os.link(path, kept)

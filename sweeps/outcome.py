@@ -1,6 +1,7 @@
 """What a sweep says of itself: its headline, and at the end its front in MLflow, on disk and on the screen."""
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -15,7 +16,7 @@ from analysis.runs import Runs, read_runs
 from analysis.selecting import in_words
 from analysis.views import address, view_of
 from sweeps.config import SweepConfig
-from sweeps.sweep_folder import InputError
+from sweeps.sweep_folder import InputError, check_identity
 from trainables.records import DatasetRecord, TrialRecord
 from trainables.tracking import Tracker, TrackingError
 from trainables.waiting import Score, deliver_all, hidden, note_where, outbox, scores_of
@@ -101,6 +102,22 @@ def publish(tracker: Tracker, tracking_uri: str, folder: Path) -> Runs:
     tracker.sweep_artifacts([*write_front(runs, folder), *write_controls(controls(runs.frame), folder)])
     _offer(tracker, runs, folder.parent / "report")
     return runs
+
+
+def add_files(config: SweepConfig, dataset: DatasetRecord, make: Callable[[Runs], list[Path]]) -> list[Path]:
+    """Have files made of what MLflow has of a sweep, and put them on the sweep's own run; returns them.
+
+    Raises:
+        ValueError: if MLflow is away or cannot be used, or from `make`.
+    """
+    uri = tracking_uri(config)
+    tracker = open_tracker(uri, config, dataset, check_identity(config, dataset))
+    try:
+        files = make(read_runs(uri, parent_id=tracker.parent_id))  # names may repeat on a shared server
+        tracker.sweep_artifacts(files)
+    except TrackingError as error:
+        raise ValueError(f"MLflow went away ({error})") from error
+    return files
 
 
 def _offer(tracker: Tracker, runs: Runs, folder: Path) -> None:

@@ -56,6 +56,9 @@ class Rungs:
             prices: accuracy points per unit of a fixed objective.
             eta: a rung keeps one trial in eta, and the next one is eta times as far.
             grace: fraction of the budget before the first rung.
+
+        Raises:
+            ValueError: if `eta` or `grace` is out of range.
         """
         if eta < 2:
             raise ValueError(f"`eta >= 2` must hold, but got {eta=}.")
@@ -63,6 +66,7 @@ class Rungs:
             raise ValueError(f"`0 < grace < 1` must hold, but got {grace=}.")
         self._prices, self._eta, self._grace = dict(prices), eta, grace
         self._rungs: dict[str, dict[str, Entry]] = {}
+        self._stopped: set[str] = set()
         self.rows: list[dict[str, Any]] = []
         """Everything recorded, in order, as plain data; the rules are not part of it."""
 
@@ -106,6 +110,9 @@ class Rungs:
             budget: epochs planned.
             peers: only trials of the same peers, at the same fraction of their budgets, are compared.
             milestone: see `is_rung`.
+
+        Raises:
+            ValueError: if `accuracy` or `num_val` is out of range.
         """
         if not (0 <= accuracy <= 1 and num_val >= 1):
             raise ValueError(f"`0 <= accuracy <= 1` and `num_val >= 1` must hold, but got {accuracy=} and {num_val=}.")
@@ -116,9 +123,12 @@ class Rungs:
         if trial not in rung:
             mine = Entry(accuracy=accuracy, num_val=num_val, fixed=dict(fixed))
             by = self._beaten_by(rung | {trial: mine}, trial)
-            rung[trial] = replace(mine, beaten_by=by)
-            self.rows.append({"rung": name, "trial": trial, **asdict(rung[trial])})
+            self._record(name, trial, replace(mine, beaten_by=by))
         return rung[trial].beaten_by is not None
+
+    def has_stopped(self, trial: str) -> bool:
+        """Whether a trial was told to stop, at any rung."""
+        return trial in self._stopped
 
     def restore(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Take over `rows` of other rungs, even of other rules: later decisions follow the new ones.
@@ -128,8 +138,13 @@ class Rungs:
         """
         for row in rows:
             entry = {name: value for name, value in row.items() if name not in ("rung", "trial")}
-            self._rungs.setdefault(row["rung"], {})[row["trial"]] = Entry(**entry)
-            self.rows.append(dict(row))
+            self._record(row["rung"], row["trial"], Entry(**entry))
+
+    def _record(self, rung: str, trial: str, entry: Entry) -> None:
+        self._rungs.setdefault(rung, {})[trial] = entry
+        self.rows.append({"rung": rung, "trial": trial, **asdict(entry)})
+        if entry.beaten_by is not None:
+            self._stopped.add(trial)
 
     def _beaten_by(self, rung: Mapping[str, Entry], trial: str) -> str | None:
         names = sorted(rung)  # not the order of arrival, so that ties do not depend on it

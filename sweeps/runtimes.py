@@ -44,7 +44,10 @@ def main(argv: list[str] | None = None) -> int:
         return INTERRUPTED
     except ValueError as error:
         parser.error(str(error))
-    return FAILED if (frame["status"] == "failed").any() else 0
+    asked = frame["of_trial"].isin([folder.name for folder in folders]) & frame["runtime"].isin(
+        {cell.runtime for cell in cells}
+    )
+    return FAILED if (frame.loc[asked, "status"] == "failed").any() else 0
 
 
 def _parser() -> OneLineParser:

@@ -156,13 +156,12 @@ class StudySearcher(Searcher):
         if not self._how.reuse_probability or self._how.sampler == "grid" or CUT in self._study.user_attrs:
             return
         done = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if len(done) < 2:
+        if len({tuple(_student(trial.params).items()) for trial in done}) < 2:
             return
         best = max(done, key=lambda trial: trial.user_attrs["score"])
-        self._study.set_user_attr(CUT, best.number)
-        student = {name: value for name, value in best.params.items() if name in STUDENT_PARAMS}
-        for point in far_cuts(self._space, student):
+        for point in far_cuts(self._space, _student(best.params)):
             self._study.enqueue_trial(point, skip_if_exists=True)
+        self._study.set_user_attr(CUT, best.number)  # last: a driver that dies before it asks for them again
 
     def orphans(self) -> list[int]:
         """Trials that a dead driver left running, and that are handed out first."""
@@ -231,6 +230,10 @@ class StudySearcher(Searcher):
         """Nothing: see `save`."""
 
 
+def _student(params: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: params[name] for name in STUDENT_PARAMS if name in params}
+
+
 def _identity(params: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
     """`canonical` as something that a set can hold."""
     return tuple(sorted(canonical(params).items()))
@@ -248,7 +251,7 @@ def _by_student(space: Space) -> tuple[list[dict[str, Any]], list[dict[str, Any]
     later: list[dict[str, Any]] = []
     students: list[dict[str, Any]] = []
     for point in first_trials(space):
-        student = {name: value for name, value in point.items() if name in STUDENT_PARAMS}
+        student = _student(point)
         (later if student in students else first).append(point)
         students.append(student)
     return first, later

@@ -55,6 +55,9 @@ class FrontStopper(RetryAlone):
             path: OUT/sweeps/NAME/rungs.jsonl, a line an entry; None keeps nothing.
             eta: see `Rungs`.
             grace: see `Rungs`.
+
+        Raises:
+            ValueError: if `objective` is unknown, or `path` holds something else.
         """
         super().__init__()
         if objective not in OBJECTIVES:
@@ -74,13 +77,16 @@ class FrontStopper(RetryAlone):
         """STOP or CONTINUE after an epoch."""
         if any(result.get(name) is None for name in NEEDED) or result.get("final"):
             return str(TrialScheduler.CONTINUE)
+        key = str(trial.config.get("key", trial.trial_id))  # Tune's own id is another one after a restart
+        if self._rungs.has_stopped(key):  # by a driver that died before Tune had stopped it; its epoch is not run again
+            return str(TrialScheduler.STOP)
         step, budget = int(result["step"]), int(result["steps"])
         milestone = result["stage"] == "recovery" and result.get("epoch") == 1
         if not self._rungs.is_rung(step, budget, milestone=milestone):
             return str(TrialScheduler.CONTINUE)
         peers, fixed = compared_with(result, trial.config.get("candidate", {}))
         stop = self._rungs.report(
-            str(trial.config.get("key", trial.trial_id)),  # Tune's own id is another one after a restart
+            key,
             step=step,
             budget=budget,
             accuracy=float(result["val_accuracy"]),

@@ -19,13 +19,19 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 
 from sweeps import ablation, runtimes
-from sweeps.command import EXIT_CODES, FAILED, Help
+from sweeps.command import EXIT_CODES, FAILED, INTERRUPTED, Help, screen_of
 from sweeps.config import SweepConfig
+from sweeps.screen import Screen
 from trainables.flags import OneLineParser
+from trainables.stages import data
+
+BATCH = 64
+"""Images a call over the test set."""
 
 EXAMPLES = f"""\
 examples:
@@ -47,7 +53,10 @@ class Study:
     """Family of runtimes that the teacher is measured in, beside eager PyTorch."""
 
 
-_ALEXNET = "--base quick --dataset cifar10 --seeds 1 --pruning-ratio 0 --teacher-epochs 30 --student-epochs 30"
+_ALEXNET = (
+    "--base quick --dataset cifar10 --seeds 1 --pruning-ratio 0 --recovery-epochs 0 --teacher-epochs 30"
+    " --student-epochs 30"
+)
 _TEACHER = f"--preset distillation {_ALEXNET}"
 STUDIES: Mapping[str, Study] = {
     "onnx": Study(flags=_TEACHER, exported="onnxruntime"),
@@ -60,6 +69,8 @@ STUDIES: Mapping[str, Study] = {
         " --label-smoothing 0.05 --teacher-epochs 3 --student-epochs 8 --recovery-epochs 2"
     ),
 }
+FIXED = ("--preset", "--storage", "--address")
+"""Flags of ablation.py that a study's table does not go with: it is another grid, or is measured on this machine."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -73,68 +84,95 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("study", choices=STUDIES, metavar="STUDY", help=f"one of {', '.join(STUDIES)}")
     flags, typed = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
+    for word in typed:
+        if word.partition("=")[0] in FIXED:
+            parser.error(
+                f"{word}: a study has its own grid, on this machine; leave it out, or take sweeps/ablation.py."
+            )
     study = STUDIES[flags.study]
     words = [*study.flags.split(), *typed]
     _, ablation_flags = ablation.parse(words)
-    commands = [shlex.join(["python", "sweeps/ablation.py", *words])]
-    print(commands[0], flush=True)
+    screen = screen_of(ablation_flags)
+    commands = [_command("ablation", words)]
+    screen.print(commands[0], markup=False, soft_wrap=True)
     code = ablation.main(words)
-    if code != 0:
+    if code not in (0, FAILED):
         return code
     config = ablation.config_from(ablation_flags)
     if study.exported is not None:
         words = _cells(config, study.exported)
-        commands.append(shlex.join(["python", "sweeps/runtimes.py", *words]))
-        print(commands[1], flush=True)
-        code = runtimes.main(words)
-        if code != 0:
-            return code
+        commands.append(_command("runtimes", words))
+        screen.print(commands[1], markup=False, soft_wrap=True)
+        code = max(code, measured := runtimes.main(words))
+        if measured not in (0, FAILED):
+            return measured
     try:
-        write(flags.study, config, commands)
-    except ValueError as error:
-        print(f"studies.py: {error}", file=sys.stderr)
+        write(flags.study, config, commands, screen)
+    except (ValueError, OSError) as error:  # what the table needs is missing, MLflow is away, the disk is full
+        screen.print(f"No table: {error}", style="yellow", markup=False, soft_wrap=True)
         return FAILED
-    return 0
+    return code
+
+
+def _command(script: str, words: Sequence[str]) -> str:
+    """As it can be typed elsewhere: where things lie here is left out."""
+    from sweeps.sweep_folder import public_words
+
+    return shlex.join(["python", f"sweeps/{script}.py", *public_words(words)])
+
+
+def _runtimes(config: SweepConfig, exported: str) -> tuple[str, str]:
+    """Original and exported, on the device of the sweep."""
+    return f"eager_{config.device}", f"{exported}_{config.device}"
 
 
 def _cells(config: SweepConfig, exported: str) -> list[str]:
     """What measures the teacher in eager PyTorch and as a file."""
-    words = ["--name", config.name, "--run", "teacher", "--precisions", "fp32", "--batches", "64"]
-    words += ["--runtimes", f"eager_{config.device},{exported}_{config.device}"]
-    words += ["--dataset", config.base.data.dataset, "--out", str(config.out), "--data-dir", str(config.data_dir)]
+    words = ["--name", config.name, "--run", "teacher", "--precisions", "fp32", "--batches", str(BATCH)]
+    words += ["--runtimes", ",".join(_runtimes(config, exported)), "--dataset", config.base.data.dataset]
+    words += ["--out", str(config.out), "--data-dir", str(config.data_dir)]
     words += ["--gpus", str(config.gpus)] if config.gpus else []
     return words + (["--tracking-uri", config.tracking_uri] if config.tracking_uri else [])
 
 
-def write(name: str, config: SweepConfig, commands: Sequence[str]) -> None:
+def write(name: str, config: SweepConfig, commands: Sequence[str], screen: Screen) -> None:
     """Table and picture of a study: on the screen, in OUT/sweeps/NAME/studies/, on the sweep's MLflow run.
 
     Raises:
-        ValueError: if what the table needs is not there.
+        ValueError: if what the table needs is not there, or MLflow is away.
     """
     from analysis import studies
-    from analysis.runs import read_curves, read_runs
-    from sweeps.outcome import tracking_uri
-    from trainables.stages import data
+    from analysis.runs import Runs, read_curves
+    from sweeps.outcome import add_files, tracking_uri
 
-    uri = tracking_uri(config)
-    runs = read_runs(uri, config.name)
     exported = STUDIES[name].exported
-    if exported is not None:
-        table = studies.inference_table(_measured(config), exported)
-    elif name == "amp":
-        table = studies.precision_table(runs, read_curves(uri, [str(run_id) for run_id in runs.frame.index]))
-    else:
-        table = {"distillation": studies.distillation_table, "pruning": studies.pruning_table}[name](runs)
-    files = studies.write_study(table, config.folder / "studies", made_by=commands)
-    ablation.deliver(config, data.prepare(config.base.data, config.data_dir), files)
-    print(files[1].read_text(encoding="utf-8"))
-    print(f"Study: {', '.join(str(file) for file in files)}")
+
+    def make(runs: Runs) -> list[Path]:
+        if exported is not None:
+            table = studies.inference_table(_measured(config), *_runtimes(config, exported))
+        elif name == "amp":
+            run_ids = [str(run_id) for run_id in runs.frame.index]
+            table = studies.precision_table(runs, read_curves(tracking_uri(config), run_ids))
+        else:
+            table = {"distillation": studies.distillation_table, "pruning": studies.pruning_table}[name](runs)
+        return studies.write_study(table, config.folder / "studies", made_by=commands)
+
+    files = add_files(config, data.prepare(config.base.data, config.data_dir), make)
+    screen.print(files[1].read_text(encoding="utf-8"), markup=False, soft_wrap=True)
+    screen.print(f"Study: {', '.join(str(file) for file in files)}", markup=False, soft_wrap=True)
 
 
 def _measured(config: SweepConfig) -> pd.DataFrame:
-    """The teacher's cells that this study compares."""
+    """The teacher's cells in one thread and calls of `BATCH` images."""
     from analysis.runtime_table import runtime_frame
 
     frame = runtime_frame(config.folder / "runtimes")
-    return frame[(frame["of_trial"] == "teacher") & (frame["batch_images"] == 64)]
+    wanted = {"of_trial": "teacher", "batch_images": BATCH, "precision": "fp32", "runtime_threads": 1}
+    return frame[(frame[list(wanted)] == pd.Series(wanted)).all(axis=1)]
+
+
+if __name__ == "__main__":
+    try:
+        raise SystemExit(main())
+    except KeyboardInterrupt:  # before a sweep had begun
+        raise SystemExit(INTERRUPTED) from None

@@ -144,18 +144,23 @@ def typed_command(argv: Sequence[str]) -> str | None:
     script = Path(argv[0])
     if script.resolve().parent != Path(__file__).resolve().parent:
         return None
-    words = ["python", f"sweeps/{script.name}"]
-    given = iter(argv[1:])
+    return shlex.join(["python", f"sweeps/{script.name}", *public_words(argv[1:])])
+
+
+def public_words(words: Sequence[str]) -> list[str]:
+    """The words of a command without those that say where things lie, some of which hold passwords."""
+    told: list[str] = []
+    given = iter(words)
     for word in given:
         flag, equals, value = word.partition("=")
         if flag in PLACES:
             if not equals:
                 next(given, None)
         elif flag == "--dataset" and equals:
-            words.append(f"{flag}={public_name(value)}")
+            told.append(f"{flag}={public_name(value)}")
         else:
-            words.append(public_name(word))
-    return shlex.join(words)
+            told.append(public_name(word))
+    return told
 
 
 def versions() -> dict[str, str]:

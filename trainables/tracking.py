@@ -71,7 +71,7 @@ class Tracker:
         try:
             with self._told():
                 if uri.startswith("sqlite:///"):
-                    _write_ahead(Path(uri.removeprefix("sqlite:///")))
+                    _write_ahead(Path(uri.removeprefix("sqlite:///").partition("?")[0]))
                 self._client = mlflow.MlflowClient(uri)
                 self._connect()
         except AwayError as error:
@@ -168,17 +168,29 @@ class Tracker:
             aliases: alias -> run id, all of them members.
         """
         with self._told():
-            try:
-                self._client.create_registered_model(model, tags={"sweep": self._sweep})
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                    raise
+            model = self._own_model(model)
             versions = {
                 run_id: self._version(model, run_id) or self._add_version(model, run_id, words)
                 for run_id, words in members.items()
             }
             for alias, run_id in aliases.items():
                 self._client.set_registered_model_alias(model, alias, versions[run_id])
+
+    def _own_model(self, name: str) -> str:
+        """The registered model of this name, made if there is none; another sweep's stays as it is, ours gets a suffix.
+
+        Returns:
+            Its name.
+        """
+        mine = {"sweep": self._sweep, "sweep_id": self._sweep_id}
+        try:
+            self._client.create_registered_model(name, tags=mine)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            owner = self._client.get_registered_model(name).tags.get("sweep_id", self._sweep_id)
+            return name if owner == self._sweep_id else self._own_model(f"{name}-{self._sweep_id[:6]}")
+        return name
 
     def _version(self, model: str, run_id: str) -> str | None:
         """The version of a registered model that a run became, if it did."""
@@ -285,7 +297,7 @@ class Tracker:
             yield
         except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
             kind = AwayError if self._served and _is_silence(error) else TrackingError
-            raise kind(str(error).splitlines()[0]) from error
+            raise kind((str(error).splitlines() or [type(error).__name__])[0]) from error
         except ImportError as error:
             raise TrackingError(f"needs the module {error.name}; install it") from error
 

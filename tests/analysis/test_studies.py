@@ -16,7 +16,13 @@ def trial(**changes):
     row = {"stage": "candidate", "status": "finished", "test_accuracy": 0.8, "latency_p50_ms": 2.0}
     row |= {"size_bytes": 3_000_000, "num_params": 1_000_000, "num_nonzero_params": 700_000, "num_test": 1000}
     row |= {"latency_device": "AMD EPYC", "student_model": "alexnet_small", "teacher_model": "alexnet"}
-    row |= {"train_time_s": 30.0, "throughput_64_ips": 500.0, "pruning_method": "l1_unstructured"}
+    row |= {
+        "train_time_s": 30.0,
+        "latency_runtime": "onnxruntime_cpu",
+        "student_epochs": 3,
+        "throughput_64_ips": 500.0,
+        "pruning_method": "l1_unstructured",
+    }
     return row | changes
 
 
@@ -27,6 +33,7 @@ def sweep(*rows):
 
 def cells(**changes):
     row = {"model": "alexnet (teacher)", "status": "finished", "reason": "", "precision": "fp32", "batch_images": 64}
+    row |= {"runtime_threads": 1}
     row |= {"test_accuracy": 0.8, "num_test": 10_000, "latency_device": "AMD EPYC"}
     fast = {"runtime": "onnxruntime_cpu", "latency_p50_ms": 32.0, "throughput_ips": 2000.0}
     slow = {"runtime": "eager_cpu", "latency_p50_ms": 64.0, "throughput_ips": 1000.0}
@@ -34,19 +41,22 @@ def cells(**changes):
 
 
 def test_the_time_saved_over_the_test_set_by_hand():
-    frame = inference_table(cells(), "onnxruntime").frame
-    assert frame["Variant"].tolist() == ["original (eager PyTorch)", "exported (onnxruntime)"]
+    frame = inference_table(cells(), "eager_cpu", "onnxruntime_cpu").frame
+    assert frame["Variant"].tolist() == ["original (eager PyTorch)", "exported (onnxruntime_cpu)"]
     assert frame["Test set s"].tolist() == [10.0, 5.0]
     assert frame["Improvement %"].tolist() == [0.0, 50.0]
 
 
 def test_a_slower_export_is_an_improvement_below_zero():
-    assert inference_table(cells(throughput_ips=500.0), "onnxruntime").frame["Improvement %"].iloc[1] == -100
+    assert (
+        inference_table(cells(throughput_ips=500.0), "eager_cpu", "onnxruntime_cpu").frame["Improvement %"].iloc[1]
+        == -100
+    )
 
 
 def test_a_runtime_that_is_absent_is_told_with_its_reason():
-    with pytest.raises(ValueError, match="onnxruntime runtimes: no such package"):
-        inference_table(cells(status="infeasible", reason="no such package"), "onnxruntime")
+    with pytest.raises(ValueError, match="onnxruntime_cpu has no numbers: no such package"):
+        inference_table(cells(status="infeasible", reason="no such package"), "eager_cpu", "onnxruntime_cpu")
 
 
 def test_students_are_told_as_a_share_of_the_teachers_accuracy():
@@ -88,8 +98,8 @@ def test_the_best_of_a_curve_is_taken_with_its_epoch():
     points = {"train_accuracy": [0.2, 0.9, 0.8], "val_accuracy": [0.1, 0.3, 0.6]}
     points |= {"train_loss": [2.0, 1.0, 1.5], "val_loss": [2.5, 2.0, 2.2]}
     curves = [
-        (run, f"student_{name}", epoch, value)
-        for run in ("run0", "run1")
+        (run, f"student_{name}", epoch, scale * value)
+        for run, scale in (("run0", 1.0), ("run1", 0.5))
         for name, values in points.items()
         for epoch, value in enumerate(values, start=1)
     ]
@@ -99,6 +109,17 @@ def test_the_best_of_a_curve_is_taken_with_its_epoch():
     best = frame.iloc[0]
     assert (best["Best train acc %"], best["at epoch"], best["Best val acc %"]) == (90, 2, 60)
     assert (best["Best train loss"], best["Best val loss"], best["Test s"]) == (1.0, 2.0, 2.0)
+    assert (frame["Best train acc %"].iloc[1], frame["Best val loss"].iloc[1]) == (45, 1.0)
+
+
+def test_a_training_of_no_epoch_is_refused_with_the_flag():
+    with pytest.raises(ValueError, match="--student-epochs 0"):
+        precision_table(sweep(trial(train_precision="fp32", student_epochs=0)), pd.DataFrame())
+
+
+def test_a_gpu_run_beside_a_cpu_run_is_not_mixed_with_it():
+    both = pd.concat([cells(), cells().replace({"runtime": {"eager_cpu": "eager_cuda"}}).assign(throughput_ips=9e9)])
+    assert inference_table(both, "eager_cpu", "onnxruntime_cpu").frame["Test set s"].tolist() == [10.0, 5.0]
 
 
 def test_curves_are_read_in_place_as_mlflows_client_reads_them(store, monkeypatch):

@@ -79,25 +79,34 @@ class Sweep:
 
     def survive(self, kinds: list[str], rng: random.Random, cut: "Cut | None") -> Counter[str]:
         """Take kills from `kinds` until the sweep has ended; returns those that happened."""
+        self._driver = self._start()
+        try:
+            return self._attend(kinds, rng, cut)
+        finally:
+            if cut is not None:
+                cut.mend()
+            if self._driver.poll() is None:
+                kill([self._driver.pid])
+
+    def _attend(self, kinds: list[str], rng: random.Random, cut: "Cut | None") -> Counter[str]:
         killed: Counter[str] = Counter()
         until = time.monotonic() + SWEEP_LIMIT_S
-        driver = self._start()
         next_kill = time.monotonic() + rng.uniform(1, self._longest_s)
         while time.monotonic() < until:
             time.sleep(0.1)
             if cut is not None and len(finished_records(self.out, self.name)) >= 1:
                 cut.follow()
-            if driver.poll() is not None:
-                self._code = driver.returncode
+            if self._driver.poll() is not None:
+                self._code = self._driver.returncode
                 break
-            if kinds and time.monotonic() > next_kill and self._kill(kinds[0], driver):
+            if cut is not None and kinds and kinds[0] == "server":
+                cut.mend()  # a server that starts again is asked whether it is up
+            if kinds and time.monotonic() > next_kill and self._kill(kinds[0], self._driver):
                 kind = kinds.pop(0)
                 killed[kind] += 1
                 self.seen |= finished_records(self.out, self.name)
-                driver = self._after(kind, driver, rng)
+                self._driver = self._after(kind, self._driver, rng)
                 next_kill = time.monotonic() + rng.uniform(1, self._longest_s)
-        else:
-            kill([driver.pid])
         return killed
 
     def faults(self) -> list[str]:
@@ -153,9 +162,15 @@ class Cut:
             self._link.link("down")
             print("the link to tracking server and S3 is down", flush=True)
         elif time.monotonic() - self._since > self._seconds:
-            self._link.link("up")
-            self._over = True
-            print(f"the link is up again after {time.monotonic() - self._since:.0f} s", flush=True)
+            self.mend()
+
+    def mend(self) -> None:
+        """Plug it in, if it is out."""
+        if self._since is None or self._over or self._link is None:
+            return
+        self._link.link("up")
+        self._over = True
+        print(f"the link is up again after {time.monotonic() - self._since:.0f} s", flush=True)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import mlflow
 import optuna
-from chaos_world import World, command_line, processes
+from chaos_world import World, command_line, is_trial, processes
 
 from sweeps.journal import open_journal
 from trainables.inventory import LocalShelf, RemoteShelf
@@ -40,9 +40,20 @@ def check_sweep(world: World, out: Path, name: str, *, trials: int, seen: dict[s
     faults += [f"trials {wrong} have not finished"] if wrong else []
     faults += [f"{len(records)} records instead of {trials}"] if len(records) != trials else []
     faults += check_study(folder, name, trials) + check_tracking(world, folder, trials)
+    faults += check_workers(world)
     faults += check_store(out, world.storage(int(name.rpartition("-")[2])))
     faults += [f"sweep {other} still has a driver" for other in running(out / "sweeps")]
     return faults
+
+
+def check_workers(world: World) -> list[str]:
+    """No process of a trial outlives its sweep."""
+    until = time.monotonic() + LEAVING_S
+    while left := [pid for pid in world.nodes.pids() if is_trial(pid)]:
+        if time.monotonic() > until:
+            return [f"trials' processes {left} are left"]
+        time.sleep(0.5)
+    return []
 
 
 def check_study(folder: Path, name: str, trials: int) -> list[str]:

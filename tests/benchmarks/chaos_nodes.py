@@ -6,6 +6,7 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 READY_S = 90.0
 HEAD = "10.77.0.1"
@@ -24,14 +25,15 @@ exec "$@"
 
 
 def may_make_nodes() -> bool:
-    """Whether this process may make network namespaces, and what they need is installed."""
+    """Whether this process may make bridges, network namespaces and mounts, and `ip` is installed."""
     if shutil.which("ip") is None or os.geteuid() != 0:
         return False
-    name = f"may-{os.getpid()}"
-    made = subprocess.run(["ip", "netns", "add", name], capture_output=True).returncode == 0
-    if made:
-        subprocess.run(["ip", "netns", "delete", name], capture_output=True)
-    return made
+    name = f"may{os.getpid() % 100_000}"
+    tries = f"ip link add {name} type bridge && ip netns add {name} && ip netns exec {name} mount --bind /mnt /mnt"
+    fine = subprocess.run(["sh", "-c", tries], capture_output=True).returncode == 0
+    for words in (["netns", "delete", name], ["link", "delete", name]):
+        subprocess.run(["ip", *words], capture_output=True, check=False)
+    return fine
 
 
 class Node:
@@ -85,16 +87,19 @@ class PlainNodes:
         head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE_BYTES}
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self.address = str(self._cluster.address)
+        self._nodes: list[Any] = []
         self.mark = Path(self._cluster.head_node.get_session_dir_path()).name
 
     def add_node(self) -> None:
         """One more raylet of one core."""
-        self._cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
+        self._nodes.append(self._cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES))
 
     def pids(self) -> list[int]:
-        """Every process of Ray here."""
-        done = subprocess.run(["pgrep", "-f", "ray::"], capture_output=True, text=True, check=False)
-        return [int(pid) for pid in done.stdout.split()]
+        """Every process of these raylets: workers are their children."""
+        raylets = [info.process.pid for node in self._nodes for info in node.all_processes["raylet"]]
+        words = [part for pid in raylets for part in ("-P", str(pid))]
+        done = subprocess.run(["pgrep", *words], capture_output=True, text=True, check=False) if words else None
+        return [int(pid) for pid in done.stdout.split()] if done else []
 
     def close(self) -> None:
         """Leave nothing behind."""
@@ -111,12 +116,21 @@ class Network:
         self._private = Path(tempfile.mkdtemp(prefix="nodes-"))
         self._environment = environment
         self._made = 0
+        self.services: Node | None = None
+        self.nodes: list[Node] = []
+        self.address, self.mark = f"{HEAD}:6390", self.temp.name
+        self._head: subprocess.Popen[bytes] | None = None
+        try:
+            self._begin()
+        except BaseException:  # nobody else takes bridge and namespaces down
+            self.close()
+            raise
+
+    def _begin(self) -> None:
         _ip("link", "add", _BRIDGE, "type", "bridge")
         _ip("addr", "add", f"{HEAD}/24", "dev", _BRIDGE)
         _ip("link", "set", _BRIDGE, "up")
         self.services = Node(f"{_BRIDGE}s", SERVICES)
-        self.nodes: list[Node] = []
-        self.address, self.mark = f"{HEAD}:6390", self.temp.name
         self._head = self._ray(["--head", "--port=6390", "--include-dashboard=false", "--num-cpus=0"], HEAD, [])
         self._wait(1)
 
@@ -153,13 +167,14 @@ class Network:
 
     def close(self) -> None:
         """Leave nothing behind."""
-        for node in [*self.nodes, self.services]:
+        for node in [*self.nodes, *([self.services] if self.services else [])]:
             node.kill()
-        self._head.kill()
-        self._head.wait()
+        if self._head is not None:
+            self._head.kill()
+            self._head.wait()
         mine = subprocess.run(["pgrep", "-f", str(self.temp)], capture_output=True, text=True, check=False)
         subprocess.run(["kill", "-9", *mine.stdout.split()], check=False, capture_output=True)
-        _ip("link", "delete", _BRIDGE)
+        subprocess.run(["ip", "link", "delete", _BRIDGE], check=False, capture_output=True)
         for folder in (self.temp, self._private):
             shutil.rmtree(folder, ignore_errors=True)
 

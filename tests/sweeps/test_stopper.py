@@ -110,6 +110,18 @@ def test_a_resumed_sweep_has_its_rungs_again(tmp_path: Path) -> None:
     assert sorted(file.name for file in path.parent.iterdir()) == ["rungs.jsonl"]
 
 
+def test_a_trial_that_was_to_stop_is_stopped_at_its_next_epoch_after_a_restart(tmp_path: Path) -> None:
+    """Its rung's epoch is in the store, so that the resumed trial never reports it again."""
+    path = tmp_path / "rungs.jsonl"
+    stopper = FrontStopper("pareto", RATES, path)
+    judge(stopper, trial("s/00000"), epoch(0.9))
+    assert judge(stopper, trial("s/00001"), epoch(0.5)) == "STOP"
+    later = epoch(0.6, step=3)
+    resumed = FrontStopper("pareto", RATES, path)
+    assert judge(resumed, trial("s/00001"), later) == "STOP"
+    assert judge(resumed, trial("s/00000"), later) == "CONTINUE"
+
+
 def test_half_a_line_of_a_driver_that_died_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "rungs.jsonl"
     judge(FrontStopper("pareto", RATES, path), trial("s/00000"), epoch(0.9))

@@ -35,17 +35,23 @@ def test_typed_flags_win_over_a_studys_own() -> None:
     [
         ("", ["STUDY"]),
         ("onyx", ["'onyx'", "torchscript"]),
-        ("onnx --teacher-epochs 0", ["--teacher-epochs 0"]),
+        ("onnx --teacher-epochs -1", ["--teacher-epochs -1"]),
+        ("onnx --preset kd-grid", ["--preset", "sweeps/ablation.py"]),
+        ("onnx --storage=s3://b/runs", ["--storage=s3://b/runs", "on this machine"]),
+        ("amp --train-precision amp", ["--train-precision amp", "compares fp32, amp"]),
         ("onnx --teecher-epochs 3", ["--teecher-epochs", "--teacher-epochs"]),
     ],
 )
-def test_bad_input_is_answered_on_one_line(words: str, named: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_answered_on_one_line(
+    words: str, named: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     with pytest.raises(SystemExit) as caught:
-        studies.main(words.split())
+        studies.main([*words.split(), *(["--out", str(tmp_path / "runs")] if words else [])])
     error = capsys.readouterr().err
     assert caught.value.code == 2
     assert error.count("\n") == 1
     assert all(part in error for part in named), error
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.ray
@@ -53,11 +59,14 @@ def test_bad_input_is_answered_on_one_line(words: str, named: list[str], capsys:
 def test_a_study_is_one_command_and_another_one_trains_nothing_again(tmp_path: Path) -> None:
     out = tmp_path / "runs"
     words = [*TINY.split(), "--latency-seconds", "0.1", "--out", str(out), "--data-dir", str(tmp_path / "data")]
+    made: dict[Path, int] = {}
     for study in ("onnx", "distillation"):
+        made = {path: path.stat().st_mtime_ns for path in out.glob("store/*/*/record.json")}
         command = [sys.executable, str(SCRIPT), study, *words]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
     assert len(list(out.glob("store/student/*/record.json"))) == 2
+    assert made == {path: path.stat().st_mtime_ns for path in out.glob("store/*/*/record.json")}
     (folder,) = out.glob("sweeps/*/studies")
     onnx, distillation = (pd.read_csv(folder / f"{name}.csv") for name in ("onnxruntime", "distillation"))
     assert onnx["Acc %"].iloc[0] == onnx["Acc %"].iloc[1] == distillation["Acc %"].iloc[0]

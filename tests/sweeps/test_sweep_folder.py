@@ -13,6 +13,7 @@ SCRIPT = kd_prune.__file__
     ("words", "told"),
     [
         ("--preset quick --out /home/me/runs --trials 8", "--preset quick --trials 8"),
+        ("--tracking-uri postgresql://me:secret@db/x --address 10.0.0.1:6379 --gpus 4", "--gpus 4"),
         ("--storage=s3://bucket/x --alpha 0:1 --data-dir /data", "--alpha 0:1"),
         ("--dataset folder:/home/me/photos", "--dataset folder:photos"),
         ("--dataset=folder:/home/me/photos --quiet", "--dataset=folder:photos --quiet"),

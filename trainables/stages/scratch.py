@@ -13,6 +13,7 @@ from trainables.stages.candidate import NO_LIMITS, Steps, check_shape, finished,
 from trainables.stages.compute import move
 from trainables.stages.cut import cut_untrained, key_parts, read_plan
 from trainables.stages.exported import reference_export
+from trainables.stages.qat import qat
 from trainables.stages.recovery import recovery
 from trainables.stages.shape import shaped
 from trainables.stages.student import Distillation, student
@@ -125,6 +126,9 @@ def scratch_candidate(config: CandidateConfig, place: Workspace, limits: Limits 
     model, spent = yield from spending(
         scratch(config, dataset, images, teacher_model, place, channel_ratio=shape.channel_ratio, plan=plan)
     )
-    stages, spent = [model], teacher_spent + spent
+    final, qat_spent = model, 0.0
+    if config.export.precision == "int8_qat":
+        final, qat_spent = yield from spending(qat(config, dataset, images, teacher_model, model, place))
+    stages, spent = list(dict.fromkeys((model, final))), teacher_spent + spent + qat_spent
     more = {"from_scratch": True}
     return (yield from finished(config, dataset, teacher_model, stages, reference, place, spent=spent, more=more))
