@@ -76,15 +76,15 @@ def markdown(runs: Runs, by: Sequence[str] = ()) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def summary_of(runs: Runs) -> str:
-    """The verdict and how to go on, for the top of MLflow's page of the sweep."""
+def summary_of(runs: Runs, *, model: str) -> str:
+    """The verdict and how to go on, for the top of MLflow's page of the sweep; `model` is registered there."""
     front = front_members(runs)
     verdict = "\n\n".join(_verdict(runs, front, choose(front, runs.sweep["teacher"])))
     return (
         f"{verdict}\n\nArtifacts: `pareto.html` (interactive), `report.html` (all of it on one page)."
         " In the list of runs"
         f' `tags.pareto = "true"` is the front, `tags.control` tells champions and controls,'
-        f" `tags.status` what became of a trial. `models:/{safe(runs.name)}@balanced` loads the balanced file."
+        f" `tags.status` what became of a trial. `models:/{safe(model)}@balanced` loads the balanced file."
     )
 
 

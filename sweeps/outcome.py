@@ -127,9 +127,9 @@ def _offer(tracker: Tracker, runs: Runs, folder: Path) -> None:
     if front.empty:
         return
     tracker.sweep_artifacts(path for path in write_report(runs, folder) if path.stem == "report")
-    tracker.describe(summary_of(runs))
     members = {str(run_id): in_words(row) for run_id, row in front.iterrows()}
-    tracker.register(runs.name, members, choose(front, runs.sweep["teacher"]))
+    model = tracker.register(runs.name, members, choose(front, runs.sweep["teacher"]))
+    tracker.describe(summary_of(runs, model=model))
 
 
 def show(console: Console, runs: Runs, tracking_uri: str, folder: Path) -> None:

@@ -157,7 +157,7 @@ class Tracker:
             # Else the pages open on prompts and traces, which a sweep has none of.
             self._client.set_experiment_tag(self.experiment_id, "mlflow.experimentKind", "custom_model_development")
 
-    def register(self, model: str, members: Mapping[str, str], aliases: Mapping[str, str]) -> None:
+    def register(self, model: str, members: Mapping[str, str], aliases: Mapping[str, str]) -> str:
         """Register candidates under one name, each once however often this is called, and point the aliases at them.
 
         `models:/MODEL@balanced` then loads with `mlflow.onnx` and `mlflow.pyfunc`.
@@ -166,6 +166,9 @@ class Tracker:
             model: name of the registered model.
             members: run ids, each with an artifact `model.onnx` -> what the version's page says of it.
             aliases: alias -> run id, all of them members.
+
+        Returns:
+            The name; with a suffix where another sweep has it.
         """
         with self._told():
             model = self._own_model(model)
@@ -175,6 +178,7 @@ class Tracker:
             }
             for alias, run_id in aliases.items():
                 self._client.set_registered_model_alias(model, alias, versions[run_id])
+        return model
 
     def _own_model(self, name: str) -> str:
         """The registered model of this name, made if there is none; another sweep's stays as it is, ours gets a suffix.

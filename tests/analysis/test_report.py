@@ -75,8 +75,8 @@ def test_the_card_says_how_to_make_the_file_again(runs: Runs) -> None:
 
 
 def test_the_summary_for_mlflows_page_names_the_model_to_load(runs: Runs) -> None:
-    assert "models:/night@balanced" in summary_of(runs)
-    assert summary_of(runs).startswith("**Balanced**: trial ")
+    assert "models:/night@balanced" in summary_of(runs, model=runs.name)
+    assert summary_of(runs, model=runs.name).startswith("**Balanced**: trial ")
 
 
 def test_the_sweeps_command_is_told_and_cannot_leave_its_block(runs: Runs) -> None:

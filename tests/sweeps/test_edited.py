@@ -50,8 +50,12 @@ def test_lists_and_ranges_may_grow_and_a_new_parameter_may_come(tmp_path: Path) 
         tmp_path, learning_rate="3e-4,1e-3,3e-3", alpha="0.3:1.0", pruning_method="structured,l1_unstructured"
     )
     identity = check_identity(first, IMAGES)
+    study, _ = driver(first.folder, first.space)
+    study.set_user_attr("far_cuts", 1)
+    before = study.user_attrs
     assert check_identity(wider, IMAGES) == identity
     study, searcher = driver(wider.folder, wider.space)
+    assert study.user_attrs == before
     assert [trial.params for trial in study.trials[:4]] == params
     assert [trial.state for trial in study.trials[:4]] == [TrialState.COMPLETE] * 3 + [TrialState.RUNNING]
     assert {trial.constraints["max_drop"] for trial in study.trials[:3]} == {-0.5}

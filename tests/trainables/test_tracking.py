@@ -368,6 +368,20 @@ def registered(uri: str, client: mlflow.MlflowClient, left: Left, out: Path) -> 
     return "it's night", run_ids
 
 
+def test_a_second_sweep_of_one_name_leaves_the_firsts_model_alone(
+    uri: str, client: mlflow.MlflowClient, left: Left, out: Path, registered: tuple[str, list[str]]
+) -> None:
+    name, run_ids = registered
+    folder = left()
+    linear_model(folder, 3.0)
+    other = Tracker(uri, experiment="digits", sweep="night", sweep_id="another", artifacts=out / "artifacts")
+    assert other.deliver(folder, {})
+    run_id = next(run.info.run_id for run in runs_of(client, folder) if run.info.run_id not in run_ids)
+    assert other.register(name, {run_id: "mine"}, {"balanced": run_id}) == f"{name}-anothe"
+    assert client.get_model_version_by_alias(name, "balanced").run_id == run_ids[1]
+    assert client.get_model_version_by_alias(f"{name}-anothe", "balanced").run_id == run_id
+
+
 def test_front_members_are_registered_once_load_back_and_predict(
     uri: str, client: mlflow.MlflowClient, registered: tuple[str, list[str]]
 ) -> None:
