@@ -6,6 +6,7 @@ from pathlib import Path
 import mlflow.onnx
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
@@ -15,8 +16,12 @@ def write_mlflow_model(model: Path, folder: Path) -> None:
 
     Raises:
         ImportError: if no ONNX Runtime is installed.
+        OSError: if the file cannot be read, or is no ONNX file.
     """
-    proto = onnx.load(str(model))
+    try:
+        proto = onnx.load(str(model))
+    except DecodeError as error:
+        raise OSError(f"{model.name} is no ONNX file ({error})") from error
     dims = [dim.dim_value for dim in proto.graph.input[0].type.tensor_type.shape.dim][1:]
     classes = proto.graph.output[0].type.tensor_type.shape.dim[-1].dim_value
     floats = np.dtype(np.float32)

@@ -12,6 +12,7 @@ import argparse
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 import time
@@ -137,6 +138,29 @@ def result_of(number: int) -> dict[str, float]:
     }
 
 
+def template_in(out: Path) -> Path:
+    """The file that every trial leaves a copy of: valid, for what is on the front becomes a registered model."""
+    import numpy as np
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, 8, 8])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])
+    weights = np.zeros((FILE_BYTES // 12, 3), np.float32)
+    constants = [
+        numpy_helper.from_array(weights, "weights"),
+        helper.make_tensor("axes", TensorProto.INT64, [2], [2, 3]),
+    ]
+    constants.append(helper.make_tensor("zero", TensorProto.INT64, [1], [0]))
+    nodes = [helper.make_node("Gather", ["weights", "zero"], ["row"])]
+    nodes += [helper.make_node("ReduceMean", ["image", "axes"], ["means"], keepdims=0)]
+    nodes += [helper.make_node("Add", ["means", "row"], ["logits"])]
+    graph = helper.make_graph(nodes, "means", [image], [logits], constants)
+    path = out.resolve() / "template.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    return path
+
+
 def ours(flags: argparse.Namespace, out: Path) -> dict[str, Any]:
     """A whole sweep whose trials only pass time."""
     from rich.console import Console
@@ -148,7 +172,7 @@ def ours(flags: argparse.Namespace, out: Path) -> dict[str, Any]:
     from trainables.stages import data
     from trainables.trial import OutboxTrial
 
-    epoch = work(flags)
+    epoch, template = work(flags), template_in(out)
 
     class Nap(OutboxTrial):
         stage = "candidate"
@@ -170,7 +194,7 @@ def ours(flags: argparse.Namespace, out: Path) -> dict[str, Any]:
         def finish(self, record: Any) -> dict[str, Any]:
             folder = Path(self.config["trial_dir"])
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "model.onnx").write_bytes(bytes(FILE_BYTES))
+            shutil.copyfile(template, folder / "model.onnx")
             metrics = result_of(self.config["trial_number"] or 0)
             params = self.config["candidate"]
             self._write(status="finished", params=params, metrics=metrics, curve=record, files=("model.onnx",))
@@ -222,7 +246,7 @@ def plain(flags: argparse.Namespace, out: Path) -> dict[str, Any]:
 
     from sweeps.space import default_space
 
-    epoch = work(flags)
+    epoch, template = work(flags), template_in(out)
 
     def nap(config: dict[str, Any]) -> None:
         import torch  # noqa: F401  # a trial that trains needs it
@@ -231,7 +255,7 @@ def plain(flags: argparse.Namespace, out: Path) -> dict[str, Any]:
         for _ in range(EPOCHS):
             epoch()
             tune.report({"train_loss": 1.0, "train_accuracy": 0.5, "val_loss": 1.0, "val_accuracy": 0.5, "score": 1.0})
-        (Path(context.get_trial_dir()) / "model.onnx").write_bytes(bytes(FILE_BYTES))
+        shutil.copyfile(template, Path(context.get_trial_dir()) / "model.onnx")
         number = int(context.get_trial_name().rpartition("_")[2], 16)
         tune.report(result_of(number) | {"score": 1.0, "ended": time.time()})
 
