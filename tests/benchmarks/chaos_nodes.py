@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -64,8 +65,10 @@ class Node:
     def kill(self) -> None:
         """kill -9 of everything here, then the node is gone: no packet says goodbye."""
         self.link("down")
-        subprocess.run(["kill", "-9", *map(str, self.pids())], check=False, capture_output=True)
+        while pids := self.pids():  # a process that was being started is in the next list
+            subprocess.run(["kill", "-9", *map(str, pids)], check=False, capture_output=True)
         _ip("netns", "delete", self.name)
+        subprocess.run(["ip", "link", "delete", self.name], check=False, capture_output=True)
 
 
 _BRIDGE = f"tz{os.getpid() % 100_000}"
@@ -161,7 +164,11 @@ class Network:
         code = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False, logging_level=40);"
         code += "print(sum(node['Alive'] for node in ray.nodes()))"
         done = subprocess.run(
-            ["python", "-c", code, self.address], capture_output=True, text=True, env=self._environment, check=False
+            [sys.executable, "-c", code, self.address],
+            capture_output=True,
+            text=True,
+            env=self._environment,
+            check=False,
         )
         return int(done.stdout.split()[-1]) if done.returncode == 0 else 0
 
@@ -179,7 +186,13 @@ class Network:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _ray(self, words: list[str], address: str, prefix: list[str]) -> "subprocess.Popen[bytes]":
-        command = ["ray", "start", "--block", f"--node-ip-address={address}", f"--object-store-memory={STORE_BYTES}"]
+        command = [
+            str(Path(sys.executable).with_name("ray")),
+            "start",
+            "--block",
+            f"--node-ip-address={address}",
+            f"--object-store-memory={STORE_BYTES}",
+        ]
         command += [f"--temp-dir={self.temp}"] if "--head" in words else []
         with (self.folder / "ray.log").open("ab") as log:
             return subprocess.Popen([*prefix, *command, *words], stdout=log, stderr=log, env=self._environment)
