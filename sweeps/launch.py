@@ -135,7 +135,12 @@ def _teacher(config: SweepConfig, console: Console) -> TrialRecord:
         )
         with progress:
             results = tuner(
-                TeacherTrial, config, resources=resources, callbacks=[progress], name="teacher", param_space=space
+                TeacherTrial,
+                config,
+                resources=resources,
+                callbacks=[progress, SayRetry(console)],
+                name="teacher",
+                param_space=space,
             ).fit()
         if results.errors:
             raise InputError(f"no teacher could be made: {str(results.errors[0]).strip().splitlines()[-1]}")
@@ -286,4 +291,6 @@ def quiet() -> None:
     """Our own table is what a person sees; libraries speak up for errors only."""
     for name in ("ray", "ray.tune", "ray.train", "ray.data", "mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # the traceback of every process that dies, also where its trial goes on elsewhere: `SayRetry` has a line for it
+    logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -27,7 +27,7 @@ class RetryAlone(FIFOScheduler):
 
 
 class SayRetry(tune.Callback):
-    """Says that a trial is run again alone."""
+    """Says on one line that a trial is run again, and how; a process that died is no failure of its trial."""
 
     def __init__(self, console: Console) -> None:
         self._console: Console | None = console
@@ -38,10 +38,14 @@ class SayRetry(tune.Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Tune: a trial will be started again."""
-        if self._console is not None and trial.config.get("alone") and ran_out_of_memory(trial):
-            number = trial.config.get("trial_number")
-            text = f"trial {number}  ran out of memory beside others; it runs again with a GPU of its own"
-            self._console.print(text, style="yellow", markup=False, soft_wrap=True)
+        if self._console is None:
+            return
+        number = trial.config.get("trial_number")
+        text = "was cut off; it goes on where it was"
+        if trial.config.get("alone") and ran_out_of_memory(trial):
+            text = "ran out of memory beside others; it runs again with a GPU of its own"
+        who = "teacher" if number is None else f"trial {number}"
+        self._console.print(f"{who}  {text}", style="yellow", markup=False, soft_wrap=True)
 
 
 def ran_out_of_memory(trial: Trial) -> bool:

@@ -35,7 +35,9 @@ class World:
             "AWS_SECRET_ACCESS_KEY": "test",
             "AWS_ENDPOINT_URL": f"http://{self._host}:{self._s3_port}",
             "no_proxy": f"127.0.0.1,{SERVICES}",
+            "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         }
+        os.environ.update(self.environment)  # the checks ask the same servers
 
     def __enter__(self) -> "World":
         self.nodes = (Network if self.separate else PlainNodes)(self.folder, self.environment)
