@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sweeps.address import JOB
@@ -58,6 +59,8 @@ def cores_of_a_node(config: SweepConfig) -> int:
 
 def _start(config: SweepConfig) -> None:
     """A Ray of the sweep's size whose every port is bound to loopback."""
+    # As Ray has it on macOS and Windows; elsewhere it takes 127.0.0.1 for the machine's own address.
+    ray_constants.ENABLE_RAY_CLUSTER = False
     ray.init(
         address="local",
         num_cpus=config.cpus,

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 from ray import tune
 
 from trainables.configs import CandidateConfig
-from trainables.limits import InfeasibleError, Limits
+from trainables.limits import SHAPE_LATENCY, InfeasibleError, Limits
 from trainables.outbox import send
 from trainables.records import CandidateRecord, EpochRecord, ShapeRecord, TrialRecord, to_json, write_text
 from trainables.stages.candidate import candidate
@@ -139,6 +139,8 @@ class OutboxTrial(StageTrial):
             link(file, folder / file.name)
         write_text(folder / "recipe.json", to_json(dict(record.params)))
         metrics = record.metrics() | {"trial_time_s": time.time() - self._started}
+        if self._shape is not None:
+            metrics[SHAPE_LATENCY] = self._shape.latency_p50_ms
         teacher = {"teacher_val_accuracy": self.config["teacher_val_accuracy"]} if self.stage == "candidate" else {}
         excess = self._limits().excess(metrics | teacher)
         over = [name for name, by in excess.items() if by > 0]

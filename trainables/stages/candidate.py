@@ -50,7 +50,7 @@ Model = TypeVar("Model")
 def teacher_candidate(config: CandidateConfig, place: Workspace) -> Epochs:
     """The teacher as everybody's reference: trained, exported, measured against itself; yields its epochs."""
     config = config.on(place.device)
-    dataset = data.prepare(config.data, place.data_dir)
+    dataset = data.remembered(config.data, place.data_dir)
     model, spent = yield from spending(teacher(config, dataset, load_images(dataset, place.device), place))
     made_by = recipe(config, dataset, "teacher")
     files = yield from reference_export(config, dataset, model, place)
@@ -83,7 +83,7 @@ def candidate(config: CandidateConfig, place: Workspace, limits: Limits = NO_LIM
         ValueError: if the configuration cannot give a candidate (it would fail again).
     """
     config = config.on(place.device)
-    dataset: DatasetRecord = data.prepare(config.data, place.data_dir)
+    dataset: DatasetRecord = data.remembered(config.data, place.data_dir)
     images = load_images(dataset, place.device)
     teacher_model, teacher_spent = yield from spending(teacher(config, dataset, images, place))
     reference = yield from reference_export(config, dataset, teacher_model, place)

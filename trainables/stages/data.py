@@ -20,6 +20,7 @@ from trainables.stages.splits import cut_validation, limit_training
 DECODER_VERSION = 1
 """Counts up when the same files would decode to other pixels or another split."""
 _RECORD = "dataset.json"
+_prepared: dict[tuple[DataConfig, Path], DatasetRecord] = {}
 _CHUNK = 4096  # images a step of the statistics: bounds their memory on any data set
 
 
@@ -42,6 +43,14 @@ def prepare(config: DataConfig, data_dir: Path) -> DatasetRecord:
             if not (folder / _RECORD).exists():
                 _decode(config, reader, data_dir, folder)
     return _read_record(folder)
+
+
+def remembered(config: DataConfig, data_dir: Path) -> DatasetRecord:
+    """`prepare`, once a process: the trials of a sweep share its images, and 60,000 files take a second to look at."""
+    key = (config, data_dir.resolve())
+    if key not in _prepared or not (_prepared[key].folder / _RECORD).exists():
+        _prepared[key] = prepare(config, data_dir)
+    return _prepared[key]
 
 
 def load(record: DatasetRecord, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

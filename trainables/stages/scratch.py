@@ -107,7 +107,7 @@ def scratch_candidate(config: CandidateConfig, place: Workspace, limits: Limits 
         ValueError: if the configuration cannot give a candidate (it would fail again).
     """
     config = config.on(place.device)
-    dataset = data.prepare(config.data, place.data_dir)
+    dataset = data.remembered(config.data, place.data_dir)
     images = load_images(dataset, place.device)
     teacher_model, teacher_spent = yield from spending(teacher(config, dataset, images, place))
     reference = yield from reference_export(config, dataset, teacher_model, place)
