@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -50,6 +51,21 @@ def test_statistics_of_constant_images_do_not_divide_by_zero() -> None:
     mean, std = data._statistics(np.full((2, 3, 8, 8), 51, dtype=np.uint8))
     assert mean == pytest.approx((0.2, 0.2, 0.2))
     assert std == pytest.approx((1 / 255,) * 3)
+
+
+def test_a_process_looks_at_the_files_once_while_what_it_found_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = folder_config(make_folder(tmp_path / "photos"))
+    looked: list[DataConfig] = []
+    monkeypatch.setattr(data, "prepare", lambda config, _: looked.append(config) or prepare(config, tmp_path))
+    first = data.remembered(config, tmp_path)
+    assert data.remembered(config, tmp_path) == first
+    assert len(looked) == 1
+    shutil.rmtree(first.folder)
+    assert data.remembered(config, tmp_path) == first
+    assert len(looked) == 2
+    assert load(first, "train")[0].shape[0] == first.num_train
 
 
 def test_second_call_is_a_hit_and_quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
