@@ -259,7 +259,9 @@ def bars_png(table: StudyTable, path: Path) -> list[Path]:
         axes.barh(range(len(frame)), values, color=OKABE_ITO[4], edgecolor=GREY, height=0.62)
         for at, value in enumerate(values):
             axes.text(value, at, f"  {_text(value)}", va="center", fontsize=15)
-        axes.set_xlim(0, 1.45 * float(np.nanmax(values)))
+        most = float(np.nanmax(values))
+        axes.set_xlim(0, 1.45 * most)
+        axes.set_xticks([tick for tick in axes.get_xticks() if tick <= 1.05 * most])
         axes.set_title(name, fontsize=17)
         axes.tick_params(axis="x", labelsize=13)
         axes.spines[["top", "right"]].set_visible(False)
