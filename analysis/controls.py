@@ -10,7 +10,7 @@ import pandas as pd
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from scipy.special import stdtrit  # type: ignore[import-untyped]
+from scipy.special import stdtrit
 
 CHAMPION = "champion"
 WORTH = {

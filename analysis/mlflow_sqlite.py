@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlparse
 
 from analysis.rows import Row
@@ -68,9 +69,9 @@ class SqliteStore:
                 f" WHERE lifecycle_stage = 'active' AND run_uuid IN ({which})",
                 values,
             ).fetchall()
-            parts = []
+            parts: list[defaultdict[str, dict[str, Any]]] = []
             for table, pair in COLUMNS:
-                part: defaultdict[str, dict[str, str | float]] = defaultdict(dict)
+                part: defaultdict[str, dict[str, Any]] = defaultdict(dict)
                 query = f"SELECT run_uuid, {pair} FROM {table} WHERE run_uuid IN ({which})"
                 for run_id, key, value in connection.execute(query, values):
                     if value is not None:
@@ -83,9 +84,9 @@ class SqliteStore:
                 experiment_id=str(experiment_id),
                 started=started or 0,
                 artifacts=artifacts,
-                tags=tags[run_id],  # type: ignore[arg-type]
-                params=params[run_id],  # type: ignore[arg-type]
-                metrics=metrics[run_id],  # type: ignore[arg-type]
+                tags=tags[run_id],
+                params=params[run_id],
+                metrics=metrics[run_id],
             )
             for run_id, experiment_id, started, artifacts in runs
         ]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+from google.protobuf.message import DecodeError
 
 from analysis.runs import fetch_artifact
 
@@ -119,9 +120,7 @@ def about(model: Path) -> tuple[list[str], int]:
         return [str(name) for name in known["class_names"]], int(known["image_size"])
     except (OSError, ValueError, KeyError, onnx.checker.ValidationError) as error:
         raise ValueError(f"{model.name} does not tell its class names and image size ({error}).") from error
-    except Exception as error:
-        if type(error).__name__ != "DecodeError":  # protobuf's own, which comes without types
-            raise
+    except DecodeError as error:
         raise ValueError(f"{model.name} is no ONNX file ({error}).") from error
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import mlflow.onnx
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 

@@ -4,10 +4,11 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-import fsspec  # type: ignore[import-untyped]
+import fsspec
 
 Answer = TypeVar("Answer")
 log = logging.getLogger(__name__)
@@ -100,7 +101,7 @@ class Objects:
         for name in names:
             path = self._path(name)
             try:
-                self._patiently(lambda path=path: self._fs.rm_file(path))  # type: ignore[misc]
+                self._patiently(partial(self._fs.rm_file, path))
             except FileNotFoundError:
                 continue
 

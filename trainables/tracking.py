@@ -7,7 +7,6 @@ server that is away costs nothing but a later delivery.
 import json
 import os
 import sqlite3
-import tempfile
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,8 +26,8 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from trainables.mlflow_model import write_mlflow_model
-from trainables.run_fields import STATUS, curve, trial_tags, version_tags
+from trainables.registry import register
+from trainables.run_fields import STATUS, curve, trial_tags
 
 DELIVERED = "delivered.json"
 RETRY_AFTER_S = 30.0
@@ -171,52 +170,7 @@ class Tracker:
             The name; with a suffix where another sweep has it.
         """
         with self._told():
-            model = self._own_model(model)
-            versions = {
-                run_id: self._version(model, run_id) or self._add_version(model, run_id, words)
-                for run_id, words in members.items()
-            }
-            for alias, run_id in aliases.items():
-                self._client.set_registered_model_alias(model, alias, versions[run_id])
-        return model
-
-    def _own_model(self, name: str) -> str:
-        """The registered model of this name, made if there is none; another sweep's stays as it is, ours gets a suffix.
-
-        Returns:
-            Its name.
-        """
-        mine = {"sweep": self._sweep, "sweep_id": self._sweep_id}
-        try:
-            self._client.create_registered_model(name, tags=mine)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-            owner = self._client.get_registered_model(name).tags.get("sweep_id", self._sweep_id)
-            return name if owner == self._sweep_id else self._own_model(f"{name}-{self._sweep_id[:6]}")
-        return name
-
-    def _version(self, model: str, run_id: str) -> str | None:
-        """The version of a registered model that a run became, if it did."""
-        found = self._client.search_model_versions(f"run_id = '{run_id}'")
-        return next((str(version.version) for version in found if version.name == model), None)
-
-    def _add_version(self, model: str, run_id: str, words: str) -> str:
-        """Put a run's ONNX file on the run as an MLflow model, with signature and example; register it."""
-        run = self._client.get_run(run_id)
-        with tempfile.TemporaryDirectory() as scratch:
-            source = Path(self._client.download_artifacts(run_id, "model.onnx", scratch))
-            write_mlflow_model(source, Path(scratch) / "model")
-            self._client.log_artifacts(run_id, str(Path(scratch) / "model"), "model")
-        tags = {name: run.data.tags[name] for name in ("sweep", "key", "latency_device") if name in run.data.tags}
-        made = self._client.create_model_version(
-            model,
-            source=f"{run.info.artifact_uri}/model",
-            run_id=run_id,
-            tags=tags | version_tags(run.data.metrics),
-            description=words,
-        )
-        return str(made.version)
+            return register(self._client, model, members, aliases, sweep=self._sweep, sweep_id=self._sweep_id)
 
     def close(self, status: str) -> None:
         """End the parent run: `finished` or `interrupted`."""

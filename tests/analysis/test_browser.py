@@ -82,7 +82,7 @@ def test_the_front_draws_and_a_hover_shows_the_recipe(opened: Opened, runs: Runs
     opened.open(front)
     assert opened.page.locator("#plot .scatterlayer .point").count() >= 9  # eight candidates and the teacher
     card = opened.hover(0)
-    number = int(re.search(r"trial (\d+)", card)[1])  # type: ignore[index]
+    number = int(re.search(r"trial (\d+)", card)[1])
     row = runs.frame[runs.frame["trial_number"] == number].iloc[0]
     assert f"temperature\t{row['temperature']:g}" in card
     assert row["pruning_method"] in card

@@ -74,7 +74,7 @@ def test_predict_prepares_images_bit_for_bit_as_they_were_in_training(tmp_path: 
     for path in images(tmp_path):
         with Image.open(path) as image:
             expected = to_array(image, SIZE).astype(np.float32) / np.float32(255)
-        np.testing.assert_array_equal(names["pixels"](path, SIZE)[0], expected, err_msg=path.name)  # type: ignore[operator]
+        np.testing.assert_array_equal(names["pixels"](path, SIZE)[0], expected, err_msg=path.name)
 
 
 def test_the_shipped_folder_names_the_class_of_an_image_without_our_code(out: Path, tmp_path: Path, capsys) -> None:

@@ -115,7 +115,7 @@ def test_a_budget_cuts_what_is_running(table: Table) -> None:
 def test_no_recorded_trial_is_used_twice_and_the_study_knows_the_one_it_got(table: Table) -> None:
     sampler = optuna.samplers.RandomSampler(seed=0)
     seen: list[optuna.Study] = []
-    sampler.after_trial = lambda study, trial, state, values: seen.append(study)  # type: ignore[method-assign]
+    sampler.after_trial = lambda study, trial, state, values: seen.append(study)
     done = simulate(table, sampler, FIFOScheduler(), workers=3)
     assert sorted(row for _, row in done.finished) == list(range(len(table.rows)))
     known = {tuple(trial.params[name] for name in table.searched) for trial in seen[-1].trials}

@@ -80,11 +80,15 @@ def test_no_file_beside_the_commands_hides_a_module(tmp_path: Path) -> None:
 
 
 def test_one_file_writes_to_mlflow_and_one_reads() -> None:
-    """`mlflow_model` writes a folder on disk and knows no server."""
+    """`registry` is a part of the writer that nobody else calls; `mlflow_model` writes a folder and knows no server."""
     files = [file for package in PACKAGES for file in (ROOT / package).rglob("*.py")]
     users = {file for file in files if "mlflow" in imported(file)}
     clients = {file for file in users if "MlflowClient" in file.read_text(encoding="utf-8")}
-    assert {str(file.relative_to(ROOT)) for file in clients} == {"trainables/tracking.py", "analysis/runs.py"}
+    assert {str(file.relative_to(ROOT)) for file in clients} == {
+        *("trainables/tracking.py", "trainables/registry.py", "analysis/runs.py")
+    }
+    callers = [file for file in files if "trainables.registry" in file.read_text(encoding="utf-8")]
+    assert callers == [ROOT / "trainables/tracking.py"]
     assert users - clients == {ROOT / "trainables/mlflow_model.py"}
 
 

@@ -10,8 +10,8 @@ SCRIPT = """
     import time
     from sweeps.interrupts import Interrupted, stoppable
     with stoppable():
-        print("ready", flush=True)
         try:
+            print("ready", flush=True)  # inside: the signal may come as soon as this is read
             time.sleep(60)
         except Interrupted as stop:
             print("saving", stop.code, flush=True)

@@ -68,7 +68,7 @@ def settle(device: torch.device, training: TrainingConfig) -> None:
     torch.backends.cudnn.benchmark = not training.deterministic
     rounding = "tf32" if amp else "ieee"
     torch.backends.cuda.matmul.fp32_precision = rounding
-    torch.backends.cudnn.conv.fp32_precision = rounding  # type: ignore[attr-defined]  # made at import
+    torch.backends.cudnn.conv.fp32_precision = rounding  # type: ignore[attr-defined]  # torch sets this attribute when it is imported, unseen by types
 
 
 def compiled(model: nn.Module, training: TrainingConfig) -> Callable[[Tensor], Tensor]:

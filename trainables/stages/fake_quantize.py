@@ -90,7 +90,7 @@ def remove(model: nn.Module) -> None:
 
 
 def _hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    fake: FakeInput = layer.get_submodule("fake_input")  # type: ignore[assignment]
+    fake = layer.get_submodule("fake_input")
     return (fake(inputs[0]), *inputs[1:])
 
 

@@ -189,10 +189,11 @@ def _users_function(name: str) -> Callable[..., Any]:
         raise ValueError(
             f"Model {name!r}: cannot import {module_name!r} ({_first_line(error)}); is its folder on PYTHONPATH?"
         ) from error
-    function = getattr(module, attribute, None)
+    function: Any = getattr(module, attribute, None)
     if not callable(function):
         raise ValueError(f"Model {name!r}: {module_name!r} has no function {attribute!r}.")
-    return function  # type: ignore[no-any-return]
+    found: Callable[..., Any] = function
+    return found
 
 
 def _users_model(name: str, *, num_classes: int, pretrained: bool) -> nn.Module:

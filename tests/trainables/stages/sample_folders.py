@@ -21,4 +21,4 @@ def make_folder(root: Path, *, per_class: int = 10, classes: tuple[str, ...] = (
 
 
 def folder_config(root: Path, **changes: object) -> DataConfig:
-    return DataConfig(**{"dataset": f"folder:{root}", "val_fraction": 0.2, **changes})  # type: ignore[arg-type]
+    return DataConfig(**{"dataset": f"folder:{root}", "val_fraction": 0.2, **changes})

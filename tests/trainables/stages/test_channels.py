@@ -26,7 +26,7 @@ def batches() -> Iterable[tuple[Tensor, Tensor]]:
 
 
 def cut(model: nn.Module, ratio: float, **options: object) -> None:
-    prune(model, method="structured", ratio=ratio, image_size=SIZE, num_classes=5, **options)  # type: ignore[arg-type]
+    prune(model, method="structured", ratio=ratio, image_size=SIZE, num_classes=5, **options)
 
 
 @pytest.mark.parametrize(

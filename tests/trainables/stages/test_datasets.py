@@ -108,7 +108,7 @@ def publish(monkeypatch: pytest.MonkeyPatch, dataset: str, path: Path, url: str 
 
 
 def prepare_archive(dataset: str, data_dir: Path, **changes: object) -> DatasetRecord:
-    return prepare(DataConfig(dataset=dataset, val_fraction=0.2, **changes), data_dir)  # type: ignore[arg-type]
+    return prepare(DataConfig(dataset=dataset, val_fraction=0.2, **changes), data_dir)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ def test_every_cell_of_a_small_table_passes_or_is_refused(capsys: pytest.Capture
 
 
 def test_what_only_pretends_to_prune_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    def idle(model, *, method, ratio, image_size, **rest):  # type: ignore[no-untyped-def]
+    def idle(model, *, method, ratio, image_size, **rest):
         return compare(model, count(model, image_size), method=method, ratio=ratio, image_size=image_size)
 
     monkeypatch.setattr(prune_check, "prune", idle)
@@ -30,7 +30,7 @@ def test_what_only_pretends_to_prune_fails(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_crash_fails_and_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def crash(model, **rest):  # type: ignore[no-untyped-def]
+    def crash(model, **rest):
         raise IndexError("channel 8")
 
     monkeypatch.setattr(prune_check, "prune", crash)

@@ -60,7 +60,7 @@ def written(net: nn.Module, images: np.ndarray, folder: Path) -> Path:
         mean=(0.5,) * 3,
         std=(0.5,) * 3,
         image_size=SIZE,
-        class_names=ABOUT["class_names"],  # type: ignore[arg-type]
+        class_names=ABOUT["class_names"],
         recipe={"student_model": "tiny", "precision": "fp32"},
         parity_images=parity,
         opset=20,

@@ -58,7 +58,7 @@ def measure(made: CandidateRecord, place: Workspace, folder: Path, *, gone: bool
     )
     words = {"precision": "fp32", "batch_images": 1, "runtime_threads": 1, **cell}
     return measured_cell(
-        Cell(**words),  # type: ignore[arg-type]
+        Cell(**words),
         trial,
         made.export.folder,
         CONFIG,
