@@ -29,7 +29,7 @@ from sweeps.outcome import announce, finish, headline, open_tracker, teacher_lin
 from sweeps.progress import Progress
 from sweeps.recovery import recover, trial_dir
 from sweeps.retry import RetryAlone, SayRetry
-from sweeps.searcher import Proposing, StudySearcher, finished, open_study
+from sweeps.searcher import Proposing, StudySearcher, finished, open_study, ruled_out
 from sweeps.stopper import FrontStopper
 from sweeps.sweep_folder import InputError, NoRoomError, check_identity, no_room, sole_driver, write_sweep_json
 from trainables.records import DatasetRecord, TrialRecord, read_trial
@@ -180,7 +180,7 @@ def _trials(
             seed=config.search_seed,
             reuse_probability=config.reuse_probability,
             objective=config.objective,
-            limits=config.limits,
+            base=config.base,
         ),
         trial_config=trial_config,
         score=partial(_score, config, teacher),
@@ -224,6 +224,8 @@ def _trials(
         ).fit()
     if searcher.full is not None:
         raise no_room(searcher.full)
+    if over := ruled_out(study):
+        console.print(f"Proposals that cost no trial, as a narrower shape is over the limits already: {over}.")
     done = len(finished(study))
     if cut := len(study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))) if searcher.late() else 0:
         text = f"The time is over; trials that were cut off: {cut}. The same command goes on with them."

@@ -17,13 +17,22 @@ from ray.tune.search import Searcher
 
 from sweeps.journal import open_journal
 from sweeps.objectives import DIRECTIONS, study_directions, study_values
+from sweeps.ruled_out import RuledOut
 from sweeps.samplers import STUDENT_PARAMS, keep_student, make_sampler
 from sweeps.space import Space, canonical, far_cuts, first_trials, suggest
-from trainables.limits import Limits
+from trainables.configs import CandidateConfig
 
 DUPLICATE = "duplicate"
+"""Attribute of a proposal that was dropped: an earlier trial is the same."""
+RULED_OUT = "ruled_out"
+"""Attribute of a proposal that was dropped: a shape that is known tells that it is over a limit."""
 MAX_DUPLICATES = 50
+MAX_RULED_OUT = 1000
 MAX_REUSED = 5
+"""Proposals dropped in a row before promising students are left alone: they have been pruned in every way there is."""
+MAX_STUCK = 10
+"""Proposals dropped in a row before chance takes over: samplers that learn from finished trials alone (`gp`) would
+propose the same for ever."""
 CUT = "far_cuts"
 """Attribute of a study: the number of the trial whose student was pruned hard."""
 
@@ -48,12 +57,18 @@ def open_study(path: Path, name: str, *, objective: str, space: Space) -> optuna
 
 
 def finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
-    """The trials that need no more work: measured, stopped or failed, but not proposals dropped as duplicates."""
-    return [
-        trial
-        for trial in study.get_trials(deepcopy=False)
-        if trial.state.is_finished() and DUPLICATE not in trial.user_attrs
-    ]
+    """The trials that need no more work: measured, stopped or failed, but not proposals that were dropped."""
+    return [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished() and not dropped(trial)]
+
+
+def dropped(trial: optuna.trial.FrozenTrial) -> bool:
+    """Whether a proposal never became a trial."""
+    return DUPLICATE in trial.user_attrs or RULED_OUT in trial.user_attrs
+
+
+def ruled_out(study: optuna.Study) -> int:
+    """How many proposals were dropped because of the limits."""
+    return sum(RULED_OUT in trial.user_attrs for trial in study.get_trials(deepcopy=False))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +84,8 @@ class Proposing:
     reuse_probability: float = 0.0
     """Share of proposals that keep the student of a promising trial."""
     objective: str = "composite"
-    limits: Limits = field(default_factory=Limits)
+    base: CandidateConfig = field(default_factory=CandidateConfig)
+    """What no trial varies."""
 
 
 class StudySearcher(Searcher):
@@ -77,7 +93,8 @@ class StudySearcher(Searcher):
 
     Told to Optuna: COMPLETE for a finished candidate with finite values; PRUNED for one that was stopped or cannot
     work, so that samplers avoid the place; FAIL only for broken machines, which samplers ignore. A limit that is
-    exceeded becomes a constraint, never a made-up value.
+    exceeded becomes a constraint, never a made-up value. So it is with a proposal whose shape is wider than one that is
+    over a limit: it is told at once, and costs no trial.
     """
 
     def __init__(
@@ -113,8 +130,11 @@ class StudySearcher(Searcher):
         self._known = {
             _identity(trial.params)
             for trial in study.get_trials(deepcopy=False)
-            if trial.state not in (TrialState.WAITING, TrialState.FAIL) and DUPLICATE not in trial.user_attrs
+            if trial.state not in (TrialState.WAITING, TrialState.FAIL) and not dropped(trial)
         }
+        self._ruled_out = RuledOut(proposing.base)
+        for trial in finished(study):
+            self._ruled_out.add(trial.params, trial.constraints)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial's Tune config, or FINISHED when the space holds nothing new."""
@@ -177,6 +197,7 @@ class StudySearcher(Searcher):
         excess = _excess(result)
         for name, by in excess.items():
             trial.set_constraint(name, by)
+        self._ruled_out.add(trial.params, excess)
         values = self._values(result) if result.get("final") else []
         if values and all(math.isfinite(value) for value in values):
             for name in (*DIRECTIONS, "macs"):
@@ -192,23 +213,37 @@ class StudySearcher(Searcher):
         return study_values(self._how.objective, result, self._score(result))
 
     def _propose(self) -> optuna.Trial | None:
-        """A trial nobody has asked for before; None after `MAX_DUPLICATES` old ones in a row."""
-        for attempt in range(MAX_DUPLICATES):
-            # after a few, the promising students have been pruned in every way there is
-            self._study.sampler = self._next_sampler(reuse=attempt < MAX_REUSED)
+        """A trial nobody has asked for before, that may keep to the limits; None where none is found."""
+        duplicates = over = 0
+        while duplicates < MAX_DUPLICATES and over < MAX_RULED_OUT:
+            self._study.sampler = self._next_sampler(duplicates + over)
             trial = self._study.ask()
-            if _identity(suggest(trial, self._space)) not in self._known:
+            params = suggest(trial, self._space)
+            if _identity(params) in self._known:
+                trial.set_user_attr(DUPLICATE, True)
+                duplicates += 1
+            elif excess := self._ruled_out.excess(params):
+                trial.set_user_attr(RULED_OUT, True)
+                for name, by in excess.items():
+                    trial.set_constraint(name, by)
+                over += 1
+            else:
                 return trial
-            trial.set_user_attr(DUPLICATE, True)
             self._study.tell(trial, state=TrialState.PRUNED)
         return None
 
-    def _next_sampler(self, *, reuse: bool) -> optuna.samplers.BaseSampler:
-        """The sampler, or now and then one that keeps the student of a promising trial in the store."""
+    def _next_sampler(self, dropped: int) -> optuna.samplers.BaseSampler:
+        """The sampler, or now and then one that keeps the student of a promising trial in the store.
+
+        Args:
+            dropped: proposals in a row.
+        """
+        if dropped >= MAX_STUCK and self._how.sampler != "grid":
+            return make_sampler("random", seed=int(self._rng.integers(2**31)))
         if self._how.sampler == "gp":
             # Optuna 5.0's GPSampler keeps kernels of constraints that do not fit once the number of parameters changes
             self._sampler = make_sampler("gp", seed=int(self._rng.integers(2**31)))
-        if not reuse or self._rng.random() >= self._how.reuse_probability:
+        if dropped >= MAX_REUSED or self._rng.random() >= self._how.reuse_probability:
             return self._sampler
         done = [
             trial

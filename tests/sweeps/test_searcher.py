@@ -9,7 +9,7 @@ from optuna import Study
 from optuna.trial import TrialState
 
 from sweeps.config import SAMPLERS
-from sweeps.searcher import DUPLICATE, Proposing, StudySearcher, finished, open_study
+from sweeps.searcher import DUPLICATE, RULED_OUT, Proposing, StudySearcher, dropped, finished, open_study, ruled_out
 from sweeps.space import Space, default_space, first_trials, parse
 
 ONE_POINT = {
@@ -105,9 +105,9 @@ def test_nothing_is_proposed_twice_while_trials_run_and_after(tmp_path: Path) ->
     assert all(seen.count(params) == 1 for params in seen)
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_a_space_of_four_is_searched_whole_then_exhausted(tmp_path: Path, seed: int) -> None:
-    _, searcher = driver(tmp_path, space_of(alpha="0.5,0.9", pruning_ratio="0.2,0.3"), seed=seed)
+@pytest.mark.parametrize(("sampler", "seed"), [("tpe", 0), ("tpe", 1), ("grid", 0)])
+def test_a_space_of_four_is_searched_whole_then_exhausted(tmp_path: Path, sampler: str, seed: int) -> None:
+    _, searcher = driver(tmp_path, space_of(alpha="0.5,0.9", pruning_ratio="0.2,0.3"), sampler=sampler, seed=seed)
     seen = []
     for i in range(4):
         assert not searcher.exhausted
@@ -275,14 +275,15 @@ def test_every_sampler_takes_every_kind_of_ending(tmp_path: Path, sampler: str, 
         assert isinstance(config, dict)
         result = measured(study.trials[config["trial_number"]].params)
         ends = {
-            3: {"final": False, "excess": {"max_size_mb": 0.4}},
+            0: {"final": False, "excess": {"max_size_mb": 0.4}},
             6: result | {"excess": {"max_drop": 0.7}},
             9: {"final": False, "stage": "student"},
         }
         searcher.on_trial_complete(name, ends.get(i, result | {"excess": {"max_drop": -0.1}}), error=i == 12)
-    states = [trial.state for trial in study.trials if DUPLICATE not in trial.user_attrs]
+    trials = [trial for trial in study.trials if not dropped(trial)]
+    states = [trial.state for trial in trials]
     assert [states.count(s) for s in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)] == [13, 2, 1]
-    over = [trial.constraints for trial in study.trials if any(by > 0 for by in trial.constraints.values())]
+    over = [trial.constraints for trial in trials if any(by > 0 for by in trial.constraints.values())]
     assert over == [{"max_size_mb": 0.4}, {"max_drop": 0.7}]
 
 
@@ -293,10 +294,38 @@ def test_tpe_turns_away_from_what_is_over_a_limit(tmp_path: Path) -> None:
         config = searcher.suggest(f"t{i}")
         params = study.trials[config["trial_number"]].params
         over = 0.5 - params["pruning_ratio"]
-        result = measured(params) | {"excess": {"max_latency_ms": over}}
+        result = measured(params) | {"excess": {"max_drop": over}}
         searcher.on_trial_complete(f"t{i}", result if over <= 0 else {"final": False, "excess": result["excess"]})
     late = [trial for trial in study.trials if DUPLICATE not in trial.user_attrs][30:]
     assert sum(trial.params["pruning_ratio"] < 0.4 for trial in late) <= 6  # 12 of 30 at random
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_shape_wider_than_one_over_its_limit_costs_no_trial(tmp_path: Path, sampler: str) -> None:
+    space = space_of(alpha="0.5,0.7,0.9", pruning_ratio="0,0.1,0.2,0.3,0.4,0.5,0.6,0.7", pruning_method="structured")
+
+    def result_of(config: dict[str, Any]) -> dict[str, Any]:
+        over = 0.45 - config["params"]["pruning_ratio"]
+        result = measured(config["params"]) | {"excess": {"max_macs": over}}
+        return result if over <= 0 else {"final": False, "excess": result["excess"]}
+
+    study, searcher = driver(tmp_path, space, sampler=sampler)
+    for _ in range(4):
+        (config,) = ask(searcher, 1)
+        searcher.on_trial_complete("t0", result_of(config))
+    for name in ("one", "more"):  # another driver knows it too
+        study, searcher = driver(tmp_path, space, sampler=sampler)
+        while isinstance(config := searcher.suggest(name), dict):
+            searcher.on_trial_complete(name, result_of(config))
+    trials = finished(study)
+    ratios = [trial.params["pruning_ratio"] for trial in trials if trial.constraints["max_macs"] > 0]
+    assert ratios == sorted(set(ratios))  # each narrower than those before
+    assert sum(trial.constraints["max_macs"] <= 0 for trial in trials) == 9
+    told = [trial for trial in study.trials if RULED_OUT in trial.user_attrs]
+    assert len(told) == ruled_out(study) > 0
+    for trial in told:
+        assert trial.state is TrialState.PRUNED
+        assert 0 < trial.constraints["max_macs"] <= 0.45 - trial.params["pruning_ratio"] + 1e-9
 
 
 def test_reuse_keeps_the_student_of_a_promising_trial_and_varies_its_pruning(tmp_path: Path) -> None:
