@@ -29,8 +29,7 @@ PREPROCESSING: Mapping[str, Any] = {
 }
 """Byte for byte what `trainables.stages.images.to_array` does before an image is trained on or measured."""
 PREDICT = '''"""Names the class of images: python predict.py IMAGE...  Needs onnxruntime, numpy and Pillow."""
-import json, sys
-from pathlib import Path
+import json, pathlib, sys
 import numpy as np, onnxruntime
 from PIL import Image, ImageOps
 
@@ -42,12 +41,10 @@ def pixels(path, size):
         image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    image, side = image.convert("RGB"), min(image.size)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
-    image = image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+    image = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
     return np.asarray(image, dtype=np.float32).transpose(2, 0, 1)[None] / np.float32(255)
 
-here = Path(__file__).parent
+here = pathlib.Path(__file__).parent
 size, labels = (json.loads((here / f"{name}.json").read_text("utf-8")) for name in ("preprocessing", "labels"))
 session = onnxruntime.InferenceSession(str(here / "model.onnx"), providers=["CPUExecutionProvider"])
 for path in sys.argv[1:]:

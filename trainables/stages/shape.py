@@ -2,20 +2,20 @@
 
 import time
 from collections.abc import Callable, Generator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Never
 
 import torch
 
 from trainables.configs import CandidateConfig
-from trainables.latency import LatencyRecord
 from trainables.records import DatasetRecord, ExportRecord, ShapeRecord, read_shape, to_json, write_text
 from trainables.stages.cut import cut_untrained
 from trainables.stages.export import export_untrained
 from trainables.stages.exported import convert, recipe
 from trainables.stages.models import count, source_of
 from trainables.stages.quantize import scheme_for
-from trainables.stages.timed import anchor, processor, timed
+from trainables.stages.timed import Timed, anchor, processor, timed
 from trainables.stages.workspace import Workspace, build_for
 from trainables.store import stage_key
 
@@ -30,6 +30,7 @@ def shaped(
     place: Workspace,
     *,
     plan: Mapping[str, int] | None = None,
+    max_latency_ms: float | None = None,
 ) -> Generator[Never, None, ShapeRecord]:
     """Latency, size and MACs of this candidate's architecture, from random weights, or from the store.
 
@@ -39,6 +40,7 @@ def shaped(
 
     Args:
         plan: the widths that are left, where the trained weights have told them.
+        max_latency_ms: a shape far above it is not measured again because others disturbed: nobody will want it.
     """
     structured = config.prune.removes_channels
     key = stage_key(
@@ -59,7 +61,10 @@ def shaped(
     def compute(folder: Path) -> Generator[Never, None, None]:
         started = time.perf_counter()
         own = yield from anchor(config.measure, reference, place)
-        sketch = _Sketch(config, dataset, reference, own, place, folder / "untrained.onnx", plan)
+        timing = partial(
+            timed, config.measure, reference=reference, own=own, place=place, max_latency_ms=max_latency_ms
+        )
+        sketch = _Sketch(config, dataset, place, folder / "untrained.onnx", timing, plan)
         ratio = sketch.channel_ratio() if structured else 0.0
         record = sketch.measured(ratio)
         sketch.path.unlink()
@@ -106,15 +111,13 @@ class _Sketch:
         self,
         config: CandidateConfig,
         dataset: DatasetRecord,
-        reference: ExportRecord,
-        own: LatencyRecord,
         place: Workspace,
         path: Path,
-        plan: Mapping[str, int] | None = None,
+        timing: Callable[[Path], Timed],
+        plan: Mapping[str, int] | None,
     ) -> None:
-        self.path, self._plan = path, plan
+        self.path, self._timing, self._plan = path, timing, plan
         self._config, self._dataset, self._place = config, dataset, place
-        self._reference, self._own = reference, own
 
     def channel_ratio(self) -> float:
         """The ratio of channels that `pruning_of` and `pruning_ratio` ask for."""
@@ -136,7 +139,7 @@ class _Sketch:
             model = self._model(ratio)
             num_params, _, macs = count(model, self._dataset.image_size)
             size_bytes = self._export(model)
-        took = timed(self._config.measure, self.path, self._reference, self._own, self._place)
+        took = self._timing(self.path)
         return ShapeRecord(
             channel_ratio=ratio,
             latency_p50_ms=took.latency.latency_p50_ms,
