@@ -49,22 +49,27 @@ def front_table(frame: pd.DataFrame, *, variants: Mapping[str, str] | None = Non
             _text(100 * _float(row.get("val_accuracy")), ".2f"),
             _text(100 * _float(row.get("test_accuracy")), ".2f"),
             _text(row.get("latency_p50_ms"), "#.3g"),
-            _text(ratio, ".2f"),
+            "1.00" if is_teacher else _text(ratio, ".2f"),  # its file beside itself; what the clock said is noise
             _text(_float(row.get("size_bytes")) / MB, "#.3g"),
             _text(_float(row.get("size_bytes")) / _float(teacher.get("size_bytes")), ".2f"),
-            "" if is_teacher else _text(row.get("temperature"), "g"),
+            "" if is_teacher else "-" if row.get("alpha") == 0 else _text(row.get("temperature"), "g"),
             "" if is_teacher else _text(row.get("alpha"), "g"),
-            "" if is_teacher else escape(_pruning(row)),
+            "" if is_teacher else escape(_recipe(row)),
             style="dim" if is_teacher else None,
         )
     return table
 
 
-def _pruning(row: pd.Series) -> str:
-    """`structured 0.3`, with the loss before it where it is not plain `kd`."""
-    loss = row.get("kd_loss", "kd")
-    named = "" if loss == "kd" or pd.isna(loss) else f"{loss}, "
-    return f"{named}{row.get('pruning_method')} {_text(row.get('pruning_ratio'), 'g')}"
+def _recipe(row: pd.Series) -> str:
+    """`structured 0.3`, with the loss before it and the precision behind where they are not the usual ones."""
+    usual = {"kd_loss": ("kd", "none"), "precision": ("fp32",)}
+    loss, precision = (row.get(name, known[0]) for name, known in usual.items())
+    words = [f"{row.get('pruning_method')} {_text(row.get('pruning_ratio'), 'g')}"]
+    if loss not in usual["kd_loss"] and not pd.isna(loss):
+        words.insert(0, str(loss))
+    if precision not in usual["precision"] and not pd.isna(precision):
+        words.append(str(precision))
+    return ", ".join(words)
 
 
 def _float(value: Any) -> float:

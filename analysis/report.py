@@ -1,6 +1,7 @@
 """One page about a sweep: the verdict first, then everything it stands on. Markdown, and the same as one HTML file."""
 
 import json
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pandas as pd
 from analysis import ablation, selecting
 from analysis.controls import controls, write_controls
 from analysis.front import choose, competing, front_members, with_teacher
-from analysis.front_files import write_page, write_pictures, write_tables
+from analysis.front_files import write_front
 from analysis.importance import TARGETS, hint, importance, share_text
 from analysis.labels import (
     MB,
@@ -29,14 +30,20 @@ from analysis.reuse import reuse
 from analysis.runs import Runs
 
 
-def write_report(runs: Runs, folder: Path) -> list[Path]:
+def write_report(runs: Runs, folder: Path, *, drawn: Sequence[Path] = ()) -> list[Path]:
     """Write report.md and report.html with the pictures and tables they show; the HTML file holds its pictures itself.
+
+    Args:
+        runs: of the sweep.
+        folder: for all of it.
+        drawn: files of `write_front` and `write_controls` for these runs, to be copied instead of drawn again.
 
     Raises:
         ValueError: if no candidate has finished.
     """
-    made = [*write_tables(runs, folder), *write_page(runs, folder), *write_pictures(runs, folder)]
-    made += write_controls(controls(runs.frame), folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    made = [Path(shutil.copy(path, folder)) for path in drawn]
+    made = made or [*write_front(runs, folder), *write_controls(controls(runs.frame), folder)]
     by = _ablated(runs)
     made += ablation.write_ablation(runs, by, folder) if by else []
     text = markdown(runs, by)

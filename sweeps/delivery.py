@@ -138,9 +138,16 @@ def summary(record: TrialRecord, score: float) -> str:
     return (
         f"score {score:.2f}  val {100 * metrics['val_accuracy']:.2f} %  {metrics['latency_p50_ms']:.3f} ms"
         f" ({', '.join([f'{speed:.2f} x teacher', *doubts])})  {metrics['size_bytes'] / 1e6:.2f} MB"
-        f"   T={params['temperature']:g} alpha={params['alpha']:g} {params['pruning_method']}"
-        f" {params['pruning_ratio']:g} lr={params['learning_rate']:g}"
+        f"   {_recipe(params)} lr={params['learning_rate']:g}"
     )
+
+
+def _recipe(params: Mapping[str, Any]) -> str:
+    """`T=4 alpha=0.9 structured 0.3`, with the loss and the precision where they are not the usual ones."""
+    taught = f"T={params['temperature']:g} alpha={params['alpha']:g}" if params["alpha"] else "alpha=0"
+    loss = "" if params.get("kd_loss") in ("kd", "none") else f"{params['kd_loss']} "
+    precision = "" if params.get("precision", "fp32") == "fp32" else f" {params['precision']}"
+    return f"{loss}{taught} {params['pruning_method']} {params['pruning_ratio']:g}{precision}"
 
 
 def _last_line(error_file: str | None) -> str:

@@ -1,7 +1,7 @@
 """What a sweep says of itself: its headline, and at the end its front in MLflow, on disk and on the screen."""
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -99,8 +99,9 @@ def publish(tracker: Tracker, tracking_uri: str, folder: Path) -> Runs:
     runs = read_runs(tracking_uri, parent_id=tracker.parent_id)
     tracker.mark_front(set(front_members(runs).index))
     tracker.sweep_metric("hypervolume", dict(hypervolume_curve(runs)))
-    tracker.sweep_artifacts([*write_front(runs, folder), *write_controls(controls(runs.frame), folder)])
-    _offer(tracker, runs, folder.parent / "report")
+    drawn = [*write_front(runs, folder), *write_controls(controls(runs.frame), folder)]
+    tracker.sweep_artifacts(drawn)
+    _offer(tracker, runs, folder.parent / "report", drawn)
     return runs
 
 
@@ -120,13 +121,13 @@ def add_files(config: SweepConfig, dataset: DatasetRecord, make: Callable[[Runs]
     return files
 
 
-def _offer(tracker: Tracker, runs: Runs, folder: Path) -> None:
+def _offer(tracker: Tracker, runs: Runs, folder: Path, drawn: Sequence[Path]) -> None:
     """Make MLflow's pages the place to browse: report, description, a view of the runs, registered front members."""
     front = front_members(runs)
     tracker.offer_view(runs.name, view_of(runs.name))
     if front.empty:
         return
-    tracker.sweep_artifacts(path for path in write_report(runs, folder) if path.stem == "report")
+    tracker.sweep_artifacts(path for path in write_report(runs, folder, drawn=drawn) if path.stem == "report")
     members = {str(run_id): in_words(row) for run_id, row in front.iterrows()}
     model = tracker.register(runs.name, members, choose(front, runs.sweep["teacher"]))
     tracker.describe(summary_of(runs, model=model))

@@ -102,6 +102,24 @@ def test_table_fits_80_columns(runs):
     assert "most accurate: trial" in capture.get()
 
 
+def test_table_names_what_is_unusual_and_leaves_out_what_is_inert(runs):
+    front = front_members(runs).iloc[:3].copy()
+    front["temperature"], front["pruning_method"], front["pruning_ratio"] = 7.0, "structured", 0.3
+    front["alpha"], front["kd_loss"], front["precision"] = (
+        [0.0, 0.9, 0.9],
+        ["none", "dkd", "kd"],
+        ["fp32", "fp32", "int8_ptq"],
+    )
+    console = Console(width=100)
+    with console.capture() as capture:
+        console.print(front_table(with_teacher(runs, front)))
+    lines = [line.split() for line in capture.get().splitlines()]
+    ends = [" ".join(line[7:]) for line in lines if line and line[0].isdigit()]
+    assert ends == ["- 0 structured 0.3", "7 0.9 dkd, structured 0.3", "7 0.9 structured 0.3, int8_ptq"]
+    (teacher,) = (line for line in lines if line[:1] == ["teacher"])
+    assert teacher[4] == teacher[6] == "1.00"
+
+
 def on_two_devices(runs: Runs) -> Runs:
     """Every trial a second time, on a device ten times as fast, the teacher on the first alone."""
     first = runs.frame.assign(latency_device="cpu:1")

@@ -1,6 +1,8 @@
 """A user's own photographs and own network through the commands of the README: sweep, select, export, predict."""
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ from PIL import Image
 from analysis.__main__ import main
 
 REPO = Path(__file__).parents[2]
+README = REPO / "README.md"
 NETS = '''
 from torch import nn
 
@@ -43,10 +46,10 @@ def photo(path: Path, brightness: int, mode: str, rng: np.random.Generator) -> N
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A user's folder: `photos/` of every size and mode, and `shop/nets.py`."""
+    """A user's folder: `photos/` of every size and mode, and `my_package/nets.py`."""
     root = tmp_path_factory.mktemp("shop")
-    (root / "shop").mkdir()
-    (root / "shop" / "nets.py").write_text(NETS)
+    (root / "my_package").mkdir()
+    (root / "my_package" / "nets.py").write_text(NETS)
     rng = np.random.default_rng(0)
     kinds = [("RGB", "jpg"), ("L", "jpg"), ("CMYK", "jpg"), ("RGB", "png"), ("L", "png"), ("RGBA", "png")]
     for split, count in (("train", 48), ("test", 12)):
@@ -61,17 +64,17 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(shop: Path) -> Path:
-    """The folder of a finished sweep of two trials."""
+    """The folder of a finished sweep of two trials: the README's command, with small settings behind."""
+    printed = re.findall(r"^    PYTHONPATH=\. python sweeps/kd_prune\.py (.*)$", README.read_text(), re.MULTILINE)
+    assert len(printed) == 1
     settings = "--preset quick --trials 2 --teacher-epochs 3 --student-epochs 3 --recovery-epochs 1 --batch-size 16"
-    models = (
-        "--teacher-model shop.nets:large --student-model shop.nets:tiny --learning-rate 0.01 --pruning-ratio 0,0.25"
-    )
-    words = [*settings.split(), *models.split(), "--teacher-learning-rate", "0.01", "--latency-seconds", "0.2"]
-    words += ["--dataset", f"folder:{shop / 'photos'}", "--image-size", "16", "--name", "shop", "--quiet"]
+    settings += " --teacher-model my_package.nets:large --teacher-learning-rate 0.01 --learning-rate 0.01"
+    settings += " --pruning-ratio 0,0.25 --latency-seconds 0.2 --image-size 16 --name shop --quiet"
+    words = [*shlex.split(printed[0]), *settings.split()]
     done = subprocess.run(
         [sys.executable, str(REPO / "sweeps" / "kd_prune.py"), *words],
         cwd=shop,
-        env={**os.environ, "PYTHONPATH": str(shop)},
+        env={**os.environ, "PYTHONPATH": "."},
         capture_output=True,
         text=True,
         timeout=400,
