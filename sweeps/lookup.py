@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sweeps.config import SweepConfig
-from sweeps.plan import Hits
+from sweeps.plan import Hits, qat_epochs
 from trainables.records import DatasetRecord, read_model
 from trainables.stages.soft_labels import soft_labels_key
 from trainables.stages.student import student_key
@@ -18,7 +18,8 @@ def look_up(config: SweepConfig, dataset: DatasetRecord, points: Sequence[Mappin
     own = config.base.on(config.device)
     base = [own.replace(**point) for point in points[: config.trials]] or [own]
     soft = any(candidate.student.soft_weight > 0 for candidate in base)
-    views_needed = (own.student.student_epochs + own.prune.recovery_epochs) * soft
+    quantising = own.export.qat_epochs * (qat_epochs(config) > 0)
+    views_needed = (own.student.student_epochs + own.prune.recovery_epochs + quantising) * soft
     trials, runs = (len(list((config.folder / name).glob("*/record.json"))) for name in ("trials", "champions"))
     folder = store.find(teacher_key(own, dataset))
     if folder is None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from optuna.distributions import CategoricalDistribution
 from rich.console import Console
 
 from sweeps.config import SweepConfig
@@ -18,6 +19,8 @@ START_S = 15.0
 it (`sweeps.budget.start_seconds`)."""
 ARMS = 4
 """Runs a champion and seed: `sweeps.champions.arms`."""
+QAT_COST = 1.5
+"""A quantisation-aware epoch, in epochs of recovery."""
 ARM_STUDENTS = 3
 """Of them, those that train a student or a shape of their own; `not_pruned` finds the champion's in the store."""
 
@@ -113,9 +116,10 @@ def distinct_students(space: Mapping[str, Any], trials: float) -> float:
 def estimate(probe: Probe, config: SweepConfig, hits: Hits, *, start_s: float = START_S) -> Plan:
     """The cost of what is missing of a sweep.
 
-    A trial is its student's epochs, recovery at the dense student's cost (pruned, it is a little cheaper), two exports
-    and two measurements. Trials run at once, measurements one after the other. Low: the probe's fastest steps and only
-    as many students as are expected to be different; high: the slowest steps, and every trial its own student.
+    A trial is its student's epochs, recovery at the dense student's cost (pruned, it is a little cheaper), the share of
+    quantisation-aware epochs that chance gives it, two exports and two measurements. Trials run at once, measurements
+    one after the other. Low: the probe's fastest steps and only as many students as are expected to be different; high:
+    the slowest steps, and every trial its own student.
     Champions are trained `seeds` times, beside `ARMS - 1` controls each, all whole.
     """
     base = config.base
@@ -125,7 +129,7 @@ def estimate(probe: Probe, config: SweepConfig, hits: Hits, *, start_s: float = 
     alone_s = 4 * base.measure.latency_seconds  # shape and file, beside the teacher's file each, warm-up included
     fixed_s = 2 * probe.export_s
     epoch = Range.of(probe.student_step_s) * probe.steps + probe.student_check_s
-    recovered = epoch * base.prune.recovery_epochs + fixed_s
+    recovered = epoch * (base.prune.recovery_epochs + QAT_COST * qat_epochs(config)) + fixed_s
     teacher = Range.of(probe.teacher_step_s) * probe.steps + probe.teacher_check_s
     teacher_s = teacher * base.teacher.teacher_epochs + fixed_s + alone_s / 2
     missing = hits.views_needed - hits.views
@@ -160,6 +164,13 @@ def estimate(probe: Probe, config: SweepConfig, hits: Hits, *, start_s: float = 
     )
 
 
+def qat_epochs(config: SweepConfig) -> float:
+    """Quantisation-aware epochs of an average trial: those of `int8_qat`, by its share of the precisions searched."""
+    asked = config.space.get("precision")
+    precisions = asked.choices if isinstance(asked, CategoricalDistribution) else (config.base.export.precision,)
+    return config.base.export.qat_epochs * precisions.count("int8_qat") / len(precisions)
+
+
 def _log_choose(n: float, k: float) -> float:
     return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
 
@@ -176,6 +187,7 @@ def _lines(plan: Plan, config: SweepConfig, hits: Hits, measured_start: bool) ->
     of_memory = "CUDA memory" if config.gpus else "resident memory, Ray's own not counted"
     start = "as the last sweep here needed" if measured_start else "on other machines; the first sweep here measures it"
     champions = f"{config.champions} with {config.seeds} seeds and {ARMS - 1} controls each, {plan.champions_s}"
+    quantising = f" {qat:g} quantising," if (qat := qat_epochs(config)) else ""
     early = "; trials that are stopped early make it less" if config.stopper != "off" else ""
     return {
         f"Plan of sweep {config.name}:": "nothing is trained but a few steps of a probe",
@@ -185,8 +197,8 @@ def _lines(plan: Plan, config: SweepConfig, hits: Hits, measured_start: bool) ->
         "soft labels": f"{hits.views} of {hits.views_needed} views in the store; the rest {plan.labels_s}",
         "students": f"{base.student.student_model}, {hits.students} of the first {hits.first_students} in the store;"
         f" about {plan.students:.0f} to train",
-        "one trial": f"{plan.trial_s}: {base.student.student_epochs} + {base.prune.recovery_epochs} epochs, export,"
-        f" {in_words(plan.alone_s)} of measuring",
+        "one trial": f"{plan.trial_s}: {base.student.student_epochs} + {base.prune.recovery_epochs} epochs,"
+        f"{quantising} export, {in_words(plan.alone_s)} of measuring",
         "trials": f"{plan.trials} to run, {hits.trials} there; {plan.concurrency} at once on {where}",
         **({"champions": champions} if plan.champion_runs else {}),
         "in all": f"{plan.total_s}{early}",

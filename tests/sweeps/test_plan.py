@@ -14,7 +14,7 @@ from sweeps.budget import Deadline, remember_start, start_seconds, trials_within
 from sweeps.config import SweepConfig, quick
 from sweeps.durations import Range, duration, in_words
 from sweeps.lookup import look_up
-from sweeps.plan import START_S, Hits, Plan, Probe, distinct_students, estimate
+from sweeps.plan import QAT_COST, START_S, Hits, Plan, Probe, distinct_students, estimate
 from sweeps.space import parse
 from trainables.stages import data
 
@@ -56,6 +56,16 @@ def test_a_plan_by_hand() -> None:
     assert plan.total_s.high == pytest.approx(6 * 76 / 2 + 6 * 4 + 24 + 100 + START_S)
     assert (plan.trials, plan.students, plan.concurrency, plan.memory_bytes) == (6, 6, 2, 500)
     assert (plan.trial_bytes, plan.disk_bytes) == (400, 6 * 400 + 4 * 30 + 3 * 1000)
+
+
+@pytest.mark.parametrize(("asked", "share"), [("fp32,int8_qat", 0.5), ("fp32,int8_ptq", 0.0)])
+def test_quantisation_aware_epochs_are_reckoned_with_by_their_share(asked: str, share: float) -> None:
+    config = sweep(space=sweep().space | {"precision": parse("precision", asked)})
+    config = replace(config, base=config.base.replace(qat_epochs=2))
+    plain = estimate(PROBE, sweep(), Hits(views_needed=4)).trial_s.expected
+    assert estimate(PROBE, config, Hits(views_needed=4)).trial_s.expected - plain == pytest.approx(
+        2 * share * QAT_COST * 12
+    )
 
 
 def test_what_is_in_the_store_costs_nothing() -> None:
