@@ -225,7 +225,7 @@ def _trials(
     if searcher.full is not None:
         raise no_room(searcher.full)
     if over := ruled_out(study):
-        console.print(f"Proposals that cost no trial, as a narrower shape is over the limits already: {over}.")
+        console.print(f"{over} proposals cost no trial: a narrower shape is over the limits already.")
     done = len(finished(study))
     if cut := len(study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))) if searcher.late() else 0:
         text = f"The time is over; trials that were cut off: {cut}. The same command goes on with them."
