@@ -6,7 +6,7 @@ trained here is for the report: it is never on the front, and nothing is chosen 
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from typing import Any
 import moocore
 import numpy as np
 import pandas as pd
-from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 from rich.console import Console
@@ -27,6 +26,7 @@ from sweeps.config import SweepConfig
 from sweeps.delivery import Delivery, collected, summary
 from sweeps.objectives import DIRECTIONS, reference_point
 from sweeps.progress import Progress
+from sweeps.tuning import place, tuner
 from trainables.configs import CandidateConfig
 from trainables.records import DatasetRecord, TrialRecord, read_trial, to_json, write_text
 from trainables.tracking import Tracker
@@ -119,8 +119,6 @@ def retrain(
     console: Console,
     *,
     score: Score,
-    tuner: Callable[..., tune.Tuner],
-    place: Callable[..., dict[str, Any]],
 ) -> int | None:
     """Run what is missing of the champions' arms; returns how many runs have failed, None if it was interrupted.
 
@@ -128,8 +126,6 @@ def retrain(
 
     Args:
         score: a finished run's metrics -> points.
-        tuner: `sweeps.launch.tuner`.
-        place: the part of a Tune config that says where a run works, from sweep and folder.
     """
     runs = arm_runs(config, teacher, dataset)
     missing = [run for run in runs if not run.done]
@@ -152,7 +148,7 @@ def retrain(
                 resources=config.resources,
                 callbacks=[progress, ArmDelivery(tracker, score, progress, config.storage)],
                 name="champions",
-                searcher=FixedRuns(_tune_config(config, run, teacher, place) for run in missing),
+                searcher=FixedRuns(_tune_config(config, run, teacher) for run in missing),
                 trials=len(missing),
             ).fit()
     left = sum(not run.done for run in runs)
@@ -226,9 +222,7 @@ def arms(champion: CandidateConfig) -> dict[str, CandidateConfig]:
     return {arm: candidate for arm, candidate in found.items() if arm not in same}
 
 
-def _tune_config(
-    config: SweepConfig, run: ArmRun, teacher: TrialRecord, place: Callable[..., dict[str, Any]]
-) -> dict[str, Any]:
+def _tune_config(config: SweepConfig, run: ArmRun, teacher: TrialRecord) -> dict[str, Any]:
     """Without the sweep's limits: a control may well be slower than what is allowed to ship."""
     return {
         **place(config, run.folder, number=None),

@@ -14,12 +14,15 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sweeps.address import JOB
 from sweeps.config import SweepConfig
 from sweeps.interrupts import stoppable
 from sweeps.sweep_folder import InputError
+
+log = logging.getLogger(__name__)
 
 CONNECT_S = 10.0
 LOOPBACK = "127.0.0.1"
@@ -125,7 +128,12 @@ def _check_nodes(config: SweepConfig) -> None:
         sees = ray.remote(num_cpus=0)(_sees)
         for node in _alive():
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            if not ray.get(sees.options(scheduling_strategy=there).remote(str(marker))):
+            try:
+                seen = ray.get(sees.options(scheduling_strategy=there).remote(str(marker)))
+            except RayError as error:
+                log.debug("node %s left before it was asked: %s", node["NodeManagerAddress"], error)
+                continue
+            if not seen:
                 raise InputError(
                     f"--storage: node {node['NodeManagerAddress']} does not see {shared}; name a folder that all nodes"
                     " share, or a URL such as s3://bucket/runs."

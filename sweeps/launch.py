@@ -1,4 +1,4 @@
-"""Runs a sweep: the only `ray.init` and `Tuner`."""
+"""Runs a sweep from its start to its end: teacher, trials, champions, front."""
 
 import sweeps.ray_settings  # noqa: F401  # before anything imports Ray
 
@@ -7,50 +7,27 @@ import logging
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import optuna
 import ray
-from optuna.trial import TrialState
-from ray import tune
-from ray.tune.search import Searcher
 from rich.console import Console
 
-from sweeps.budget import Deadline, TimedSweep
 from sweeps.champions import retrain
 from sweeps.cluster import cores_of_a_node, ray_for
-from sweeps.config import STOPPERS, SweepConfig
-from sweeps.delivery import Allowance, Delivery, collected
-from sweeps.interrupts import Interrupted, StoppableTuner
+from sweeps.config import SweepConfig
+from sweeps.delivery import collected
+from sweeps.interrupts import Interrupted
 from sweeps.mps import MpsError, mps
 from sweeps.objectives import composite_score
-from sweeps.outcome import announce, finish, headline, open_tracker, teacher_line, tracking_uri
+from sweeps.outcome import announce, finish, open_tracker, tracking_uri
 from sweeps.progress import Progress
-from sweeps.recovery import recover, trial_dir
-from sweeps.retry import RetryAlone, SayRetry
-from sweeps.searcher import Proposing, StudySearcher, finished, open_study, ruled_out
-from sweeps.stopper import FrontStopper
+from sweeps.retry import SayRetry
 from sweeps.sweep_folder import InputError, NoRoomError, check_identity, no_room, sole_driver, write_sweep_json
+from sweeps.trials import run_trials
+from sweeps.tuning import place, tuner
 from trainables.records import DatasetRecord, TrialRecord, read_trial
 from trainables.teacher import TeacherTrial
 from trainables.tracking import Tracker
-from trainables.trial import CandidateTrial, StageTrial
-
-MAX_FAILURES = 3  # so often may a trial's process die before an epoch is over; invalid configurations are run once
-
-
-class _InTime(StudySearcher):
-    """Proposes nothing that would end after the deadline, if there is one."""
-
-    deadline: Deadline | None = None
-
-    def late(self) -> bool:
-        return self.deadline is not None and self.deadline.over()
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        self.exhausted = self.exhausted or self.late()
-        return str(Searcher.FINISHED) if self.late() else super().suggest(trial_id)
 
 
 def run_sweep(config: SweepConfig, dataset: DatasetRecord, console: Console) -> int:
@@ -72,7 +49,7 @@ def run_sweep(config: SweepConfig, dataset: DatasetRecord, console: Console) -> 
             score = partial(_score, config, teacher)
             announce(config, teacher, tracker, score)
             try:
-                failed = _trials(config, dataset, teacher, tracker, console)
+                failed = run_trials(config, dataset, teacher, tracker, console, score=score)
                 failed += _champions(config, teacher, dataset, tracker, console)
             except (Interrupted, NoRoomError):
                 finish(config, tracker, console, "interrupted", score=score)
@@ -81,50 +58,12 @@ def run_sweep(config: SweepConfig, dataset: DatasetRecord, console: Console) -> 
     return failed
 
 
-def tuner(
-    trainable: type[StageTrial],
-    config: SweepConfig,
-    *,
-    resources: Mapping[str, float],
-    callbacks: list[tune.Callback],
-    name: str,
-    param_space: Mapping[str, Any] | None = None,
-    searcher: Searcher | None = None,
-    scheduler: RetryAlone | None = None,
-    trials: int = 1,
-) -> tune.Tuner:
-    """A Tuner for one of our trainables, its own output and checkpoints off."""
-    scheduler = scheduler or RetryAlone()
-    scheduler.alone = config.alone if 0 < config.share < 1 and config.gpus else None
-    return StoppableTuner(
-        tune.with_resources(trainable, dict(resources)),
-        param_space=dict(param_space) if param_space is not None else None,
-        tune_config=tune.TuneConfig(
-            search_alg=searcher,
-            scheduler=scheduler,
-            num_samples=trials,
-            time_budget_s=config.deadline.left() if isinstance(config, TimedSweep) else None,
-            max_concurrent_trials=config.concurrency if searcher else None,
-            reuse_actors=True,
-            trial_dirname_creator=lambda trial: f"{trial.config.get('trial_number')}-{trial.trial_id}",
-        ),
-        run_config=tune.RunConfig(
-            name=name,
-            storage_path=str((config.folder / "tune").resolve()),
-            callbacks=[*callbacks, Allowance(MAX_FAILURES)],
-            verbose=0,
-            failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
-            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
-        ),
-    )
-
-
 def _teacher(config: SweepConfig, console: Console) -> TrialRecord:
     """The teacher's record, made by a Tune run of its own if there is none yet."""
     folder = config.folder / "teacher"
     if not (folder / "record.json").exists():
         cores = cores_of_a_node(config)
-        space = _place(config, folder, number=None) | {
+        space = place(config, folder, number=None) | {
             "candidate": config.base.on(config.device).flat(),
             "threads": cores,
         }
@@ -157,116 +96,15 @@ def _teacher(config: SweepConfig, console: Console) -> TrialRecord:
     return record
 
 
-def _trials(
-    config: SweepConfig, dataset: DatasetRecord, teacher: TrialRecord, tracker: Tracker, console: Console
-) -> int:
-    """Run what is missing of the sweep's trials; returns how many of all its trials failed."""
-    study = open_study(config.folder / "study.journal", config.name, objective=config.objective, space=config.space)
-    known = {"num_val": dataset.num_val, "teacher_val_accuracy": teacher.metrics["val_accuracy"]}
-
-    def trial_config(number: int, params: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            **_place(config, trial_dir(config, number), number=number),
-            **known,
-            "limits": vars(config.limits),
-            "candidate": config.base.replace(**params).on(config.device).flat(),
-        }
-
-    searcher = _InTime(
-        study,
-        Proposing(
-            space=config.space,
-            sampler=config.sampler,
-            seed=config.search_seed,
-            reuse_probability=config.reuse_probability,
-            objective=config.objective,
-            base=config.base,
-        ),
-        trial_config=trial_config,
-        score=partial(_score, config, teacher),
-    )
-    recover(study, searcher, config, trial_config, teacher=teacher)
-    done = len(finished(study))
-    if done >= config.trials:
-        more = "" if config.sampler == "grid" else f"; --trials {done + 10} adds some"
-        console.print(f"Sweep {config.name} has all its {done} trials{more}.", soft_wrap=True)
-        return _failed(config)
-    searcher.deadline = config.deadline if isinstance(config, TimedSweep) else None
-    rule = STOPPERS[config.stopper]
-    try:
-        stopper = FrontStopper(rule, config.rates, config.folder / "rungs.jsonl") if rule else None
-    except ValueError as error:
-        raise InputError(str(error)) from error
-    progress = Progress(
-        console,
-        gpus=config.gpus > 0,
-        phase="trials",
-        title=headline(config),
-        trials=config.trials,
-        done=done,
-        concurrency=config.concurrency,
-        teacher=teacher_line(config, teacher),
-        folder=config.folder,
-        stops=rule is not None,
-        until=config.deadline.left if isinstance(config, TimedSweep) else None,
-    )
-    delivery = Delivery(tracker, partial(_score, config, teacher), progress, config.storage)
-    with progress:
-        tuner(
-            CandidateTrial,
-            config,
-            resources=config.resources,
-            callbacks=[progress, delivery, SayRetry(console)],
-            name="trials",
-            searcher=searcher,
-            scheduler=stopper,
-            trials=config.trials - done,
-        ).fit()
-    if searcher.full is not None:
-        raise no_room(searcher.full)
-    if over := ruled_out(study):
-        console.print(f"{over} proposals cost no trial: a narrower shape is over the limits already.")
-    done = len(finished(study))
-    if cut := len(study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))) if searcher.late() else 0:
-        text = f"The time is over; trials that were cut off: {cut}. The same command goes on with them."
-        console.print(text, soft_wrap=True)
-    if done < config.trials and not searcher.late():
-        if not searcher.exhausted or study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            raise Interrupted
-        console.print(f"The space holds no more than these {done} trials; widen a range to have {config.trials}.")
-    return _failed(config)
-
-
 def _champions(
     config: SweepConfig, teacher: TrialRecord, dataset: DatasetRecord, tracker: Tracker, console: Console
 ) -> int:
     """Train champions and controls as far as that is missing; returns how many of them failed."""
     score = partial(_score, config, teacher)
-    failed = retrain(config, teacher, dataset, tracker, console, score=score, tuner=tuner, place=_place)
+    failed = retrain(config, teacher, dataset, tracker, console, score=score)
     if failed is None:
         raise Interrupted
     return failed
-
-
-def _failed(config: SweepConfig) -> int:
-    """Trials whose configuration or process could not give a candidate."""
-    records = (read_trial(path.parent) for path in config.folder.glob("trials/*/record.json"))
-    return sum(record.status == "failed" for record in records)
-
-
-def _place(config: SweepConfig, folder: Path, *, number: int | None) -> dict[str, Any]:
-    """The part of a Tune config that says where a trial works."""
-    return {
-        "out": str(config.out.resolve()),
-        "data_dir": str(config.data_dir.resolve()),
-        "storage": config.storage,
-        "device": config.device,
-        "memory_share": min(1.0, config.share),
-        "threads": config.threads,
-        "trial_number": number,
-        "trial_dir": str(folder.resolve()),
-        "key": f"{config.name}/{folder.name}",
-    }
 
 
 def _score(config: SweepConfig, teacher: TrialRecord, metrics: Mapping[str, float]) -> float:

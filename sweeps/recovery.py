@@ -7,9 +7,14 @@ from typing import Any
 import optuna
 
 from sweeps.config import SweepConfig
-from sweeps.delivery import collected, write_record
+from sweeps.delivery import write_record
 from sweeps.searcher import StudySearcher, finished
+from sweeps.sweep_folder import InputError
+from trainables.outbox import RECORD, fetch
 from trainables.records import TrialRecord, read_trial
+
+PATIENCE_S = 60.0
+"""For a storage that does not answer."""
 
 TrialConfig = Callable[[int, Mapping[str, Any]], dict[str, Any]]
 
@@ -26,6 +31,9 @@ def recover(
 
     A trial that had left its record when the driver died is told to the study instead of being run again. One that
     the study knows to have ended, but that has no record (the driver stopped it, and died), gets one.
+
+    Raises:
+        InputError: if the storage does not answer.
     """
     for number in searcher.orphans():
         if _has_record(config, number):
@@ -42,11 +50,34 @@ def trial_dir(config: SweepConfig, number: int) -> Path:
     return config.folder / "trials" / f"{number:05}"
 
 
+def fetch_late(study: optuna.Study, config: SweepConfig) -> int:
+    """Fetch what the storage did not give when its trial ended; returns how many records it still keeps to itself."""
+    missing = [t.number for t in finished(study) if t.params and not _is_here(config, t.number)]
+    for number in list(missing):
+        try:
+            missing = missing if not _has_record(config, number) else [n for n in missing if n != number]
+        except InputError:
+            break
+    return len(missing)
+
+
+def _is_here(config: SweepConfig, number: int) -> bool:
+    return (trial_dir(config, number) / RECORD).exists()
+
+
 def _has_record(config: SweepConfig, number: int) -> bool:
+    """Whether a trial has left a record, here or in the storage.
+
+    Raises:
+        InputError: if the storage does not answer: then nobody knows, and nothing may be taken for lost.
+    """
     folder = trial_dir(config, number)
-    if config.storage is not None:
-        collected(folder, f"{config.name}/{folder.name}", config.storage)
-    return (folder / "record.json").exists()
+    if config.storage is None:
+        return _is_here(config, number)
+    try:
+        return fetch(folder, f"{config.name}/{folder.name}", config.storage, patience_s=PATIENCE_S)
+    except OSError as error:
+        raise InputError(f"--storage {config.storage}: {error}; run the same command when it answers.") from error
 
 
 def _result(record: TrialRecord, config: SweepConfig, teacher: TrialRecord) -> dict[str, Any]:

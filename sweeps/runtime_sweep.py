@@ -16,8 +16,9 @@ from analysis.runtime_table import runtime_frame, write_runtime_table
 from sweeps.champions import FixedRuns
 from sweeps.cluster import ray_for
 from sweeps.config import SweepConfig
-from sweeps.launch import quiet, tuner
+from sweeps.launch import quiet
 from sweeps.outcome import tracking_uri
+from sweeps.tuning import tuner
 from trainables.cells import Cell
 from trainables.configs import CandidateConfig
 from trainables.records import TrialRecord, read_trial, to_json, write_text

@@ -19,20 +19,20 @@ from sweeps.journal import open_journal
 from sweeps.objectives import DIRECTIONS, study_directions, study_values
 from sweeps.ruled_out import RuledOut
 from sweeps.samplers import STUDENT_PARAMS, keep_student, make_sampler
-from sweeps.space import Space, canonical, far_cuts, first_trials, suggest
+from sweeps.space import Space, canonical, far_cuts, first_trials, size, suggest
 from trainables.configs import CandidateConfig
 
 DUPLICATE = "duplicate"
 """Attribute of a proposal that was dropped: an earlier trial is the same."""
 RULED_OUT = "ruled_out"
 """Attribute of a proposal that was dropped: a shape that is known tells that it is over a limit."""
-MAX_DUPLICATES = 50
-MAX_RULED_OUT = 1000
+MAX_DROPPED = 1000
+"""Proposals dropped in a row before the space is taken to be searched whole, where its size does not tell."""
 MAX_REUSED = 5
 """Proposals dropped in a row before promising students are left alone: they have been pruned in every way there is."""
 MAX_STUCK = 10
-"""Proposals dropped in a row before chance takes over: samplers that learn from finished trials alone (`gp`) would
-propose the same for ever."""
+"""Proposals dropped in a row before chance takes over, or a list of what is left: samplers that learn from finished
+trials alone (`gp`) would propose the same for ever."""
 CUT = "far_cuts"
 """Attribute of a study: the number of the trial whose student was pruned hard."""
 
@@ -66,11 +66,6 @@ def dropped(trial: optuna.trial.FrozenTrial) -> bool:
     return DUPLICATE in trial.user_attrs or RULED_OUT in trial.user_attrs
 
 
-def ruled_out(study: optuna.Study) -> int:
-    """How many proposals were dropped because of the limits."""
-    return sum(RULED_OUT in trial.user_attrs for trial in study.get_trials(deepcopy=False))
-
-
 @dataclass(frozen=True, kw_only=True)
 class Proposing:
     """How new trials are proposed and judged."""
@@ -92,9 +87,9 @@ class StudySearcher(Searcher):
     """Hands the study's proposals to Tune and tells it what became of them.
 
     Told to Optuna: COMPLETE for a finished candidate with finite values; PRUNED for one that was stopped or cannot
-    work, so that samplers avoid the place; FAIL only for broken machines, which samplers ignore. A limit that is
-    exceeded becomes a constraint, never a made-up value. So it is with a proposal whose shape is wider than one that is
-    over a limit: it is told at once, and costs no trial.
+    work, so that samplers avoid the place; FAIL, which samplers ignore, for broken machines and for proposals that
+    were dropped. A limit that is exceeded becomes a constraint, never a made-up value. A proposal whose shape is wider
+    than one that is over a limit is dropped with such a constraint, and costs no trial.
     """
 
     def __init__(
@@ -120,21 +115,27 @@ class StudySearcher(Searcher):
         self._rng = np.random.default_rng(seed)
         self._numbers: dict[str, int] = {}
         self.exhausted = False
+        self.ruled_out = 0
+        """Proposals of this driver that were dropped because of the limits."""
         self.full: str | None = None
         """What the disk said when it was full; nothing is proposed after that."""
         asked = [t.system_attrs.get("fixed_params") or t.params for t in study.get_trials(deepcopy=False)]
         later = _by_student(proposing.space)[1] if proposing.sampler != "grid" else []  # a grid holds them anyway
         self._later = [point for point in later if point not in asked]
         # No other driver is alive: what still runs in the study belongs to one that died, and is handed out again.
-        self._orphans = [t.number for t in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
+        orphans = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        for trial in filter(dropped, orphans):  # it died between two words
+            study.tell(trial.number, state=TrialState.FAIL)
+        self._orphans = [trial.number for trial in orphans if not dropped(trial)]
+        self._over: set[tuple[tuple[str, Any], ...]] = set()
         self._known = {
             _identity(trial.params)
             for trial in study.get_trials(deepcopy=False)
             if trial.state not in (TrialState.WAITING, TrialState.FAIL) and not dropped(trial)
         }
-        self._ruled_out = RuledOut(proposing.base)
+        self._shapes = RuledOut(proposing.base)
         for trial in finished(study):
-            self._ruled_out.add(trial.params, trial.constraints)
+            self._shapes.add(trial.params, trial.constraints)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial's Tune config, or FINISHED when the space holds nothing new."""
@@ -178,7 +179,7 @@ class StudySearcher(Searcher):
         done = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         if len({tuple(_student(trial.params).items()) for trial in done}) < 2:
             return
-        best = max(done, key=lambda trial: trial.user_attrs["score"])
+        best = max(done, key=lambda trial: (_feasible(trial), trial.user_attrs["score"]))
         for point in far_cuts(self._space, _student(best.params)):
             self._study.enqueue_trial(point, skip_if_exists=True)
         self._study.set_user_attr(CUT, best.number)  # last: a driver that dies before it asks for them again
@@ -197,7 +198,7 @@ class StudySearcher(Searcher):
         excess = _excess(result)
         for name, by in excess.items():
             trial.set_constraint(name, by)
-        self._ruled_out.add(trial.params, excess)
+        self._shapes.add(trial.params, excess)
         values = self._values(result) if result.get("final") else []
         if values and all(math.isfinite(value) for value in values):
             for name in (*DIRECTIONS, "macs"):
@@ -213,23 +214,24 @@ class StudySearcher(Searcher):
         return study_values(self._how.objective, result, self._score(result))
 
     def _propose(self) -> optuna.Trial | None:
-        """A trial nobody has asked for before, that may keep to the limits; None where none is found."""
-        duplicates = over = 0
-        while duplicates < MAX_DUPLICATES and over < MAX_RULED_OUT:
-            self._study.sampler = self._next_sampler(duplicates + over)
+        """A trial nobody has asked for before, that may keep to the limits; None where none is left."""
+        for count in range(MAX_DROPPED):
+            if len(self._known | self._over) >= size(self._space):
+                return None
+            self._study.sampler = self._next_sampler(count)
             trial = self._study.ask()
             params = suggest(trial, self._space)
             if _identity(params) in self._known:
                 trial.set_user_attr(DUPLICATE, True)
-                duplicates += 1
-            elif excess := self._ruled_out.excess(params):
+            elif excess := self._shapes.excess(params):
+                self._over.add(_identity(params))
+                self.ruled_out += 1
                 trial.set_user_attr(RULED_OUT, True)
                 for name, by in excess.items():
                     trial.set_constraint(name, by)
-                over += 1
             else:
                 return trial
-            self._study.tell(trial, state=TrialState.PRUNED)
+            self._study.tell(trial, state=TrialState.FAIL)
         return None
 
     def _next_sampler(self, dropped: int) -> optuna.samplers.BaseSampler:
@@ -238,20 +240,18 @@ class StudySearcher(Searcher):
         Args:
             dropped: proposals in a row.
         """
+        chance = make_sampler("random", seed=int(self._rng.integers(2**31)))
         if dropped >= MAX_STUCK and self._how.sampler != "grid":
-            return make_sampler("random", seed=int(self._rng.integers(2**31)))
+            return make_sampler("grid", seed=self._how.seed) if math.isfinite(size(self._space)) else chance
         if self._how.sampler == "gp":
             # Optuna 5.0's GPSampler keeps kernels of constraints that do not fit once the number of parameters changes
             self._sampler = make_sampler("gp", seed=int(self._rng.integers(2**31)))
         if dropped >= MAX_REUSED or self._rng.random() >= self._how.reuse_probability:
             return self._sampler
-        done = [
-            trial
-            for trial in self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-            if all(excess <= 0 for excess in trial.constraints.values())
-        ]
+        done = list(filter(_feasible, self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))))
         worth = [trial.user_attrs["score"] for trial in done]
-        return keep_student(self._sampler, done, worth, self._rng) or self._sampler
+        base = chance if dropped else self._sampler  # what it would ask of that student has been asked
+        return keep_student(base, done, worth, self._rng) or self._sampler
 
     def _trial(self, number: int) -> optuna.Trial:
         storage = self._study._storage
@@ -263,6 +263,10 @@ class StudySearcher(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing: see `save`."""
+
+
+def _feasible(trial: optuna.trial.FrozenTrial) -> bool:
+    return all(excess <= 0 for excess in trial.constraints.values())
 
 
 def _student(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 STORAGE/outbox/SWEEP/00012/   the files, named by their digests, and a manifest that is written last: whole or absent
 """
 
+import shutil
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from trainables.records import read_trial
 from trainables.remote import Remote
 
 RECORD = "record.json"
+INCOMING = ".incoming"
 
 
 def send(folder: Path, key: str, storage: str) -> None:
@@ -28,17 +30,30 @@ def send(folder: Path, key: str, storage: str) -> None:
     _remote(key, storage, patience_s=300.0).push(folder, about, MANIFEST)
 
 
-def fetch(folder: Path, key: str, storage: str) -> bool:
-    """Have a trial's record and files in `folder`; False if there are none, or they are damaged.
+def fetch(folder: Path, key: str, storage: str, *, patience_s: float = 0.0) -> bool:
+    """Have a trial's record and files in `folder`, all or none; False if there are none, or they are damaged.
+
+    They come into a folder beside it, deeper by one: who lists trials never finds half of one.
+
+    Args:
+        folder: of the trial, on this machine.
+        key: `SWEEP/00012`.
+        storage: a shared folder or a URL.
+        patience_s: seconds to wait for a storage that does not answer.
 
     Raises:
-        ConnectionError: if the storage does not answer now.
+        ConnectionError: if it still does not.
     """
     if (folder / RECORD).exists():
         return True
-    remote = _remote(key, storage, patience_s=0.0)
+    remote = _remote(key, storage, patience_s=patience_s)
     manifest = remote.manifest()
-    return manifest is not None and remote.pull(manifest, folder, MANIFEST)
+    coming = folder.parent / INCOMING / folder.name
+    if manifest is None or not remote.pull(manifest, coming, MANIFEST):
+        return False
+    shutil.rmtree(folder, ignore_errors=True)
+    coming.rename(folder)
+    return True
 
 
 def _remote(key: str, storage: str, *, patience_s: float) -> Remote:

@@ -165,7 +165,7 @@ def ours(flags: argparse.Namespace, out: Path) -> dict[str, Any]:
     """A whole sweep whose trials only pass time."""
     from rich.console import Console
 
-    from sweeps import launch
+    from sweeps import launch, trials
     from sweeps.config import SweepConfig
     from trainables.configs import CandidateConfig, DataConfig
     from trainables.records import EpochRecord, ShapeRecord
@@ -221,7 +221,8 @@ def ours(flags: argparse.Namespace, out: Path) -> dict[str, Any]:
             tuner.fit = timed_fit
         return tuner
 
-    launch.tuner, launch.CandidateTrial, launch.TeacherTrial = timed, Nap, NapTeacher
+    launch.tuner = trials.tuner = timed
+    trials.CandidateTrial, launch.TeacherTrial = Nap, NapTeacher
     base = CandidateConfig().replace(student_epochs=EPOCHS, recovery_epochs=0)
     config = SweepConfig(
         name="overhead", out=out, data_dir=out / "data", trials=flags.trials, cpus=flags.cpus, base=base

@@ -295,7 +295,7 @@ def run_without(part: str, words: list[str]) -> int:
     bank: the teacher runs on every batch of every trial. store: no trial finds another's student or recovery.
     actors: every trial starts a process of its own.
     """
-    from sweeps import kd_prune, launch
+    from sweeps import kd_prune, trials, tuning
     from trainables.stages import recovery, student
     from trainables.stages.compute import layout, move
     from trainables.stages.workspace import load_model
@@ -349,11 +349,11 @@ def run_without(part: str, words: list[str]) -> int:
             return super().begin(config, place)
 
     if part == "actors":
-        with_reuse = launch.tune.TuneConfig
-        launch.tune.TuneConfig = lambda **settings: with_reuse(**settings | {"reuse_actors": False})
+        with_reuse = tuning.tune.TuneConfig
+        tuning.tune.TuneConfig = lambda **settings: with_reuse(**settings | {"reuse_actors": False})
     else:
-        assert launch.CandidateTrial is CandidateTrial
-        launch.CandidateTrial = {"store": WithoutStore, "bank": WithoutBank}[part]
+        assert trials.CandidateTrial is CandidateTrial
+        trials.CandidateTrial = {"store": WithoutStore, "bank": WithoutBank}[part]
     return kd_prune.main(words)
 
 

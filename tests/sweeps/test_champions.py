@@ -14,6 +14,7 @@ from rich.console import Console
 
 from analysis.front import front_members
 from analysis.runs import Runs, read_runs
+from sweeps import champions
 from sweeps.budget import Deadline, TimedSweep
 from sweeps.champions import ArmDelivery, FixedRuns, arm_runs, arms, choose_champions, retrain
 from sweeps.config import SweepConfig, quick
@@ -204,13 +205,14 @@ def test_every_arm_gets_every_seed_and_a_folder_of_its_own(
 
 
 def test_when_the_time_is_over_the_arms_are_left_to_the_next_command(
-    small: tuple[CandidateConfig, Workspace, DatasetRecord], tmp_path: Path
+    small: tuple[CandidateConfig, Workspace, DatasetRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(champions, "tuner", refuse)
     config = TimedSweep(**vars(searched(tmp_path)), deadline=Deadline(at=0.0, trial_s=1.0))
     console = Console(width=200)
     teacher_record = record(0, 0.95, 4.0, 16e6, stage="teacher")
     with console.capture() as capture:
-        failed = retrain(config, teacher_record, small[2], Any, console, score=refuse, tuner=refuse, place=refuse)
+        failed = retrain(config, teacher_record, small[2], Any, console, score=refuse)
     assert failed == 0
     assert "8 runs of champions and controls did not fit" in capture.get()
 

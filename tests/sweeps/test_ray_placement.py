@@ -13,9 +13,11 @@ import ray
 from ray import tune
 from rich.console import Console
 
+from sweeps import cluster
 from sweeps.config import SweepConfig
-from sweeps.launch import tuner
 from sweeps.retry import SayRetry
+from sweeps.sweep_folder import InputError
+from sweeps.tuning import tuner
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 TOGETHER_S = 90  # 16 workers start one after another on two cores
@@ -26,6 +28,18 @@ def four_gpus() -> Iterator[None]:
     ray.init(address="local", num_cpus=2, num_gpus=4, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+def test_a_node_that_leaves_before_it_is_asked_for_the_storage_is_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = {"NodeID": "ab" * 28, "NodeManagerAddress": "10.0.0.9"}
+    monkeypatch.setattr(cluster, "_alive", lambda: [gone, *(node for node in ray.nodes() if node["Alive"])])
+    cluster._check_nodes(SweepConfig(name="probe", out=tmp_path, cpus=2))
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(cluster, "_sees", lambda path: False)
+    with pytest.raises(InputError, match="does not see"):
+        cluster._check_nodes(SweepConfig(name="probe", out=tmp_path, cpus=2))
 
 
 def probe() -> type[tune.Trainable]:

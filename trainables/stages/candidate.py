@@ -87,7 +87,7 @@ def candidate(config: CandidateConfig, place: Workspace, limits: Limits = NO_LIM
     images = load_images(dataset, place.device)
     teacher_model, teacher_spent = yield from spending(teacher(config, dataset, images, place))
     reference = yield from reference_export(config, dataset, teacher_model, place)
-    shape = yield from shaped(config, dataset, reference, place, max_latency_ms=limits.max_latency_ms)
+    shape = yield from shaped(config, dataset, reference, place)
     yield shape
     if not config.prune.shape_needs_weights:
         check_shape(shape, limits)

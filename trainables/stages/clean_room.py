@@ -59,8 +59,6 @@ class Job:
     """Images a call."""
     throughput_batch: int | None = None
     """Images a call of the candidate whose throughput is measured too; None leaves that out."""
-    enough: float | None = None
-    """A candidate this many times slower than the reference is not measured again because others disturbed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +79,7 @@ def measure_apart(job: Job, lease: DeviceLease) -> Measured:
     """Measure in a fresh process while this one holds the lease alone; again, in another one, if others disturbed.
 
     Start-up happens under the shared lease: it would disturb who measures, but nobody needs to pause for it. Of
-    disturbed attempts, three at most and two where nothing changes, the least disturbed is returned, and says why. One
-    is enough where it shows what `Job.enough` asks.
+    disturbed attempts, three at most and two where nothing changes, the least disturbed is returned, and says why.
 
     Raises:
         AbsentError: if the runtime cannot be used on this machine.
@@ -99,20 +96,17 @@ def measure_apart(job: Job, lease: DeviceLease) -> Measured:
                 began = time.monotonic()
                 tries.append(room.measure())
                 alone_s += time.monotonic() - began
-        if _settled(tries, job.enough):
+        if _settled(tries):
             break
     best = min(tries, key=_disturbance)
     candidate = dataclasses.replace(best.candidate, latency_attempts=len(tries), latency_alone_s=alone_s)
     return dataclasses.replace(best, candidate=candidate)
 
 
-def _settled(tries: Sequence[Measured], enough: float | None) -> bool:
+def _settled(tries: Sequence[Measured]) -> bool:
     """Whether another attempt would tell nothing more."""
     levels = [_disturbance(measured) for measured in tries[-2:]]
-    if levels[-1] == 0 or (len(levels) == 2 and levels[1] >= PASSING * levels[0]):
-        return True
-    last = tries[-1]
-    return enough is not None and last.candidate.latency_raw_p50_ms > enough * last.reference.latency_raw_p50_ms
+    return levels[-1] == 0 or (len(levels) == 2 and levels[1] >= PASSING * levels[0])
 
 
 def _disturbance(measured: Measured) -> float:

@@ -30,7 +30,6 @@ def shaped(
     place: Workspace,
     *,
     plan: Mapping[str, int] | None = None,
-    max_latency_ms: float | None = None,
 ) -> Generator[Never, None, ShapeRecord]:
     """Latency, size and MACs of this candidate's architecture, from random weights, or from the store.
 
@@ -40,7 +39,6 @@ def shaped(
 
     Args:
         plan: the widths that are left, where the trained weights have told them.
-        max_latency_ms: a shape far above it is not measured again because others disturbed: nobody will want it.
     """
     structured = config.prune.removes_channels
     key = stage_key(
@@ -61,9 +59,7 @@ def shaped(
     def compute(folder: Path) -> Generator[Never, None, None]:
         started = time.perf_counter()
         own = yield from anchor(config.measure, reference, place)
-        timing = partial(
-            timed, config.measure, reference=reference, own=own, place=place, max_latency_ms=max_latency_ms
-        )
+        timing = partial(timed, config.measure, reference=reference, own=own, place=place)
         sketch = _Sketch(config, dataset, place, folder / "untrained.onnx", timing, plan)
         ratio = sketch.channel_ratio() if structured else 0.0
         record = sketch.measured(ratio)

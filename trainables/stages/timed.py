@@ -15,8 +15,6 @@ from trainables.stages.workspace import Workspace
 from trainables.store import Key, stage_key
 
 VERSION = 1
-FAR = 1.25
-"""A latency this many times a limit is over it, however disturbed the measurement was: both files alternated."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,7 +54,6 @@ def timed(
     place: Workspace,
     *,
     throughput_batch: int | None = None,
-    max_latency_ms: float | None = None,
 ) -> Timed:
     """Latency of one image through `path`, in alternation with the reference's file, while nobody else computes.
 
@@ -66,12 +63,8 @@ def timed(
     Args:
         own: the reference's own latency, from `anchor`.
         throughput_batch: images a call for the throughput; None leaves that out.
-        max_latency_ms: one measurement is enough to tell that a file is `FAR` above it.
     """
-    enough = None if max_latency_ms is None else FAR * max_latency_ms / own.latency_raw_p50_ms
-    found = _measure(
-        measure, path, reference.folder / "model.onnx", place, throughput_batch=throughput_batch, enough=enough
-    )
+    found = _measure(measure, path, reference.folder / "model.onnx", place, throughput_batch)
     drift = own.latency_raw_p50_ms / found.reference.latency_raw_p50_ms
     return Timed(
         latency=found.candidate.scaled(drift),
@@ -96,9 +89,7 @@ def _measure(
     path: Path,
     reference: Path,
     place: Workspace,
-    *,
     throughput_batch: int | None = None,
-    enough: float | None = None,
 ) -> Measured:
     job = Job(
         candidate=Artifact(onnx=path),
@@ -107,6 +98,5 @@ def _measure(
         threads=measure.latency_threads,
         seconds=measure.latency_seconds,
         throughput_batch=throughput_batch,
-        enough=enough,
     )
     return measure_apart(job, place.lease())

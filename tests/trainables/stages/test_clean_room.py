@@ -97,16 +97,6 @@ def test_a_disturbance_that_passes_is_measured_away(
     assert result.latency_raw_p50_ms == taken[1].candidate.latency_raw_p50_ms
 
 
-@pytest.mark.parametrize(("enough", "attempts"), [(0.0, 1), (1e9, 2)])
-def test_one_attempt_tells_that_a_file_is_far_over_a_limit(
-    job: Job, lease: DeviceLease, monkeypatch: pytest.MonkeyPatch, enough: float, attempts: int
-) -> None:
-    """However disturbed it was; what is not far over it is measured again."""
-    monkeypatch.setattr(clean_room, "PAUSE_S", 0.0)
-    monkeypatch.setattr(clean_room, "_disturbance", lambda measured: 30.0)
-    assert measure_apart(dataclasses.replace(job, enough=enough), lease).candidate.latency_attempts == attempts
-
-
 def test_kill_9_of_the_caller_ends_the_measuring_process_and_frees_the_lease(job: Job, lease: DeviceLease) -> None:
     folder = job.candidate.onnx.parent / "leases"
     words = [sys.executable, "-c", CALLER, str(job.candidate.onnx), str(folder)]
