@@ -3,12 +3,20 @@
 import dataclasses
 import json
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sweeps.config import SweepConfig
 from sweeps.durations import in_words
-from sweeps.plan import Plan
+from sweeps.plan import Hits, Plan
 from trainables.records import to_json, write_text
+
+FINISH_S = 10.0
+"""Kept free at a budget's end: front, report and registered models took 5 to 10 s on two cores."""
+MIN_TRIALS = 10
+"""A search of fewer trials tells little: their epochs are cut to have as many, to a quarter at most."""
+EPOCH_SHARES = (1.0, 0.75, 0.5, 0.25)
+EPOCHS = ("student_epochs", "recovery_epochs")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,14 +27,20 @@ class Deadline:
     """On the clock of `time.monotonic`."""
     trial_s: float
     """Expected seconds of a trial; one that would end too late is not started."""
+    champions_s: float = 0.0
+    """Expected seconds of champions and controls, which the search leaves to them."""
 
     def left(self) -> float:
         """Seconds, 0 when it is over."""
         return max(0.0, self.at - time.monotonic())
 
+    def search_left(self) -> float:
+        """Seconds for the search, 0 when it is over."""
+        return max(0.0, self.left() - self.champions_s)
+
     def over(self) -> bool:
-        """Whether no further trial can be started."""
-        return self.left() < self.trial_s
+        """Whether the search can start no further trial."""
+        return self.search_left() < self.trial_s
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,6 +48,56 @@ class TimedSweep(SweepConfig):
     """A sweep that stops in time, with as many trials as are thought to fit."""
 
     deadline: Deadline
+
+
+def fitted(
+    config: SweepConfig,
+    plan_of: Callable[[SweepConfig], tuple[Plan, Hits]],
+    *,
+    at: float,
+    budget_s: float,
+    shares: Sequence[float] = EPOCH_SHARES,
+) -> TimedSweep:
+    """The sweep with as many trials as fit until `at`, and with shorter ones where fewer than `MIN_TRIALS` would.
+
+    Student and recovery epochs are cut together. A sweep that has begun keeps the epochs it has begun with.
+
+    Args:
+        config: with the epochs asked for.
+        plan_of: a sweep -> its plan, and what is there of it.
+        at: on the clock of `time.monotonic`.
+        budget_s: what was asked for, for the message.
+        shares: of the epochs, the largest first.
+
+    Raises:
+        ValueError: if not one trial fits.
+    """
+    begun = begun_with(config)
+    shares = shares if begun is None else (1.0,)
+    for share in shares:
+        base = config.base if begun is None else config.base.replace(**begun)
+        epochs = {name: max(1, round(share * base.flat()[name])) for name in EPOCHS if base.flat()[name]}
+        shorter = dataclasses.replace(config, base=base.replace(**epochs))
+        plan, hits = plan_of(shorter)
+        deadline = Deadline(at=at - FINISH_S, trial_s=plan.trial_s.expected, champions_s=plan.champions_s.expected)
+        try:
+            fit = trials_within(deadline.left(), plan, budget_s=budget_s)
+        except ValueError:
+            if share == shares[-1]:
+                raise
+            continue
+        if fit >= MIN_TRIALS:
+            break
+    return TimedSweep(**vars(shorter) | {"trials": hits.trials + fit, "deadline": deadline})
+
+
+def begun_with(config: SweepConfig) -> dict[str, int] | None:
+    """The epochs of a sweep that has begun; None if it has not, or cannot be read: its own start says so."""
+    try:
+        base = json.loads((config.folder / "identity.json").read_text(encoding="utf-8"))["settings"]["base"]
+        return {name: int(base[name]) for name in EPOCHS}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def trials_within(seconds: float, plan: Plan, *, budget_s: float) -> int:

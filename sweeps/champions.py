@@ -160,7 +160,7 @@ def retrain(
 
 
 def _late(config: SweepConfig) -> bool:
-    return isinstance(config, TimedSweep) and config.deadline.over()
+    return isinstance(config, TimedSweep) and config.deadline.left() < config.deadline.trial_s
 
 
 def arm_runs(config: SweepConfig, teacher: TrialRecord, dataset: DatasetRecord) -> list[ArmRun]:

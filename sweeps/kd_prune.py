@@ -10,7 +10,7 @@ import sys
 import time
 
 from sweeps import space
-from sweeps.budget import Deadline, TimedSweep, start_seconds, trials_within
+from sweeps.budget import EPOCH_SHARES, EPOCHS, fitted, start_seconds
 from sweeps.command import (
     BAD_INPUT,
     EXIT_CODES,
@@ -119,22 +119,26 @@ def _planned(
         ValueError: if the budget is too small for one trial.
     """
     from sweeps.lookup import look_up
-    from sweeps.plan import START_S, estimate, show
+    from sweeps.plan import START_S, Hits, Plan, estimate, show
     from sweeps.probe import probe
 
-    hits = look_up(config, dataset, space.first_trials(config.space))
     with screen.busy("Timing a few steps of every stage"):
         measured = probe(config, dataset)
     start_s = start_seconds(config.out)
-    plan = estimate(measured, config, hits, start_s=start_s or START_S)
+
+    def reckoned(sweep: SweepConfig) -> tuple[Plan, Hits]:
+        hits = look_up(sweep, dataset, space.first_trials(sweep.space))
+        return estimate(measured, sweep, hits, start_s=start_s or START_S), hits
+
     if flags.budget:
-        deadline = Deadline(at=started + flags.budget, trial_s=plan.trial_s.expected)
-        fit = trials_within(deadline.left(), plan, budget_s=flags.budget)
-        config = TimedSweep(**vars(config) | {"trials": hits.trials + fit, "deadline": deadline})
-        plan = estimate(measured, config, hits, start_s=plan.start_s)
-        screen.print(
-            f"A budget of {in_words(flags.budget)}: {plan.trials} trials of about {in_words(plan.trial_s.expected)}."
-        )
+        asked_for = any(getattr(flags, name) is not None for name in EPOCHS)
+        shares = (1.0,) if asked_for else EPOCH_SHARES
+        config = fitted(config, reckoned, at=started + flags.budget, budget_s=flags.budget, shares=shares)
+    plan, hits = reckoned(config)
+    if flags.budget:
+        epochs = f"{config.base.student.student_epochs} + {config.base.prune.recovery_epochs} epochs"
+        text = f"{plan.trials} trials of {epochs}, about {in_words(plan.trial_s.expected)} each"
+        screen.print(f"A budget of {in_words(flags.budget)}: {text}.")
     if flags.plan:
         screen.event("plan", sweep=config.name, **dataclasses.asdict(plan))
         show(screen, plan, config, hits, measured_start=start_s is not None)

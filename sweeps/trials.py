@@ -138,7 +138,7 @@ def _progress(config: SweepConfig, console: Console, teacher: TrialRecord, done:
         teacher=teacher_line(config, teacher),
         folder=config.folder,
         stops=STOPPERS[config.stopper] is not None,
-        until=config.deadline.left if isinstance(config, TimedSweep) else None,
+        until=config.deadline.search_left if isinstance(config, TimedSweep) else None,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from ray import tune
 from ray.tune.search import Searcher
 
-from sweeps.budget import TimedSweep
+from sweeps.budget import Deadline, TimedSweep
 from sweeps.config import SweepConfig
 from sweeps.delivery import Allowance
 from sweeps.interrupts import StoppableTuner
@@ -43,7 +43,7 @@ def tuner(
             search_alg=searcher,
             scheduler=scheduler,
             num_samples=trials,
-            time_budget_s=config.deadline.left() if isinstance(config, TimedSweep) else None,
+            time_budget_s=_seconds(config.deadline, name) if isinstance(config, TimedSweep) else None,
             max_concurrent_trials=config.concurrency if searcher else None,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: f"{trial.config.get('trial_number')}-{trial.trial_id}",
@@ -57,6 +57,10 @@ def tuner(
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
         ),
     )
+
+
+def _seconds(deadline: Deadline, name: str) -> float:
+    return deadline.search_left() if name == "trials" else deadline.left()
 
 
 def place(config: SweepConfig, folder: Path, *, number: int | None) -> dict[str, Any]:

@@ -139,7 +139,7 @@ class OutboxTrial(StageTrial):
             link(file, folder / file.name)
         write_text(folder / "recipe.json", to_json(dict(record.params)))
         metrics = record.metrics() | {"trial_time_s": time.time() - self._started}
-        if self._shape is not None:
+        if self._shape is not None and self._shape_is_final():
             metrics[SHAPE_LATENCY] = self._shape.latency_p50_ms
         teacher = {"teacher_val_accuracy": self.config["teacher_val_accuracy"]} if self.stage == "candidate" else {}
         excess = self._limits().excess(metrics | teacher)
@@ -155,6 +155,11 @@ class OutboxTrial(StageTrial):
             keys=record.keys,
         )
         return metrics | {"excess": excess}
+
+    def _shape_is_final(self) -> bool:
+        """Whether the shape that was measured is that of the file: recovery between cuts changes which channels go."""
+        planned = CandidateConfig.from_flat(self.config["candidate"]).prune
+        return not planned.shape_needs_weights or planned.pruning_steps == 1
 
     def _limits(self) -> Limits:
         return Limits(**self.config.get("limits", {}))

@@ -26,20 +26,14 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 from replay_table import MEASURED, Table, read_table, record_table
 
 from analysis.pareto import hypervolume_over_trials
-from sweeps.objectives import ExchangeRates, composite_score
+from sweeps.config import OBJECTIVES
+from sweeps.objectives import ExchangeRates, composite_score, study_directions, study_values
+from sweeps.samplers import make_sampler
 from sweeps.stopper import FrontStopper
 
 FRACTIONS = (0.25, 0.5, 1.0)
 GOAL = 0.95
-DIRECTIONS = {"composite": ["maximize"], "pareto": ["maximize", "minimize", "minimize"]}
-
-SAMPLERS: Mapping[str, Callable[[int], optuna.samplers.BaseSampler]] = {
-    "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
-    "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, multivariate=True),
-    # Optuna's population of 50 would still be random when a sweep of this size ends.
-    "nsga2": lambda seed: optuna.samplers.NSGAIISampler(seed=seed, population_size=10),
-    "gp": lambda seed: optuna.samplers.GPSampler(seed=seed),
-}
+SAMPLERS = ("random", "tpe", "nsga2", "gp")
 STOPPERS: Mapping[str, Callable[[int], TrialScheduler]] = {
     "none": lambda epochs: FIFOScheduler(),
     "pareto": lambda epochs: FrontStopper("pareto", ExchangeRates(), None),
@@ -87,7 +81,7 @@ def simulate(
     sampler: optuna.samplers.BaseSampler,
     stopper: TrialScheduler,
     *,
-    objective: str = "pareto",
+    objective: str = "composite",
     workers: int = 4,
     budget_s: float = math.inf,
     overhead_s: float = 0.0,
@@ -99,7 +93,7 @@ def simulate(
     Args:
         overhead_s: seconds of a trial after its last epoch, for export and measuring.
     """
-    study = optuna.create_study(directions=DIRECTIONS[objective], sampler=sampler)
+    study = optuna.create_study(directions=study_directions(objective), sampler=sampler)
     free = np.ones(len(table.rows), dtype=bool)
     events: list[tuple[float, int, int, int, int]] = []  # time, order, row, step done, number in the study
     order = itertools.count()
@@ -120,7 +114,7 @@ def simulate(
         busy += table.seconds[row][step - 1] if step <= epochs else overhead_s
         if step > epochs:
             finished.append((now, row))
-            study.tell(number, _values(table.rows[row], objective))
+            study.tell(number, study_values(objective, table.rows[row], score(table.rows[row])))
             start(now)
         elif stopper.on_trial_result(None, _trial(table, row), _report(table, row, step)) == TrialScheduler.STOP:
             stopped += 1
@@ -159,13 +153,6 @@ def _report(table: Table, row: int, step: int) -> dict[str, Any]:
     return {name: recorded[name] for name in MEASURED} | stage | planned | {"val_accuracy": table.curves[row][step - 1]}
 
 
-def _values(row: Mapping[str, Any], objective: str) -> list[float]:
-    if objective == "composite":
-        return [score(row)]
-    latency = math.log2(row["latency_p50_ms"] / row["reference_latency_p50_ms"])
-    return [row["val_accuracy"], latency, math.log2(row["size_bytes"])]
-
-
 def score(row: Mapping[str, Any]) -> float:
     """A row's composite score in points."""
     return composite_score(row, teacher_size_bytes=row["teacher_size_bytes"], rates=ExchangeRates())
@@ -182,7 +169,7 @@ def compare(frame: pd.DataFrame, arms: argparse.Namespace) -> pd.DataFrame:
             scheduler = STOPPERS[stopper](max(map(len, table.curves)))
             done = simulate(
                 table,
-                SAMPLERS[sampler](seed),
+                make_sampler(sampler, seed=seed),
                 scheduler,
                 objective=arms.objective,
                 workers=arms.workers,
@@ -233,8 +220,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--budget", type=float, default=0.5, help="share of the table's training time")
     parser.add_argument("--overhead-s", type=float, default=0.0, help="seconds of a trial after its last epoch")
-    parser.add_argument("--objective", choices=("pareto", "composite"), default="pareto")
-    parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=["random", "tpe", "nsga2"])
+    parser.add_argument("--objective", choices=OBJECTIVES, default="composite")
+    parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
     parser.add_argument("--stoppers", nargs="+", choices=STOPPERS, default=list(STOPPERS))
     chosen = parser.parse_args(arguments)
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -8,10 +8,11 @@ import optuna
 import pandas as pd
 import pytest
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
-from replay import SAMPLERS, STOPPERS, Replay, main, score, simulate
+from replay import STOPPERS, Replay, main, score, simulate
 from replay_table import Table, read_table, record_table
 
 from analysis.pareto import non_dominated
+from sweeps.samplers import make_sampler
 from trainables.records import EpochRecord, TrialRecord, to_json, write_text
 
 STUDENT, RECOVERY = 6, 2
@@ -78,7 +79,7 @@ class Best(optuna.samplers.RandomSampler):
 
 
 def run(table: Table, sampler: str = "random", stopper: str = "none", seed: int = 0, **how: Any) -> Replay:
-    return simulate(table, SAMPLERS[sampler](seed), STOPPERS[stopper](STUDENT + RECOVERY), **how)
+    return simulate(table, make_sampler(sampler, seed=seed), STOPPERS[stopper](STUDENT + RECOVERY), **how)
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe", "nsga2"])
@@ -150,7 +151,7 @@ def test_the_best_score_survives_either_stopper_where_ranks_are_kept(table: Tabl
 @pytest.mark.parametrize("sampler", ["random", "tpe", "nsga2"])
 def test_every_arm_runs(table: Table, sampler: str, objective: str) -> None:
     scheduler: TrialScheduler = STOPPERS[objective](STUDENT + RECOVERY)
-    done = simulate(table, SAMPLERS[sampler](0), scheduler, objective=objective, budget_s=100)
+    done = simulate(table, make_sampler(sampler, seed=0), scheduler, objective=objective, budget_s=100)
     assert done.finished
     assert 0 < done.hypervolume[-1] <= 1
     assert (np.diff(done.hypervolume) >= 0).all()

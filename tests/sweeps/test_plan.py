@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from sweeps import kd_prune
-from sweeps.budget import Deadline, remember_start, start_seconds, trials_within
+from sweeps.budget import FINISH_S, MIN_TRIALS, Deadline, fitted, remember_start, start_seconds, trials_within
 from sweeps.config import SweepConfig, quick
 from sweeps.durations import Range, duration, in_words
 from sweeps.lookup import look_up
 from sweeps.plan import QAT_COST, START_S, Hits, Plan, Probe, distinct_students, estimate
 from sweeps.space import parse
+from trainables.records import to_json, write_text
 from trainables.stages import data
 
 PROBE = Probe(
@@ -123,6 +124,46 @@ def test_lengths_of_time(text: str, seconds: float) -> None:
 def test_what_is_no_length_of_time(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="is no length of time; write it as 6h"):
         duration(text)
+
+
+def reckoned(config: SweepConfig) -> tuple[Plan, Hits]:
+    hits = Hits(views_needed=config.base.student.student_epochs + config.base.prune.recovery_epochs)
+    return estimate(PROBE, config, hits), hits
+
+
+@pytest.mark.parametrize(
+    ("seconds", "epochs", "trials"),
+    [(2000, (16, 8), 11), (1300, (8, 4), 14), (500, (4, 2), 8)],
+    ids=["as asked", "half of them", "a quarter at least"],
+)
+def test_a_budget_chooses_trials_and_their_epochs(
+    tmp_path: Path, seconds: float, epochs: tuple[int, int], trials: int
+) -> None:
+    base = sweep().base.replace(student_epochs=16, recovery_epochs=8)
+    asked = sweep(base=base, out=tmp_path)
+    fit = fitted(asked, reckoned, at=time.monotonic() + seconds, budget_s=seconds)
+    assert (fit.base.student.student_epochs, fit.base.prune.recovery_epochs) == epochs
+    assert fit.trials == trials
+    needs = reckoned(replace(asked, base=fit.base, trials=trials))[0].total_s.expected
+    assert needs <= seconds - FINISH_S
+    fit.folder.mkdir(parents=True)
+    write_text(fit.folder / "identity.json", to_json({"settings": {"base": fit.base.flat()}}))
+    again = fitted(asked, reckoned, at=time.monotonic() + 5000, budget_s=5000)
+    assert again.base == fit.base  # whatever else would fit now
+
+
+def test_epochs_that_were_asked_for_are_kept(tmp_path: Path) -> None:
+    asked = sweep(base=sweep().base.replace(student_epochs=16, recovery_epochs=8), out=tmp_path)
+    fit = fitted(asked, reckoned, at=time.monotonic() + 1300, budget_s=1300, shares=(1.0,))
+    assert fit.base == asked.base
+    assert 0 < fit.trials < MIN_TRIALS
+
+
+def test_the_search_leaves_their_time_to_the_champions() -> None:
+    deadline = Deadline(at=time.monotonic() + 100, trial_s=30, champions_s=80)
+    assert deadline.over()
+    assert deadline.left() > 90
+    assert deadline.search_left() == pytest.approx(20, abs=1)
 
 
 def test_a_deadline_is_over_when_no_trial_fits_any_more() -> None:

@@ -8,12 +8,15 @@ import pytest
 from optuna.trial import TrialState
 from test_searcher import FINAL, ask, driver, space_of
 
+from sweeps import recovery
 from sweeps.config import SweepConfig, quick
 from sweeps.delivery import left, write_record
-from sweeps.recovery import recover
+from sweeps.recovery import fetch_late, recover
+from sweeps.sweep_folder import InputError
 from trainables.limits import Limits
-from trainables.outbox import send
+from trainables.outbox import INCOMING, fetch, send
 from trainables.records import TrialRecord, read_trial, to_json
+from trainables.waiting import outbox
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 SPACE = space_of(alpha="0.5:0.9", pruning_ratio="0.2:0.4")
@@ -112,6 +115,45 @@ def test_a_record_that_is_still_in_storage_is_fetched(tmp_path: Path, config: Sw
     study, _ = recovered(tmp_path, config)
     assert study.trials[0].state == TrialState.COMPLETE
     assert read_trial(config.folder / "trials" / "00000") == read_trial(elsewhere)
+
+
+def test_what_the_storage_did_not_give_is_fetched_later_and_never_taken_for_lost(
+    tmp_path: Path, config: SweepConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "PATIENCE_S", 0.1)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nobody is there
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    away = dataclasses.replace(config, storage="s3://bucket/runs")
+    study, searcher = driver(config.folder, SPACE)
+    ask(searcher, 1)
+    searcher.on_trial_complete("t0", FINAL)
+    assert fetch_late(study, away) == 1
+    with pytest.raises(InputError, match=r"--storage s3://bucket/runs: .* run the same command"):
+        recovered(tmp_path, away)
+    assert not (config.folder / "trials" / "00000").exists()
+    shared, elsewhere = tmp_path / "shared", tmp_path / "node" / "00000"
+    shared.mkdir()
+    record(elsewhere, 0, "finished", val_accuracy=0.9)
+    send(elsewhere, "night/00000", str(shared))
+    assert fetch_late(study, dataclasses.replace(config, storage=str(shared))) == 0
+    assert read_trial(config.folder / "trials" / "00000") == read_trial(elsewhere)
+
+
+def test_half_a_trial_on_its_way_is_no_trial(tmp_path: Path, config: SweepConfig) -> None:
+    """A driver that was killed while it fetched: the half lies beside, is not delivered, and is fetched again."""
+    elsewhere, folder = tmp_path / "node" / "00000", config.folder / "trials" / "00000"
+    record(elsewhere, 0, "finished", val_accuracy=0.9)
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    send(elsewhere, "night/00000", str(shared))
+    half = folder.parent / INCOMING / "00000.download"
+    record(half, 0, "finished", val_accuracy=0.1)
+    assert outbox(config.folder) == list(config.folder.glob("trials/*/record.json")) == []
+    assert fetch(folder, "night/00000", str(shared))
+    assert outbox(config.folder) == [folder]
+    assert read_trial(folder) == read_trial(elsewhere)
+    assert not half.exists()
 
 
 def test_a_full_disk_leaves_the_trial_to_the_next_driver(tmp_path: Path) -> None:

@@ -328,6 +328,29 @@ def test_a_shape_wider_than_one_over_its_limit_costs_no_trial(tmp_path: Path, sa
         assert 0 < trial.constraints["max_macs"] <= 0.45 - trial.params["pruning_ratio"] + 1e-9
 
 
+@pytest.mark.parametrize("attribute", [DUPLICATE, RULED_OUT])
+def test_a_proposal_that_was_being_dropped_when_its_driver_died_is_dropped(tmp_path: Path, attribute: str) -> None:
+    study, searcher = driver(tmp_path, space_of(alpha="0.5,0.9"))
+    number = ask(searcher, 1)[0]["trial_number"]
+    searcher._trial(number).set_user_attr(attribute, True)  # and the driver dies before the study is told
+    study, searcher = driver(tmp_path, space_of(alpha="0.5,0.9"))
+    assert study.trials[number].state is TrialState.FAIL
+    assert number not in [config["trial_number"] for config in ask(searcher, 2)]
+    for name in ("t0", "t1"):
+        searcher.on_trial_complete(name, FINAL)
+    assert len(finished(study)) == 2
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "nsga2"])
+def test_a_space_of_a_hundred_is_searched_to_its_last_point(tmp_path: Path, sampler: str) -> None:
+    space = space_of(alpha="0.5,0.6,0.7,0.8,0.9", temperature="1,2,3,4", pruning_ratio="0.1,0.2,0.3,0.4,0.5")
+    study, searcher = driver(tmp_path, space, sampler=sampler, reuse_probability=0.25)
+    while isinstance(config := searcher.suggest("t"), dict):
+        searcher.on_trial_complete("t", measured(config["params"]))
+    assert len(finished(study)) == 100
+    assert searcher.exhausted
+
+
 def test_reuse_keeps_the_student_of_a_promising_trial_and_varies_its_pruning(tmp_path: Path) -> None:
     space = space_of(alpha="0.1:0.9", pruning_ratio="0:0.95", temperature="1:8")
     study, searcher = driver(tmp_path, space, reuse_probability=1.0)

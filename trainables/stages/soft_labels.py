@@ -77,7 +77,8 @@ class SoftLabels:
             return
         while self._store.busy(self._key(view)) and (ahead := self._first_free(view + 1)) is not None:
             self._obtain(ahead, turn)
-        logits = np.load(self._obtain(view, turn) / "logits.npy")
+        # mapped, so that all trials of a node share its pages; "c" (copy on write) as torch knows no read-only memory
+        logits = np.load(self._obtain(view, turn) / "logits.npy", mmap_mode="c")
         self._logits_NC = torch.from_numpy(logits).to(self._images.mean.device)
         self._view = view
 
