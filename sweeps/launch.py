@@ -26,6 +26,7 @@ from sweeps.sweep_folder import InputError, NoRoomError, check_identity, no_room
 from sweeps.trials import run_trials
 from sweeps.tuning import place, tuner
 from trainables.records import DatasetRecord, TrialRecord, read_trial
+from trainables.references import UNFINISHED
 from trainables.teacher import TeacherTrial
 from trainables.tracking import Tracker
 
@@ -40,6 +41,7 @@ def run_sweep(config: SweepConfig, dataset: DatasetRecord, console: Console) -> 
     quiet()
     with sole_driver(config.folder):
         sweep_id = check_identity(config, dataset)
+        (config.folder / UNFINISHED).touch()
         tracker = open_tracker(tracking_uri(config), config, dataset, sweep_id)
         if tracker.away:
             console.print(f"MLflow is away ({tracker.away}); its records wait on disk.", style="yellow", markup=False)
@@ -55,6 +57,7 @@ def run_sweep(config: SweepConfig, dataset: DatasetRecord, console: Console) -> 
                 finish(config, tracker, console, "interrupted", score=score)
                 raise
             finish(config, tracker, console, "finished", score=score)
+            (config.folder / UNFINISHED).unlink(missing_ok=True)
     return failed
 
 

@@ -1,6 +1,8 @@
 """What a store holds, and taking things out of it, on this disk or below a URL (no torch, no Ray)."""
 
+import contextlib
 import shutil
+import stat
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,8 +70,11 @@ class LocalShelf:
     def results(self) -> list[Manifest]:
         """Finished results."""
         paths = sorted(path for path in self._root.glob(f"*/*/{MANIFEST}") if "." not in path.parent.name)
-        read = [parse(path.read_bytes(), str(path)) for path in paths]
-        return [manifest for manifest in read if manifest is not None]
+        manifests = []
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError):  # a sweep that runs may replace what was just listed
+                manifests.append(parse(path.read_bytes(), str(path)))
+        return [manifest for manifest in manifests if manifest is not None]
 
     def leftovers(self) -> list[Leftover]:
         """Unfinished work, results moved aside, and what a killed collector left."""
@@ -78,10 +83,15 @@ class LocalShelf:
         for folder in folders:
             if "." not in folder.name and (folder / MANIFEST).exists():
                 continue
-            status = [path.stat() for path in (folder, *folder.rglob("*"))]
+            status = []
+            for path in (folder, *folder.rglob("*")):
+                with contextlib.suppress(FileNotFoundError):
+                    status.append(path.stat())
+            if not status:
+                continue
             key = f"{folder.parent.name}/{folder.name.partition('.')[0]}"
             age = time.time() - max(part.st_mtime for part in status)
-            size = sum(part.stat().st_size for part in folder.rglob("*") if part.is_file())
+            size = sum(part.st_size for part in status if stat.S_ISREG(part.st_mode))
             found.append(Leftover(key, f"{folder.parent.name}/{folder.name}", size, age))
         return found
 

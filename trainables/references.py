@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+UNFINISHED = "unfinished"
+"""A file in the folder of a sweep that has begun and not come to its end."""
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -25,7 +28,7 @@ class Reference:
 def references(sweeps: Path) -> list[Reference]:
     """Of every record below `OUT/sweeps`.
 
-    A sweep that has not written its front yet needs all of its trials.
+    A sweep that has trials younger than its front, or no front yet, needs all of its trials.
 
     Raises:
         ValueError: if a finished record cannot be read or does not name its results: what is needed is unknown then.
@@ -35,12 +38,23 @@ def references(sweeps: Path) -> list[Reference]:
         sweep = sweeps / path.relative_to(sweeps).parts[0]
         searched = path.relative_to(sweep).parts[0] == "trials"
         row = _record(path)
-        front = front_numbers(sweep / "front" / "pareto.csv") if searched else None
+        front = _front(sweep) if searched else None
         needed = front is None or row.get("trial_number") in front or row.get("stage") != "candidate"
         if row.get("status") == "finished" and not row.get("keys") and needed:
             raise ValueError(f"{path} names no results (it is older than that): `gc --all` alone can collect here.")
         found.append(Reference(sweep.name, tuple(row.get("keys", ())), needed))
     return found
+
+
+def _front(sweep: Path) -> set[int] | None:
+    """Trial numbers of a sweep's front; None if nobody knows it yet."""
+    path = sweep / "front" / "pareto.csv"
+    if not path.exists():
+        return None
+    drawn = path.stat().st_mtime_ns
+    if any(record.stat().st_mtime_ns > drawn for record in sweep.glob("trials/*/record.json")):
+        return None
+    return front_numbers(path)
 
 
 def front_numbers(path: Path) -> set[int] | None:
@@ -57,6 +71,11 @@ def front_numbers(path: Path) -> set[int] | None:
         return None
     except KeyError:
         raise ValueError(f"{path} has no column `trial_number`, so what the front needs is unknown.") from None
+
+
+def unfinished(sweeps: Path) -> bool:
+    """Whether a sweep was interrupted: results that no record names may be those of trials that will go on."""
+    return any(sweeps.glob(f"*/{UNFINISHED}"))
 
 
 def running(sweeps: Path) -> list[str]:

@@ -9,9 +9,10 @@ from pathlib import Path
 from trainables.flags import OneLineParser
 from trainables.inventory import Leftover, LocalShelf, RemoteShelf, Shelf
 from trainables.manifest import Manifest
-from trainables.references import Reference, references, running
+from trainables.references import Reference, references, running, unfinished
 
 ABANDONED_S = 24 * 3600
+"""Work that was left lying is kept for so long."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -63,7 +64,9 @@ def _parser() -> OneLineParser:
     shared.add_argument("--store", metavar="DIR|URL", help="the store, if it is elsewhere (default: OUT/store)")
     commands.add_parser("ls", parents=[shared], help="one line a result, the largest first")
     commands.add_parser("du", parents=[shared], help="space and cost by stage")
-    gc = commands.add_parser("gc", parents=[shared], help="remove what no sweep needs; never touches sweeps/")
+    gc = commands.add_parser(
+        "gc", parents=[shared], help="remove what no sweep below --out needs; never touches sweeps/"
+    )
     gc.add_argument(
         "--keep",
         choices=("front", "all-trials"),
@@ -123,9 +126,10 @@ def _gc(shelf: Shelf, sweeps: Path, flags: argparse.Namespace) -> int:
         print("removed everything" + (f" but what is in use: {', '.join(kept)}" if kept else ""))
         return 0
     shelf.check()
-    needed = set() if flags.all else _needed(sweeps, keep=flags.keep)
+    found = [] if flags.all else references(sweeps)
     freed, removed = 0, 0
-    for part in _parts(shelf, needed, abandoned_s=0 if flags.all else ABANDONED_S):
+    going_on = unfinished(sweeps) and not flags.all
+    for part in _parts(shelf, found, keep=flags.keep, going_on=going_on, abandoned_s=0 if flags.all else ABANDONED_S):
         if shelf.is_free(part.key) if flags.dry_run else shelf.remove(part.key, part.name):
             freed, removed = freed + part.size_bytes, removed + 1
             print(f"{'would remove' if flags.dry_run else 'removed'} {part.name}  {human(part.size_bytes)}")
@@ -137,13 +141,21 @@ def _gc(shelf: Shelf, sweeps: Path, flags: argparse.Namespace) -> int:
     return 0
 
 
-def _needed(sweeps: Path, *, keep: str) -> set[str]:
-    found = references(sweeps)
-    return {key for reference in found if reference.needed or keep == "all-trials" for key in reference.keys}
+def _parts(
+    shelf: Shelf, found: Iterable[Reference], *, keep: str, going_on: bool, abandoned_s: float
+) -> list[Leftover]:
+    """What goes: results that nobody needs, and leftovers that nobody has touched for long.
 
-
-def _parts(shelf: Shelf, needed: set[str], *, abandoned_s: float) -> list[Leftover]:
-    """What goes: results that nobody needs, and leftovers that nobody has touched for long."""
-    unneeded = [result for result in shelf.results() if result.key not in needed]
-    results = [Leftover(result.key, result.key, result.size_bytes, 0.0) for result in unneeded]
-    return results + [part for part in shelf.leftovers() if part.age_s >= abandoned_s]
+    Args:
+        going_on: a sweep was interrupted: what no record names is kept as leftovers are.
+        abandoned_s: how long.
+    """
+    named = {key: False for reference in found for key in reference.keys}
+    named |= {key: True for reference in found if reference.needed or keep == "all-trials" for key in reference.keys}
+    results = [
+        Leftover(result.key, result.key, result.size_bytes, time.time() - result.created)
+        for result in shelf.results()
+        if not named.get(result.key, False)
+    ]
+    going = [part for part in results if not going_on or part.key in named or part.age_s >= abandoned_s]
+    return going + [part for part in shelf.leftovers() if part.age_s >= abandoned_s]

@@ -10,6 +10,7 @@ import pytest
 from steps import counting, run
 
 from trainables.records import TrialRecord, to_json
+from trainables.references import UNFINISHED
 from trainables.store import Key, Store, stage_key
 from trainables.store_cli import human, lasting, main
 
@@ -74,6 +75,26 @@ def test_gc_keeps_front_teacher_and_controls_and_drops_the_rest(out: Path, capsy
     assert stored(out) == {key(stage, name) for stage, name in WANTED}
     assert capsys.readouterr().out.splitlines()[-1] == "freed 72 B (72 bytes): 4 parts"
     assert {path: path.read_bytes() for path in sweep} == sweep
+
+
+def test_gc_after_an_interruption_keeps_what_no_record_names_for_a_day(out: Path) -> None:
+    """The student of a trial that was interrupted after it, while it was pruned: nobody names it yet."""
+    student = make(Store(out / "store"), "student", "of a trial that goes on")
+    (out / "sweeps" / "first" / UNFINISHED).touch()
+    assert main(["gc", "--out", str(out)]) == 0
+    assert stored(out) == {key(*names) for names in (*WANTED, ("soft_labels", "view 0"))} | {student}
+    (out / "sweeps" / "first" / UNFINISHED).unlink()
+    assert main(["gc", "--out", str(out)]) == 0
+    assert stored(out) == {key(*names) for names in WANTED}
+
+
+def test_a_front_that_is_older_than_a_trial_is_not_believed(out: Path) -> None:
+    store, trials = Store(out / "store"), out / "sweeps" / "first" / "trials"
+    keys = (key("teacher", "t"), make(store, "student", "late"))
+    record(trials / "00003", keys, 3)
+    os.utime(trials / "00003" / "record.json", (2e9, 2e9))
+    assert main(["gc", "--out", str(out)]) == 0
+    assert {key("recovery", "2"), key("student", "late")} <= stored(out)
 
 
 def test_what_gc_took_is_made_again_equal(out: Path) -> None:
