@@ -81,7 +81,7 @@ def simulate(
     sampler: optuna.samplers.BaseSampler,
     stopper: TrialScheduler,
     *,
-    objective: str = "composite",
+    objective: str = "pareto",
     workers: int = 4,
     budget_s: float = math.inf,
     overhead_s: float = 0.0,
@@ -220,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--budget", type=float, default=0.5, help="share of the table's training time")
     parser.add_argument("--overhead-s", type=float, default=0.0, help="seconds of a trial after its last epoch")
-    parser.add_argument("--objective", choices=OBJECTIVES, default="composite")
+    parser.add_argument("--objective", choices=OBJECTIVES, default="pareto")
     parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
     parser.add_argument("--stoppers", nargs="+", choices=STOPPERS, default=list(STOPPERS))
     chosen = parser.parse_args(arguments)

@@ -70,10 +70,12 @@ def run(flags: argparse.Namespace) -> None:
     def score(metrics: Mapping[str, float]) -> float:
         return composite_score(metrics, teacher_size_bytes=TEACHER["size_bytes"], rates=rates)
 
-    study = open_study(config.folder / "study.journal", config.name, objective="composite", space=space)
+    study = open_study(config.folder / "study.journal", config.name, objective=config.objective, space=space)
     searcher = StudySearcher(
         study,
-        Proposing(space=space, sampler=flags.sampler, reuse_probability=config.reuse_probability),
+        Proposing(
+            space=space, sampler=flags.sampler, objective=config.objective, reuse_probability=config.reuse_probability
+        ),
         trial_config=lambda number, params: {"trial_number": number, **quick().base.replace(**params).flat()},
         score=score,
     )
