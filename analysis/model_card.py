@@ -52,8 +52,8 @@ def _flags(runs: Runs, row: "pd.Series[Any]") -> str:
     words = []
     for name, value in values.items():
         flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
+        if str(value) in ("True", "False"):  # MLflow keeps settings as texts
+            words.append(f"--{flag}" if str(value) == "True" else f"--no-{flag}")
+        elif str(value) != "None":
             words.append(f"--{flag} {shlex.quote(plain_number(value))}")
     return " ".join(words).replace("```", "")

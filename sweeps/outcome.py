@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from analysis.controls import controls, print_controls, write_controls
-from analysis.front import choose, front_members, hypervolume_curve, with_teacher
+from analysis.front import choose, front_members, hypervolume_curve, retrained, with_teacher
 from analysis.front_files import write_front
 from analysis.front_table import front_table
 from analysis.report import summary_of, write_report
@@ -35,9 +35,12 @@ def headline(config: SweepConfig) -> str:
 def teacher_line(config: SweepConfig, teacher: TrialRecord) -> str:
     """The teacher on one line."""
     metrics = teacher.metrics
+    doubts = [word for word in ("noisy", "contaminated") if metrics.get(f"latency_{word}")]
+    doubt = f" ({', '.join(doubts)})" if doubts else ""
     return (
         f"teacher {config.base.teacher.teacher_model}: val {100 * metrics['val_accuracy']:.2f} %"
-        f"  {metrics['latency_p50_ms']:.3f} ms  {metrics['size_bytes'] / 1e6:.2f} MB"
+        f"  {metrics['latency_p50_ms']:.3f} ms{doubt}"
+        f"  {metrics['size_bytes'] / 1e6:.2f} MB"
     )
 
 
@@ -136,6 +139,9 @@ def _offer(tracker: Tracker, runs: Runs, folder: Path, drawn: Sequence[Path]) ->
 def show(console: Console, runs: Runs, tracking_uri: str, folder: Path) -> None:
     """Print the front, where its files are, and how to browse every trial."""
     front = front_members(runs)
+    searched = runs.frame[(runs.frame["stage"] == "candidate") & ~retrained(runs.frame)]
+    counts = ", ".join(f"{count} {status}" for status, count in searched["status"].value_counts().items())
+    console.print(f"\nSweep {runs.name}: {counts or 'no trials'}", soft_wrap=True, markup=False)
     if front.empty:
         console.print("No trial has finished, so there is no front yet.")
     else:

@@ -71,4 +71,4 @@ def _family(config: CandidateConfig) -> _Family:
 
 def _width(config: CandidateConfig) -> float:
     """Share of the dense student that is left."""
-    return 1 - config.prune.pruning_ratio if config.prune.removes_channels else 1.0
+    return round(1 - config.prune.pruning_ratio, 10) if config.prune.removes_channels else 1.0

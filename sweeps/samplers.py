@@ -35,7 +35,11 @@ class _Grid(BruteForceSampler):
 
 
 def make_sampler(name: str, *, seed: int) -> BaseSampler:
-    """The sampler of a `--sampler` name; constraints set on trials are honoured by each that learns from trials."""
+    """The sampler of a `--sampler` name.
+
+    Constraints steer `tpe` whatever became of a trial, `nsga2` and `gp` where it finished; what a limit forbids is
+    neither run nor trained, whoever proposes it.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         match name:

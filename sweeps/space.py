@@ -109,9 +109,20 @@ def suggest(trial: Trial, space: Space) -> dict[str, Any]:
     return params
 
 
+def tidy(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the rounding of a range's steps.
+
+    Example:
+        >>> tidy({"alpha": 0.1 + 0.2, "kd_loss": "kd"})
+        {'alpha': 0.3, 'kd_loss': 'kd'}
+    """
+    return {name: round(value, 10) if isinstance(value, float) else value for name, value in params.items()}
+
+
 def canonical(params: Mapping[str, Any]) -> dict[str, Any]:
     """What tells two trials apart: without inert parameters, and no teacher always as kd_loss=none."""
     kept: dict[str, Any] = {}
+    params = tidy(params)
     for name in _in_order(params):
         if not _inert(name, kept):
             kept[name] = params[name]
@@ -215,7 +226,8 @@ def _ask(trial: Trial, name: str, distribution: BaseDistribution) -> Any:
     if isinstance(distribution, CategoricalDistribution):
         return trial.suggest_categorical(name, distribution.choices)
     assert isinstance(distribution, FloatDistribution)
-    return trial.suggest_float(name, distribution.low, distribution.high, step=distribution.step, log=distribution.log)
+    value = trial.suggest_float(name, distribution.low, distribution.high, step=distribution.step, log=distribution.log)
+    return tidy({name: value})[name]
 
 
 def _prunings(space: Space) -> float:

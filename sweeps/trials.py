@@ -21,6 +21,7 @@ from sweeps.progress import Progress
 from sweeps.recovery import fetch_late, recover, trial_dir
 from sweeps.retry import SayRetry
 from sweeps.searcher import Proposing, StudySearcher, finished, open_study
+from sweeps.space import tidy
 from sweeps.stopper import FrontStopper
 from sweeps.sweep_folder import InputError, no_room
 from sweeps.tuning import place, tuner
@@ -100,7 +101,7 @@ def _trial_config(
         "num_val": dataset.num_val,
         "teacher_val_accuracy": teacher.metrics["val_accuracy"],
         "limits": vars(config.limits),
-        "candidate": config.base.replace(**params).on(config.device).flat(),
+        "candidate": config.base.replace(**tidy(params)).on(config.device).flat(),
     }
 
 

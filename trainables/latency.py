@@ -46,6 +46,7 @@ class ConditionsRecord:
         """The numbers among them, those that are known, by the names they have in MLflow."""
         words = ("cores", "busiest", "gpu_throttled")
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in words}
+        values["timed_s"] = values.pop("seconds")  # `latency_seconds` is the setting that bounds it
         return {f"latency_{name}": float(value) for name, value in values.items() if value is not None}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -139,6 +140,33 @@ def test_runtimes_are_measured_beside_the_sweep_and_what_is_absent_is_a_row(out:
     cells = mlflow.search_runs(search_all_experiments=True, filter_string="tags.kind = 'runtime'")
     assert sorted(cells["status"]) == ["FINISHED", "KILLED"]
     assert set(cells["tags.mlflow.parentRunId"]) == set(children(out)["tags.mlflow.parentRunId"])
+
+
+def test_the_command_that_makes_a_champion_again_can_be_typed(out: Path) -> None:
+    """But for `--threads 0`, which is refused once everything before it was taken."""
+    (report,) = out.glob("sweeps/*/report/report.md")
+    commands = [
+        line for line in report.read_text().splitlines() if line.startswith("python -m trainables.stages.candidate")
+    ]
+    assert commands
+    for line in commands:
+        words = [sys.executable, *shlex.split(line)[1:], "--threads", "0"]
+        done = subprocess.run(words, cwd=REPO, capture_output=True, text=True, timeout=60)
+        assert "--threads 0: must be 1 or more" in done.stderr, done.stderr
+
+
+def test_the_teacher_is_the_scale_of_its_sweep(out: Path) -> None:
+    """What it takes beside itself is 1.00 x; its score is its accuracy."""
+    (teacher,) = (read_trial(path.parent) for path in out.glob("sweeps/*/teacher/record.json"))
+    assert teacher.metrics["latency_p50_ms"] == teacher.metrics["reference_latency_p50_ms"]
+
+
+def test_files_of_one_architecture_are_of_one_size(out: Path) -> None:
+    """Whatever their recipes say: no trial is on the front for two letters less."""
+    runs = children(out)
+    finished = runs[(runs["tags.status"] == "finished") & (runs["tags.stage"] == "candidate")]
+    sizes = finished.groupby("metrics.num_params")["metrics.size_bytes"].nunique()
+    assert set(sizes) == {1}
 
 
 def test_no_local_path_leaves_in_an_artifact(out: Path, photos: Path) -> None:

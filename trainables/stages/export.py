@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from trainables.records import ExportRecord
 from trainables.stages.measure import open_session, run_logits
-from trainables.stages.onnx_files import strip, write_bytes
+from trainables.stages.onnx_files import padded, strip, write_bytes
 
 ONNX_FILE = "model.onnx"
 TORCHSCRIPT_FILE = "model.torchscript.pt"
@@ -145,7 +145,7 @@ def _onnx_bytes(model: nn.Module, example: Tensor, opset: int, about: Mapping[st
     strip(proto)
     for name, value in about.items():
         text = json.dumps(value, sort_keys=True, default=str)
-        proto.metadata_props.add(key=name, value=text)
+        proto.metadata_props.add(key=name, value=padded(text) if name == "recipe" else text)
     onnx.checker.check_model(proto, full_check=True)
     data: bytes = proto.SerializeToString()
     return data

@@ -18,12 +18,13 @@ from trainables.records import DatasetRecord, ExportRecord, ModelRecord, read_ex
 from trainables.stages import data
 from trainables.stages.export import ONNX_FILE, export, parity_chunks
 from trainables.stages.measure import open_session, run_logits
+from trainables.stages.onnx_files import padded
 from trainables.stages.quantize import convert_fp16, describe, quantize_int8, scheme_for
 from trainables.stages.workspace import Workspace, load_model
 from trainables.store import Key, stage_key
 
-VERSION = 1
-QUANTIZED_VERSION = 1
+VERSION = 2
+QUANTIZED_VERSION = 2
 PARITY_IMAGES = 512
 
 
@@ -128,7 +129,7 @@ def _converted(
         file = folder / ONNX_FILE
         with place.lease().shared():
             convert(plain.folder / ONNX_FILE, file, config, dataset)
-            describe(file, {"recipe": json.dumps(dict(made_by), sort_keys=True, default=str)})
+            describe(file, {"recipe": padded(json.dumps(dict(made_by), sort_keys=True, default=str))})
             max_abs, agreement = distance(file, plain.folder / ONNX_FILE, _parity_images(dataset))
         content = file.read_bytes()
         record = dataclasses.replace(

@@ -4,6 +4,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+PAD_BYTES = 1024
+
+
+def padded(text: str) -> str:
+    """A JSON text with blanks up to a multiple of `PAD_BYTES`: files of one architecture are of one size, whatever
+    their recipes say."""
+    return text + " " * (-len(text.encode()) % PAD_BYTES)
+
 
 def strip(proto: Any) -> None:
     """Removes what exporters note for debugging: stack traces with paths of this machine, 4 to 15 % of the file."""

@@ -19,7 +19,7 @@ from trainables.stages.timed import Timed, anchor, processor, timed
 from trainables.stages.workspace import Workspace, build_for
 from trainables.store import stage_key
 
-VERSION = 2
+VERSION = 3
 BISECTIONS = 8  # 1/256 of the channels is finer than any layer
 
 
