@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -145,9 +146,7 @@ def test_runtimes_are_measured_beside_the_sweep_and_what_is_absent_is_a_row(out:
 def test_the_command_that_makes_a_champion_again_can_be_typed(out: Path) -> None:
     """But for `--threads 0`, which is refused once everything before it was taken."""
     (report,) = out.glob("sweeps/*/report/report.md")
-    commands = [
-        line for line in report.read_text().splitlines() if line.startswith("python -m trainables.stages.candidate")
-    ]
+    commands = re.findall(r"^python -m trainables\.stages\.candidate .*$", report.read_text(), re.MULTILINE)
     assert commands
     for line in commands:
         words = [sys.executable, *shlex.split(line)[1:], "--threads", "0"]
