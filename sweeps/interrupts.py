@@ -5,6 +5,9 @@ import sweeps.ray_settings  # noqa: F401  # before anything imports Ray
 # isort: split
 import os
 import signal
+import sys
+import threading
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
@@ -13,6 +16,8 @@ from ray import tune
 from ray.tune import ResultGrid
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+ONE_REQUEST_S = 0.5
+"""`timeout` and others signal a process and its group: what comes within this time was asked for once."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -66,10 +71,44 @@ def stoppable() -> Generator[None, None, None]:
     handlers = {number: signal.signal(number, _stop) for number in STOP_SIGNALS}
     handlers[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, lambda *_: raise_if_asked())  # until Tune takes it over
     try:
-        yield
+        with _heard_at_once():
+            yield
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _heard_at_once() -> Generator[None, None, None]:
+    """Answer signals within, also while the main thread waits in Ray for a second or more.
+
+    Python runs handlers between two steps of the main thread, and two signals of a kind before that are one to it; the
+    kernel's own handler writes every signal to a pipe.
+    """
+    heard, written = os.pipe()
+    os.set_blocking(written, False)
+    before = signal.set_wakeup_fd(written, warn_on_full_buffer=False)
+    listener = threading.Thread(target=_listen, args=(heard,), daemon=True)
+    listener.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(written)
+        listener.join()
+        os.close(heard)
+
+
+def _listen(heard: int) -> None:
+    first: float | None = None
+    while signals := os.read(heard, 1):
+        if signals[0] not in STOP_SIGNALS:
+            continue
+        if first is None:
+            first = time.monotonic()
+            print("Stopping in order; once more stops at once.", file=sys.stderr, flush=True)
+        elif time.monotonic() - first > ONE_REQUEST_S:
+            os._exit(128 + signals[0])
 
 
 def raise_if_asked() -> None:
@@ -80,7 +119,7 @@ def raise_if_asked() -> None:
 
 def _stop(number: int, frame: FrameType | None) -> None:
     if _now.number is not None:
-        os._exit(128 + number)
+        return  # `_listen` sees to it
     _now.number = number
     if not _now.running:
         raise Interrupted(number)
