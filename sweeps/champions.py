@@ -210,7 +210,8 @@ def arms(champion: CandidateConfig) -> dict[str, CandidateConfig]:
 
     `from_scratch` has the champion's configuration: that its shape is trained from random weights is said in the Tune
     config (`trainables.stages.scratch`). It is also the smaller dense model: `structured` pruning of every layer by
-    one ratio leaves a narrower dense student, and at the champion's latency that is this shape.
+    one ratio leaves a narrower dense student, and at the champion's latency that is this shape. Zeroed weights change
+    no latency: there the dense student at the champion's is `not_pruned`.
     """
     found = {
         CHAMPION: champion,
