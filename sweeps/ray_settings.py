@@ -9,6 +9,7 @@ os.environ |= {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_RESULT_DELIM": "/",
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # Tune's own state, 10 kB a trial and written whole, is never gone back to
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # `--dataset folder:photos` and PYTHONPATH=. mean what they mean to who types them
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run` every worker would sync the environment again
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",

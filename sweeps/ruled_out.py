@@ -38,12 +38,16 @@ class RuledOut:
             excess: by limit, as `Limits.excess`.
         """
         over = {name: by for name, by in excess.items() if name in SHAPE_LIMITS and by > 0}
+        if not over:
+            return
         config = self._base.replace(**params)
-        if over and not config.prune.shape_needs_weights:
+        if not config.prune.shape_needs_weights:
             self._over.setdefault(_family(config), []).append((_width(config), over))
 
     def excess(self, params: Mapping[str, Any]) -> dict[str, float]:
         """By how much a proposal is over each limit at least; empty if no shape that is known speaks against it."""
+        if not self._over:
+            return {}
         config = self._base.replace(**params)
         if config.prune.shape_needs_weights:
             return {}

@@ -127,7 +127,7 @@ class StudySearcher(Searcher):
         for trial in filter(dropped, orphans):  # it died between two words
             study.tell(trial.number, state=TrialState.FAIL)
         self._orphans = [trial.number for trial in orphans if not dropped(trial)]
-        self._over: set[tuple[tuple[str, Any], ...]] = set()
+        self._over = {_identity(t.params) for t in study.get_trials(deepcopy=False) if RULED_OUT in t.user_attrs}
         self._known = {
             _identity(trial.params)
             for trial in study.get_trials(deepcopy=False)

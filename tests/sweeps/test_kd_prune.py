@@ -22,6 +22,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from sweeps.searcher import RULED_OUT, dropped
+from sweeps.space import tidy
 from trainables.records import read_trial
 
 REPO = Path(__file__).parents[2]
@@ -80,8 +81,10 @@ def test_every_trial_is_in_optuna_and_in_mlflow_with_the_same_numbers(out: Path)
     assert len(runs) == TRIALS + 1  # and the teacher
     for _, run in runs[runs["tags.stage"] == "candidate"].iterrows():
         trial = trials[int(run["tags.trial_number"])]
-        assert run["metrics.score"] == pytest.approx(trial.value)
-        assert float(run["params.alpha"]) == trial.params["alpha"]
+        told = [run[f"metrics.{name}"] for name in ("val_accuracy", "latency_p50_ms", "size_bytes")]
+        assert told == trial.values
+        assert run["metrics.score"] == pytest.approx(trial.user_attrs["score"])
+        assert float(run["params.alpha"]) == tidy(trial.params)["alpha"]
         assert run["params.pruning_method"] == trial.params["pruning_method"]
         assert run["metrics.latency_p50_ms"] > 0
         assert run["status"] == "FINISHED"
