@@ -1,11 +1,13 @@
 """Trial folders and study agree again, wherever the driver died between the two."""
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from optuna.trial import TrialState
+from s3fs import S3FileSystem
 from test_searcher import FINAL, ask, driver, space_of
 
 from sweeps import recovery
@@ -117,13 +119,22 @@ def test_a_record_that_is_still_in_storage_is_fetched(tmp_path: Path, config: Sw
     assert read_trial(config.folder / "trials" / "00000") == read_trial(elsewhere)
 
 
+@pytest.fixture
+def no_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An S3 where nobody is; fsspec keeps its connections, and later tests shall not meet this one."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    S3FileSystem.clear_instance_cache()
+    yield
+    S3FileSystem.clear_instance_cache()
+
+
+@pytest.mark.usefixtures("no_s3")
 def test_what_the_storage_did_not_give_is_fetched_later_and_never_taken_for_lost(
     tmp_path: Path, config: SweepConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recovery, "PATIENCE_S", 0.1)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nobody is there
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
     away = dataclasses.replace(config, storage="s3://bucket/runs")
     study, searcher = driver(config.folder, SPACE)
     ask(searcher, 1)
