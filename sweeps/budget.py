@@ -73,9 +73,9 @@ def fitted(
         ValueError: if not one trial fits.
     """
     begun = begun_with(config)
-    shares = shares if begun is None else (1.0,)
+    base = config.base.replace(**begun or {})
+    shares = (1.0,) if begun else shares
     for share in shares:
-        base = config.base if begun is None else config.base.replace(**begun)
         epochs = {name: max(1, round(share * base.flat()[name])) for name in EPOCHS if base.flat()[name]}
         shorter = dataclasses.replace(config, base=base.replace(**epochs))
         plan, hits = plan_of(shorter)

@@ -1,8 +1,5 @@
 """The Ray that a sweep runs on: one of its own on this machine, or a cluster that it joins."""
 
-from sweeps.ray_settings import FOR_WORKERS
-
-# isort: split
 import logging
 import os
 import socket
@@ -20,6 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from sweeps.address import JOB
 from sweeps.config import SweepConfig
 from sweeps.interrupts import stoppable
+from sweeps.ray_settings import FOR_WORKERS
 from sweeps.sweep_folder import InputError
 
 log = logging.getLogger(__name__)

@@ -11,6 +11,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from sweeps.progress import Progress
+from trainables.latency import doubts
 from trainables.outbox import fetch
 from trainables.records import EpochRecord, TrialRecord, read_trial, to_json, write_text
 from trainables.stages.data import public_name
@@ -134,10 +135,9 @@ def summary(record: TrialRecord, score: float) -> str:
     """A finished trial on one line."""
     metrics, params = record.metrics, record.params
     speed = metrics["latency_p50_ms"] / metrics["reference_latency_p50_ms"]
-    doubts = [word for word in ("noisy", "contaminated") if metrics.get(f"latency_{word}")]
     return (
         f"score {score:.2f}  val {100 * metrics['val_accuracy']:.2f} %  {metrics['latency_p50_ms']:.3f} ms"
-        f" ({', '.join([f'{speed:.2f} x teacher', *doubts])})  {metrics['size_bytes'] / 1e6:.2f} MB"
+        f" ({', '.join([f'{speed:.2f} x teacher', *doubts(metrics)])})  {metrics['size_bytes'] / 1e6:.2f} MB"
         f"   {_recipe(params)} lr={params['learning_rate']:g}"
     )
 

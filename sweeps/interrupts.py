@@ -1,8 +1,5 @@
 """Ctrl-C and SIGTERM: the first ends a sweep in order, the second at once."""
 
-import sweeps.ray_settings  # noqa: F401  # before anything imports Ray
-
-# isort: split
 import os
 import signal
 import sys

@@ -1,8 +1,5 @@
 """Runs a sweep from its start to its end: teacher, trials, champions, front."""
 
-import sweeps.ray_settings  # noqa: F401  # before anything imports Ray
-
-# isort: split
 import logging
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager

@@ -17,6 +17,7 @@ from analysis.selecting import in_words
 from analysis.views import address, view_of
 from sweeps.config import SweepConfig
 from sweeps.sweep_folder import InputError, check_identity
+from trainables.latency import doubts
 from trainables.records import DatasetRecord, TrialRecord
 from trainables.tracking import Tracker, TrackingError
 from trainables.waiting import Score, deliver_all, hidden, note_where, outbox, scores_of
@@ -35,11 +36,10 @@ def headline(config: SweepConfig) -> str:
 def teacher_line(config: SweepConfig, teacher: TrialRecord) -> str:
     """The teacher on one line."""
     metrics = teacher.metrics
-    doubts = [word for word in ("noisy", "contaminated") if metrics.get(f"latency_{word}")]
-    doubt = f" ({', '.join(doubts)})" if doubts else ""
+    said = f" ({', '.join(found)})" if (found := doubts(metrics)) else ""
     return (
         f"teacher {config.base.teacher.teacher_model}: val {100 * metrics['val_accuracy']:.2f} %"
-        f"  {metrics['latency_p50_ms']:.3f} ms{doubt}"
+        f"  {metrics['latency_p50_ms']:.3f} ms{said}"
         f"  {metrics['size_bytes'] / 1e6:.2f} MB"
     )
 

@@ -1,9 +1,9 @@
-"""Ray as a sweep wants it. Imported before Ray: some of these are read when its modules are."""
+"""Ray as a sweep wants it; the package imports this before anything else, as some is read when Ray is imported."""
 
 import os
 
 # Its own output, usage reports and loggers are replaced by ours; a trial without GPUs must not see them.
-os.environ |= {
+SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
@@ -15,6 +15,7 @@ os.environ |= {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled"),
 }
+os.environ |= SETTINGS
 
 FOR_WORKERS = ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "TUNE_RESULT_DELIM")
 """Of these, what the processes of a joined cluster do not inherit."""

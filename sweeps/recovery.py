@@ -1,6 +1,7 @@
 """What a driver that died in between left undone: records the study does not know, trials that have no record."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +53,11 @@ def trial_dir(config: SweepConfig, number: int) -> Path:
 
 def fetch_late(study: optuna.Study, config: SweepConfig) -> int:
     """Fetch what the storage did not give when its trial ended; returns how many records it still keeps to itself."""
-    missing = [t.number for t in finished(study) if t.params and not _is_here(config, t.number)]
-    for number in list(missing):
-        try:
-            missing = missing if not _has_record(config, number) else [n for n in missing if n != number]
-        except InputError:
-            break
-    return len(missing)
+    missing = [trial.number for trial in finished(study) if trial.params and not _is_here(config, trial.number)]
+    with suppress(InputError):  # it does not answer: the next would wait as long
+        for number in missing:
+            _has_record(config, number)
+    return sum(not _is_here(config, number) for number in missing)
 
 
 def _is_here(config: SweepConfig, number: int) -> bool:

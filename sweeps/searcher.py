@@ -234,24 +234,26 @@ class StudySearcher(Searcher):
             self._study.tell(trial, state=TrialState.FAIL)
         return None
 
-    def _next_sampler(self, dropped: int) -> optuna.samplers.BaseSampler:
+    def _next_sampler(self, in_a_row: int) -> optuna.samplers.BaseSampler:
         """The sampler, or now and then one that keeps the student of a promising trial in the store.
 
         Args:
-            dropped: proposals in a row.
+            in_a_row: proposals that were dropped since the last trial.
         """
-        chance = make_sampler("random", seed=int(self._rng.integers(2**31)))
-        if dropped >= MAX_STUCK and self._how.sampler != "grid":
-            return make_sampler("grid", seed=self._how.seed) if math.isfinite(size(self._space)) else chance
+        if in_a_row >= MAX_STUCK and self._how.sampler != "grid":
+            return make_sampler("grid", seed=self._how.seed) if math.isfinite(size(self._space)) else self._chance()
         if self._how.sampler == "gp":
             # Optuna 5.0's GPSampler keeps kernels of constraints that do not fit once the number of parameters changes
             self._sampler = make_sampler("gp", seed=int(self._rng.integers(2**31)))
-        if dropped >= MAX_REUSED or self._rng.random() >= self._how.reuse_probability:
+        if in_a_row >= MAX_REUSED or self._rng.random() >= self._how.reuse_probability:
             return self._sampler
         done = list(filter(_feasible, self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))))
         worth = [trial.user_attrs["score"] for trial in done]
-        base = chance if dropped else self._sampler  # what it would ask of that student has been asked
+        base = self._chance() if in_a_row else self._sampler  # what it would ask of that student has been asked
         return keep_student(base, done, worth, self._rng) or self._sampler
+
+    def _chance(self) -> optuna.samplers.BaseSampler:
+        return make_sampler("random", seed=int(self._rng.integers(2**31)))
 
     def _trial(self, number: int) -> optuna.Trial:
         storage = self._study._storage

@@ -1,8 +1,5 @@
 """The search itself: what is missing of a sweep's trials, proposed, run, stopped early, delivered."""
 
-import sweeps.ray_settings  # noqa: F401  # before anything imports Ray
-
-# isort: split
 from collections.abc import Mapping
 from functools import partial
 from typing import Any

@@ -1,8 +1,5 @@
 """One Tune run of our trainables: the only `Tuner`."""
 
-import sweeps.ray_settings  # noqa: F401  # before anything imports Ray
-
-# isort: split
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

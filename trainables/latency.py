@@ -50,6 +50,11 @@ class ConditionsRecord:
         return {f"latency_{name}": float(value) for name, value in values.items() if value is not None}
 
 
+def doubts(metrics: Mapping[str, float]) -> list[str]:
+    """What speaks against a latency, from a record's metrics: `noisy`, `contaminated`, both or nothing."""
+    return [word for word in ("noisy", "contaminated") if metrics.get(f"latency_{word}")]
+
+
 @dataclass(frozen=True, kw_only=True)
 class LatencyRecord:
     """Latency of one image through one file, milliseconds.

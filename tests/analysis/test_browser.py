@@ -11,7 +11,7 @@ import pytest
 from analysis.front_files import write_page
 from analysis.runs import Runs, read_runs
 
-playwright = pytest.importorskip("playwright.sync_api")
+playwright = pytest.importorskip("playwright.sync_api", reason="drives a browser; not on machines with torch alone")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium")
 EVIL = "<img src=x onerror=alert(1)>"

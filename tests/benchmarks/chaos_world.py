@@ -10,10 +10,9 @@ import urllib.request
 from pathlib import Path
 from types import TracebackType
 
-import sweeps.ray_settings  # noqa: F401  # before Ray
-
-# isort: split
 from chaos_nodes import SERVICES, Network, PlainNodes, may_make_nodes
+
+from sweeps.ray_settings import SETTINGS
 
 BUCKET = "chaos"
 READY_S = 120.0
@@ -30,13 +29,17 @@ class World:
         self.separate = may_make_nodes()
         self._host = SERVICES if self.separate else "127.0.0.1"
         self.tracking_uri = f"http://{self._host}:{self._port}"
-        self.environment = os.environ | {
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_ENDPOINT_URL": f"http://{self._host}:{self._s3_port}",
-            "no_proxy": f"127.0.0.1,{SERVICES}",
-            "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-        }
+        self.environment = (
+            os.environ
+            | SETTINGS
+            | {
+                "AWS_ACCESS_KEY_ID": "test",
+                "AWS_SECRET_ACCESS_KEY": "test",
+                "AWS_ENDPOINT_URL": f"http://{self._host}:{self._s3_port}",
+                "no_proxy": f"127.0.0.1,{SERVICES}",
+                "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+            }
+        )
         os.environ.update(self.environment)  # the checks ask the same servers
 
     def __enter__(self) -> "World":

@@ -305,7 +305,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
     if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("may not mount a tmpfs")
+        pytest.skip("fills a small disk, and may not mount one (needs root)")
     yield folder
     subprocess.run(["umount", folder], check=True)
 
@@ -324,7 +324,7 @@ def test_a_disk_that_fills_while_a_sweep_runs(
         try:
             raise OSError(errno.ENOSPC, "No space left on device", "runs/sweeps/x/study.journal")
         except OSError:
-            raise TuneError("as Tune tells what a callback has raised")  # noqa: B904
+            raise TuneError("as Tune tells what a callback has raised")  # noqa: B904  # Tune raises it without `from`
 
     monkeypatch.setattr("sweeps.launch.run_sweep", fills)
     words = ["--preset", "quick", "--train-limit", "100", "--out", str(tmp_path / "runs")]

@@ -263,7 +263,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "disk"
     folder.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", folder], capture_output=True).returncode:
-        pytest.skip("may not mount a tmpfs")
+        pytest.skip("fills a small disk, and may not mount one (needs root)")
     yield folder
     subprocess.run(["umount", folder], check=True)
 

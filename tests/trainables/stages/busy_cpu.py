@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-linux = pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="no /proc/self/schedstat")
+linux = pytest.mark.skipif(
+    not Path("/proc/self/schedstat").exists(), reason="who waited for a CPU is read from /proc/self/schedstat"
+)
 
 
 @contextmanager

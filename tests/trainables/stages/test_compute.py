@@ -112,7 +112,7 @@ print(again, held - resident())
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_fp32_means_fp32_on_a_gpu_and_memory_is_capped() -> None:
     settle(torch.device("cuda"), TrainingConfig(train_precision="fp32"))
     a, b = torch.rand(512, 512, device="cuda"), torch.rand(512, 512, device="cuda")

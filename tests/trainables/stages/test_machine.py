@@ -79,7 +79,7 @@ def test_a_busy_process_on_the_same_cpu_is_seen_and_named() -> None:
 
 
 @linux
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one CPU")
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs: one to measure on, one to disturb")
 def test_binding_binds_every_thread_and_avoids_a_busy_cpu() -> None:
     code = (
         "import threading, time, os; threading.Thread(target=time.sleep, args=(9,), daemon=True).start();"

@@ -192,7 +192,7 @@ def test_openvino_agrees_on_every_kind_of_file(
     tmp_path: Path,
 ) -> None:
     """A runtime that shares no code with ONNX Runtime."""
-    openvino = pytest.importorskip("openvino")
+    openvino = pytest.importorskip("openvino", reason="an extra: uv sync --extra openvino")
     pruned = network()
     pruned.load_state_dict(model.state_dict())
     prune(pruned, method="structured", ratio=0.3, image_size=SIZE, num_classes=10)

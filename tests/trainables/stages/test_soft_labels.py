@@ -121,7 +121,7 @@ def test_the_bank_is_mapped_not_read(
     bank.open(0, nullcontext)
     maps = Path("/proc/self/maps")
     if not maps.exists():
-        pytest.skip("no /proc")
+        pytest.skip("what a process has mapped is read from /proc")
     assert "logits.npy" in maps.read_text()
 
 

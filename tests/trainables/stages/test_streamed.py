@@ -15,7 +15,9 @@ def pixels() -> torch.Tensor:
 
 DEVICES = [
     "cpu",
-    pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]),
+    pytest.param(
+        "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+    ),
 ]
 
 
@@ -69,7 +71,7 @@ def test_a_cpu_keeps_the_memory_map() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_holds_what_fits_and_streams_the_rest() -> None:
     assert isinstance(place(pixels(), "cuda"), torch.Tensor)
     torch.cuda.set_per_process_memory_fraction(1e-7)
