@@ -13,8 +13,9 @@ from optuna.samplers import (
     NSGAIISampler,
     PartialFixedSampler,
     RandomSampler,
-    TPESampler,
 )
+
+from sweeps.tpe import BoundedTPE
 
 STUDENT_PARAMS = ("kd_loss", "temperature", "alpha", "dkd_beta", "learning_rate")
 """What decides the dense student: a trial that keeps these finds it in the store and only prunes and recovers."""
@@ -44,8 +45,7 @@ def make_sampler(name: str, *, seed: int) -> BaseSampler:
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         match name:
             case "tpe":
-                # group: without it, one trial that lacks a conditional parameter takes it out of the joint distribution
-                return TPESampler(seed=seed, multivariate=True, group=True)
+                return BoundedTPE(seed)
             case "nsga2":
                 return NSGAIISampler(seed=seed, population_size=20)
             case "gp":
