@@ -12,7 +12,7 @@ COMMANDS: Mapping[str, str] = {
     "export": "write a folder to ship: ONNX, TorchScript, preprocessing, labels, a predict.py",
     "report": "write one page, HTML and Markdown: verdict, front, controls, ablations, latency, model cards",
     "importance": "which parameter moved accuracy, latency and size",
-    "compare": "two sweeps: hypervolume with its interval",
+    "compare": "two sweeps: hypervolume, and how surely one is ahead",
     "du": "what the folder takes on disk",
 }
 SWEEP_FLAGS = ("front", "select", "report", "importance")
@@ -84,7 +84,9 @@ def parser() -> argparse.ArgumentParser:
                 "--device", help="device of the latencies, such as cpu:1; needed where there are several"
             )
     for name in ("front", "report"):
-        made[name].add_argument("--to", type=Path, help=f"folder to write to (OUT/sweeps/NAME/{name})")
+        made[name].add_argument(
+            "--to", type=Path, help=f"folder to write to (OUT/sweeps/NAME/{name}; of several, OUT/together/...)"
+        )
     select = made["select"]
     select.add_argument("--max-latency-ms", type=float, metavar="MS", help="median latency of one image, at most")
     select.add_argument("--max-size-mb", type=float, metavar="MB", help="ONNX file, at most (1 MB = 1,000,000 bytes)")

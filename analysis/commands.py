@@ -26,7 +26,7 @@ def front(options: argparse.Namespace) -> int:
     runs, code = _runs(options), 1
     console = _console()
     for name, part in split(runs).items():
-        folder = options.to or options.out / "sweeps" / _file_name(part.name) / "front"
+        folder = options.to or _folder(options, part) / "front"
         folder = folder / _file_name(name) if name else folder
         if name:
             console.print(f"[bold]{name}[/]")
@@ -159,7 +159,7 @@ def report(options: argparse.Namespace) -> int:
     if front_members(runs).empty:
         print(f"Sweep {runs.name} has no finished candidate yet.")
         return 1
-    folder = options.to or options.out / "sweeps" / _file_name(runs.name) / "report"
+    folder = options.to or _folder(options, runs) / "report"
     for path in write_report(runs, folder):
         print(shown(path))
     return 0
@@ -170,6 +170,7 @@ def importance(options: argparse.Namespace) -> int:
     runs = _one_device(_runs(options))
     candidates = competing(runs)
     table = importances(candidates, runs.params, evaluator=options.evaluator)
+    print(f"Sweep {runs.name}")
     _console().print(importance_table(table, trials=len(candidates), evaluator=options.evaluator))
     return 0
 
@@ -183,7 +184,7 @@ def compare(options: argparse.Namespace) -> int:
     comparison = comparing.compare(first, second)
     width = max(len(side.name) for side in comparison.sides)
     for side in comparison.sides:
-        interval = f"95 % interval {side.low:.2f} to {side.high:.2f}"
+        interval = f"its trials resampled {side.low:.2f} to {side.high:.2f} (95 %)"
         members = f"{side.front} of {side.candidates} on the front"
         print(f"{side.name:<{width}}  hypervolume {side.hypervolume:.2f}  {interval}  {members}")
     print(comparing.verdict(comparison))
@@ -209,6 +210,11 @@ def du(options: argparse.Namespace) -> int:
 def _runs(options: argparse.Namespace) -> Runs:
     runs = read_runs(_tracking_uri(options), options.name)
     return of_device(runs, options.device) if options.device else runs
+
+
+def _folder(options: argparse.Namespace, runs: Runs) -> Path:
+    """The sweep's own; several sweeps taken together have one beside `sweeps/`, where nothing is taken for a sweep."""
+    return options.out / ("sweeps" if len(runs.sweeps) == 1 else "together") / _file_name(runs.name)
 
 
 def _tracking_uri(options: argparse.Namespace) -> str:

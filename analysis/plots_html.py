@@ -158,7 +158,7 @@ def _facts(frame: pd.DataFrame, sweep: Mapping[str, Any]) -> str:
     return (
         f"{teacher} to {student}, {count:,} finished trials, {int(frame['pareto'].sum())} on the front,"
         f" {possible:,} that may be optimal; latency of the ONNX file on {device_of(frame, sweep)}."
-        " Click a point to open its run."
+        " Click a point to keep its card and open its run."
     )
 
 

@@ -36,6 +36,8 @@ class Runs:
     """Sweep name -> its `sweep.json`: directions, units, reference point, teacher, config, versions."""
     url: str = "http://127.0.0.1:5000"
     """Where a browser finds MLflow: the tracking server, or where `mlflow ui` listens unless told otherwise."""
+    parent_ids: tuple[str, ...] = ()
+    """MLflow's runs of the sweeps themselves."""
 
     @property
     def sweep(self) -> dict[str, Any]:
@@ -257,6 +259,7 @@ def _runs(store: _Store, parents: Sequence[Row], tracking_uri: str) -> Runs:
         params=params,
         metrics=metrics,
         sweeps=contents,
+        parent_ids=tuple(parent.run_id for parent in parents),
         **({"url": tracking_uri.rstrip("/")} if tracking_uri.startswith("http") else {}),
     )
 

@@ -47,7 +47,7 @@ def pixels(path, size):
 here = pathlib.Path(__file__).parent
 size, labels = (json.loads((here / f"{name}.json").read_text("utf-8")) for name in ("preprocessing", "labels"))
 session = onnxruntime.InferenceSession(str(here / "model.onnx"), providers=["CPUExecutionProvider"])
-for path in sys.argv[1:]:
+for path in sys.argv[1:] or sys.exit(__doc__):
     logits = session.run(["logits"], {"image": pixels(path, size["image_size"])})[0][0].astype(np.float64)
     share = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
     print(path, labels[share.argmax()], f"{share.max():.3f}", sep="\\t")

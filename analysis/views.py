@@ -29,7 +29,9 @@ def view_of(sweep: str) -> Mapping[str, object]:
     }
 
 
-def address(runs: Runs) -> str:
-    """Where a browser finds that view of a sweep."""
+def addresses(runs: Runs) -> dict[str, str]:
+    """Where a browser finds a sweep: its own run, with the verdict and its files, and the view of its trials."""
     experiment = runs.frame["experiment_id"].iloc[0] if len(runs.frame) else "0"
-    return f"{runs.url}/#/experiments/{experiment}/runs?viewStateShareKey={quote(runs.name)}"
+    place = f"{runs.url}/#/experiments/{experiment}/runs"
+    own = {"the sweep": f"{place}/{runs.parent_ids[0]}"} if runs.parent_ids else {}
+    return own | {"its trials": f"{place}?viewStateShareKey={quote(runs.name)}"}

@@ -14,7 +14,7 @@ from analysis.report import summary_of, write_report
 from analysis.reuse import reuse
 from analysis.runs import Runs, read_runs
 from analysis.selecting import in_words
-from analysis.views import address, view_of
+from analysis.views import addresses, view_of
 from sweeps.config import SweepConfig
 from sweeps.sweep_folder import InputError, check_identity
 from trainables.latency import doubts
@@ -157,4 +157,5 @@ def show(console: Console, runs: Runs, tracking_uri: str, folder: Path) -> None:
     served = tracking_uri.startswith("http")
     browse = tracking_uri if served else f"mlflow ui --backend-store-uri {shlex.quote(tracking_uri)}"
     console.print(f"Browse: {browse}", soft_wrap=True)
-    console.print(f"        {address(runs)}", soft_wrap=True)
+    for what, address in addresses(runs).items():
+        console.print(f"        {what}: {address}", soft_wrap=True)

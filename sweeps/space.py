@@ -181,8 +181,13 @@ def size(space: Space) -> float:
 
 
 def describe(space: Space) -> dict[str, str]:
-    """The space in words, for records."""
-    return {name: str(distribution) for name, distribution in space.items()}
+    """The space as its flags are written, with the steps of ranges, for records and pages."""
+    return {name: show(values) + _steps(values) for name, values in space.items()}
+
+
+def _steps(distribution: BaseDistribution) -> str:
+    step = getattr(distribution, "step", None)
+    return f" in steps of {step:g}" if step else " (log scale)" if getattr(distribution, "log", False) else ""
 
 
 def show(distribution: BaseDistribution) -> str:

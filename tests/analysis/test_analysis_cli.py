@@ -20,6 +20,13 @@ def test_to_and_tracking_uri_win(store, tmp_path, capsys):
     assert (tmp_path / "here" / "pareto.csv").is_file()
 
 
+def test_sweeps_taken_together_have_a_folder_that_is_not_taken_for_a_sweep(out, capsys):
+    before = {path.name for path in (out / "sweeps").glob("*")}
+    assert main(["--out", str(out), "--name", "night,early"]) == 0
+    assert (out / "together" / "night-early" / "front" / "pareto.csv").is_file()
+    assert {path.name for path in (out / "sweeps").glob("*")} == before
+
+
 def test_a_sweep_without_candidates_says_so(out, tmp_path, capsys):
     assert main(["--out", str(out), "--name", "early", "--to", str(tmp_path)]) == 1
     assert "no finished candidate yet (no trials)" in capsys.readouterr().out

@@ -123,6 +123,27 @@ def test_a_click_opens_the_run_in_mlflow_and_keeps_the_card(opened: Opened, fron
     assert "pinned" in str(opened.page.locator("#card").get_attribute("class"))
 
 
+def test_in_a_viewer_that_opens_no_page_a_click_keeps_the_address(opened: Opened, front: Path, tmp_path: Path) -> None:
+    """As MLflow's artifact viewer shows it: `<iframe sandbox="allow-scripts">`."""
+    viewer = tmp_path / "viewer.html"
+    viewer.write_text(
+        f'<iframe sandbox="allow-scripts" src="{front.resolve().as_uri()}" style="width: 100%; height: 760px"></iframe>'
+    )
+    opened.page.goto(viewer.as_uri())
+    framed = opened.page.frame_locator("iframe")
+    framed.locator("body[data-drawn=front]").wait_for(timeout=60_000)
+    place = framed.locator("#plot .scatterlayer .point").first.bounding_box()
+    assert place is not None
+    opened.page.mouse.click(place["x"] + place["width"] / 2, place["y"] + place["height"] / 2)
+    card = framed.locator("#card.pinned")
+    card.wait_for(timeout=10_000)
+    assert re.search(r"copy its address\): http://127\.0\.0\.1:5000/#/experiments/\d+/runs/\w{32}", card.inner_text())
+    assert len(opened.page.context.pages) == 1
+    card.locator("button").click()
+    card.wait_for(state="detached", timeout=10_000)
+    assert opened.complaints == []
+
+
 def test_names_from_outside_are_shown_as_text(opened: Opened, runs: Runs, tmp_path: Path) -> None:
     frame = runs.frame.assign(student_model=EVIL, dataset=EVIL, pruning_method=EVIL, kd_loss=[EVIL] * len(runs.frame))
     (page,) = write_page(dataclasses.replace(runs, frame=frame), tmp_path)

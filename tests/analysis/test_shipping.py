@@ -105,6 +105,8 @@ def test_the_shipped_folder_names_the_class_of_an_image_without_our_code(out: Pa
     )
     assert done.returncode == 0, done.stderr
     assert [line.split("\t")[1] for line in done.stdout.splitlines()] == CLASSES
+    bare = subprocess.run([sys.executable, str(ship / "predict.py")], capture_output=True, text=True, timeout=60)
+    assert bare.returncode == 1 and "python predict.py IMAGE..." in bare.stderr
 
 
 @pytest.mark.parametrize("which", ["most_accurate", "fastest", "smallest", "teacher", "2"])

@@ -184,8 +184,11 @@ def test_no_local_path_leaves_in_an_artifact(out: Path, photos: Path) -> None:
 def test_the_terminal_stays_calm(out: Path) -> None:
     lines = (out / "terminal.txt").read_text().splitlines()
     assert not [line for line in lines if "Warning" in line or "INFO" in line or "raylet" in line]
-    assert "mlflow ui --backend-store-uri sqlite:///" in lines[-2]
-    assert "http://127.0.0.1:5000/#/experiments/" in lines[-1]
+    browse, sweep, trials = lines[-3:]
+    assert "mlflow ui --backend-store-uri sqlite:///" in browse
+    (parent,) = {run.data.tags["mlflow.parentRunId"] for run in children(out)}
+    assert re.fullmatch(rf" +the sweep: http://127\.0\.0\.1:5000/#/experiments/\d+/runs/{parent}", sweep)
+    assert "its trials: http://127.0.0.1:5000/#/experiments/" in trials
 
 
 def test_the_same_command_adds_only_what_is_missing(out: Path, photos: Path) -> None:

@@ -107,6 +107,16 @@ def test_size_counts_trials_that_differ(losses: str, alphas: str) -> None:
     assert size(space) == len(different)
 
 
+def test_a_space_is_described_as_its_flags_are_written() -> None:
+    space = {name: parse(name, text) for name, text in {"alpha": "0:1", "learning_rate": "1e-4:1e-2"}.items()}
+    assert describe(space | {"kd_loss": parse("kd_loss", "kd,dkd"), "temperature": parse("temperature", "4,6")}) == {
+        "alpha": "0:1 in steps of 0.1",
+        "learning_rate": "0.0001:0.01 (log scale)",
+        "kd_loss": "kd,dkd",
+        "temperature": "4,6",
+    }
+
+
 def test_size_of_the_default_space() -> None:
     """Rates x (methods x ratios above 0 + no pruning) x (alphas above 0 x temperatures + no teacher)."""
     assert size(default_space()) == 3 * (2 * 14 + 1) * (10 * 15 + 1)
