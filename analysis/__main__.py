@@ -84,9 +84,8 @@ def parser() -> argparse.ArgumentParser:
                 "--device", help="device of the latencies, such as cpu:1; needed where there are several"
             )
     for name in ("front", "report"):
-        made[name].add_argument(
-            "--to", type=Path, help=f"folder to write to (OUT/sweeps/NAME/{name}; of several, OUT/together/...)"
-        )
+        place = f"folder to write to (OUT/sweeps/NAME/{name}, of several OUT/together/NAMES/{name})"
+        made[name].add_argument("--to", type=Path, help=place)
     select = made["select"]
     select.add_argument("--max-latency-ms", type=float, metavar="MS", help="median latency of one image, at most")
     select.add_argument("--max-size-mb", type=float, metavar="MB", help="ONNX file, at most (1 MB = 1,000,000 bytes)")

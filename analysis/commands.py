@@ -214,7 +214,8 @@ def _runs(options: argparse.Namespace) -> Runs:
 
 def _folder(options: argparse.Namespace, runs: Runs) -> Path:
     """The sweep's own; several sweeps taken together have one beside `sweeps/`, where nothing is taken for a sweep."""
-    return options.out / ("sweeps" if len(runs.sweeps) == 1 else "together") / _file_name(runs.name)
+    out: Path = options.out
+    return out / ("sweeps" if len(runs.sweeps) == 1 else "together") / _file_name(runs.name)
 
 
 def _tracking_uri(options: argparse.Namespace) -> str:
