@@ -1,4 +1,4 @@
-"""The three speed benchmarks, in the smallest form that really runs, so that they work when somebody has a GPU."""
+"""The speed benchmarks, in the smallest form that really runs, so that they work when somebody has a GPU."""
 
 import os
 import re
@@ -65,3 +65,9 @@ def test_teacher_and_students_run(tmp_path: Path) -> None:
     )  # fmt: skip
     assert len(rows) == 6
     assert all(re.search(r"test accuracy +[0-9.]+ %", row) for row in rows[1:])
+
+
+def test_scale_takes_its_trials_to_a_front_in_mlflow(tmp_path: Path) -> None:
+    heading, row = lines("scale.py", "--trials", "12", "--out", str(tmp_path / "scale"))
+    assert heading.split()[:7] == ["trials", "MB", "propose", "stopper", "record", "tell", "deliver"]
+    assert row.split()[0] == "12" and all(float(number) > 0 for number in row.split()[1:])
