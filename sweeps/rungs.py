@@ -153,13 +153,13 @@ class Rungs:
         values = np.array([self._score(entry) for entry in entries])
         costs = np.array([[entry.fixed[name] for name in compared] for entry in entries]).reshape(len(names), -1)
         at = names.index(trial)
-        if at in promotion_order(values, costs)[: max(1, len(names) // self._eta)]:
-            return None
         errors = np.array([100 * standard_error(entry.accuracy, entry.num_val) for entry in entries])
         lead = values - values[at] - STANDARD_ERRORS * np.hypot(errors, errors[at])
         lead[(costs > costs[at]).any(axis=1)] = -np.inf
         best = int(np.argmax(lead))
-        return names[best] if lead[best] > 0 else None
+        if lead[best] <= 0 or at in promotion_order(values, costs, max(1, len(names) // self._eta)):
+            return None
+        return names[best]
 
     def _score(self, entry: Entry) -> float:
         return 100 * entry.accuracy - sum(price * entry.fixed[name] for name, price in self._prices.items())
@@ -174,16 +174,17 @@ def standard_error(accuracy: float, num_val: int) -> float:
     return math.sqrt(accuracy * (1 - accuracy) / num_val)
 
 
-def promotion_order(values: Floats, costs: Floats) -> list[int]:
-    """Indices from the first to keep to the last: front after front, each in epsilon-net order.
+def promotion_order(values: Floats, costs: Floats, count: int) -> list[int]:
+    """The first `count` indices to keep: front after front, each in epsilon-net order.
 
     Args:
         values: shape (n,), higher is better.
         costs: shape (n, m), lower is better; m = 0 sorts by value alone.
+        count: at most n.
 
     Example:
-        >>> promotion_order(np.array([90.0, 80.0, 70.0, 60.0]), np.array([[4.0], [3.9], [1.0], [2.0]]))
-        [0, 2, 1, 3]
+        >>> promotion_order(np.array([90.0, 80.0, 70.0, 60.0]), np.array([[4.0], [3.9], [1.0], [2.0]]), 3)
+        [0, 2, 1]
     """
     points = np.column_stack([values, costs])
     ranks = moocore.pareto_rank(points, maximise=[True, *[False] * costs.shape[1]])
@@ -191,28 +192,30 @@ def promotion_order(values: Floats, costs: Floats) -> list[int]:
     for rank in range(int(ranks.max()) + 1):
         front = np.flatnonzero(ranks == rank)
         front = front[np.argsort(-values[front], kind="stable")]
-        order += front[epsilon_net(points[front])].tolist()
+        order += front[epsilon_net(points[front], count - len(order))].tolist()
+        if len(order) >= count:
+            break
     return order
 
 
-def epsilon_net(points: Floats) -> list[int]:
-    """Farthest-first order: the first point, then always the one farthest from those taken.
+def epsilon_net(points: Floats, count: int) -> list[int]:
+    """Up to `count` in farthest-first order: the first point, then always the one farthest from those taken.
 
     Gonzalez (TCS 38, 1985); a prefix is spread over the set within twice of the best possible. Axes are scaled to
-    their span in the set, so that units do not matter. O(n^2).
+    their span in the set, so that units do not matter. O(n * count).
 
     Args:
         points: shape (n, m), n > 0.
 
     Example:
-        >>> epsilon_net(np.array([[0.0, 9.0], [1.0, 8.0], [9.0, 0.0], [5.0, 5.0]]))
-        [0, 2, 3, 1]
+        >>> epsilon_net(np.array([[0.0, 9.0], [1.0, 8.0], [9.0, 0.0], [5.0, 5.0]]), 3)
+        [0, 2, 3]
     """
     span = np.ptp(points, axis=0)
     scaled = points / np.where(span > 0, span, 1.0)
     order = [0]
     distance = np.linalg.norm(scaled - scaled[0], axis=1)
-    while len(order) < len(points):
+    while len(order) < min(count, len(points)):
         distance[order] = -1.0
         order.append(int(np.argmax(distance)))
         distance = np.minimum(distance, np.linalg.norm(scaled - scaled[order[-1]], axis=1))

@@ -147,13 +147,14 @@ def test_an_accuracy_in_percent_is_refused() -> None:
 
 def test_the_epsilon_net_spreads() -> None:
     line = np.array([[0.0], [0.1], [0.2], [1.0], [0.5]])
-    assert epsilon_net(line) == [0, 3, 4, 2, 1]
-    assert epsilon_net(np.zeros((3, 2))) == [0, 1, 2]
+    assert epsilon_net(line, 9) == [0, 3, 4, 2, 1]
+    assert epsilon_net(np.zeros((3, 2)), 3) == [0, 1, 2]
 
 
 def test_the_promotion_order_takes_front_after_front() -> None:
     values, costs = np.array([0.9, 0.5, 0.8, 0.4]), np.array([[2.0], [1.0], [3.0], [1.5]])
-    assert promotion_order(values, costs) == [0, 1, 2, 3]
+    assert promotion_order(values, costs, 4) == [0, 1, 2, 3]
+    assert all(promotion_order(values, costs, count) == [0, 1, 2, 3][:count] for count in (1, 2, 3))
 
 
 candidates = st.lists(st.tuples(st.floats(0.05, 0.95), st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=25)
