@@ -18,8 +18,9 @@ from torch import Tensor
 
 from trainables.configs import AugmentConfig
 from trainables.stages import randaugment
-from trainables.stages.pixels import pick, pick_bilinear
+from trainables.stages.pixels import pick, scaled
 from trainables.stages.streamed import Streamed
+from trainables.stages.tensors import Images
 
 _FLIP, _CROP, _OPERATIONS, _MIXUP, _ORDER = range(5)
 """Streams of random numbers: switching one augmentation on leaves the draws of the others as they were."""
@@ -29,13 +30,14 @@ _ATTEMPTS = 10  # of RandomResizedCrop to find a box that fits, as in torchvisio
 class Views:
     """The augmented views of all samples in one epoch.
 
-    Order of operations: RandAugment on uint8, crop, flip, Mixup.
+    Order of operations: RandAugment on uint8, crop, scaling to `output_size`, flip, Mixup.
 
     Args:
         config: which augmentations.
         num_samples: N, the length of the training split.
         epoch: which epoch's views, >= 0.
-        image_size: pixels of a side.
+        image_size: pixels of a side of the images that are stored.
+        output_size: of the views; None: the same.
         device: where views are computed; None: where the images are.
     """
 
@@ -46,6 +48,7 @@ class Views:
         num_samples: int,
         epoch: int,
         image_size: int,
+        output_size: int | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         if config.crop == "padded" and config.crop_padding >= image_size:
@@ -53,7 +56,7 @@ class Views:
                 f"`crop_padding < image_size` must hold, but got crop_padding={config.crop_padding} and {image_size=}."
             )
         self.config = config
-        self.image_size = image_size
+        self.image_size, self.output_size = image_size, output_size or image_size
         self.num_samples = num_samples
         self.device = device if device is None else torch.device(device)
         drawn = _draw(config, num_samples, epoch, image_size)
@@ -62,7 +65,7 @@ class Views:
         self._pairs: dict[int, Tensor] = {}
 
     def batch(self, images_N3HW: Tensor | Streamed, index_B: Tensor) -> Tensor:
-        """Views of samples `index_B`: float32 in [0, 1], B3HW, not normalised.
+        """Views of samples `index_B`: float32 in [0, 1], B3HW, H = W = output_size, not normalised.
 
         `images_N3HW` (uint8) holds all samples, on any device, as a memory map too. With Mixup the view is
         `lam * view(i) + (1 - lam) * view(partner)`, both augmented, neither mixed before; see `partners`.
@@ -119,10 +122,23 @@ class Views:
             images = randaugment.apply(images, operations, negative, self.config.randaugment_magnitude)
         own = {name: rows[index_B.to(device)] for name, rows in self._drawn_on(device).items()}
         if self.config.crop == "resized":
-            return _to_unit(_flipped(_resized(images, own["box"]), own["flip"]))
+            return _to_unit(_flipped(scaled(images, self.output_size, own["box"]), own["flip"]))
         if self.config.crop == "padded" and self.config.crop_padding:
-            return _to_unit(_shifted(images, own["shift"], own["flip"]))
-        return _to_unit(_flipped(images, own["flip"]))
+            view = _shifted(images, own["shift"], own["flip"])
+        else:
+            view = _flipped(images, own["flip"])
+        return _to_unit(view if self.output_size == self.image_size else scaled(view, self.output_size))
+
+
+def views_of(images: Images, config: AugmentConfig, *, epoch: int) -> Views:
+    """The views of a data set's training images, of the size that the networks take."""
+    return Views(
+        config,
+        num_samples=len(images.train_labels),
+        epoch=epoch,
+        image_size=images.train_images.shape[-1],
+        output_size=images.image_size,
+    )
 
 
 def batch_order(seed: int, epoch: int, n: int) -> Tensor:
@@ -183,17 +199,6 @@ def _shifted(images_BCHW: Tensor, shift_B2: Tensor, flip_B: Tensor) -> Tensor:
     line = torch.arange(size, device=images_BCHW.device)
     columns = torch.where(flip_B[:, None], size - 1 - line, line) + shift_B2[:, 1:]
     return pick(images_BCHW, (line + shift_B2[:, :1])[:, :, None], columns[:, None, :])
-
-
-def _resized(images_BCHW: Tensor, box_B4: Tensor) -> Tensor:
-    """The box of each image scaled to the whole image, bilinear; float32 in [0, 255]."""
-    size = images_BCHW.shape[-1]
-    top, left, height, width = box_B4[:, :, None].unbind(1)
-    centre = torch.arange(size, device=images_BCHW.device) + 0.5
-    # Clamped to the box: pixels next to it must not shine through, as if the crop had been cut out before.
-    ys = torch.minimum((centre * (height / size) - 0.5).clamp(min=0), height - 1.0) + top
-    xs = torch.minimum((centre * (width / size) - 0.5).clamp(min=0), width - 1.0) + left
-    return pick_bilinear(images_BCHW, ys, xs)
 
 
 def _flipped(images_BCHW: Tensor, flip_B: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from trainables.records import DatasetRecord, ModelRecord, to_json, write_text
 from trainables.stages.channels import widths
 from trainables.stages.criteria import Batches
 from trainables.stages.models import count
+from trainables.stages.pixels import scaled
 from trainables.stages.prune import Counts, PruneSummary, check_removed, compare, prune
 from trainables.stages.tensors import Images
 from trainables.stages.workspace import Workspace, load_model
@@ -127,7 +128,8 @@ def gradient_images(images: Images, device: torch.device) -> Batches:
         picks = torch.arange(min(TAYLOR_IMAGES, total)) * total // min(TAYLOR_IMAGES, total)
         for part in picks.split(TAYLOR_BATCH):
             index = part.to(images.train_labels.device)
-            pixels = images.normalise(images.train_images[index].to(images.mean.device).float() / 255)
+            plain = scaled(images.train_images[index].to(images.mean.device), images.image_size)
+            pixels = images.normalise(plain / 255)
             yield pixels.to(device), images.train_labels[index].to(device)
 
     return batches

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from trainables.configs import DataConfig
 from trainables.records import DatasetRecord, write_text
 from trainables.stages import folders
-from trainables.stages.datasets import Reader, reader_of
+from trainables.stages.datasets import OWN_SIZE, Reader, reader_of
 from trainables.stages.downloads import locked
 from trainables.stages.images import RawDataset, RawSplit, decode
 from trainables.stages.splits import cut_validation, limit_training
@@ -54,7 +54,11 @@ def remembered(config: DataConfig, data_dir: Path) -> DatasetRecord:
 
 
 def load(record: DatasetRecord, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Images (uint8, N3HW) and labels (int64, N) of `train`, `val` or `test`, memory-mapped and read-only."""
+    """Images (uint8, N3HW) and labels (int64, N) of `train`, `val` or `test`, memory-mapped and read-only.
+
+    H = W = image_size, but training images of a named data set that are to be enlarged lie there in their own size:
+    CIFAR-10 at 224 would take 7.5 GB, and is scaled on the device (`trainables.stages.augment`).
+    """
     if split not in ("train", "val", "test"):
         raise ValueError(f"`split` must be one of train, val, test, but got {split!r}.")
     return _open(record.folder, split)
@@ -76,7 +80,12 @@ def _digest(config: DataConfig) -> str:
     is_folder = config.dataset.startswith(folders.PREFIX)
     source = folders.signature(config.dataset) if is_folder else config.dataset
     key = dataclasses.asdict(config) | {"dataset": source, "version": DECODER_VERSION}
+    key |= {"train_size": OWN_SIZE[config.dataset]} if _is_enlarged(config) else {}
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _is_enlarged(config: DataConfig) -> bool:
+    return config.dataset in OWN_SIZE and (config.image_size or 0) > OWN_SIZE[config.dataset]
 
 
 def _decode(config: DataConfig, reader: Reader, data_dir: Path, folder: Path) -> None:
@@ -86,7 +95,8 @@ def _decode(config: DataConfig, reader: Reader, data_dir: Path, folder: Path) ->
     part.mkdir()
     try:
         for name, (split, index) in _split(config, raw).items():
-            decode(config.dataset, split, index, raw.image_size, part / f"{name}_images.npy")
+            size = OWN_SIZE[config.dataset] if name == "train" and _is_enlarged(config) else raw.image_size
+            decode(config.dataset, split, index, size, part / f"{name}_images.npy")
             np.save(part / f"{name}_labels.npy", split.labels[index])
         record = dataclasses.asdict(_describe(config, raw, part))
         del record["folder"]  # the data directory may move

@@ -20,6 +20,8 @@ from trainables.stages.images import RawDataset, RawSplit, array_split, opened
 from trainables.stages.splits import stratified
 
 Reader = Callable[[DataConfig, Path], RawDataset]
+OWN_SIZE = {"digits": 32, "cifar10": 32, "cifar100": 32, "tiny-imagenet": 64}
+"""Pixels of a side that the images of a named data set have unless others are asked for."""
 
 
 def reader_of(dataset: str) -> Reader:
@@ -49,7 +51,7 @@ def read_digits(config: DataConfig, data_dir: Path) -> RawDataset:
     test = np.zeros(len(labels), dtype=bool)
     test[stratified(labels, round(0.2 * len(labels)), np.random.default_rng(0), spare=1)] = True
     return RawDataset(
-        image_size=config.image_size or 32,
+        image_size=config.image_size or OWN_SIZE[config.dataset],
         class_names=tuple(str(digit) for digit in range(10)),
         train=array_split(images[~test], labels[~test]),
         test=array_split(images[test], labels[test]),
@@ -82,7 +84,7 @@ def _read_cifar(
         return array_split(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels)
 
     return RawDataset(
-        image_size=config.image_size or 32,
+        image_size=config.image_size or OWN_SIZE[config.dataset],
         class_names=tuple(name.decode() for name in names),
         train=split(train),
         test=split([test]),
@@ -167,7 +169,12 @@ def read_tiny_imagenet(config: DataConfig, data_dir: Path) -> RawDataset:
         labels = np.array([label_of[wnid] for _, wnid in sorted(rows)], dtype=np.int64)
         return RawSplit(labels, names, lambda i: opened(archive.read(names[i])))
 
-    return RawDataset(image_size=config.image_size or 64, class_names=class_names, train=split(train), test=split(test))
+    return RawDataset(
+        image_size=config.image_size or OWN_SIZE[config.dataset],
+        class_names=class_names,
+        train=split(train),
+        test=split(test),
+    )
 
 
 _READERS: dict[str, Reader] = {

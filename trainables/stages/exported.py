@@ -19,6 +19,7 @@ from trainables.stages import data
 from trainables.stages.export import ONNX_FILE, export, parity_chunks
 from trainables.stages.measure import open_session, run_logits
 from trainables.stages.onnx_files import padded
+from trainables.stages.pixels import scaled
 from trainables.stages.quantize import convert_fp16, describe, quantize_int8, scheme_for
 from trainables.stages.workspace import Workspace, load_model
 from trainables.store import Key, stage_key
@@ -82,7 +83,8 @@ def calibration_pixels(dataset: DatasetRecord, count: int) -> npt.NDArray[np.flo
     """Up to `count` training images (N, 3, H, W) in [0, 1], evenly over the split: the same ones every time."""
     images, _ = data.load(dataset, "train")
     picks = np.arange(min(count, len(images))) * len(images) // min(count, len(images))
-    return images[picks].astype(np.float32) / np.float32(255)
+    pixels = scaled(torch.from_numpy(images[picks]), dataset.image_size).numpy()
+    return pixels.astype(np.float32) / np.float32(255)
 
 
 def _fp32(export: ExportConfig) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Reading pixels of a batch at per-image positions (B images, C channels, H x W pixels)."""
 
+import torch
 from torch import Tensor
 
 
@@ -29,3 +30,22 @@ def pick_bilinear(images_BCHW: Tensor, ys_BH: Tensor, xs_BW: Tensor) -> Tensor:
     stretched = near * (1 - right) + far * right
     upper, lower = (stretched.gather(2, row.expand(batch, channels, -1, stretched.shape[3])) for row in rows)
     return upper * (1 - down) + lower * down
+
+
+def scaled(images_BCHW: Tensor, size: int, box_B4: Tensor | None = None) -> Tensor:
+    """A box of each image, or all of it, scaled to `size` x `size`: bilinear, float32 on the images' scale.
+
+    Upwards the same as Pillow's bilinear filter, before that rounds to whole levels; downwards not antialiased.
+
+    Args:
+        box_B4: top, left, height, width.
+    """
+    side = images_BCHW.shape[-1]
+    if box_B4 is None:
+        box_B4 = torch.tensor([[0, 0, side, side]], device=images_BCHW.device).expand(len(images_BCHW), 4)
+    top, left, height, width = box_B4[:, :, None].unbind(1)
+    centre = torch.arange(size, device=images_BCHW.device) + 0.5
+    # Clamped to the box: pixels next to it must not shine through, as if the crop had been cut out before.
+    ys = torch.minimum((centre * (height / size) - 0.5).clamp(min=0), height - 1.0) + top
+    xs = torch.minimum((centre * (width / size) - 0.5).clamp(min=0), width - 1.0) + left
+    return pick_bilinear(images_BCHW, ys, xs)

@@ -83,8 +83,7 @@ def trainer_of(config: CandidateConfig, images: Images, steps: int) -> tuple[Tra
         val_images=images.val_images[:EVAL_BATCH],
         val_labels=images.val_labels[:EVAL_BATCH],
     )
-    size = images.train_images.shape[-1]
-    model = build_model(config.student.student_model, num_classes=images.num_classes, image_size=size)
+    model = build_model(config.student.student_model, num_classes=images.num_classes, image_size=images.image_size)
     loop = Loop(
         stage="student",
         epochs=10**9,

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from trainables.configs import AugmentConfig, TrainingConfig
 from trainables.records import DatasetRecord, ModelRecord, to_json, write_text
-from trainables.stages.augment import Views
+from trainables.stages.augment import views_of
 from trainables.stages.compute import autocast, layout, move
 from trainables.stages.tensors import Images
 from trainables.stages.training import Turn
@@ -108,10 +108,10 @@ class SoftLabels:
         started = time.perf_counter()
         images = self._images
         count = len(images.train_labels)
-        device, size = images.mean.device, images.train_images.shape[-1]
+        device = images.mean.device
         network = load_model(self._teacher)
-        move(network, device, image_size=size)
-        views = Views(self._augment, num_samples=count, epoch=view, image_size=size)
+        move(network, device, image_size=images.image_size)
+        views = views_of(images, self._augment, epoch=view)
         logits_NC = torch.empty((count, images.num_classes), dtype=torch.float16, device=device)
         batches = torch.arange(count).split(FILL_BATCH)
         views.announce(images.train_images, batches)

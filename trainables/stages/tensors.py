@@ -20,15 +20,22 @@ class Images:
     """A data set on the training device."""
 
     train_images: Tensor | Streamed
-    """uint8 [N, 3, H, W]; streamed from the memory map where a GPU cannot hold them."""
+    """uint8 [N, 3, H, W]; streamed from the memory map where a GPU cannot hold them. Their own size, if the networks
+    take larger ones: `Views` scales them on the device."""
     train_labels: Tensor
     """int64 [N]."""
     val_images: Tensor | Streamed
+    """uint8 [N, 3, image_size, image_size]."""
     val_labels: Tensor
     mean: Tensor
     """float32 [1, 3, 1, 1], of pixel values in [0, 1]."""
     std: Tensor
     num_classes: int
+
+    @property
+    def image_size(self) -> int:
+        """Pixels of a side of what the networks take."""
+        return self.val_images.shape[-1]
 
     def normalise(self, images: Tensor, layout: torch.memory_format = torch.contiguous_format) -> Tensor:
         """Pixel values in [0, 1] to zero mean and unit deviation, in a memory layout: what the models take."""

@@ -123,7 +123,7 @@ class Trainer:
         device, training = images.mean.device, loop.training
         assert training.train_precision is not None or device.type == "cpu", "CandidateConfig.on(device) comes first"
         settle(device, training)
-        move(model, device, image_size=images.train_images.shape[-1])
+        move(model, device, image_size=images.image_size)
         self.optimizer = torch.optim.AdamW(
             model.parameters(), lr=loop.learning_rate, weight_decay=training.weight_decay, fused=True
         )
@@ -161,7 +161,7 @@ class Trainer:
         torch.manual_seed(seed_for(loop.training.seed, loop.stage, epoch))
         view = loop.first_view + epoch - 1
         batches = _batches(loop, images, epoch)
-        seen = _views(loop, images, view)
+        seen = views.views_of(images, loop.augment, epoch=view)
         self._lesson.open(view, self._turn)
         seen.announce(images.train_images, batches)
         total_loss = torch.zeros((), device=self._device)
@@ -217,7 +217,7 @@ def recalibrate(model: nn.Module, loop: Loop, images: Images) -> None:
     Short runs leave torchvision's running averages near their start, which reads as chance accuracy.
     """
     count = min(RECALIBRATION_IMAGES, len(images.train_labels))
-    seen = _views(loop, images, loop.first_view)
+    seen = views.views_of(images, loop.augment, epoch=loop.first_view)
     parts = [part for part in torch.arange(count).split(loop.training.batch_size) if len(part) > 1]
     batches = (images.normalise(seen.batch(images.train_images, part), layout(model)) for part in parts)
     with torch.no_grad(), autocast(images.mean.device, loop.training):
@@ -242,12 +242,6 @@ def evaluate(model: nn.Module, images: Images, training: TrainingConfig) -> tupl
         total += F.cross_entropy(logits_BC.float(), labels, reduction="sum")
         correct += (logits_BC.argmax(1) == labels).sum()
     return total.item() / count, correct.item() / count
-
-
-def _views(loop: Loop, images: Images, view: int) -> views.Views:
-    return views.Views(
-        loop.augment, num_samples=len(images.train_labels), epoch=view, image_size=images.train_images.shape[-1]
-    )
 
 
 def _batches(loop: Loop, images: Images, epoch: int) -> list[Tensor]:

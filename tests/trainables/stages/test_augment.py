@@ -5,8 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from PIL.Image import Resampling
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
@@ -47,6 +50,24 @@ def test_view_is_float32_in_the_unit_interval(name: str) -> None:
     assert view.dtype == torch.float32
     assert view.shape == (7, 3, SIZE, SIZE)
     assert view.min() >= 0 and view.max() <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_larger_views_are_what_pillow_makes_of_the_small_ones(name: str) -> None:
+    """Resized crops alone cannot be compared: their boxes are scaled once, to the size that is asked for."""
+    config, index = CONFIGS[name], torch.arange(9)
+    large = Views(config, num_samples=NUM_SAMPLES, epoch=1, image_size=SIZE, output_size=3 * SIZE)
+    view = large.batch(IMAGES, index)
+    assert view.shape == (9, 3, 3 * SIZE, 3 * SIZE)
+    assert torch.equal(large.batch(IMAGES, index[4:5])[0], view[4])
+    if config.crop == "resized":
+        small = views(config, epoch=1).batch(IMAGES, index)
+        assert (F.avg_pool2d(view, 3) - small).abs().mean() < 0.02
+        return
+    small = views(config, epoch=1).batch(IMAGES, index)
+    for got, expected in zip(view, small, strict=True):
+        pillow = [Image.fromarray(channel.numpy()).resize((3 * SIZE,) * 2, Resampling.BILINEAR) for channel in expected]
+        np.testing.assert_allclose(got.numpy(), np.stack([np.asarray(channel) for channel in pillow]), atol=1e-5)
 
 
 def test_without_augmentation_the_view_is_the_image() -> None:

@@ -56,6 +56,16 @@ def test_pruning_by_macs_or_size_finds_the_channels(
     assert 0.25 * dense[metric] < found[metric] <= 0.4 * dense[metric]
 
 
+def test_a_candidate_of_enlarged_images_is_calibrated_and_judged_by_them(
+    folders: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--image-size", "48", "--pruning-criterion", "taylor", "--precision", "int8_ptq"]
+    words += ["--train-limit", "700", "--alpha", "0", "--learning-rate", "3e-3", "--student-epochs", "5"]
+    found, _ = run([*TINY, *folders, *words], capsys)
+    assert found["parity_agreement"] > 0.9
+    assert found["test_accuracy"] > 0.4
+
+
 @pytest.mark.parametrize("target", [0.9, 0.5, 0.1])
 def test_a_ratio_is_found_by_bisection(target: float) -> None:
     ratio = solve(lambda ratio: (1 - ratio) ** 2, target)

@@ -150,6 +150,15 @@ def test_image_size_scales_every_data_set(tmp_path: Path) -> None:
     assert load(prepare(DataConfig(image_size=24), tmp_path), "val")[0].shape[1:] == (3, 24, 24)
 
 
+def test_images_that_are_to_be_enlarged_are_stored_small_for_training(tmp_path: Path) -> None:
+    """CIFAR-10 at 224 pixels would take 7.5 GB."""
+    own, large = prepare(DataConfig(), tmp_path), prepare(DataConfig(image_size=64), tmp_path)
+    assert large.image_size == 64
+    assert np.array_equal(load(large, "train")[0], load(own, "train")[0])
+    assert [load(large, split)[0].shape[1:] for split in ("val", "test")] == [(3, 64, 64), (3, 64, 64)]
+    assert large.fingerprint != own.fingerprint
+
+
 def test_train_limit_leaves_validation_and_test_alone(tmp_path: Path) -> None:
     everything, few = prepare(DataConfig(), tmp_path), prepare(DataConfig(train_limit=57), tmp_path)
     assert (few.num_train, few.num_val, few.num_test) == (57, everything.num_val, everything.num_test)
