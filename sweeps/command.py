@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import textwrap
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from optuna.distributions import BaseDistribution
@@ -94,11 +94,11 @@ def add_sweep_flags(
     docs = field_docs(SweepConfig)
     group.add_argument("--name", help=f"{docs['name']} (default: preset and a digest of the settings)")
     group.add_argument("--cpus", type=int, metavar="N", help=f"{docs['cpus']} (default: all, {_cores()})")
-    add_flags(
-        group, preset, leave_out=("name", "cpus", "gpus_per_trial", "base", "space", "rates", "limits", *leave_out)
-    )
-    text = f"{docs['gpus_per_trial']} (default: {preset.gpus_per_trial})"
-    group.add_argument("--gpus-per-trial", type=_share, metavar="X", help=text)
+    shares = ("cpus_per_trial", "gpus_per_trial")
+    add_flags(group, preset, leave_out=("name", "cpus", *shares, "base", "space", "rates", "limits", *leave_out))
+    for name, number in zip(shares, (int, float), strict=True):
+        text = f"{docs[name]} (default: {getattr(preset, name)})"
+        group.add_argument(flag_name(name), type=_or_text(number), metavar="X", help=text)
     searched = parser.add_argument_group("search space", "each takes one value, a list such as 1,2,4, or LOW:HIGH")
     for name in (*space.SEARCHED, *space.OPTIONAL):
         shown = space.show(preset.space[name]) if name in preset.space else preset.base.flat()[name]
@@ -109,12 +109,16 @@ def add_sweep_flags(
     add_config_flags(parser, preset.base, leave_out=(*space.SEARCHED, *space.OPTIONAL))
 
 
-def _share(text: str) -> float | str:
-    """`auto` or a number; anything else stays text, which `SweepConfig` refuses."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
+def _or_text(number: type[int] | type[float]) -> Callable[[str], int | float | str]:
+    """Reads a number; `auto` and anything else stays text, which `SweepConfig` refuses or not."""
+
+    def read(text: str) -> int | float | str:
+        try:
+            return number(text)
+        except ValueError:
+            return text
+
+    return read
 
 
 def take_spaces(flags: argparse.Namespace) -> dict[str, str]:

@@ -62,8 +62,9 @@ class SweepConfig:
     turn."""
     cpus: int = 1
     """CPU cores to use."""
-    cpus_per_trial: int = 1
-    """CPU cores a trial gets where it trains on the CPU."""
+    cpus_per_trial: int | str = 1
+    """CPU cores a trial gets where it trains on the CPU; `auto` measures which number gives the most images a second in
+    all."""
     base: CandidateConfig = field(default_factory=CandidateConfig)
     """What the space does not vary."""
     space: Mapping[str, BaseDistribution] = field(default_factory=default_space)
@@ -94,9 +95,14 @@ class SweepConfig:
             raise ValueError(f"address={self.address!r} must be auto, none or HOST:PORT, such as 10.0.0.1:6379.")
         if self.storage is not None and not STORAGE.fullmatch(self.storage):
             raise ValueError(f"storage={self.storage!r} must be an absolute folder or a URL such as s3://bucket/runs.")
-        for name in ("trials", "cpus", "cpus_per_trial", "seeds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name} >= 1` must hold, but got {name}={getattr(self, name)}.")
+        if isinstance(self.cpus_per_trial, str) and self.cpus_per_trial != AUTO:
+            raise ValueError(f"cpus_per_trial={self.cpus_per_trial!r} must be a whole number or {AUTO}.")
+        for name, value in (("trials", self.trials), ("cpus", self.cpus), ("seeds", self.seeds)):
+            if value < 1:
+                raise ValueError(f"`{name} >= 1` must hold, but got {name}={value}.")
+        if not 1 <= self.cores <= self.cpus:
+            per_trial = f"cpus_per_trial={self.cores}"
+            raise ValueError(f"`1 <= cpus_per_trial <= cpus` must hold, but got {per_trial} and cpus={self.cpus}.")
         for name, known in (("objective", OBJECTIVES), ("sampler", SAMPLERS), ("stopper", tuple(STOPPERS))):
             if getattr(self, name) not in known:
                 raise ValueError(f"`{name}` must be one of {', '.join(known)}, but got {name}={getattr(self, name)!r}.")
@@ -125,9 +131,6 @@ class SweepConfig:
             raise ValueError(
                 f"`gpus_per_trial <= gpus` must hold, but got gpus_per_trial={share} and gpus={self.gpus}."
             )
-        if self.cpus_per_trial > self.cpus:
-            per_trial = f"cpus_per_trial={self.cpus_per_trial}"
-            raise ValueError(f"`cpus_per_trial <= cpus` must hold, but got {per_trial} and cpus={self.cpus}.")
 
     @property
     def folder(self) -> Path:
@@ -143,7 +146,7 @@ class SweepConfig:
     def concurrency(self) -> int:
         """Trials that run at once."""
         if not self.gpus:
-            return self.cpus // self.cpus_per_trial
+            return self.cpus // self.cores
         return int(self.gpus / self.share) if self.share > 1 else self.gpus * int(1 / self.share + 1e-9)
 
     @property
@@ -152,10 +155,15 @@ class SweepConfig:
         return 1.0 if isinstance(self.gpus_per_trial, str) else self.gpus_per_trial
 
     @property
+    def cores(self) -> int:
+        """CPU cores of a trial that trains there; one until `auto` has been measured."""
+        return 1 if isinstance(self.cpus_per_trial, str) else self.cpus_per_trial
+
+    @property
     def resources(self) -> dict[str, float]:
         """What Ray reserves for a trial."""
         if not self.gpus:
-            return {"cpu": self.cpus_per_trial}
+            return {"cpu": self.cores}
         return {
             "cpu": self.cpus / self.concurrency if self.cpus < self.concurrency else self.threads,
             "gpu": self.share,

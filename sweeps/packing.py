@@ -1,4 +1,4 @@
-"""How many trials share a GPU: measured in a minute with trials of this sweep, and decided by total images a second."""
+"""How many trials share a GPU, or the cores: measured with trials of this sweep, decided by total images a second."""
 
 import dataclasses
 import json
@@ -85,6 +85,27 @@ def search(measure: Callable[[int], Together | None], *, most: int = MOST) -> li
     return sorted(found, key=lambda one: one.trials)
 
 
+def search_cores(measure: Callable[[int], Together | None], cpus: int) -> list[Together]:
+    """Measurements of as many trials as divide the cores evenly, fewest first, as long as they fit and pay.
+
+    Args:
+        measure: see `search`.
+        cpus: cores in all.
+    """
+    alone = measure(1)
+    if alone is None:
+        raise ProbeError("one trial alone does not fit into memory; take a smaller batch_size.")
+    found = [alone]
+    for trials in (count for count in range(2, cpus + 1) if cpus % count == 0 and fits(count, alone)):
+        one = measure(trials)
+        if one is None:
+            break
+        found.append(one)
+        if one.images_per_s < WORTH * found[-2].images_per_s:
+            break
+    return found
+
+
 def together(config: SweepConfig, trials: int, *, seconds: float = SECONDS) -> Together | None:
     """Train that many students of the sweep at once, each in a process of its own, on one device, for some seconds.
 
@@ -126,23 +147,32 @@ def together(config: SweepConfig, trials: int, *, seconds: float = SECONDS) -> T
 
 
 def packed(config: SweepConfig, screen: Screen) -> SweepConfig:
-    """The sweep with `gpus_per_trial` as a number: what was given, or what a probe finds best.
+    """The sweep with `gpus_per_trial` and `cpus_per_trial` as numbers: what was given, or what a probe finds best.
 
     Raises:
-        ValueError: if the sweep has no GPU, or the probe fails.
+        ValueError: if one is `auto` for a sweep that does not train there, or the probe fails.
     """
-    if config.gpus_per_trial != AUTO:
-        return config
-    if not config.gpus:
+    name = "gpus_per_trial" if config.gpus else "cpus_per_trial"
+    if config.gpus_per_trial == AUTO and not config.gpus:
         raise ValueError("gpus_per_trial=auto: it needs --gpus 1 or more; on a CPU take --cpus-per-trial.")
-    with screen.busy("Measuring how many trials a GPU holds"):
+    if config.cpus_per_trial == AUTO and config.gpus:
+        raise ValueError("cpus_per_trial=auto: trials train on GPUs here; take --gpus-per-trial auto.")
+    if getattr(config, name) != AUTO:
+        return config
+    with screen.busy(f"Measuring how many trials {'a GPU holds' if config.gpus else 'share the cores best'}"):
         try:
-            measured = search(lambda trials: together(config, trials))
+            measured = (
+                search(lambda trials: together(config, trials))
+                if config.gpus
+                else search_cores(lambda trials: together(config, trials), config.cpus)
+            )
         except ProbeError as error:
-            raise ValueError(f"gpus_per_trial=auto: {error}") from error
+            raise ValueError(f"{name}=auto: {error}") from error
     trials = choose(measured)
-    screen.print(f"{AUTO}: {trials} trials a GPU at once. {described(measured)}")
-    return dataclasses.replace(config, gpus_per_trial=1 / trials)
+    screen.print(f"{AUTO}: {trials} trials at once on {'a GPU' if config.gpus else 'the CPU'}. {described(measured)}")
+    if config.gpus:
+        return dataclasses.replace(config, gpus_per_trial=1 / trials)
+    return dataclasses.replace(config, cpus_per_trial=config.cpus // trials)
 
 
 def price(config: SweepConfig, *, seconds: float = SECONDS) -> str:

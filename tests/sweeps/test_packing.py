@@ -1,11 +1,12 @@
 import dataclasses
 import io
+import re
 from pathlib import Path
 
 import pytest
 
 from sweeps.config import SweepConfig, quick
-from sweeps.packing import ProbeError, Together, choose, packed, price, search, together
+from sweeps.packing import ProbeError, Together, choose, packed, price, search, search_cores, together
 from sweeps.screen import Screen
 from trainables.stages import data
 
@@ -103,6 +104,29 @@ def test_a_probe_that_fails_says_why(small: SweepConfig) -> None:
         together(broken, 1, seconds=0.1)
 
 
+def test_cores_are_shared_by_as_many_trials_as_divide_them() -> None:
+    measure, tried = curve(12)
+    assert [one.trials for one in search_cores(measure, 12)] == tried == [1, 2, 3, 4, 6, 12]
+    measure, tried = curve(2)
+    assert choose(search_cores(measure, 8)) == 2 and tried == [1, 2, 4]
+    measure, tried = curve(16, peak_gb=50.0)
+    assert choose(search_cores(measure, 8)) == 2 and tried == [1, 2]
+    measure, tried = curve(16, fails_from=4)
+    assert choose(search_cores(measure, 8)) == 2 and tried == [1, 2, 4]
+
+
+@pytest.mark.slow
+def test_auto_becomes_a_number_of_cores(small: SweepConfig) -> None:
+    said = io.StringIO()
+    config = packed(dataclasses.replace(small, cpus_per_trial="auto"), Screen(file=said, width=200))
+    assert config.cpus_per_trial in (1, 2)
+    assert re.match(
+        r"auto: [12] trials at once on the CPU\. Images/s of all by trials at once: 1: \d+", said.getvalue()
+    )
+    with pytest.raises(ValueError, match="cpus_per_trial=auto: trials train on GPUs here"):
+        packed(dataclasses.replace(small, gpus=1, cpus_per_trial="auto"), Screen(file=said))
+
+
 def test_a_number_is_left_as_it_is_and_auto_needs_a_gpu() -> None:
     config = SweepConfig(name="x", gpus=2, gpus_per_trial=0.5)
     assert packed(config, Screen(file=io.StringIO())) is config
@@ -116,8 +140,8 @@ def test_auto_becomes_a_share(monkeypatch: pytest.MonkeyPatch) -> None:
     config = packed(SweepConfig(name="x", gpus=2, gpus_per_trial="auto", cpus=8), Screen(file=said, width=200))
     assert (config.gpus_per_trial, config.concurrency, config.resources["gpu"]) == (1 / 4, 8, 1 / 4)
     assert said.getvalue() == (
-        "auto: 4 trials a GPU at once. Images/s of all by trials at once: 1: 1000, 2: 2000, 4: 3000, 6: 3000, 8: 3000;"
-        " one takes 2000 MB.\n"
+        "auto: 4 trials at once on a GPU. Images/s of all by trials at once: 1: 1000, 2: 2000, 4: 3000, 6: 3000,"
+        " 8: 3000; one takes 2000 MB.\n"
     )
 
 
