@@ -133,4 +133,6 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     # the traceback of every process that dies, also where its trial goes on elsewhere: `SayRetry` has a line for it
     logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
+    # Tune's own state, which we do not resume from: a full disk is told by what we write ourselves
+    logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -92,7 +92,8 @@ def finish(config: SweepConfig, tracker: Tracker, console: Console, status: str,
         runs = publish(tracker, uri, config.folder / "front")
         tracker.close(status)
     except TrackingError as error:
-        console.print(f"MLflow went away ({error}); the same command draws the front.", style="yellow")
+        said = f"MLflow went away ({error}); the same command draws the front."
+        console.print(said, style="yellow", markup=False, soft_wrap=True)
         return
     show(console, runs, uri, config.folder / "front")
 
