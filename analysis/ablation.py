@@ -14,7 +14,7 @@ from rich import box
 from rich.table import Table
 
 from analysis.labels import MB, dataset_of, device_of, images_of, plain_number
-from analysis.plots import DPI, GREY, INK, OKABE_ITO, save
+from analysis.plots import DPI, GREY, INK, OKABE_ITO, head, save
 from analysis.runs import Runs
 
 METRICS = ("test_accuracy", "val_accuracy", "latency_p50_ms", "size_bytes")
@@ -104,7 +104,7 @@ def heat_map_png(table: pd.DataFrame, path: Path, *, frame: pd.DataFrame, sweep:
     bar.set_label("test accuracy, %", fontsize=15)
     bar.ax.tick_params(labelsize=13)
     title = f"{_title('Accuracy', table, frame, sweep)}\n({images_of('test', frame, sweep)} images)"
-    figure.suptitle(title, fontsize=17, fontweight="bold")
+    head(figure, title, size=17)
     return save(figure, path)
 
 
@@ -125,7 +125,7 @@ def bars_png(
     labels = ["\n".join(f"{name} {_setting(row[name])}" for name in by) for _, row in table.iterrows()]
     panels[0].set_yticks(range(len(table)), labels, fontsize=16)
     panels[0].invert_yaxis()
-    figure.suptitle(_title(" x ".join(by), table, frame, sweep), fontsize=17, fontweight="bold")
+    head(figure, _title(" x ".join(by), table, frame, sweep), size=17)
     return save(figure, path)
 
 
@@ -160,8 +160,8 @@ def _bars(axes: Axes, table: pd.DataFrame, metric: str) -> None:
 def _title(what: str, table: pd.DataFrame, frame: pd.DataFrame, sweep: Mapping[str, Any]) -> str:
     counts = sorted(int(n) for n in table["n"])
     seeds = f"n = {counts[0]}" if counts[0] == counts[-1] else f"n = {counts[0]} to {counts[-1]}"
-    dataset = dataset_of(frame, sweep).replace("$", r"\$")
-    return f"{what} on {dataset}: mean ± standard deviation, {seeds} training seed{'s' * (counts[-1] > 1)}"
+    dataset, many = dataset_of(frame, sweep), "s" * (counts[-1] > 1)
+    return f"{what} on {dataset}: mean ± standard deviation, {seeds} training seed{many}"
 
 
 def _spread(row: "pd.Series[Any]", metric: str, *, digits: str | None = None) -> str:

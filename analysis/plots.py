@@ -38,6 +38,8 @@ OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")
 """Colours that colour-blind readers tell apart (Okabe and Ito, 2008)."""
 MARKERS = ("o", "D", "s", "^", "P", "X")
 DPI = 150
+BOLD_WIDTH = 0.7
+"""Of a bold letter, as a share of the font size."""
 MANY = 500
 """More points than this are a picture inside the SVG, which would grow by a kilobyte each."""
 
@@ -112,7 +114,7 @@ def metrics_grid_png(
     panels[2].set_title("size of the ONNX file, MB\n(1 MB = 1,000,000 bytes)", fontsize=15)
     panels[0].set_yticks(range(len(rows)), [plain(label) for label in labels], fontsize=15)
     panels[0].invert_yaxis()
-    figure.suptitle(plain(headline(frame, sweep)), fontsize=18, fontweight="bold")
+    head(figure, headline(frame, sweep), size=18)
     return save(figure, path)
 
 
@@ -223,7 +225,7 @@ def _letters(axes: Axes, front: pd.DataFrame, merged: Mapping[str, str]) -> list
 
 def label_front(axes: Axes, frame: pd.DataFrame, sweep: Mapping[str, Any]) -> None:
     """Title, axes with their units, and a log axis where latencies differ much."""
-    axes.set_title(plain(headline(frame, sweep)), fontsize=15, fontweight="bold", loc="left")
+    head(axes, headline(frame, sweep), size=15)
     axes.set_xlabel(f"latency p50, ms (one image through the ONNX file, {device_of(frame, sweep)})", fontsize=13)
     axes.set_ylabel(f"accuracy, % ({images_of('val', frame, sweep)})", fontsize=13)
     axes.tick_params(labelsize=12)
@@ -270,6 +272,19 @@ def headline(frame: pd.DataFrame, sweep: Mapping[str, Any]) -> str:
     models = [first_known(name, frame, sweep) for name in ("teacher_model", "student_model")]
     arrow = f", {models[0]} to {models[1]}" if all(models) else ""
     return f"{dataset_of(frame, sweep)}{arrow}"
+
+
+def head(over: Figure | Axes, text: str, *, size: float) -> None:
+    """A bold title over a figure, or over its axes from their left edge; smaller than `size` where it is too long."""
+    figure = over if isinstance(over, Figure) else over.get_figure(root=True)
+    assert figure is not None
+    taken = 0.4 if over is figure else 1.8  # inches: an axis with its labels
+    room = 72 * (figure.get_figwidth() - taken)
+    fitting = min(size, room / (BOLD_WIDTH * max(map(len, text.splitlines()))))
+    if isinstance(over, Figure):
+        over.suptitle(plain(text), fontsize=fitting, fontweight="bold")
+    else:
+        over.set_title(plain(text), fontsize=fitting, fontweight="bold", loc="left")
 
 
 def layout() -> ConstrainedLayoutEngine:

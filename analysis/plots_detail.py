@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from analysis.labels import device_of, log_ticks, needs_log_axis, trial_label
-from analysis.plots import DPI, GREY, INK, OKABE_ITO, TEACHER, headline, layout, plain, save
+from analysis.plots import DPI, GREY, INK, OKABE_ITO, TEACHER, head, headline, layout, plain, save
 
 MOST_ROWS = 14
 """Front members in the picture of latencies; more would not be legible."""
@@ -45,7 +45,7 @@ def latency_png(frame: pd.DataFrame, path: Path, *, sweep: Mapping[str, Any]) ->
     count = rows["latency_n"].median() if "latency_n" in rows.columns else np.nan
     runs = f", about {count:,.0f} runs each" if np.isfinite(count) else ""
     axes.set_xlabel(f"latency of one image, ms ({device_of(frame, sweep)}{runs})", fontsize=15)
-    axes.set_title(plain(f"Latency of the front, {headline(frame, sweep)}"), fontsize=16, fontweight="bold", loc="left")
+    head(axes, f"Latency of the front\n{headline(frame, sweep)}", size=16)
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=15)
     return save(figure, path)
 
@@ -79,9 +79,7 @@ def hypervolume_png(
     )
     axes.set_xlabel("trial", fontsize=15)
     axes.set_ylabel("hypervolume,\npoints x doublings x doublings", fontsize=15)
-    axes.set_title(
-        plain(f"Hypervolume of the front, {headline(frame, sweep)}"), fontsize=16, fontweight="bold", loc="left"
-    )
+    head(axes, f"Hypervolume of the front\n{headline(frame, sweep)}", size=16)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylim(0, 1.1 * max(volumes) or 1)
     axes.tick_params(labelsize=14)

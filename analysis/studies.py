@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.labels import MB
-from analysis.plots import DPI, GREY, OKABE_ITO, save
+from analysis.plots import DPI, GREY, OKABE_ITO, head, save
 from analysis.runs import Runs
 
 BYTES_A_PARAM = 4
@@ -267,7 +267,7 @@ def bars_png(table: StudyTable, path: Path) -> list[Path]:
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_yticks(range(len(frame)), [_wrapped(str(name)) for name in frame.iloc[:, 0]], fontsize=15)
     panels[0].invert_yaxis()
-    figure.suptitle(table.heading, fontsize=17, fontweight="bold")
+    head(figure, table.heading, size=17)
     return save(figure, path)
 
 

@@ -3,9 +3,11 @@ import re
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from analysis.front_files import write_front
+from analysis.plots import head, headline
 from analysis.plots_html import unpacked
 from analysis.runs import Runs, read_runs
 
@@ -65,6 +67,20 @@ def test_pictures_have_their_size(folder):
 def test_one_candidate_and_no_image_counts_can_be_drawn(runs, tmp_path):
     frame = runs.frame[runs.frame["trial_number"] == 0].drop(columns=["num_val", "num_test", "latency_p90_ms"])
     assert len(write_front(dataclasses.replace(runs, frame=frame), tmp_path)) == 11
+
+
+@pytest.mark.parametrize("name", ["cifar10", "folder:photographs_of_every_street_in_the_town_of_my_grandparents"])
+def test_titles_stay_within_their_picture(runs, name):
+    sweep, frame = {**runs.sweep, "config": {"dataset": name}}, runs.frame.assign(dataset=name)
+    for over_axes in (True, False):
+        figure = Figure(figsize=(10, 6))
+        axes = figure.subplots()
+        head(axes if over_axes else figure, f"Hypervolume of the front\n{headline(frame, sweep)}", size=18)
+        figure.draw_without_rendering()
+        text = axes._left_title if over_axes else figure._suptitle
+        assert name in text.get_text()
+        assert text.get_window_extent().x1 <= figure.bbox.x1
+        assert text.get_fontsize() > 8
 
 
 def test_pictures_come_as_svg_too_and_a_dollar_is_a_dollar(runs, tmp_path):
