@@ -220,7 +220,7 @@ def _latency(runs: Runs) -> Iterable[str]:
     threads = first_known("latency_threads", runs.frame, runs.sweep)
     said = (
         f"One image through the exported ONNX file on {safe(device_of(runs.frame, runs.sweep))}"
-        f"{f', {int(threads)} thread(s)' if threads else ''}, provider"
+        f"{f', {int(threads)} thread' + 's' * (threads > 1) if threads else ''}, provider"
         f" {safe(first_known('latency_provider', runs.frame, runs.sweep) or 'not recorded')},"
         " in alternation with the teacher's file, while other trials on the machine pause."
     )
@@ -249,7 +249,8 @@ def _reproduce(runs: Runs) -> Iterable[str]:
         config = sweep.get("config") or {}
         if config.get("space"):
             yield table(["searched", "space"], [[safe(key), safe(value)] for key, value in config["space"].items()])
-        yield "```json\n" + json.dumps(config, indent=1).replace("```", "'''") + "\n```"
+        rest = {key: value for key, value in config.items() if key != "space"}
+        yield "```json\n" + json.dumps(rest, indent=1).replace("```", "'''") + "\n```"
 
 
 def _ablated(runs: Runs) -> list[str]:
