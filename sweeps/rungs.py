@@ -6,6 +6,7 @@ objectives that are fixed before training, and it ends only if one of them leads
 validation split. So a member of the final front can be lost only where accuracies cross between rung and end.
 """
 
+import bisect
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -65,7 +66,7 @@ class Rungs:
         if not 0 < grace < 1:
             raise ValueError(f"`0 < grace < 1` must hold, but got {grace=}.")
         self._prices, self._eta, self._grace = dict(prices), eta, grace
-        self._rungs: dict[str, dict[str, Entry]] = {}
+        self._rungs: dict[str, _Rung] = {}
         self._stopped: set[str] = set()
         self.rows: list[dict[str, Any]] = []
         """Everything recorded, in order, as plain data; the rules are not part of it."""
@@ -119,12 +120,9 @@ class Rungs:
         if not self.is_rung(step, budget, milestone=milestone):
             return False
         name = f"{Fraction(step, budget)} {peers}".strip()
-        rung = self._rungs.setdefault(name, {})
-        if trial not in rung:
-            mine = Entry(accuracy=accuracy, num_val=num_val, fixed=dict(fixed))
-            by = self._beaten_by(rung | {trial: mine}, trial)
-            self._record(name, trial, replace(mine, beaten_by=by))
-        return rung[trial].beaten_by is not None
+        if name not in self._rungs or trial not in self._rungs[name].entries:
+            self._record(name, trial, Entry(accuracy=accuracy, num_val=num_val, fixed=dict(fixed)))
+        return self._rungs[name].entries[trial].beaten_by is not None
 
     def has_stopped(self, trial: str) -> bool:
         """Whether a trial was told to stop, at any rung."""
@@ -138,31 +136,57 @@ class Rungs:
         """
         for row in rows:
             entry = {name: value for name, value in row.items() if name not in ("rung", "trial")}
-            self._record(row["rung"], row["trial"], Entry(**entry))
+            self._record(row["rung"], row["trial"], Entry(**entry), judged=True)
 
-    def _record(self, rung: str, trial: str, entry: Entry) -> None:
-        self._rungs.setdefault(rung, {})[trial] = entry
-        self.rows.append({"rung": rung, "trial": trial, **asdict(entry)})
+    def _record(self, name: str, trial: str, entry: Entry, *, judged: bool = False) -> None:
+        rung = self._rungs.setdefault(name, _Rung(self._prices))
+        rung.add(trial, entry)
+        if not judged:
+            entry = rung.entries[trial] = replace(entry, beaten_by=rung.beaten_by(trial, self._eta))
+        self.rows.append({"rung": name, "trial": trial, **asdict(entry)})
         if entry.beaten_by is not None:
             self._stopped.add(trial)
 
-    def _beaten_by(self, rung: Mapping[str, Entry], trial: str) -> str | None:
-        names = sorted(rung)  # not the order of arrival, so that ties do not depend on it
-        entries = [rung[name] for name in names]
-        compared = sorted(rung[trial].fixed.keys() - self._prices.keys())
-        values = np.array([self._score(entry) for entry in entries])
-        costs = np.array([[entry.fixed[name] for name in compared] for entry in entries]).reshape(len(names), -1)
-        at = names.index(trial)
-        errors = np.array([100 * standard_error(entry.accuracy, entry.num_val) for entry in entries])
+
+class _Rung:
+    """The entries of a rung, and their numbers in columns.
+
+    In order of the trials' names, not of their arrival, so that ties do not depend on it.
+    """
+
+    def __init__(self, prices: Mapping[str, float]) -> None:
+        self.entries: dict[str, Entry] = {}
+        self._prices = prices
+        self._names: list[str] = []
+        self._values: list[float] = []
+        self._errors: list[float] = []
+        self._costs: list[tuple[float, ...]] = []
+
+    def add(self, trial: str, entry: Entry) -> None:
+        """Take an entry in; one of the same trial is replaced."""
+        at = bisect.bisect_left(self._names, trial)
+        if trial in self.entries:
+            for column in (self._names, self._values, self._errors, self._costs):
+                del column[at]
+        self.entries[trial] = entry
+        self._names.insert(at, trial)
+        self._values.insert(
+            at, 100 * entry.accuracy - sum(price * entry.fixed[name] for name, price in self._prices.items())
+        )
+        self._errors.insert(at, 100 * standard_error(entry.accuracy, entry.num_val))
+        self._costs.insert(at, tuple(entry.fixed[name] for name in sorted(entry.fixed.keys() - self._prices.keys())))
+
+    def beaten_by(self, trial: str, eta: int) -> str | None:
+        """The trial that leads this one by most, if it is none of the best of eta; None if it goes on."""
+        at = bisect.bisect_left(self._names, trial)
+        values, errors = np.array(self._values), np.array(self._errors)
+        costs = np.array(self._costs, dtype=np.float64).reshape(len(values), -1)
         lead = values - values[at] - STANDARD_ERRORS * np.hypot(errors, errors[at])
         lead[(costs > costs[at]).any(axis=1)] = -np.inf
         best = int(np.argmax(lead))
-        if lead[best] <= 0 or at in promotion_order(values, costs, max(1, len(names) // self._eta)):
+        if lead[best] <= 0 or at in promotion_order(values, costs, max(1, len(values) // eta)):
             return None
-        return names[best]
-
-    def _score(self, entry: Entry) -> float:
-        return 100 * entry.accuracy - sum(price * entry.fixed[name] for name, price in self._prices.items())
+        return self._names[best]
 
 
 def standard_error(accuracy: float, num_val: int) -> float:

@@ -1,7 +1,8 @@
 """TPE whose time for a proposal does not grow with the sweep."""
 
+import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -14,6 +15,7 @@ from analysis.pareto import Floats, non_dominated
 
 REMEMBERED = 1000
 """Up to twice as many trials are all weighed; beyond, the best of them and an even share of the rest."""
+ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 GOOD_SHARE = 0.25
 """Of those remembered, chosen for being good; Optuna's TPE calls a tenth so where there are several objectives."""
 
@@ -31,50 +33,52 @@ class BoundedTPE(TPESampler):
             # group: without it, one trial that lacks a conditional parameter takes it out of the joint distribution
             super().__init__(seed=seed, multivariate=True, group=True)
         self._chance = np.random.default_rng(seed)
-        self._forgotten: set[int] = set()
+        self._kept: list[int] = []
+        self._next = 0
+        self._part: optuna.Study | None = None
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """Forget, where there are too many."""
-        ended = [
-            ended
-            for ended in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-            if ended.number not in self._forgotten
-        ]
+        """Take in what is new, and forget where there is too much."""
+        trials = study._get_trials(deepcopy=False, use_cache=True)  # each at the place of its number
+        self._kept += range(self._next, len(trials))
+        self._next = len(trials)
+        ended = [trials[at] for at in self._kept if trials[at].state in ENDED]
         if len(ended) > 2 * REMEMBERED:
-            kept = {one.number for one in remembered(ended, study.directions, self._chance)}
-            self._forgotten |= {one.number for one in ended} - kept
+            chosen = {one.number for one in remembered(ended, study.directions, self._chance)}
+            self._kept = [at for at in self._kept if at in chosen or not trials[at].state.is_finished()]
+        self._part = cast(optuna.Study, _Part(study, [trials[at] for at in self._kept]))
         super().before_trial(study, trial)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """As Optuna's, of what is remembered."""
-        space: dict[str, BaseDistribution] = super().infer_relative_search_space(self._part(study), trial)
+        space: dict[str, BaseDistribution] = super().infer_relative_search_space(self._part or study, trial)
         return space
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """As Optuna's, of what is remembered."""
-        params: dict[str, Any] = super().sample_relative(self._part(study), trial, search_space)
+        params: dict[str, Any] = super().sample_relative(self._part or study, trial, search_space)
         return params
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         """As Optuna's, of what is remembered."""
-        return super().sample_independent(self._part(study), trial, param_name, param_distribution)
-
-    def _part(self, study: optuna.Study) -> optuna.Study:
-        return cast(optuna.Study, _Part(study, self._forgotten)) if self._forgotten else study
+        return super().sample_independent(self._part or study, trial, param_name, param_distribution)
 
 
 class _Part:
-    """A study without some of its trials, for the method by which Optuna's samplers read them."""
+    """A study with some of its trials, for the method by which Optuna's samplers read them."""
 
-    def __init__(self, study: optuna.Study, forgotten: set[int]) -> None:
-        self._study, self._forgotten = study, forgotten
+    def __init__(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> None:
+        self._study, self._trials = study, trials
 
-    def _get_trials(self, *words: Any, **named: Any) -> list[FrozenTrial]:
-        return [trial for trial in self._study._get_trials(*words, **named) if trial.number not in self._forgotten]
+    def _get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
+    ) -> list[FrozenTrial]:
+        found = [trial for trial in self._trials if states is None or trial.state in states]
+        return copy.deepcopy(found) if deepcopy else found
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._study, name)
