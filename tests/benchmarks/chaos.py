@@ -5,8 +5,8 @@
 Small sweeps on real images run one after the other over a Ray cluster of this machine (a head without cores and as many
 nodes as `--nodes`, each with a network, an address and a disk of its own where this process may make namespaces), with
 a tracking server of their own, until all kills are spent. What is killed is started again: the same command, another
-node, the same server. `--cut-s` pulls the cable of tracking server and S3 once, in the first sweep. After each sweep
-the invariants of `chaos_checks` must hold.
+node, the same server. `--cut-s` pulls the cable of tracking server and S3 once, in the first sweep, `--node-cut-s` that
+of a node. After each sweep the invariants of `chaos_checks` must hold.
 """
 
 import argparse
@@ -17,11 +17,12 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from chaos_checks import check_nothing_left, check_sweep, finished_records
+from chaos_nodes import Network, Node
 from chaos_world import World, kill
 
 COMMAND = Path(__file__).parents[2] / "sweeps" / "kd_prune.py"
@@ -42,12 +43,12 @@ def main(argv: list[str] | None = None) -> int:
         known = KINDS if world.separate else [kind for kind in KINDS if kind != "raylet"]
         kinds = [known[i % len(known)] for i in range(flags.kills)]
         rng.shuffle(kinds)
-        cut = Cut(world, flags.cut_s) if flags.cut_s and world.separate else None
+        cuts = list(cuts_of(world, flags)) if world.separate else []
         while (kinds or not sweeps) and not faults:
             sweeps += 1
             started = time.monotonic()
             sweep = Sweep(world, flags, number=sweeps)
-            killed = sweep.survive(kinds, rng, cut)
+            killed = sweep.survive(kinds, rng, cuts)
             done += killed
             faults = sweep.faults() or check_sweep(world, sweep.out, sweep.name, trials=flags.trials, seen=sweep.seen)
             trials += flags.trials
@@ -77,30 +78,32 @@ class Sweep:
         more = ["--trials", str(flags.trials), "--search-seed", str(number), "--seed", str(number)]
         self._words = [sys.executable, str(COMMAND), *SWEEP.split(), *where, *joins, *more]
 
-    def survive(self, kinds: list[str], rng: random.Random, cut: "Cut | None") -> Counter[str]:
+    def survive(self, kinds: list[str], rng: random.Random, cuts: Sequence["Cut"]) -> Counter[str]:
         """Take kills from `kinds` until the sweep has ended; returns those that happened."""
         self._driver = self._start()
         try:
-            return self._attend(kinds, rng, cut)
+            return self._attend(kinds, rng, cuts)
         finally:
-            if cut is not None:
+            for cut in cuts:
                 cut.mend()
             if self._driver.poll() is None:
                 kill([self._driver.pid])
 
-    def _attend(self, kinds: list[str], rng: random.Random, cut: "Cut | None") -> Counter[str]:
+    def _attend(self, kinds: list[str], rng: random.Random, cuts: Sequence["Cut"]) -> Counter[str]:
         killed: Counter[str] = Counter()
         until = time.monotonic() + SWEEP_LIMIT_S
         next_kill = time.monotonic() + rng.uniform(1, self._longest_s)
         while time.monotonic() < until:
             time.sleep(0.1)
-            if cut is not None and len(finished_records(self.out, self.name)) >= 1:
-                cut.follow()
+            if cuts and len(finished_records(self.out, self.name)) >= 1:
+                for cut in cuts:
+                    cut.follow()
             if self._driver.poll() is not None:
                 self._code = self._driver.returncode
                 break
-            if cut is not None and kinds and kinds[0] == "server":
-                cut.mend()  # a server that starts again is asked whether it is up
+            if kinds and kinds[0] == "server":
+                for cut in cuts:
+                    cut.mend()  # a server that starts again is asked whether it is up
             if kinds and time.monotonic() > next_kill and self._kill(kinds[0], self._driver):
                 kind = kinds.pop(0)
                 killed[kind] += 1
@@ -145,32 +148,42 @@ class Sweep:
         return driver
 
 
-class Cut:
-    """The cable of tracking server and S3, pulled once for a while."""
+def cuts_of(world: World, flags: argparse.Namespace) -> Iterator["Cut"]:
+    """The cables that are asked to be pulled."""
+    nodes = world.nodes
+    assert isinstance(nodes, Network) and nodes.services is not None
+    if flags.cut_s:
+        yield Cut(nodes.services, "tracking server and S3", flags.cut_s)
+    if flags.node_cut_s:
+        yield Cut(nodes.nodes[0], "a node", flags.node_cut_s)
 
-    def __init__(self, world: World, seconds: float) -> None:
-        self._link, self._seconds = world.nodes.services, seconds
+
+class Cut:
+    """A cable, pulled once for a while."""
+
+    def __init__(self, link: Node, what: str, seconds: float) -> None:
+        self._link, self._what, self._seconds = link, what, seconds
         self._since: float | None = None
         self._over = False
 
     def follow(self) -> None:
         """Pull it at the first call, plug it in at the first one after its time."""
-        if self._over or self._link is None:
+        if self._over:
             return
         if self._since is None:
             self._since = time.monotonic()
             self._link.link("down")
-            print("the link to tracking server and S3 is down", flush=True)
+            print(f"the link to {self._what} is down", flush=True)
         elif time.monotonic() - self._since > self._seconds:
             self.mend()
 
     def mend(self) -> None:
         """Plug it in, if it is out."""
-        if self._since is None or self._over or self._link is None:
+        if self._since is None or self._over:
             return
         self._link.link("up")
         self._over = True
-        print(f"the link is up again after {time.monotonic() - self._since:.0f} s", flush=True)
+        print(f"the link to {self._what} is up again after {time.monotonic() - self._since:.0f} s", flush=True)
 
 
 @contextmanager
@@ -193,6 +206,9 @@ def _flags(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--s3", action="store_true", help="storage in a local S3 instead of a shared folder")
     parser.add_argument(
         "--cut-s", type=float, default=0.0, metavar="S", help="pull the servers' cable once for S seconds"
+    )
+    parser.add_argument(
+        "--node-cut-s", type=float, default=0.0, metavar="S", help="pull the cable of a node once for S seconds"
     )
     parser.add_argument("--out", type=Path, default=Path("chaos"), help="a fresh folder (default: chaos)")
     flags = parser.parse_args(argv)
