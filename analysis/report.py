@@ -220,7 +220,7 @@ def _latency(runs: Runs) -> Iterable[str]:
     threads = first_known("latency_threads", runs.frame, runs.sweep)
     said = (
         f"One image through the exported ONNX file on {safe(device_of(runs.frame, runs.sweep))}"
-        f"{f', {int(threads)} thread' + 's' * (threads > 1) if threads else ''}, provider"
+        f"{f', {int(threads)} thread' + 's' * (int(threads) > 1) if threads else ''}, provider"
         f" {safe(first_known('latency_provider', runs.frame, runs.sweep) or 'not recorded')},"
         " in alternation with the teacher's file, while other trials on the machine pause."
     )

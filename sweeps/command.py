@@ -97,6 +97,8 @@ def add_sweep_flags(
     shares = ("cpus_per_trial", "gpus_per_trial")
     add_flags(group, preset, leave_out=("name", "cpus", *shares, "base", "space", "rates", "limits", *leave_out))
     for name, number in zip(shares, (int, float), strict=True):
+        if name in leave_out:
+            continue
         text = f"{docs[name]} (default: {getattr(preset, name)})"
         group.add_argument(flag_name(name), type=_or_text(number), metavar="X", help=text)
     searched = parser.add_argument_group("search space", "each takes one value, a list such as 1,2,4, or LOW:HIGH")
@@ -110,7 +112,7 @@ def add_sweep_flags(
 
 
 def _or_text(number: type[int] | type[float]) -> Callable[[str], int | float | str]:
-    """Reads a number; `auto` and anything else stays text, which `SweepConfig` refuses or not."""
+    """Reads a number; other text stays what it is, and `SweepConfig` refuses all but `auto`."""
 
     def read(text: str) -> int | float | str:
         try:

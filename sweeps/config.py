@@ -12,7 +12,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution
 
 from sweeps.objectives import ExchangeRates
-from sweeps.space import default_space, describe, parse, size
+from sweeps.space import default_space, parse, size
 from trainables.compression_config import PruneConfig
 from trainables.configs import (
     AugmentConfig,
@@ -63,8 +63,8 @@ class SweepConfig:
     cpus: int = 1
     """CPU cores to use."""
     cpus_per_trial: int | str = 1
-    """CPU cores a trial gets where it trains on the CPU; `auto` measures which number gives the most images a second in
-    all."""
+    """CPU cores a trial gets where it trains on the CPU; `auto` measures, at every start, which number gives the most
+    images a second in all."""
     base: CandidateConfig = field(default_factory=CandidateConfig)
     """What the space does not vary."""
     space: Mapping[str, BaseDistribution] = field(default_factory=default_space)
@@ -97,11 +97,14 @@ class SweepConfig:
             raise ValueError(f"storage={self.storage!r} must be an absolute folder or a URL such as s3://bucket/runs.")
         if isinstance(self.cpus_per_trial, str) and self.cpus_per_trial != AUTO:
             raise ValueError(f"cpus_per_trial={self.cpus_per_trial!r} must be a whole number or {AUTO}.")
+        if self.cpus_per_trial == AUTO and (self.gpus or self.address):
+            where = f"gpus={self.gpus}" if self.gpus else f"address={self.address}"
+            raise ValueError(f"cpus_per_trial={AUTO} measures trials on this machine's cores, but got {where}.")
         for name, value in (("trials", self.trials), ("cpus", self.cpus), ("seeds", self.seeds)):
             if value < 1:
                 raise ValueError(f"`{name} >= 1` must hold, but got {name}={value}.")
-        if not 1 <= self.cores <= self.cpus:
-            per_trial = f"cpus_per_trial={self.cores}"
+        if not 1 <= self.cores_per_trial <= self.cpus:
+            per_trial = f"cpus_per_trial={self.cores_per_trial}"
             raise ValueError(f"`1 <= cpus_per_trial <= cpus` must hold, but got {per_trial} and cpus={self.cpus}.")
         for name, known in (("objective", OBJECTIVES), ("sampler", SAMPLERS), ("stopper", tuple(STOPPERS))):
             if getattr(self, name) not in known:
@@ -146,7 +149,7 @@ class SweepConfig:
     def concurrency(self) -> int:
         """Trials that run at once."""
         if not self.gpus:
-            return self.cpus // self.cores
+            return self.cpus // self.cores_per_trial
         return int(self.gpus / self.share) if self.share > 1 else self.gpus * int(1 / self.share + 1e-9)
 
     @property
@@ -155,7 +158,7 @@ class SweepConfig:
         return 1.0 if isinstance(self.gpus_per_trial, str) else self.gpus_per_trial
 
     @property
-    def cores(self) -> int:
+    def cores_per_trial(self) -> int:
         """CPU cores of a trial that trains there; one until `auto` has been measured."""
         return 1 if isinstance(self.cpus_per_trial, str) else self.cpus_per_trial
 
@@ -163,7 +166,7 @@ class SweepConfig:
     def resources(self) -> dict[str, float]:
         """What Ray reserves for a trial."""
         if not self.gpus:
-            return {"cpu": self.cores}
+            return {"cpu": self.cores_per_trial}
         return {
             "cpu": self.cpus / self.concurrency if self.cpus < self.concurrency else self.threads,
             "gpu": self.share,
@@ -185,7 +188,7 @@ class SweepConfig:
         fixed = {name: value for name, value in self.base.flat().items() if name not in varied}
         return {
             "base": fixed,
-            "space": describe(self.space),
+            "space": {name: str(values) for name, values in self.space.items()},
             "rates": vars(self.rates),
             "limits": vars(self.limits),
             "objective": {"objective": self.objective},

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,7 @@ from trainables.records import to_json, write_text
 
 MOST = 16
 WORTH = 1.05
-"""Total images a second of twice the trials, as a multiple: with less, more trials are not even tried."""
+"""Total images a second with more trials, as a multiple of that before: with less, still more are not even tried."""
 AS_GOOD = 0.97
 """Of the best total: fewer trials that reach it leave more memory, and each of them ends sooner."""
 HEADROOM = 1.1
@@ -85,20 +86,19 @@ def search(measure: Callable[[int], Together | None], *, most: int = MOST) -> li
     return sorted(found, key=lambda one: one.trials)
 
 
-def search_cores(measure: Callable[[int], Together | None], cpus: int) -> list[Together]:
-    """Measurements of as many trials as divide the cores evenly, fewest first, as long as they fit and pay.
+def search_cores(measure: Callable[[int], Together | None], cores: int) -> list[Together]:
+    """Measurements of as many trials as get 1, 2, 3, ... cores each, fewest first, as long as they fit and pay.
 
     Args:
         measure: see `search`.
-        cpus: cores in all.
+        cores: of this machine, for the sweep.
     """
     alone = measure(1)
     if alone is None:
         raise ProbeError("one trial alone does not fit into memory; take a smaller batch_size.")
     found = [alone]
-    for trials in (count for count in range(2, cpus + 1) if cpus % count == 0 and fits(count, alone)):
-        one = measure(trials)
-        if one is None:
+    for trials in sorted({cores // each for each in range(1, cores)} - {1}):
+        if not fits(trials, alone) or (one := measure(trials)) is None:
             break
         found.append(one)
         if one.images_per_s < WORTH * found[-2].images_per_s:
@@ -150,29 +150,33 @@ def packed(config: SweepConfig, screen: Screen) -> SweepConfig:
     """The sweep with `gpus_per_trial` and `cpus_per_trial` as numbers: what was given, or what a probe finds best.
 
     Raises:
-        ValueError: if one is `auto` for a sweep that does not train there, or the probe fails.
+        ValueError: if GPUs are to be shared that the sweep has not got, or the probe fails.
     """
-    name = "gpus_per_trial" if config.gpus else "cpus_per_trial"
     if config.gpus_per_trial == AUTO and not config.gpus:
         raise ValueError("gpus_per_trial=auto: it needs --gpus 1 or more; on a CPU take --cpus-per-trial.")
-    if config.cpus_per_trial == AUTO and config.gpus:
-        raise ValueError("cpus_per_trial=auto: trials train on GPUs here; take --gpus-per-trial auto.")
-    if getattr(config, name) != AUTO:
-        return config
-    with screen.busy(f"Measuring how many trials {'a GPU holds' if config.gpus else 'share the cores best'}"):
+
+    def measure(trials: int) -> Together | None:
+        return together(config, trials)
+
+    if config.gpus_per_trial == AUTO:
+        trials = _found("gpus_per_trial", lambda: search(measure), "a GPU", screen)
+        return dataclasses.replace(config, gpus_per_trial=1 / trials)
+    if config.cpus_per_trial == AUTO:
+        cores = min(config.cpus, len(_cores()))
+        trials = _found("cpus_per_trial", lambda: search_cores(measure, cores), "the CPU", screen)
+        return dataclasses.replace(config, cpus_per_trial=cores // trials)
+    return config
+
+
+def _found(name: str, measure: Callable[[], list[Together]], where: str, screen: Screen) -> int:
+    with screen.busy(f"Measuring how many trials share {where} best"):
         try:
-            measured = (
-                search(lambda trials: together(config, trials))
-                if config.gpus
-                else search_cores(lambda trials: together(config, trials), config.cpus)
-            )
+            measured = measure()
         except ProbeError as error:
             raise ValueError(f"{name}=auto: {error}") from error
     trials = choose(measured)
-    screen.print(f"{AUTO}: {trials} trials at once on {'a GPU' if config.gpus else 'the CPU'}. {described(measured)}")
-    if config.gpus:
-        return dataclasses.replace(config, gpus_per_trial=1 / trials)
-    return dataclasses.replace(config, cpus_per_trial=config.cpus // trials)
+    screen.print(f"{AUTO}: {trials} trial{'s' * (trials > 1)} at once on {where}. {described(measured)}")
+    return trials
 
 
 def price(config: SweepConfig, *, seconds: float = SECONDS) -> str:
@@ -218,11 +222,13 @@ class _Process:
     def answer(self) -> dict[str, float] | None:
         """Its result; None if it ran out of memory."""
         code = self._process.wait(READY_S)
-        if code == OUT_OF_MEMORY_CODE:
+        if code in (OUT_OF_MEMORY_CODE, -signal.SIGKILL):  # the kernel kills whoever takes more than there is
             return None
         if code:
             self._log.seek(0)
             lines = self._log.read().strip().splitlines() or [f"exit code {code}"]
+            if "DefaultCPUAllocator" in lines[-1]:
+                return None
             raise ProbeError(f"the probe failed: {lines[-1]}")
         row: dict[str, float] = json.loads((self._folder / f"{self._number}.json").read_text(encoding="utf-8"))
         return row

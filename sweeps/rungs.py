@@ -141,8 +141,7 @@ class Rungs:
     def _record(self, name: str, trial: str, entry: Entry, *, judged: bool = False) -> None:
         rung = self._rungs.setdefault(name, _Rung(self._prices))
         rung.add(trial, entry)
-        if not judged:
-            entry = rung.entries[trial] = replace(entry, beaten_by=rung.beaten_by(trial, self._eta))
+        entry = entry if judged else rung.judge(trial, self._eta)
         self.rows.append({"rung": name, "trial": trial, **asdict(entry)})
         if entry.beaten_by is not None:
             self._stopped.add(trial)
@@ -176,7 +175,12 @@ class _Rung:
         self._errors.insert(at, 100 * standard_error(entry.accuracy, entry.num_val))
         self._costs.insert(at, tuple(entry.fixed[name] for name in sorted(entry.fixed.keys() - self._prices.keys())))
 
-    def beaten_by(self, trial: str, eta: int) -> str | None:
+    def judge(self, trial: str, eta: int) -> Entry:
+        """An entry with the decision about it."""
+        self.entries[trial] = replace(self.entries[trial], beaten_by=self._beaten_by(trial, eta))
+        return self.entries[trial]
+
+    def _beaten_by(self, trial: str, eta: int) -> str | None:
         """The trial that leads this one by most, if it is none of the best of eta; None if it goes on."""
         at = bisect.bisect_left(self._names, trial)
         values, errors = np.array(self._values), np.array(self._errors)

@@ -181,21 +181,27 @@ def size(space: Space) -> float:
 
 
 def describe(space: Space) -> dict[str, str]:
-    """The space as its flags are written, with the steps of ranges, for records and pages."""
+    """The space as its flags are written, with the steps of ranges, for people."""
     return {name: show(values) + _steps(values) for name, values in space.items()}
 
 
 def _steps(distribution: BaseDistribution) -> str:
     step = getattr(distribution, "step", None)
-    return f" in steps of {step:g}" if step else " (log scale)" if getattr(distribution, "log", False) else ""
+    return f" in steps of {_number(step)}" if step else " (log scale)" if getattr(distribution, "log", False) else ""
 
 
 def show(distribution: BaseDistribution) -> str:
     """A distribution as its flag is written."""
     if isinstance(distribution, CategoricalDistribution):
-        return ",".join(f"{choice:g}" if isinstance(choice, float) else str(choice) for choice in distribution.choices)
+        return ",".join(
+            _number(choice) if isinstance(choice, float) else str(choice) for choice in distribution.choices
+        )
     assert isinstance(distribution, FloatDistribution)
-    return f"{distribution.low:g}:{distribution.high:g}"
+    return f"{_number(distribution.low)}:{_number(distribution.high)}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.12g}"
 
 
 def _in_order(names: Mapping[str, Any]) -> Iterator[str]:

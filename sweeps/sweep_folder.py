@@ -19,6 +19,7 @@ from optuna.distributions import distribution_to_json, json_to_distribution
 from sweeps.config import SweepConfig
 from sweeps.edited import contains, holds, write_anew
 from sweeps.objectives import DIRECTIONS, UNITS, reference_point
+from sweeps.space import describe
 from trainables.records import DatasetRecord, TrialRecord, to_json, write_text
 from trainables.stages.data import public_name
 
@@ -118,7 +119,7 @@ def _grown(config: SweepConfig, theirs: Mapping[str, Any], spaces: Mapping[str, 
 def write_sweep_json(config: SweepConfig, teacher: TrialRecord, dataset: DatasetRecord) -> None:
     """Describe the sweep for whoever reads its records; the reference point is fixed here, before the first trial."""
     path = config.folder / "sweep.json"
-    settings = config.identity()
+    settings = config.identity() | {"space": describe(config.space)}
     settings["base"]["dataset"] = dataset.name
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))

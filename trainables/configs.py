@@ -62,7 +62,7 @@ class AugmentConfig:
     crop: str = "padded"
     """`none`, `padded` (shift by up to `crop_padding` pixels) or `resized` (RandomResizedCrop)."""
     crop_padding: int = 4
-    """Pixels; used by `padded` only."""
+    """Pixels of the stored image, which is scaled afterwards; used by `padded` only."""
     randaugment_magnitude: int | None = None
     """RandAugment strength 0 to 30 with two operations an image; None is off."""
     mixup_alpha: float | None = None

@@ -24,7 +24,7 @@ class DatasetRecord:
     """Hash over pixels, labels, split and image size: equal fingerprints mean equal arrays."""
     class_names: tuple[str, ...]
     image_size: int
-    """Pixels of a side."""
+    """Pixels of a side of what networks take; training images may lie there smaller (`trainables.stages.data.load`)."""
     num_train: int
     num_val: int
     num_test: int

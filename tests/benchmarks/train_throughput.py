@@ -147,7 +147,7 @@ def ours(flags: argparse.Namespace, *, first: bool = False, precision: str | Non
     images = Images(
         train_images=place(torch.from_numpy(pixels), flags.device),
         train_labels=torch.from_numpy(classes).to(flags.device),
-        val_images=torch.empty(0),
+        val_images=torch.empty(0, 3, flags.size, flags.size),
         val_labels=torch.empty(0),
         mean=torch.tensor(MEAN, device=flags.device).view(1, 3, 1, 1),
         std=torch.tensor(STD, device=flags.device).view(1, 3, 1, 1),

@@ -1,7 +1,9 @@
 import dataclasses
 import io
+import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -107,6 +109,8 @@ def test_a_probe_that_fails_says_why(small: SweepConfig) -> None:
 def test_cores_are_shared_by_as_many_trials_as_divide_them() -> None:
     measure, tried = curve(12)
     assert [one.trials for one in search_cores(measure, 12)] == tried == [1, 2, 3, 4, 6, 12]
+    measure, tried = curve(12)
+    assert [one.trials for one in search_cores(measure, 7)] == tried == [1, 2, 3, 7]
     measure, tried = curve(2)
     assert choose(search_cores(measure, 8)) == 2 and tried == [1, 2, 4]
     measure, tried = curve(16, peak_gb=50.0)
@@ -121,10 +125,16 @@ def test_auto_becomes_a_number_of_cores(small: SweepConfig) -> None:
     config = packed(dataclasses.replace(small, cpus_per_trial="auto"), Screen(file=said, width=200))
     assert config.cpus_per_trial in (1, 2)
     assert re.match(
-        r"auto: [12] trials at once on the CPU\. Images/s of all by trials at once: 1: \d+", said.getvalue()
+        r"auto: [12] trials? at once on the CPU\. Images/s of all by trials at once: 1: \d+", said.getvalue()
     )
-    with pytest.raises(ValueError, match="cpus_per_trial=auto: trials train on GPUs here"):
-        packed(dataclasses.replace(small, gpus=1, cpus_per_trial="auto"), Screen(file=said))
+    many = packed(dataclasses.replace(small, cpus_per_trial="auto", cpus=64), Screen(file=said))
+    assert many.cores_per_trial <= len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize("elsewhere", [{"gpus": 1}, {"address": "head:6379"}])
+def test_cores_of_other_machines_are_not_measured(elsewhere: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="cpus_per_trial=auto measures trials on this machine's cores"):
+        SweepConfig(name="x", cpus=4, cpus_per_trial="auto", **elsewhere)
 
 
 def test_a_number_is_left_as_it_is_and_auto_needs_a_gpu() -> None:

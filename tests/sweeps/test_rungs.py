@@ -206,7 +206,7 @@ def test_what_is_recorded_survives_json(finals: list[tuple[float, int, int]]) ->
     rungs, again = Rungs(), Rungs()
     for number, (accuracy, latency, size) in enumerate(finals):
         report(rungs, str(number), accuracy, latency=latency, size=size)
-    again.restore(json.loads(json.dumps(rungs.rows)))
-    assert again.rows == rungs.rows
+    again.restore(json.loads(json.dumps([*rungs.rows, *rungs.rows[-1:]])))  # a line that was written twice
+    assert again.rows[: len(rungs.rows)] == rungs.rows
     for accuracy in (0.01, 0.5):
         assert report(again, f"new {accuracy}", accuracy) == report(rungs, f"new {accuracy}", accuracy)

@@ -11,6 +11,7 @@ from optuna.trial import TrialState
 from sweeps.config import SAMPLERS
 from sweeps.searcher import DUPLICATE, RULED_OUT, Proposing, StudySearcher, dropped, finished, open_study
 from sweeps.space import Space, default_space, first_trials, parse, tidy
+from sweeps.tpe import BoundedTPE
 
 ONE_POINT = {
     "temperature": "4",
@@ -365,3 +366,21 @@ def test_reuse_keeps_the_student_of_a_promising_trial_and_varies_its_pruning(tmp
     assert kept >= 18
     pruned = [str(trial.params) for trial in study.trials if DUPLICATE not in trial.user_attrs]
     assert len(pruned) == len(set(pruned))
+
+
+def test_a_long_sweep_is_proposed_from_a_part_of_it_and_so_is_its_continuation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With other samplers in between: chance, and those that keep a student."""
+    monkeypatch.setattr("sweeps.tpe.REMEMBERED", 10)
+    for driven in "ab":
+        study, searcher = driver(tmp_path, default_space(), objective="pareto", reuse_probability=0.5)
+        for number in range(40):
+            (config,) = ask(searcher, 1, name=f"{driven}{number}-")
+            worse = config["params"]["pruning_ratio"]
+            measured = FINAL | {"val_accuracy": 0.9 - worse**2, "latency_p50_ms": 2 - worse}
+            searcher.on_trial_complete(f"{driven}{number}-0", measured)
+        assert isinstance(searcher._sampler, BoundedTPE)
+        assert 10 <= len(searcher._sampler._kept) <= 30
+    done = finished(study)
+    assert len(done) == 80 and all(trial.state == TrialState.COMPLETE for trial in done)

@@ -5,7 +5,7 @@ is in, on the number of workers or on the device's generator. Teacher and studen
 same pixels ("consistent teaching", arXiv:2106.05237), and the teacher's logits can be stored.
 
 Only integer sums, gathers and single elementwise operations are used on pixels: results are equal bit for bit whatever
-the batch size. Shape legend: N samples, B batch, C = 3 channels, H = W = image_size.
+the batch size. Shape legend: N samples, B batch, C = 3 channels, H = W = pixels of a side.
 """
 
 import itertools
@@ -30,7 +30,7 @@ _ATTEMPTS = 10  # of RandomResizedCrop to find a box that fits, as in torchvisio
 class Views:
     """The augmented views of all samples in one epoch.
 
-    Order of operations: RandAugment on uint8, crop, scaling to `output_size`, flip, Mixup.
+    Order of operations: RandAugment on uint8, crop, flip, scaling to `output_size`, Mixup.
 
     Args:
         config: which augmentations.
@@ -53,7 +53,8 @@ class Views:
     ) -> None:
         if config.crop == "padded" and config.crop_padding >= image_size:
             raise ValueError(
-                f"`crop_padding < image_size` must hold, but got crop_padding={config.crop_padding} and {image_size=}."
+                f"`crop_padding` must be less than the side of the stored images, but got"
+                f" crop_padding={config.crop_padding} and images of {image_size} pixels."
             )
         self.config = config
         self.image_size, self.output_size = image_size, output_size or image_size

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from trainables.configs import DataConfig
 from trainables.stages import folders
 from trainables.stages.downloads import ARCHIVES, fetch
-from trainables.stages.images import RawDataset, RawSplit, array_split, opened
+from trainables.stages.images import RawDataset, RawSplit, array_split, opened, to_array
 from trainables.stages.splits import stratified
 
 Reader = Callable[[DataConfig, Path], RawDataset]
@@ -47,6 +48,9 @@ def read_digits(config: DataConfig, data_dir: Path) -> RawDataset:
 
     digits = load_digits()
     images = np.repeat(np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None], 3, axis=3)
+    own = OWN_SIZE["digits"]
+    if (config.image_size or 0) > own:  # first to what is their own size here: then all splits are scaled alike
+        images = np.stack([to_array(Image.fromarray(image), own).transpose(1, 2, 0) for image in images])
     labels = digits.target.astype(np.int64)
     test = np.zeros(len(labels), dtype=bool)
     test[stratified(labels, round(0.2 * len(labels)), np.random.default_rng(0), spare=1)] = True

@@ -27,6 +27,7 @@ from trainables.store import Key, stage_key
 VERSION = 2
 QUANTIZED_VERSION = 2
 PARITY_IMAGES = 512
+CALIBRATION_PART = 64  # images that are scaled at once
 
 
 def recipe(config: CandidateConfig, dataset: DatasetRecord, stage: str) -> dict[str, Any]:
@@ -83,8 +84,8 @@ def calibration_pixels(dataset: DatasetRecord, count: int) -> npt.NDArray[np.flo
     """Up to `count` training images (N, 3, H, W) in [0, 1], evenly over the split: the same ones every time."""
     images, _ = data.load(dataset, "train")
     picks = np.arange(min(count, len(images))) * len(images) // min(count, len(images))
-    pixels = scaled(torch.from_numpy(images[picks]), dataset.image_size).numpy()
-    return pixels.astype(np.float32) / np.float32(255)
+    parts = torch.from_numpy(images[picks]).split(CALIBRATION_PART)
+    return np.concatenate([(scaled(part, dataset.image_size) / 255).numpy() for part in parts])
 
 
 def _fp32(export: ExportConfig) -> dict[str, Any]:

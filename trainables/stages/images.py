@@ -37,7 +37,7 @@ class RawDataset:
     """What a reader found, before train is split."""
 
     image_size: int
-    """Pixels of a side that the images are decoded to."""
+    """Pixels of a side that the images are decoded to, but for training images that are enlarged later."""
     class_names: tuple[str, ...]
     train: RawSplit
     test: RawSplit

@@ -41,11 +41,14 @@ def scaled(images_BCHW: Tensor, size: int, box_B4: Tensor | None = None) -> Tens
         box_B4: top, left, height, width.
     """
     side = images_BCHW.shape[-1]
-    if box_B4 is None:
-        box_B4 = torch.tensor([[0, 0, side, side]], device=images_BCHW.device).expand(len(images_BCHW), 4)
+    if box_B4 is None and side == size:
+        return images_BCHW.float()
+    line = torch.arange(size, device=images_BCHW.device) + 0.5
+    if box_B4 is None:  # numbers of Python's, for which a GPU does not wait
+        places = (line * (side / size) - 0.5).clamp(0, side - 1.0).expand(len(images_BCHW), size)
+        return pick_bilinear(images_BCHW, places, places)
     top, left, height, width = box_B4[:, :, None].unbind(1)
-    centre = torch.arange(size, device=images_BCHW.device) + 0.5
     # Clamped to the box: pixels next to it must not shine through, as if the crop had been cut out before.
-    ys = torch.minimum((centre * (height / size) - 0.5).clamp(min=0), height - 1.0) + top
-    xs = torch.minimum((centre * (width / size) - 0.5).clamp(min=0), width - 1.0) + left
+    ys = torch.minimum((line * (height / size) - 0.5).clamp(min=0), height - 1.0) + top
+    xs = torch.minimum((line * (width / size) - 0.5).clamp(min=0), width - 1.0) + left
     return pick_bilinear(images_BCHW, ys, xs)

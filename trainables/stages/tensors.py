@@ -51,8 +51,8 @@ def load_images(dataset: DatasetRecord, device: str) -> Images:
     """
     images: dict[str, Tensor | Streamed] = {}
     labels: dict[str, Tensor] = {}
-    for split in ("val", "train"):  # the smaller one first
-        mapped, classes = data.load(dataset, split)
+    arrays = {split: data.load(dataset, split) for split in ("val", "train")}
+    for split, (mapped, classes) in sorted(arrays.items(), key=lambda item: item[1][0].nbytes):  # the smaller one first
         with warnings.catch_warnings():  # the arrays are read-only on purpose, and nothing here writes to them
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             images[split], labels[split] = place(torch.from_numpy(mapped), device), torch.from_numpy(classes).to(device)

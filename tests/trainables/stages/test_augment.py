@@ -251,7 +251,7 @@ def test_batch_order_is_a_pure_function_and_a_permutation() -> None:
 
 
 def test_padding_as_large_as_the_image_is_refused() -> None:
-    with pytest.raises(ValueError, match="crop_padding=8 and image_size=8"):
+    with pytest.raises(ValueError, match="crop_padding=8 and images of 8 pixels"):
         Views(AugmentConfig(crop_padding=8), num_samples=4, epoch=0, image_size=8)
 
 

@@ -7,12 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sample_folders import folder_config, make_folder
 
-from trainables.configs import DataConfig
+from trainables.configs import AugmentConfig, DataConfig
 from trainables.stages import data
+from trainables.stages.augment import views_of
+from trainables.stages.cut import gradient_images
 from trainables.stages.data import load, prepare
+from trainables.stages.exported import calibration_pixels
+from trainables.stages.images import to_array
+from trainables.stages.tensors import load_images
 
 SPLITS = ("train", "val", "test")
 
@@ -157,6 +163,22 @@ def test_images_that_are_to_be_enlarged_are_stored_small_for_training(tmp_path: 
     assert np.array_equal(load(large, "train")[0], load(own, "train")[0])
     assert [load(large, split)[0].shape[1:] for split in ("val", "test")] == [(3, 64, 64), (3, 64, 64)]
     assert large.fingerprint != own.fingerprint
+
+
+def test_whoever_looks_at_training_images_sees_them_enlarged(tmp_path: Path) -> None:
+    own = prepare(DataConfig(train_limit=64), tmp_path)
+    large = prepare(DataConfig(train_limit=64, image_size=48), tmp_path)
+    images = load_images(large, "cpu")
+    assert (images.image_size, images.train_images.shape[-1]) == (48, 32)
+    view = views_of(images, AugmentConfig(flip=False, crop="none"), epoch=0).batch(images.train_images, torch.arange(4))
+    (pixels, _), *_ = gradient_images(images, torch.device("cpu"))()
+    calibration = calibration_pixels(large, 64)
+    assert view.shape[1:] == pixels.shape[1:] == calibration.shape[1:] == (3, 48, 48)
+    np.testing.assert_allclose(calibration[:4], view, atol=1e-6)
+    same = calibration_pixels(own, 64)
+    np.testing.assert_array_equal(same, load(own, "train")[0].astype(np.float32) / np.float32(255))
+    pillow = np.stack([to_array(Image.fromarray(image.transpose(1, 2, 0)), 48) for image in load(own, "train")[0]])
+    assert np.abs(255 * calibration - pillow).max() < 1.01  # Pillow rounds to whole levels, twice
 
 
 def test_train_limit_leaves_validation_and_test_alone(tmp_path: Path) -> None:

@@ -23,8 +23,10 @@ DEVICES = [
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("augment", [{}, {"mixup_alpha": 0.4}, {"randaugment_magnitude": 9}, {"crop": "resized"}])
-def test_streamed_views_equal_resident_ones(device: str, augment: dict) -> None:
-    views = Views(AugmentConfig(**{"crop_padding": 2} | augment), num_samples=40, epoch=1, image_size=8)
+@pytest.mark.parametrize("size", [8, 12])
+def test_streamed_views_equal_resident_ones(device: str, augment: dict, size: int) -> None:
+    config = AugmentConfig(**{"crop_padding": 2} | augment)
+    views = Views(config, num_samples=40, epoch=1, image_size=8, output_size=size)
     streamed = Streamed(pixels(), torch.device(device))
     batches = list(torch.randperm(40).split(7))
     views.announce(streamed, batches)
