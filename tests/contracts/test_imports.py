@@ -71,6 +71,13 @@ def test_training_needs_torch_alone(tmp_path: Path) -> None:
     assert python(IMPORT_WITHOUT, tmp_path, ",".join(names), absent) == names
 
 
+def test_rays_settings_are_made_before_ray_is_imported() -> None:
+    """Some are read when its modules are; whatever module of the package comes first, they are there."""
+    code = "import os, sweeps, sys; print('ray' in sys.modules, os.environ['RAY_AIR_NEW_OUTPUT'])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "0"]
+
+
 def test_no_file_beside_the_commands_hides_a_module(tmp_path: Path) -> None:
     """`python sweeps/x.py` puts sweeps/ first on sys.path: `sweeps/queue.py` would break every import of queue."""
     stems = [name.rpartition(".")[2] for name in modules("sweeps")]
