@@ -20,6 +20,8 @@ LOG_SPREAD = 8.0
 """Positive numbers that differ by more than this factor are taken on a log scale."""
 FEW = 30
 """Below so many trials an importance is a hint at best."""
+MOST = 1000
+"""So many trials are weighed, drawn evenly: fANOVA's time grows with their square, to minutes for 10,000."""
 EVALUATORS = ("fanova", "ped-anova")
 
 
@@ -47,6 +49,7 @@ def importance(frame: pd.DataFrame, params: Sequence[str], *, evaluator: str = "
         raise ValueError(
             f"importance needs 4 trials and a varied parameter, but there are {len(frame)} and {len(varied)}."
         )
+    frame = frame.sample(MOST, random_state=seed) if len(frame) > MOST else frame
     columns = {target: _shares(frame, varied, target, evaluator, seed) for target in TARGETS if target in frame.columns}
     table = pd.DataFrame(columns, index=pd.Index(varied, name="parameter"))
     return table.sort_values("val_accuracy", ascending=False)
@@ -55,7 +58,7 @@ def importance(frame: pd.DataFrame, params: Sequence[str], *, evaluator: str = "
 def importance_table(table: pd.DataFrame, *, trials: int, evaluator: str) -> Table:
     """`importance` for the terminal."""
     names = {"fanova": "fANOVA", "ped-anova": "PED-ANOVA"}
-    caption = f"{names[evaluator]} over {trials} finished trials; each column adds up to 1" + hint(trials)
+    caption = f"{names[evaluator]} over {counted(trials)}; each column adds up to 1" + hint(trials)
     shown = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
     shown.add_column("parameter", no_wrap=True)
     for target in table.columns:
@@ -63,6 +66,11 @@ def importance_table(table: pd.DataFrame, *, trials: int, evaluator: str) -> Tab
     for name, row in table.iterrows():
         shown.add_row(escape(str(name)), *(share_text(value) for value in row))
     return shown
+
+
+def counted(trials: int) -> str:
+    """How many of so many finished trials were weighed, in words."""
+    return f"{MOST:,} of {trials:,} finished trials" if trials > MOST else f"{trials} finished trials"
 
 
 def hint(trials: int) -> str:

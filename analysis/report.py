@@ -12,7 +12,7 @@ from analysis import ablation, selecting
 from analysis.controls import controls, write_controls
 from analysis.front import choose, competing, front_members, with_teacher
 from analysis.front_files import write_front
-from analysis.importance import TARGETS, hint, importance, share_text
+from analysis.importance import TARGETS, counted, hint, importance, share_text
 from analysis.labels import (
     MB,
     dataset_of,
@@ -198,7 +198,7 @@ def _settings(runs: Runs, by: Sequence[str]) -> Iterable[str]:
     rows = [[safe(name), *(share_text(value) for value in row)] for name, row in shares.iterrows()]
     yield table(["parameter", *(TARGETS[name] for name in shares.columns)], rows)
     count = len(candidates)
-    yield f"Importances by fANOVA over {count} finished trials; each column adds up to 1{hint(count)}."
+    yield f"Importances by fANOVA over {counted(count)}; each column adds up to 1{hint(count)}."
 
 
 def _saved(runs: Runs) -> str:

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from analysis.importance import EVALUATORS, importance, importance_table
+from analysis.importance import EVALUATORS, counted, importance, importance_table
 
 
 def trials(count: int = 60) -> pd.DataFrame:
@@ -45,6 +45,15 @@ def test_a_number_that_never_moves_has_no_importances_and_conditional_ones_are_l
     table = importance(trials(), PARAMS)
     assert table["size_bytes"].isna().all()
     assert set(table.index) == {"temperature", "pruning_method", "learning_rate", "flip"}
+
+
+def test_of_very_many_trials_some_are_weighed_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("analysis.importance.MOST", 50)
+    many = trials(400)
+    table = importance(many, PARAMS)
+    pd.testing.assert_frame_equal(table, importance(many.sample(50, random_state=0), PARAMS))
+    assert table.index[0] == "temperature"
+    assert counted(400) == "50 of 400 finished trials"
 
 
 def test_few_trials_are_called_a_hint() -> None:
