@@ -87,9 +87,9 @@ def run(flags: argparse.Namespace) -> None:
     for done in range(1, flags.trials + 1):
         one_trial(config, searcher, stopper, tracker, clock, rng, score)
         if done in ROWS or done == flags.trials:
-            front_s = front(tracker, config) if tracker is not None else math.nan
             parts = "".join(f"{clock.take(part):10.1f}" for part in PARTS)
-            print(f"{done:8}{memory_mb():8.0f}{parts}{front_s:10.1f}", flush=True)
+            print(f"{done:8}{memory_mb():8.0f}{parts}", end="", flush=True)
+            print(f"{front(tracker, config) if tracker is not None else math.nan:10.1f}", flush=True)
 
 
 def one_trial(
