@@ -186,7 +186,7 @@ def test_the_terminal_stays_calm(out: Path) -> None:
     assert not [line for line in lines if "Warning" in line or "INFO" in line or "raylet" in line]
     browse, sweep, trials = lines[-3:]
     assert "mlflow ui --backend-store-uri sqlite:///" in browse
-    (parent,) = {run.data.tags["mlflow.parentRunId"] for run in children(out)}
+    (parent,) = set(children(out)["tags.mlflow.parentRunId"])
     assert re.fullmatch(rf" +the sweep: http://127\.0\.0\.1:5000/#/experiments/\d+/runs/{parent}", sweep)
     assert "its trials: http://127.0.0.1:5000/#/experiments/" in trials
 
