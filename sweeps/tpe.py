@@ -47,7 +47,7 @@ class BoundedTPE(TPESampler):
         if len(ended) > 2 * REMEMBERED:
             every = [one for one in trials if one.state in ENDED]
             chosen = {one.number for one in remembered(every, study.directions, self._chance)}
-            self._kept = [at for at in self._kept if at in chosen or not trials[at].state.is_finished()]
+            self._kept = sorted(chosen.union(at for at in self._kept if not trials[at].state.is_finished()))
         self._part = cast(optuna.Study, _Part(study, [trials[at] for at in self._kept]))
         super().before_trial(study, trial)
 

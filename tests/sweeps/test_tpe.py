@@ -77,6 +77,20 @@ def test_a_part_of_a_long_sweep_still_tells_the_good_from_the_bad(
         assert np.median([abs(float(str(one["x"])) - 0.8) for one in found]) < 0.1
 
 
+def test_after_forgetting_many_times_old_trials_are_as_likely_remembered_as_new_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tpe, "REMEMBERED", 100)
+    sampler, rng = BoundedTPE(0), np.random.default_rng(3)
+    study = study_of(0, sampler)
+    for _ in range(20):
+        study.add_trials([trial(rng) for _ in range(150)])
+        proposals(study, 1)
+        assert len(sampler._kept) >= min(100, len(study.trials))
+    old = sum(at < len(study.trials) // 2 for at in sampler._kept)
+    assert 0.3 < old / len(sampler._kept) < 0.6  # those added since the last time are there whole
+
+
 def test_what_is_good_is_remembered_and_a_share_of_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tpe, "REMEMBERED", 100)
     rng = np.random.default_rng(1)
