@@ -55,6 +55,10 @@ def doubts(metrics: Mapping[str, float]) -> list[str]:
     return [word for word in ("noisy", "contaminated") if metrics.get(f"latency_{word}")]
 
 
+HALF_WIDTH = 0.02
+"""Of the 95 % interval of p50, as a share of it: a wider one is noisy."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LatencyRecord:
     """Latency of one image through one file, milliseconds.
@@ -119,7 +123,9 @@ class LatencyRecord:
     @property
     def verdict(self) -> str:
         """`clean`, or what is wrong with it."""
-        noisy = f"noisy: p50 within {100 * self.latency_half_width:.1f} %" if self.latency_noisy else ""
+        wide = self.latency_half_width > HALF_WIDTH
+        why = f"p50 within {100 * self.latency_half_width:.1f} %" if wide else "too few runs, or not yet steady"
+        noisy = f"noisy: {why}" if self.latency_noisy else ""
         contaminated = f"contaminated: {self.latency_contaminated}" if self.latency_contaminated else ""
         return "; ".join(filter(None, (noisy, contaminated))) or "clean"
 

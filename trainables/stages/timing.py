@@ -9,10 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainables.latency import LatencyRecord
+from trainables.latency import HALF_WIDTH, LatencyRecord
 
-HALF_WIDTH = 0.02
-"""Aimed relative half-width of the candidate's p50."""
 CONFIDENCE = 0.99
 """Of the upper bound on the 90th percentile, as in MLPerf."""
 MIN_BLOCKS = 8
