@@ -52,7 +52,7 @@ class Delivery(tune.Callback):
         if not (folder / "record.json").exists():
             if "full" in seen:
                 return
-            reason = f"stopped after {seen.get('step')} of {seen.get('steps')} epochs"
+            reason = f"after {seen.get('step')} of {seen.get('steps')} epochs"
             write_record(trial.config, status="stopped", reason=reason, seconds=_seconds(trial), reports=reports)
         self._deliver(folder)
 
