@@ -245,7 +245,7 @@ def test_a_stopped_trial_keeps_its_curve_and_its_shape(tmp_path: Path) -> None:
         delivery.on_trial_result(0, [], trial, epoch | {"epoch": number, "step": number})
     delivery.on_trial_complete(0, [], trial)
     made = read_trial(tmp_path / "00003")
-    assert (made.status, made.reason) == ("stopped", "stopped after 2 of 6 epochs")
+    assert (made.status, made.reason) == ("stopped", "after 2 of 6 epochs")
     assert [(point.stage, point.epoch, point.val_accuracy) for point in made.curve] == [
         ("student", 1, 0.5),
         ("student", 2, 0.5),
