@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import errno
 import inspect
-import os
 import shutil
 import tempfile
 import textwrap
@@ -20,6 +19,7 @@ from sweeps.config import SweepConfig, augment_for
 from sweeps.durations import duration
 from sweeps.objectives import ExchangeRates
 from sweeps.screen import Screen
+from sweeps.usage import usable_cores
 from trainables.configs import KD_LOSSES
 from trainables.entries import check_format
 from trainables.flags import OneLineParser, add_config_flags, add_flags, config_from_flags, field_docs, flag_name, given
@@ -93,7 +93,7 @@ def add_sweep_flags(
     group = parser.add_argument_group("run")
     docs = field_docs(SweepConfig)
     group.add_argument("--name", help=f"{docs['name']} (default: preset and a digest of the settings)")
-    group.add_argument("--cpus", type=int, metavar="N", help=f"{docs['cpus']} (default: all, {_cores()})")
+    group.add_argument("--cpus", type=int, metavar="N", help=f"{docs['cpus']} (default: all, {len(usable_cores())})")
     shares = ("cpus_per_trial", "gpus_per_trial")
     add_flags(group, preset, leave_out=("name", "cpus", *shares, "base", "space", "rates", "limits", *leave_out))
     for name, number in zip(shares, (int, float), strict=True):
@@ -143,7 +143,9 @@ def config_of(flags: argparse.Namespace, preset: SweepConfig, searched: Mapping[
         base = dataclasses.replace(base, augment=augment_for(flags.dataset or base.data.dataset, flags.image_size))
     return dataclasses.replace(
         preset,
-        **{"cpus": _cores()} | given(flags, SweepConfig) | joined(flags.address, gpus=flags.gpus, cpus=flags.cpus),
+        **{"cpus": len(usable_cores())}
+        | given(flags, SweepConfig)
+        | joined(flags.address, gpus=flags.gpus, cpus=flags.cpus),
         base=config_from_flags(base, flags),
         space=searched,
         rates=dataclasses.replace(preset.rates, **given(flags, ExchangeRates)),
@@ -278,7 +280,3 @@ def _moved_aside(out: Path) -> set[Path]:
 
 def _room(config: SweepConfig) -> str:
     return f"Make room (python -m trainables.store gc --out {config.out})"
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from sweeps.config import AUTO, SweepConfig
 from sweeps.screen import Screen
+from sweeps.usage import usable_cores
 from trainables.records import to_json, write_text
 
 MOST = 16
@@ -114,7 +114,7 @@ def together(config: SweepConfig, trials: int, *, seconds: float = SECONDS) -> T
     Raises:
         ProbeError: if a process failed for another reason.
     """
-    cores = _cores()[: max(1, config.cpus // max(1, config.gpus))]
+    cores = usable_cores()[: max(1, config.cpus // max(1, config.gpus))]
     task = {
         "device": config.device,
         "candidate": config.base.flat(),
@@ -162,7 +162,7 @@ def packed(config: SweepConfig, screen: Screen) -> SweepConfig:
         trials = _found("gpus_per_trial", lambda: search(measure), "a GPU", screen)
         return dataclasses.replace(config, gpus_per_trial=1 / trials)
     if config.cpus_per_trial == AUTO:
-        cores = min(config.cpus, len(_cores()))
+        cores = min(config.cpus, len(usable_cores()))
         trials = _found("cpus_per_trial", lambda: search_cores(measure, cores), "the CPU", screen)
         return dataclasses.replace(config, cpus_per_trial=cores // trials)
     return config
@@ -251,7 +251,3 @@ def _ready(running: Sequence[_Process]) -> bool:
             raise ProbeError(f"the probe was not ready after {READY_S:.0f} s.")
         time.sleep(0.05)
     return True
-
-
-def _cores() -> list[int]:
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))

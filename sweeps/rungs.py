@@ -68,8 +68,7 @@ class Rungs:
         self._prices, self._eta, self._grace = dict(prices), eta, grace
         self._rungs: dict[str, _Rung] = {}
         self._stopped: set[str] = set()
-        self.rows: list[dict[str, Any]] = []
-        """Everything recorded, in order, as plain data; the rules are not part of it."""
+        self._unsaved: list[tuple[str, str]] = []
 
     def steps(self, budget: int) -> list[int]:
         """Epochs, 1 for the first, after which a trial of so many is judged; never its last.
@@ -128,8 +127,13 @@ class Rungs:
         """Whether a trial was told to stop, at any rung."""
         return trial in self._stopped
 
+    @property
+    def num_stopped(self) -> int:
+        """Trials that were told to stop."""
+        return len(self._stopped)
+
     def restore(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Take over `rows` of other rungs, even of other rules: later decisions follow the new ones.
+        """Take over the `unsaved` rows of other rungs, even of other rules: later decisions follow the new ones.
 
         Raises:
             KeyError: or TypeError, if they are no such thing.
@@ -138,11 +142,22 @@ class Rungs:
             entry = {name: value for name, value in row.items() if name not in ("rung", "trial")}
             self._record(row["rung"], row["trial"], Entry(**entry), judged=True)
 
+    def unsaved(self) -> list[dict[str, Any]]:
+        """What was recorded since `saved`, in order, as plain data; the rules are not part of it."""
+        return [
+            {"rung": name, "trial": trial, **asdict(self._rungs[name].entries[trial])} for name, trial in self._unsaved
+        ]
+
+    def saved(self) -> None:
+        """Note that all of it is where `restore` will find it."""
+        self._unsaved.clear()
+
     def _record(self, name: str, trial: str, entry: Entry, *, judged: bool = False) -> None:
         rung = self._rungs.setdefault(name, _Rung(self._prices))
         rung.add(trial, entry)
-        entry = entry if judged else rung.judge(trial, self._eta)
-        self.rows.append({"rung": name, "trial": trial, **asdict(entry)})
+        if not judged:
+            entry = rung.judge(trial, self._eta)
+            self._unsaved.append((name, trial))
         if entry.beaten_by is not None:
             self._stopped.add(trial)
 
@@ -157,23 +172,20 @@ class _Rung:
         self.entries: dict[str, Entry] = {}
         self._prices = prices
         self._names: list[str] = []
-        self._values: list[float] = []
-        self._errors: list[float] = []
-        self._costs: list[tuple[float, ...]] = []
+        self._numbers = np.empty((0, 0))  # of every trial: score, its standard error, the costs that are compared
 
     def add(self, trial: str, entry: Entry) -> None:
         """Take an entry in; one of the same trial is replaced."""
         at = bisect.bisect_left(self._names, trial)
         if trial in self.entries:
-            for column in (self._names, self._values, self._errors, self._costs):
-                del column[at]
+            del self._names[at]
+            self._numbers = np.delete(self._numbers, at, axis=0)
         self.entries[trial] = entry
         self._names.insert(at, trial)
-        self._values.insert(
-            at, 100 * entry.accuracy - sum(price * entry.fixed[name] for name, price in self._prices.items())
-        )
-        self._errors.insert(at, 100 * standard_error(entry.accuracy, entry.num_val))
-        self._costs.insert(at, tuple(entry.fixed[name] for name in sorted(entry.fixed.keys() - self._prices.keys())))
+        score = 100 * entry.accuracy - sum(price * entry.fixed[name] for name, price in self._prices.items())
+        costs = [entry.fixed[name] for name in sorted(entry.fixed.keys() - self._prices.keys())]
+        row = np.array([[score, 100 * standard_error(entry.accuracy, entry.num_val), *costs]])
+        self._numbers = np.insert(self._numbers, at, row, axis=0) if len(self._numbers) else row
 
     def judge(self, trial: str, eta: int) -> Entry:
         """An entry with the decision about it."""
@@ -183,8 +195,7 @@ class _Rung:
     def _beaten_by(self, trial: str, eta: int) -> str | None:
         """The trial that leads this one by most, if it is none of the best of eta; None if it goes on."""
         at = bisect.bisect_left(self._names, trial)
-        values, errors = np.array(self._values), np.array(self._errors)
-        costs = np.array(self._costs, dtype=np.float64).reshape(len(values), -1)
+        values, errors, costs = self._numbers[:, 0], self._numbers[:, 1], self._numbers[:, 2:]
         lead = values - values[at] - STANDARD_ERRORS * np.hypot(errors, errors[at])
         lead[(costs > costs[at]).any(axis=1)] = -np.inf
         best = int(np.argmax(lead))

@@ -19,6 +19,7 @@ from sweeps.config import SweepConfig
 from sweeps.launch import quiet
 from sweeps.outcome import tracking_uri
 from sweeps.tuning import tuner
+from sweeps.usage import usable_cores
 from trainables.cells import Cell
 from trainables.configs import CandidateConfig
 from trainables.records import TrialRecord, read_trial, to_json, write_text
@@ -84,7 +85,7 @@ def _run(config: SweepConfig, flags: argparse.Namespace, model: Path, cell: Cell
         "out": str(config.out.resolve()),
         "data_dir": str(config.data_dir.resolve()),
         "device": "cpu",
-        "threads": 1,
+        "threads": max(1, len(usable_cores()) // config.concurrency),
         "trial_number": None,
         "trial_dir": str(folder.resolve()),
         "key": f"{config.name}/runtimes/{folder.name}",

@@ -1,5 +1,6 @@
 """Who proposes the next trial: Optuna's samplers by name, and one that reuses what the store already holds."""
 
+import bisect
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -57,20 +58,32 @@ def make_sampler(name: str, *, seed: int) -> BaseSampler:
     raise ValueError(f"`sampler` must be a name of `--sampler`, but got sampler={name!r}.")
 
 
-def keep_student(
-    base: BaseSampler, trials: Sequence[optuna.trial.FrozenTrial], worth: Sequence[float], rng: np.random.Generator
-) -> BaseSampler | None:
-    """A sampler that keeps the student of a promising trial and leaves the rest to `base`; None if there is none.
+class Promising:
+    """The students of trials that finished within their limits, best first."""
 
-    Args:
-        trials: complete trials.
-        worth: of each of them, higher is better; the student comes from the best quarter, drawn evenly.
-    """
-    if not trials:
-        return None
-    best = np.argsort(worth)[::-1][: max(1, round(PROMISING_SHARE * len(trials)))]
-    kept = trials[int(rng.choice(best))]
-    fixed: dict[str, Any] = {name: value for name, value in kept.params.items() if name in STUDENT_PARAMS}
+    def __init__(self) -> None:
+        self._ranked: list[tuple[float, dict[str, Any]]] = []
+
+    def add(self, trial: optuna.trial.FrozenTrial, score: float) -> None:
+        """Take in a trial that finished; one that is over a limit is left out.
+
+        Args:
+            score: higher is better.
+        """
+        if all(excess <= 0 for excess in trial.constraints.values()):
+            student = {name: value for name, value in trial.params.items() if name in STUDENT_PARAMS}
+            bisect.insort(self._ranked, (-score, student), key=lambda ranked: ranked[0])
+
+    def draw(self, rng: np.random.Generator) -> dict[str, Any]:
+        """A student of the best quarter, drawn evenly; empty if there is none."""
+        if not self._ranked:
+            return {}
+        best = max(1, round(PROMISING_SHARE * len(self._ranked)))
+        return self._ranked[int(rng.integers(best))][1]
+
+
+def keep_student(base: BaseSampler, student: dict[str, Any]) -> BaseSampler:
+    """A sampler that keeps a student and leaves the rest to `base`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return PartialFixedSampler(fixed, base) if fixed else None
+        return PartialFixedSampler(student, base)

@@ -18,7 +18,7 @@ from ray.tune.search import Searcher
 from sweeps.journal import open_journal
 from sweeps.objectives import DIRECTIONS, study_directions, study_values
 from sweeps.ruled_out import RuledOut
-from sweeps.samplers import STUDENT_PARAMS, keep_student, make_sampler
+from sweeps.samplers import STUDENT_PARAMS, Promising, keep_student, make_sampler
 from sweeps.space import Space, canonical, far_cuts, first_trials, size, suggest
 from trainables.configs import CandidateConfig
 
@@ -134,8 +134,11 @@ class StudySearcher(Searcher):
             if trial.state not in (TrialState.WAITING, TrialState.FAIL) and not dropped(trial)
         }
         self._shapes = RuledOut(proposing.base)
+        self._promising = Promising()
         for trial in finished(study):
             self._shapes.add(trial.params, trial.constraints)
+            if trial.state == TrialState.COMPLETE:
+                self._promising.add(trial, trial.user_attrs["score"])
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial's Tune config, or FINISHED when the space holds nothing new."""
@@ -203,8 +206,8 @@ class StudySearcher(Searcher):
         if values and all(math.isfinite(value) for value in values):
             for name in (*DIRECTIONS, "macs"):
                 trial.set_user_attr(name, result[name])
-            trial.set_user_attr("score", self._score(result))
-            self._study.tell(number, values, skip_if_finished=True)
+            trial.set_user_attr("score", score := self._score(result))
+            self._promising.add(self._study.tell(number, values, skip_if_finished=True), score)
             return
         reason = result.get("invalid") or ("over its limits" if excess else "stopped before its end")
         trial.set_user_attr("reason", str(reason))
@@ -247,10 +250,9 @@ class StudySearcher(Searcher):
             self._sampler = make_sampler("gp", seed=int(self._rng.integers(2**31)))
         if in_a_row >= MAX_REUSED or self._rng.random() >= self._how.reuse_probability:
             return self._sampler
-        done = list(filter(_feasible, self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))))
-        worth = [trial.user_attrs["score"] for trial in done]
         base = self._chance() if in_a_row else self._sampler  # what it would ask of that student has been asked
-        return keep_student(base, done, worth, self._rng) or self._sampler
+        student = self._promising.draw(self._rng)
+        return keep_student(base, student) if student else self._sampler
 
     def _chance(self) -> optuna.samplers.BaseSampler:
         return make_sampler("random", seed=int(self._rng.integers(2**31)))

@@ -71,7 +71,6 @@ class FrontStopper(RetryAlone):
                 self._rungs.restore(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ValueError(f"{path} holds no rungs ({error}); delete it to start with none.") from error
-        self._kept = len(self._rungs.rows)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
         """STOP or CONTINUE after an epoch."""
@@ -100,12 +99,11 @@ class FrontStopper(RetryAlone):
 
     def debug_string(self) -> str:
         """One line for Tune's own status."""
-        stopped = sum(row["beaten_by"] is not None for row in self._rungs.rows)
-        return f"FrontStopper: {stopped} trials stopped."
+        return f"FrontStopper: {self._rungs.num_stopped} trials stopped."
 
     def _keep(self) -> None:
         """Write new entries down; a full disk costs a resumed sweep some of them, not this one its trials."""
-        new = self._rungs.rows[self._kept :]
+        new = self._rungs.unsaved()
         if self._path is None or not new:
             return
         try:
@@ -116,7 +114,7 @@ class FrontStopper(RetryAlone):
         except OSError as error:
             logger.warning("%s could not be written (%s); the sweep goes on.", self._path, error)
         else:
-            self._kept += len(new)
+            self._rungs.saved()
 
 
 def compared_with(result: Mapping[str, Any], candidate: Mapping[str, Any]) -> tuple[str, dict[str, float]]:

@@ -46,14 +46,19 @@ class Usage:
         total = now[1] - before[1]
         share = (now[0] - before[0]) / total if total else 0.0
         used, there = memory_gb(MEMORY.read_text(encoding="ascii"))
-        return f"CPU {100 * share:.0f} % of {len(os.sched_getaffinity(0))} cores   memory {used:.1f} of {there:.1f} GB"
+        return f"CPU {100 * share:.0f} % of {len(usable_cores())} cores   memory {used:.1f} of {there:.1f} GB"
+
+
+def usable_cores() -> list[int]:
+    """The numbers of the CPU cores that this process may use."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
 def busy_cores() -> tuple[float, float] | None:
     """(busy, all) ticks of the cores this process may use since the machine was started; None where nobody counts."""
     if not STAT.exists():
         return None
-    return ticks(STAT.read_text(encoding="ascii"), {f"cpu{core}" for core in os.sched_getaffinity(0)})
+    return ticks(STAT.read_text(encoding="ascii"), {f"cpu{core}" for core in usable_cores()})
 
 
 def ticks(stat: str, cores: set[str]) -> tuple[float, float]:

@@ -26,12 +26,11 @@ class RuntimeTrial(OutboxTrial):
 
     def begin(self, config: CandidateConfig, place: Workspace) -> Generator[Never, None, CellRecord | str]:
         """Measure; the result is a reason where there is nothing to measure."""
-        yield from ()  # a generator, as all stages are
         source = Path(self.config["source"])
         cell = Cell(**self.config["cell"])
         try:
             with tempfile.TemporaryDirectory() as scratch:
-                return measured_cell(
+                found = yield from measured_cell(
                     cell,
                     read_trial(source),
                     source,
@@ -40,6 +39,7 @@ class RuntimeTrial(OutboxTrial):
                     scratch=Path(scratch),
                     seconds=self.config["seconds"],
                 )
+                return found
         except AbsentError as error:
             return str(error)
         except BrokenRoomError as error:

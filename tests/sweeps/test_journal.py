@@ -53,3 +53,16 @@ def test_the_lock_of_a_killed_driver_is_free_at_once(tmp_path: Path) -> None:
     assert lock.acquire()
     assert time.monotonic() - started < 5
     lock.release()
+
+
+def test_reading_on_keeps_the_place_of_one_line_and_misses_none(tmp_path: Path) -> None:
+    path = tmp_path / "study.journal"
+    writer, reader = study_in(path), study_in(path)
+    for number in range(20):
+        writer.tell(writer.ask(), float(number))
+        if number % 3 == 0:
+            assert [trial.value for trial in reader.trials] == [float(one) for one in range(number + 1)]
+    backend = open_journal(path)._backend
+    assert len(backend._log_number_offset) == 2
+    assert len(list(backend.read_logs(0))) == len(path.read_text().splitlines())
+    assert list(backend.read_logs(5)) == list(backend.read_logs(0))[5:], "also from a line whose place is forgotten"

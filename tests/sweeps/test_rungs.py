@@ -117,9 +117,9 @@ def test_a_trial_that_comes_by_again_gets_the_same_answer_and_counts_once() -> N
     rungs = Rungs()
     assert not report(rungs, "early", 0.5)
     assert not report(rungs, "good", 0.9)
-    before = list(rungs.rows)
+    before = rungs.unsaved()
     assert not report(rungs, "early", 0.1), "the first record counts, and it was let through"
-    assert rungs.rows == before
+    assert rungs.unsaved() == before
     assert report(rungs, "bad", 0.2)
     assert report(rungs, "bad", 0.99), "it was stopped, whatever a second run gives"
 
@@ -193,7 +193,7 @@ def test_what_is_recorded_does_not_depend_on_the_order_nor_does_the_last_decisio
             accuracy, latency, size = finals[number]
             report(rungs, str(number), accuracy, latency=latency, size=size)
         last = report(rungs, "last", 0.5, latency=2, size=2)
-        return last, {row["trial"]: (row["accuracy"], row["fixed"]) for row in rungs.rows if row["rung"] == "1/4"}
+        return last, {row["trial"]: (row["accuracy"], row["fixed"]) for row in rungs.unsaved() if row["rung"] == "1/4"}
 
     order = list(range(len(finals)))
     shuffled = order.copy()
@@ -206,7 +206,9 @@ def test_what_is_recorded_survives_json(finals: list[tuple[float, int, int]]) ->
     rungs, again = Rungs(), Rungs()
     for number, (accuracy, latency, size) in enumerate(finals):
         report(rungs, str(number), accuracy, latency=latency, size=size)
-    again.restore(json.loads(json.dumps([*rungs.rows, *rungs.rows[-1:]])))  # a line that was written twice
-    assert again.rows[: len(rungs.rows)] == rungs.rows
+    rows = rungs.unsaved()
+    again.restore(json.loads(json.dumps([*rows, *rows[-1:]])))  # a line that was written twice
+    assert not again.unsaved()
+    assert [again.has_stopped(row["trial"]) for row in rows] == [row["beaten_by"] is not None for row in rows]
     for accuracy in (0.01, 0.5):
         assert report(again, f"new {accuracy}", accuracy) == report(rungs, f"new {accuracy}", accuracy)

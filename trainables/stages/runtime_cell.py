@@ -2,10 +2,12 @@
 
 import dataclasses
 import gc
-from collections.abc import Iterator, Mapping
+import importlib
+import json
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +16,16 @@ import pyarrow
 from trainables.cells import Cell
 from trainables.configs import CandidateConfig
 from trainables.latency import LatencyRecord
-from trainables.records import DatasetRecord, ModelRecord, TrialRecord, read_model
+from trainables.manifest import sha256
+from trainables.records import DatasetRecord, ModelRecord, TrialRecord, read_model, to_json, write_text
 from trainables.stages import data
-from trainables.stages.backends import RUNTIMES, AbsentError, Artifact, Logits, Opened, open_runtime
+from trainables.stages.backends import RUNTIMES, AbsentError, Artifact, Logits, Opened, absence, open_runtime
 from trainables.stages.clean_room import Job, measure_apart
+from trainables.stages.timed import processor
 from trainables.stages.workspace import Workspace
-from trainables.store import Key, Store
+from trainables.store import Key, Store, stage_key
 
+TESTED_VERSION = 1
 CALIBRATION_IMAGES = 256
 EVALUATION_BATCH = 64
 """Of all evaluations, the last one filled up: runtimes that compile for a shape do so once."""
@@ -48,11 +53,12 @@ def measured_cell(
     *,
     scratch: Path,
     seconds: float,
-) -> CellRecord:
+) -> Generator[Never, None, CellRecord]:
     """Accuracy on test, parity, size and latency of a finished trial's network in one cell.
 
     Parity is against the same network's FP32 file in ONNX Runtime on the CPU, over the test images; `speedup` against
-    FP32 in eager PyTorch on the same device with the same threads, timed in alternation.
+    FP32 in eager PyTorch on the same device with the same threads, timed in alternation. Cells that differ in batch or
+    threads alone share accuracy and parity.
 
     Args:
         trial: its record, and `folder` where its files lie.
@@ -72,19 +78,19 @@ def measured_cell(
         artifact = plain
     else:
         raise AbsentError(f"this trial ships an ONNX file in {shipped} and nothing else")
-    with place.lease().shared():
-        opened = open_runtime(cell.runtime, artifact, threads=cell.runtime_threads, batch=EVALUATION_BATCH)
-        metrics = _quality(opened, plain, dataset, threads=place.threads)
-        del opened
-        gc.collect()
+    tested = yield from _tested(cell, artifact, plain, dataset, place)
     took, speedup = _time(cell, artifact, plain, place, seconds)
     file = _file(cell, artifact)
-    metrics |= took.metrics() | {
-        "throughput_ips": cell.batch_images / (took.latency_p50_ms / 1e3),
-        "file_bytes": float(file.stat().st_size),
-        "zstd_bytes": float(_zstd_bytes(file)),
-        "num_test": float(dataset.num_test),
-    }
+    metrics = (
+        tested
+        | took.metrics()
+        | {
+            "throughput_ips": cell.batch_images / (took.latency_p50_ms / 1e3),
+            "file_bytes": float(file.stat().st_size),
+            "zstd_bytes": float(_zstd_bytes(file)),
+            "num_test": float(dataset.num_test),
+        }
+    )
     return CellRecord(latency=took, metrics=metrics | speedup)
 
 
@@ -149,8 +155,43 @@ def _network(trial: TrialRecord, store: Store) -> ModelRecord | None:
     return None
 
 
+def _tested(
+    cell: Cell, artifact: Artifact, plain: Artifact, dataset: DatasetRecord, place: Workspace
+) -> Generator[Never, None, dict[str, float]]:
+    """Accuracy on test, and how far the logits are from those of the FP32 file; from the store if they are there.
+
+    Raises:
+        AbsentError: if the runtime cannot be opened.
+        ValueError: if there are logits that are not finite.
+    """
+    package = RUNTIMES[cell.runtime].needs[0]
+    if reason := absence(cell.runtime):
+        raise AbsentError(reason)
+    key = stage_key(
+        "tested",
+        version=TESTED_VERSION,
+        parents=[sha256(plain.onnx), dataset.fingerprint],
+        runtime=cell.runtime,
+        package=str(importlib.import_module(package).__version__),
+        precision=cell.precision,
+        processor=processor(),
+    )
+
+    def compute(folder: Path) -> Generator[Never, None, None]:
+        with place.lease().shared():
+            opened = open_runtime(cell.runtime, artifact, threads=place.threads, batch=EVALUATION_BATCH)
+            found = _quality(opened, plain, dataset, threads=place.threads)
+            del opened
+            gc.collect()
+        write_text(folder / "record.json", to_json(found))
+        yield from ()
+
+    path = (yield from place.store.obtain(key, compute)) / "record.json"
+    found: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
 def _quality(opened: Opened, plain: Artifact, dataset: DatasetRecord, *, threads: int) -> dict[str, float]:
-    """Accuracy on test, and how far the logits are from those of the FP32 file."""
     images, labels = data.load(dataset, "test")
     reference = open_runtime("onnxruntime_cpu", plain, threads=threads, batch=EVALUATION_BATCH)
     got_BC, expected_BC = (_all_logits(one, images) for one in (opened, reference))

@@ -2,20 +2,23 @@
 
 import dataclasses
 import importlib.util
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 
 from trainables.cells import Cell
 from trainables.configs import CandidateConfig
 from trainables.records import CandidateRecord, TrialRecord
-from trainables.stages import backends
+from trainables.stages import backends, runtime_cell
 from trainables.stages.backends import RUNTIMES, AbsentError, absence, check_runtime
 from trainables.stages.candidate import teacher_candidate
 from trainables.stages.runtime_cell import CellRecord, measured_cell
 from trainables.stages.workspace import Workspace
 from trainables.store import Store
 
+Made = TypeVar("Made")
 CONFIG = CandidateConfig().replace(
     train_limit=60, flip=False, batch_size=32, teacher_model="alexnet_small", teacher_epochs=0, latency_seconds=0.1
 )
@@ -32,12 +35,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 @pytest.fixture(scope="module")
 def made(place: Workspace) -> CandidateRecord:
     """A network, random but real, that has gone through the stages of a teacher."""
-    steps = teacher_candidate(CONFIG, place)
+    return finished(teacher_candidate(CONFIG, place))
+
+
+def finished(steps: Generator[Any, None, Made]) -> Made:
+    """What a stage comes to."""
     while True:
         try:
             next(steps)
         except StopIteration as end:
-            return end.value
+            result: Made = end.value
+            return result
 
 
 def measure(made: CandidateRecord, place: Workspace, folder: Path, *, gone: bool = False, **cell: object) -> CellRecord:
@@ -57,14 +65,16 @@ def measure(made: CandidateRecord, place: Workspace, folder: Path, *, gone: bool
         keys=() if gone else made.keys,
     )
     words = {"precision": "fp32", "batch_images": 1, "runtime_threads": 1, **cell}
-    return measured_cell(
-        Cell(**words),
-        trial,
-        made.export.folder,
-        CONFIG,
-        place,
-        scratch=folder,
-        seconds=0.1,
+    return finished(
+        measured_cell(
+            Cell(**words),
+            trial,
+            made.export.folder,
+            CONFIG,
+            place,
+            scratch=folder,
+            seconds=0.1,
+        )
     )
 
 
@@ -83,6 +93,19 @@ def test_every_runtime_gives_the_same_classes(
     assert 0 < numbers["zstd_bytes"] < numbers["file_bytes"]
     assert ("speedup" in numbers) == (runtime == "eager_cpu")
     assert found.latency.latency_device == "cpu:1"
+
+
+def test_cells_of_other_batches_compute_no_accuracy_again(
+    made: CandidateRecord, place: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = measure(made, place, tmp_path, runtime="torchscript_cpu", batch_images=2).metrics
+    monkeypatch.delattr(runtime_cell, "_quality")
+    second = measure(made, place, tmp_path, runtime="torchscript_cpu", batch_images=8).metrics
+    for name in ("test_accuracy", "parity_max_abs", "parity_agreement"):
+        assert first[name] == second[name]
+    assert first["throughput_ips"] != second["throughput_ips"]
+    with pytest.raises(NameError):
+        measure(made, place, tmp_path, runtime="onnxruntime_cpu", precision="int8_ptq")
 
 
 def test_without_weights_the_files_still_run(made: CandidateRecord, place: Workspace, tmp_path: Path) -> None:
