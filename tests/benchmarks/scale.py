@@ -37,7 +37,7 @@ from trainables.records import TrialRecord, to_json, write_text
 from trainables.score import composite_score
 from trainables.tracking import Tracker
 
-ROWS = (100, 1_000, 10_000)
+ROWS = (100, 1_000, 2_000, 5_000, 10_000)
 TEACHER = {"val_accuracy": 0.95, "latency_p50_ms": 2.0, "size_bytes": 44e6}
 PARTS = ("propose", "stopper", "record", "tell", "deliver")
 
