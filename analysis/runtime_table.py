@@ -37,6 +37,8 @@ FORMATS = {
     "parity_max_abs": lambda value: f"{value:.1e}",
     "batch_images": lambda value: f"{value:.0f}",
 }
+TAGS = ("pruning", "vnni")
+"""Of a cell's record, beside those on its latency, for the diagnosis."""
 CELL = ["model", "runtime", "batch_images", "runtime_threads"]
 LAUNCH_BOUND = 1.5
 """Eight images that take less than this many times as long as one: the GPU waits for kernels to be launched."""
@@ -56,7 +58,7 @@ def runtime_frame(folder: Path) -> pd.DataFrame:
 
 
 def _row(record: TrialRecord) -> dict[str, Any]:
-    tags = {name: value for name, value in record.tags.items() if name.startswith("latency_") or name == "pruning"}
+    tags = {name: value for name, value in record.tags.items() if name.startswith("latency_") or name in TAGS}
     return {**record.params, **record.metrics, **tags, "status": record.status, "reason": record.reason}
 
 
@@ -77,15 +79,20 @@ def _against_fp32(row: Mapping[str, Any], frame: pd.DataFrame) -> str:
     slower = row["latency_p50_ms"] / plain["latency_p50_ms"]
     if slower > 1:
         why = {
-            "int8_ptq": "operators without an INT8 kernel (hard-swish, squeeze-and-excite) quantise and dequantise "
-            "around themselves, or this CPU lacks VNNI",
+            "int8": "operators without an INT8 kernel (hard-swish, squeeze-and-excite) quantise and dequantise around "
+            f"themselves{_integers(row)}",
             "fp16": "this device computes FP16 no faster, and converts",
-        }.get(row["precision"], "no kernel for it")
+        }[str(row["precision"]).partition("_")[0]]
         notes.append(f"{slower:.2f} x as slow as FP32: {why}")
     lost = 100 * (plain["test_accuracy"] - row["test_accuracy"])
     if lost > LOSS_POINTS:
         notes.append(f"{lost:.1f} points less accurate than FP32")
     return "; ".join(notes)
+
+
+def _integers(row: Mapping[str, Any]) -> str:
+    slow = row.get("vnni") == "no" and not str(row["latency_device"]).startswith("cuda")
+    return ", and this CPU has no instructions for INT8 (VNNI)" if slow else ""
 
 
 def _launch_bound(row: Mapping[str, Any], frame: pd.DataFrame) -> str:
@@ -104,7 +111,8 @@ def _eager(row: Mapping[str, Any]) -> str:
 
 
 def _masked(row: Mapping[str, Any]) -> str:
-    return "zeroed weights do not speed dense kernels up" if row.get("pruning") == "l1_unstructured" else ""
+    zeroes = row.get("pruning") not in (None, "", "structured")
+    return "zeroed weights do not speed dense kernels up" if zeroes else ""
 
 
 def _cell(frame: pd.DataFrame, row: Mapping[str, Any], **other: Any) -> Mapping[str, Any] | None:
@@ -130,8 +138,9 @@ def write_runtime_table(frame: pd.DataFrame, folder: Path, *, heading: str) -> l
 
 NOTES = (
     "Accuracy and parity over the whole test split, each artifact in its own runtime; parity against the FP32 ONNX file"
-    " in ONNX Runtime on the CPU. Times are of one call of `batch` images, in a fresh process that has the machine to"
-    " itself; `x eager`: against FP32 in eager PyTorch on the same device, threads and batch, in alternation."
+    " in ONNX Runtime on the CPU, where the model was shipped as one. Times are of one call of `batch` images, in a"
+    " fresh process that has the machine to itself; `x eager`: against FP32 in eager PyTorch on the same device,"
+    " threads and batch, in alternation."
 )
 
 

@@ -16,7 +16,8 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
-from trainables.cells import PRECISIONS, Cell
+from trainables.cells import Cell
+from trainables.compression_config import PRECISIONS
 from trainables.flags import OneLineParser
 from trainables.records import read_trial
 from trainables.stages.backends import RUNTIMES

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-PRECISIONS = ("fp32", "fp16", "int8_ptq")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
@@ -12,7 +10,7 @@ class Cell:
     runtime: str
     """Of `backends.RUNTIMES`."""
     precision: str
-    """`fp32`, `fp16` or `int8_ptq`."""
+    """Of `compression_config.PRECISIONS`."""
     batch_images: int
     """Images a call."""
     runtime_threads: int

@@ -1,5 +1,6 @@
 """The Tune trainable that measures one finished network in one runtime."""
 
+import platform
 import tempfile
 from collections.abc import Generator, Mapping
 from pathlib import Path
@@ -10,9 +11,12 @@ from trainables.configs import CandidateConfig
 from trainables.records import read_trial
 from trainables.stages.backends import AbsentError
 from trainables.stages.clean_room import BrokenRoomError
+from trainables.stages.quantize import has_vnni
 from trainables.stages.runtime_cell import CellRecord, measured_cell
 from trainables.stages.workspace import Workspace
 from trainables.trial import OutboxTrial
+
+X86 = ("x86_64", "amd64")
 
 
 class RuntimeTrial(OutboxTrial):
@@ -51,6 +55,8 @@ class RuntimeTrial(OutboxTrial):
             self._write(status="infeasible", reason=record, params=self._params(), tags=self._kind)
             return {}
         tags = record.latency.tags() | self._kind
+        if platform.machine().lower() in X86:
+            tags["vnni"] = "yes" if has_vnni() else "no"
         self._write(status="finished", params=self._params(), metrics=record.metrics, tags=tags)
         return dict(record.metrics)
 

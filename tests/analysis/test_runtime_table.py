@@ -69,6 +69,24 @@ def test_lower_precision_is_held_against_fp32(tmp_path: Path, precision: str, ch
     assert bool(words) == bool(found)
 
 
+@pytest.mark.parametrize(
+    ("vnni", "device", "told"), [("no", "cpu:1", True), ("yes", "cpu:1", False), ("no", "cuda:0", False)]
+)
+def test_a_processor_without_int8_instructions_is_named(tmp_path: Path, vnni: str, device: str, told: bool) -> None:
+    write(tmp_path)
+    write(tmp_path, precision="int8_qat", latency_p50_ms=3.0, tags={"vnni": vnni, "latency_device": device})
+    assert ("this CPU has no instructions for INT8" in diagnosis(tmp_path, precision="int8_qat")) == told
+
+
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [("l1_unstructured", True), ("l1_global", True), ("nm_2_4", True), ("structured", False), ("", False)],
+)
+def test_whoever_zeroed_weights_is_told_that_they_cost_as_much(tmp_path: Path, method: str, told: bool) -> None:
+    write(tmp_path, tags={"pruning": method})
+    assert ("zeroed weights do not speed" in diagnosis(tmp_path)) == told
+
+
 @pytest.mark.parametrize(("eight", "bound"), [(2.4, True), (14.0, False)])
 def test_a_gpu_that_waits_for_launches_is_told(tmp_path: Path, eight: float, bound: bool) -> None:
     cuda = {"tags": {"latency_device": "cuda:0"}}

@@ -48,14 +48,16 @@ def finished(steps: Generator[Any, None, Made]) -> Made:
             return result
 
 
-def measure(made: CandidateRecord, place: Workspace, folder: Path, *, gone: bool = False, **cell: object) -> CellRecord:
+def measure(
+    made: CandidateRecord, place: Workspace, folder: Path, *, gone: bool = False, ships: str = "fp32", **cell: object
+) -> CellRecord:
     trial = TrialRecord(
         key="x/teacher",
         trial_number=None,
         stage="teacher",
         status="finished",
         reason="",
-        params=made.params,
+        params=made.params | {"precision": ships},
         metrics={},
         tags={},
         curve=(),
@@ -120,6 +122,7 @@ def test_without_weights_the_files_still_run(made: CandidateRecord, place: Works
         ("onnxruntime_cuda", "int8_ptq", "no INT8 convolutions"),
         ("eager_cpu", "fp16", "through FP32"),
         ("torchscript_cpu", "int8_ptq", "ONNX runtimes only"),
+        ("onnxruntime_cpu", "int8_qat", "part of a trial"),
     ],
 )
 def test_a_precision_that_nobody_computes_there_is_told(
@@ -136,6 +139,18 @@ def test_other_precisions_are_close_to_the_original(made: CandidateRecord, place
     assert fp16["file_bytes"] < 0.55 * made.export.size_bytes
     assert int8["file_bytes"] < 0.3 * made.export.size_bytes
     assert 0 < fp16["parity_max_abs"] < int8["parity_max_abs"]
+
+
+def test_a_file_shipped_in_int8_is_measured_as_that_and_has_nothing_to_be_compared_with(
+    made: CandidateRecord, place: Workspace, tmp_path: Path
+) -> None:
+    words = {"runtime": "onnxruntime_cpu", "ships": "int8_qat"}
+    found = measure(made, place, tmp_path, precision="int8_qat", **words).metrics
+    assert 0 <= found["test_accuracy"] <= 1
+    assert "parity_agreement" not in found and "parity_max_abs" not in found
+    for precision in ("fp32", "int8_ptq"):
+        with pytest.raises(AbsentError, match="ships an ONNX file in int8_qat"):
+            measure(made, place, tmp_path, precision=precision, **words)
 
 
 @pytest.mark.parametrize("name", [name for name, runtime in RUNTIMES.items() if runtime.device == "cuda"])
