@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 CONTROL = "nvidia-cuda-mps-control"
@@ -53,10 +53,19 @@ def mps(on: bool) -> Generator[None, None, None]:
 
 
 def _start(control: str) -> None:
-    result = subprocess.run([control, "-d"], capture_output=True, text=True, check=False)
-    if result.returncode:
-        said = (result.stderr or result.stdout).strip().splitlines() or [f"exit code {result.returncode}"]
-        raise MpsError(f"mps=True: {CONTROL} does not start: {said[-1]}")
+    """Start the daemon, for all GPUs: with CUDA_VISIBLE_DEVICES it would number them anew, and clients would not."""
+    environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    with tempfile.TemporaryFile("w+") as said:  # a pipe would be open as long as the daemon is
+        try:
+            run = subprocess.run(
+                [control, "-d"], stdout=said, stderr=said, env=environment, timeout=STOP_S, check=False
+            )
+        except subprocess.TimeoutExpired:
+            raise MpsError(f"mps=True: {CONTROL} did not start within {STOP_S:.0f} s.") from None
+        said.seek(0)
+        lines = said.read().strip().splitlines() or [f"exit code {run.returncode}"]
+    if run.returncode:
+        raise MpsError(f"mps=True: {CONTROL} does not start: {lines[-1]}")
 
 
 def _stop(control: str) -> None:
@@ -64,4 +73,5 @@ def _stop(control: str) -> None:
     try:
         subprocess.run([control], input="quit\n", text=True, capture_output=True, timeout=STOP_S, check=False)
     except subprocess.TimeoutExpired:
-        subprocess.run([control], input="quit -t 1\n", text=True, capture_output=True, check=False)
+        with suppress(subprocess.TimeoutExpired):
+            subprocess.run([control], input="quit -t 1\n", text=True, capture_output=True, timeout=STOP_S, check=False)

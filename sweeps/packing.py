@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sweeps.config import AUTO, SweepConfig
+from sweeps.mps import MpsError, mps
 from sweeps.screen import Screen
 from sweeps.usage import usable_cores
 from trainables.records import to_json, write_text
@@ -159,7 +160,11 @@ def packed(config: SweepConfig, screen: Screen) -> SweepConfig:
         return together(config, trials)
 
     if config.gpus_per_trial == AUTO:
-        trials = _found("gpus_per_trial", lambda: search(measure), "a GPU", screen)
+        try:
+            with mps(config.mps):  # as the sweep will run them
+                trials = _found("gpus_per_trial", lambda: search(measure), "a GPU", screen)
+        except MpsError as error:
+            raise ValueError(str(error)) from error
         return dataclasses.replace(config, gpus_per_trial=1 / trials)
     if config.cpus_per_trial == AUTO:
         cores = min(config.cpus, len(usable_cores()))

@@ -16,6 +16,7 @@ import torch
 from sweeps.config import SweepConfig
 from sweeps.plan import Probe
 from trainables.records import DatasetRecord
+from trainables.stages import compute
 from trainables.stages.exported import exported, recipe
 from trainables.stages.lease import DeviceLease
 from trainables.stages.soft_labels import FILL_BATCH
@@ -48,6 +49,8 @@ def probe(config: SweepConfig, dataset: DatasetRecord) -> Probe:
             return _probed(config, dataset, (whole, images), Path(folder))
     finally:
         torch.set_num_threads(threads)
+        load_images.cache_clear()  # a GPU's memory is for the trials, who load their own
+        compute.give_back()
 
 
 def _probed(config: SweepConfig, dataset: DatasetRecord, images: tuple[Images, Images], folder: Path) -> Probe:

@@ -9,7 +9,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 from rich.console import Console
 
-OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "CUDA out of memory")
+OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "out of memory", "STATUS_ALLOC_FAILED")
 
 
 class RetryAlone(FIFOScheduler):

@@ -88,9 +88,9 @@ def gpu_text() -> str:
         return "GPU use unknown: no nvidia-smi"
     try:
         done = subprocess.run(NVIDIA_SMI, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError) as error:
+        return gpus_of(done.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError) as error:  # a GPU cut up by MIG has "[N/A]" for a number
         return f"GPU use unknown: {type(error).__name__}"
-    return gpus_of(done.stdout)
 
 
 def gpus_of(table: str) -> str:

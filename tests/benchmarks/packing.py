@@ -43,7 +43,7 @@ def table(config: SweepConfig, flags: argparse.Namespace, images: int) -> list[T
         measured.append(one)
         per_hour, ratio = 3600 * one.images_per_s / images, one.images_per_s / measured[0].images_per_s
         rates = f"{one.images_per_s:12.0f}  {per_hour:12.2f}  {ratio:5.2f} x {measured[0].trials}"
-        print(f"{trials:7}  {rates}  {one.peak_bytes / 1e6:.0f} MB each", flush=True)
+        print(f"{trials:7}  {rates}  {measured[0].peak_bytes / 1e6:.0f} MB each", flush=True)
     return measured
 
 

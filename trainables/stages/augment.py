@@ -18,7 +18,7 @@ from torch import Tensor
 
 from trainables.configs import AugmentConfig
 from trainables.stages import randaugment
-from trainables.stages.pixels import pick, scaled
+from trainables.stages.pixels import pick, scaled, sent
 from trainables.stages.streamed import Streamed
 from trainables.stages.tensors import Images
 
@@ -62,7 +62,7 @@ class Views:
         self.device = device if device is None else torch.device(device)
         drawn = _draw(config, num_samples, epoch, image_size)
         self._host = {name: torch.from_numpy(rows) for name, rows in drawn.items()}
-        self._drawn = self._host
+        self._drawn, self._drawn_for = self._host, torch.device("cpu")
         self._pairs: dict[int, Tensor] = {}
 
     def batch(self, images_N3HW: Tensor | Streamed, index_B: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ class Views:
         if self.config.mixup_alpha is None:
             return view
         other = self._single(images_N3HW, self._partner(index_B), device)
-        lam = self._drawn_on(device)["lam"][index_B.to(device)].view(-1, 1, 1, 1)
+        lam = self._drawn_on(device)["lam"][sent(index_B, device)].view(-1, 1, 1, 1)
         return lam * view + (1 - lam) * other
 
     def partners(self, index_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,7 +86,7 @@ class Views:
 
         Without Mixup: itself, and 1. Targets mix in the same way: `lam * y[i] + (1 - lam) * y[partner]`.
         """
-        index_B = index_B.to(self.device or index_B.device)
+        index_B = sent(index_B, self.device or index_B.device)
         if self.config.mixup_alpha is None:
             return index_B, torch.ones(len(index_B), device=index_B.device)
         drawn = self._drawn_on(index_B.device)
@@ -108,20 +108,22 @@ class Views:
         """The epoch's random numbers, moved to a device once."""
         if device.type == "cpu":
             return self._host
-        if self._drawn["flip"].device != device:
-            self._drawn = {name: rows.to(device) for name, rows in self._host.items()}
+        if self._drawn_for != device:
+            self._drawn = {name: sent(rows, device) for name, rows in self._host.items()}
+            self._drawn_for = device
         return self._drawn
 
     def _single(self, images_N3HW: Tensor | Streamed, index_B: Tensor, device: torch.device) -> Tensor:
         if isinstance(images_N3HW, Tensor):
-            images = images_N3HW[index_B.to(images_N3HW.device)].to(device)
+            images = sent(images_N3HW[sent(index_B, images_N3HW.device)], device)
         else:
-            images = images_N3HW[index_B].to(device)
+            images = sent(images_N3HW[index_B], device)
         if self.config.randaugment_magnitude is not None:
             # operations are sorted by kind on the host: on a GPU, counting them would wait for everything before
             operations, negative = (self._host[name][index_B.cpu()] for name in ("operations", "negative"))
             images = randaugment.apply(images, operations, negative, self.config.randaugment_magnitude)
-        own = {name: rows[index_B.to(device)] for name, rows in self._drawn_on(device).items()}
+        index = sent(index_B, device)
+        own = {name: rows[index] for name, rows in self._drawn_on(device).items()}
         if self.config.crop == "resized":
             return _to_unit(_flipped(scaled(images, self.output_size, own["box"]), own["flip"]))
         if self.config.crop == "padded" and self.config.crop_padding:

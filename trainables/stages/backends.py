@@ -94,6 +94,8 @@ def absence(name: str) -> str:
         return "TensorRT 10 (libnvinfer.so.10), for which ONNX Runtime's provider is built, is not installed"
     if name == "torch_compile_cpu" and not any(map(shutil.which, ("g++", "clang++"))):
         return "torch.compile needs a C++ compiler on the CPU, and neither g++ nor clang++ is installed"
+    if name == "torch_compile_cuda" and not any(map(shutil.which, ("gcc", "clang", "cc"))):
+        return "torch.compile needs a C compiler on CUDA, and neither gcc nor clang is installed"
     return ""
 
 

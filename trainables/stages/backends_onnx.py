@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 
 from trainables.stages.backends import AbsentError, Batch, Logits, Opened, random_images
@@ -52,11 +53,21 @@ def _session(path: Path, provider: str, threads: int) -> Any:
         raise AbsentError(f"this build of ONNX Runtime has no {provider}, only {have}")
     if provider != "CPUExecutionProvider":
         onnxruntime.preload_dlls()  # the CUDA wheels lie where the loader does not look
-    session = onnxruntime.InferenceSession(str(path), session_options(threads), providers=[provider])
+    providers = [("TensorrtExecutionProvider", _tensorrt_options(path)), "CUDAExecutionProvider"]
+    wanted = providers if provider == PROVIDERS["tensorrt"] else [provider]
+    session = onnxruntime.InferenceSession(str(path), session_options(threads), providers=wanted)
     # ONNX Runtime falls back to other providers with no more than a line in its log
     if session.get_providers()[0] != provider:
         raise AbsentError(f"{provider} did not load; ONNX Runtime would fall back to {session.get_providers()[0]}")
     return session
+
+
+def _tensorrt_options(path: Path) -> dict[str, str]:
+    """What TensorRT may compute in: it takes no precision from the file that is not allowed besides."""
+    graph = onnx.load(str(path)).graph
+    half = any(weight.data_type == onnx.TensorProto.FLOAT16 for weight in graph.initializer)
+    integers = any(node.op_type == "DequantizeLinear" for node in graph.node)
+    return {"trt_fp16_enable": str(half), "trt_int8_enable": str(integers)}
 
 
 def _on_device(session: Any, feed: dict[str, Any]) -> Any:
@@ -70,6 +81,7 @@ def _on_device(session: Any, feed: dict[str, Any]) -> Any:
         session.run_with_iobinding(binding)
         binding.synchronize_outputs()
 
+    run()  # TensorRT builds its engine, and cuDNN chooses its algorithms, at the first call
     return run
 
 

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision import transforms
 
 from trainables.stages.backends import RUNTIMES, AbsentError, Artifact, Batch, Logits, Opened, random_images
-from trainables.stages.models import build_model
+from trainables.stages.models import Normalised, build_model
 from trainables.stages.timing import Runner
 from trainables.stages.weights import load_weights
 
@@ -53,7 +52,7 @@ def _network(artifact: Artifact) -> nn.Module:
     size, classes = artifact.image_size, artifact.num_classes
     model = build_model(artifact.model_name, num_classes=classes, image_size=size)
     load_weights(model, artifact.weights)
-    return nn.Sequential(transforms.Normalize(artifact.mean, artifact.std), model)
+    return Normalised(model, artifact.mean, artifact.std)
 
 
 def _script(artifact: Artifact, device: str) -> nn.Module:

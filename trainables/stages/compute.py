@@ -58,6 +58,8 @@ def settle(device: torch.device, training: TrainingConfig) -> None:
         ValueError: if the GPU has no bfloat16.
     """
     torch.use_deterministic_algorithms(training.deterministic)
+    # nothing here reads what nobody wrote; torch's own types lack this attribute
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if device.type != "cuda":
         return
     amp = training.train_precision == "amp"
@@ -115,6 +117,7 @@ def enter(device: str, *, threads: int, memory_share: float = 1.0) -> None:
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # that of NVML, which is asked for clocks and heat
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # 32 MB; deterministic runs need it before cuBLAS starts
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
         mallopt(_M_MMAP_MAX, 0)
@@ -125,7 +128,9 @@ def enter(device: str, *, threads: int, memory_share: float = 1.0) -> None:
 
 
 def give_back() -> None:
-    """Return freed memory to the system and the GPU: between trials that share a process."""
+    """Return freed memory to the system and the GPU, and what torch.compile holds: between trials of one process."""
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()  # else the ninth width in a process is over its limit and runs uncompiled
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
         trim(0)
     if torch.cuda.is_initialized():

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from trainables.records import ExportRecord
 from trainables.stages.measure import open_session, run_logits
+from trainables.stages.models import Normalised
 from trainables.stages.onnx_files import padded, strip, write_bytes
 
 ONNX_FILE = "model.onnx"
@@ -59,7 +60,7 @@ def export(
     """
     if len(parity_images) == 0:
         raise ValueError("`parity_images` must hold at least one image, but got 0.")
-    wrapped = _Normalised(copy.deepcopy(model), mean, std).eval().cpu().to(memory_format=torch.contiguous_format)
+    wrapped = Normalised(copy.deepcopy(model), mean, std).eval().cpu().to(memory_format=torch.contiguous_format)
     wrapped.requires_grad_(False)
     example = parity_images[:1].detach().cpu().float().contiguous().expand(2, -1, -1, -1).contiguous()
     about = {"class_names": list(class_names), "image_size": image_size, "recipe": dict(recipe)}
@@ -99,30 +100,13 @@ def export_untrained(
 
     No parity gate: nobody will use its logits.
     """
-    wrapped = _Normalised(copy.deepcopy(model), mean, std).eval().cpu().to(memory_format=torch.contiguous_format)
+    wrapped = Normalised(copy.deepcopy(model), mean, std).eval().cpu().to(memory_format=torch.contiguous_format)
     wrapped.requires_grad_(False)
     about = {"class_names": list(class_names), "image_size": image_size, "recipe": dict(recipe)}
     with _quiet(), torch.no_grad():
         content = _onnx_bytes(wrapped, torch.rand(2, 3, image_size, image_size), opset, about)
     write_bytes(path, content)
     return len(content)
-
-
-class _Normalised(nn.Module):
-    """The network behind its normalisation: pixels in [0, 1] to logits."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        self.model = model
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1))
-
-    def forward(self, image: Tensor) -> Tensor:
-        logits: Tensor = self.model((image - self.mean) / self.std)
-        return logits
 
 
 def _onnx_bytes(model: nn.Module, example: Tensor, opset: int, about: Mapping[str, Any]) -> bytes:

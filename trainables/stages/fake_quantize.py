@@ -36,7 +36,7 @@ class FakeInput(nn.Module):
             self._observe(values.detach())
         if self._scheme.symmetric:
             scale = torch.maximum(-self.low, self.high).clamp(min=1e-12) / 127
-            zero = torch.zeros_like(scale, dtype=torch.int32)
+            zero = torch.zeros_like(scale)  # integers would be asked for their range, which a GPU is waited for
             return torch.fake_quantize_per_tensor_affine(values, scale, zero, -127, 127)
         scale = (self.high - self.low).clamp(min=1e-12) / 255
         zero = (-self.low / scale).round().clamp(0, 255).to(torch.int32)
@@ -61,7 +61,7 @@ class FakeWeight(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         """The weight as INT8 holds it."""
         scale = weight.detach().abs().flatten(1).amax(dim=1).clamp(min=1e-12).float() / self._most
-        zero = torch.zeros_like(scale, dtype=torch.int32)
+        zero = torch.zeros_like(scale)  # integers would be asked for their range, which a GPU is waited for
         return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -self._most, self._most)
 
 

@@ -68,6 +68,17 @@ def others_on_gpu(index: int = 0) -> float | None:
     return None if state is None else state.busy_share
 
 
+def gpu_name(index: int = 0) -> str:
+    """The product's name; empty where there is no GPU, or nobody to ask."""
+    with _nvml() as nvml:
+        if nvml is None:
+            return ""
+        try:
+            return str(nvml.nvmlDeviceGetName(_handle(nvml, index)))
+        except nvml.NVMLError:
+            return ""
+
+
 @contextmanager
 def _nvml() -> Iterator[Any]:
     """The NVML library, or None where package or driver are absent."""

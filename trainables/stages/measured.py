@@ -16,7 +16,7 @@ from trainables.records import (
 )
 from trainables.stages import data
 from trainables.stages.measure import accuracy, open_session
-from trainables.stages.timed import Timed, anchor, anchor_key, processor, timed
+from trainables.stages.timed import Timed, anchor, anchor_key, hardware, timed
 from trainables.stages.workspace import Workspace
 from trainables.store import Key, stage_key
 
@@ -30,7 +30,7 @@ def measured_key(config: CandidateConfig, dataset: DatasetRecord, files: ExportR
         "measured",
         version=VERSION,
         parents=[files.onnx_sha256, reference.onnx_sha256, dataset.fingerprint],
-        processor=processor(),
+        processor=hardware(config.measure.latency_runtime),
         **vars(config.measure),
     )
 

@@ -9,7 +9,7 @@ import http.client
 import importlib
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,25 @@ def check_logits(model: nn.Module, *, name: str, num_classes: int, image_size: i
         )
 
 
+class Normalised(nn.Module):
+    """A network behind its normalisation: pixels in [0, 1] to logits; no call of it waits for a GPU."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        """`mean` and `std`: three numbers each, channels R G B."""
+        super().__init__()
+        self.model = model
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) to (B, C)."""
+        logits: Tensor = self.model((image - self.mean) / self.std)
+        return logits
+
+
 def recalibrate_bn(model: nn.Module, batches: Iterable[Tensor]) -> None:
     """Replaces the running statistics of BatchNorm by their plain average over the batches; nothing else changes.
 
@@ -122,8 +141,9 @@ def recalibrate_bn(model: nn.Module, batches: Iterable[Tensor]) -> None:
                 if seen == 0:
                     for layer in layers:
                         layer.reset_running_stats()
-                        layer.momentum = None  # PyTorch's name for the cumulative average
                         layer.train()
+                for layer in layers:  # the cumulative average; with None PyTorch asks the device for the count
+                    layer.momentum = 1 / (seen + 1)
                 model(images)
                 seen += 1
         finally:

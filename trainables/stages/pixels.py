@@ -4,6 +4,11 @@ import torch
 from torch import Tensor
 
 
+def sent(rows: Tensor, device: torch.device) -> Tensor:
+    """Rows on a device; to a GPU without waiting for what it computes, as a plain copy from the host does."""
+    return rows.to(device, non_blocking=device.type == "cuda")  # the other way nobody would wait for the copy's end
+
+
 def pick(images_BCHW: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
     """Output pixel (y, x) of image b is its pixel (ys[b, y, x], xs[b, y, x]); zero where that lies outside.
 

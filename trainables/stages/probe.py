@@ -101,6 +101,10 @@ def main(folder: Path, number: str) -> int:
         probed = _probe(task, folder, number)
     except OUT_OF_MEMORY:
         return OUT_OF_MEMORY_CODE
+    except RuntimeError as error:  # the driver's own words, and cuBLAS's and cuDNN's
+        if not any(words in str(error) for words in ("out of memory", "STATUS_ALLOC_FAILED")):
+            raise
+        return OUT_OF_MEMORY_CODE
     write_text(folder / f"{number}.json", to_json(dataclasses.asdict(probed)))
     return 0
 
@@ -114,9 +118,14 @@ def _probe(task: Mapping[str, Any], folder: Path, number: str) -> Probed:
     images = load_images(data.prepare(config.data, Path(task["data_dir"])), device)
     trainer, count = trainer_of(config, images, STEPS)
     trainer.epoch(1)  # kernels, caches and the memory of a validation
+    passes = 1
+    if device == "cuda":  # without what cuDNN took to try its algorithms
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        trainer.epoch(passes := 2)
     (folder / f"{number}.ready").touch()
     _wait_for(folder / "go")
-    done, passes, started = 0, 1, time.perf_counter()
+    done, started = 0, time.perf_counter()
     while not done or not (folder / "stop").exists():
         passes += 1
         trainer.learn(passes)

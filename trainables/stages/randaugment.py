@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from trainables.stages.pixels import pick
+from trainables.stages.pixels import pick, sent
 
 OPERATIONS_PER_IMAGE = 2
 OPERATIONS = (
@@ -50,7 +50,7 @@ def apply(images_BCHW: Tensor, operations_BK: Tensor, negative_BK: Tensor, magni
                 continue
             chosen = (operation_B == number).nonzero().flatten()
             if len(chosen):
-                negative, there = negative_B[chosen].to(images_BCHW.device), chosen.to(images_BCHW.device)
+                negative, there = sent(negative_B[chosen], images_BCHW.device), sent(chosen, images_BCHW.device)
                 result[there] = _COLOR_OPERATIONS[name](images_BCHW[there], magnitude / _STEPS, negative)
         images_BCHW = result
     return images_BCHW
@@ -65,8 +65,8 @@ def _warp(images_BCHW: Tensor, operation_B: Tensor, negative_B: Tensor, magnitud
     table = torch.tensor(
         [[_inverse_affine(name, sign * magnitude / _STEPS, size) for sign in (1, -1)] for name in OPERATIONS]
     )
-    rows = table[operation_B[chosen], negative_B[chosen].long()].to(images_BCHW.device)
-    chosen = chosen.to(images_BCHW.device)
+    rows = sent(table[operation_B[chosen], negative_B[chosen].long()], images_BCHW.device)
+    chosen = sent(chosen, images_BCHW.device)
     a, b, c, d, e, f = rows.view(-1, 6, 1, 1).unbind(1)
     line = torch.arange(size, device=images_BCHW.device) + (0.5 - size / 2)
     x, y = line.view(1, 1, -1), line.view(1, -1, 1)

@@ -21,7 +21,7 @@ from trainables.records import DatasetRecord, ModelRecord, TrialRecord, read_mod
 from trainables.stages import data
 from trainables.stages.backends import RUNTIMES, AbsentError, Artifact, Logits, Opened, absence, open_runtime
 from trainables.stages.clean_room import Job, measure_apart
-from trainables.stages.timed import processor
+from trainables.stages.timed import hardware
 from trainables.stages.workspace import Workspace
 from trainables.store import Key, Store, stage_key
 
@@ -177,7 +177,7 @@ def _tested(
         runtime=cell.runtime,
         package=str(importlib.import_module(package).__version__),
         precision=cell.precision,
-        processor=processor(),
+        processor=hardware(cell.runtime),
     )
 
     def compute(folder: Path) -> Generator[Never, None, None]:

@@ -15,7 +15,7 @@ from trainables.stages.export import export_untrained
 from trainables.stages.exported import convert, recipe
 from trainables.stages.models import count, source_of
 from trainables.stages.quantize import scheme_for
-from trainables.stages.timed import Timed, anchor, processor, timed
+from trainables.stages.timed import Timed, anchor, hardware, timed
 from trainables.stages.workspace import Workspace, build_for
 from trainables.store import stage_key
 
@@ -51,7 +51,7 @@ def shaped(
         image_size=dataset.image_size,
         pruning_ratio=config.prune.pruning_ratio if structured else 0.0,
         pruning_of=config.prune.pruning_of if structured else "channels",
-        processor=processor(),
+        processor=hardware(config.measure.latency_runtime),
         **_apart(config, plan),
         **vars(config.measure),
     )

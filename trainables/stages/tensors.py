@@ -75,4 +75,4 @@ def place(images: Tensor, device: str) -> Tensor | Streamed:
     room = min(free, total * torch.cuda.get_per_process_memory_fraction())
     if images.nbytes <= RESIDENT_SHARE * room:
         return images.to(device)
-    return Streamed(images, torch.device(device))
+    return Streamed(images, torch.device(device, torch.cuda.current_device()))

@@ -9,8 +9,9 @@ from typing import Never
 from trainables.configs import MeasureConfig
 from trainables.latency import LatencyRecord, latency_from_json
 from trainables.records import ExportRecord, read_row, to_json, write_text
-from trainables.stages.backends import Artifact
+from trainables.stages.backends import RUNTIMES, Artifact
 from trainables.stages.clean_room import Job, Measured, measure_apart
+from trainables.stages.gpu_state import gpu_name
 from trainables.stages.workspace import Workspace
 from trainables.store import Key, stage_key
 
@@ -31,7 +32,13 @@ class Timed:
 
 def anchor_key(measure: MeasureConfig, reference: ExportRecord) -> Key:
     """Where the reference's own latency on a machine like this one lies in the store."""
-    return stage_key("anchor", version=VERSION, parents=[reference.onnx_sha256], processor=processor(), **vars(measure))
+    return stage_key(
+        "anchor",
+        version=VERSION,
+        parents=[reference.onnx_sha256],
+        processor=hardware(measure.latency_runtime),
+        **vars(measure),
+    )
 
 
 def anchor(measure: MeasureConfig, reference: ExportRecord, place: Workspace) -> Generator[Never, None, LatencyRecord]:
@@ -75,13 +82,19 @@ def timed(
 
 
 def processor() -> str:
-    """The processor's name: a latency holds for one kind of machine."""
+    """The processor's name."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def hardware(runtime: str) -> str:
+    """What a latency in a runtime of `backends.RUNTIMES` holds for: the processor, and the GPU if that computes."""
+    gpu = gpu_name() if RUNTIMES[runtime].device == "cuda" else ""
+    return f"{processor()}, {gpu}" if gpu else processor()
 
 
 def _measure(

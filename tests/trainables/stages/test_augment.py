@@ -277,6 +277,19 @@ def test_gpu_gives_the_same_views(name: str) -> None:
     assert torch.equal(from_cpu.batch(IMAGES, index), actual)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", CONFIGS)
+def test_no_view_waits_for_the_gpu(name: str) -> None:
+    images, index, on_gpu = IMAGES.cuda(), torch.arange(8), views(CONFIGS[name], 1)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(2):
+            on_gpu.batch(images, index)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def test_an_epoch_of_5000_small_images_is_quick_on_one_thread() -> None:
     images, threads = pictures(5000, 32), torch.get_num_threads()
     torch.set_num_threads(1)
