@@ -14,6 +14,8 @@ from rich import box
 from rich.table import Table
 
 from analysis.labels import MB, dataset_of, device_of, images_of, plain_number
+from analysis.markdown_text import safe
+from analysis.markdown_text import table as markdown_table
 from analysis.plots import DPI, GREY, INK, OKABE_ITO, head, save
 from analysis.runs import Runs
 
@@ -25,6 +27,7 @@ SHOWN: Mapping[str, tuple[str, float, str]] = {
     "size_bytes": ("size\nMB", 1 / MB, ".3f"),
 }
 """Metric -> heading with its unit, factor to that unit, digits."""
+CAPTION = "mean ± standard deviation over n seeds; ms: latency p50 of one image; MB: ONNX file"
 HEAT_MAP = ("temperature", "alpha", "pruning_ratio")
 """Down, across, panel by panel."""
 
@@ -52,8 +55,7 @@ def cells(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 
 def cells_table(table: pd.DataFrame, by: Sequence[str]) -> Table:
     """`cells` for the terminal: mean +- standard deviation."""
-    caption = "mean ± standard deviation over n seeds; ms: latency p50 of one image; MB: ONNX file"
-    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
+    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), caption=CAPTION, caption_justify="left")
     for name in by:
         shown.add_column(name.replace("_", "\n"), justify="right")
     shown.add_column("n", justify="right")
@@ -66,11 +68,12 @@ def cells_table(table: pd.DataFrame, by: Sequence[str]) -> Table:
 
 
 def write_ablation(runs: Runs, by: Sequence[str], folder: Path) -> list[Path]:
-    """Write ablation.csv and, where a trial has finished, ablation.png and .svg; returns what was written."""
+    """Write ablation.csv, .md and, where a trial has finished, .png and .svg; returns what was written."""
     folder.mkdir(parents=True, exist_ok=True)
     table = cells(runs.frame, by)
-    paths = [folder / "ablation.csv"]
+    paths = [folder / "ablation.csv", folder / "ablation.md"]
     table.to_csv(paths[0], index=False)
+    paths[1].write_text(_markdown(table, by, runs), encoding="utf-8")
     if table.empty:
         return paths
     done = runs.frame[runs.frame["stage"] == "candidate"]
@@ -78,6 +81,15 @@ def write_ablation(runs: Runs, by: Sequence[str], folder: Path) -> list[Path]:
     if set(by) == set(HEAT_MAP):
         return paths + heat_map_png(table, picture, frame=done, sweep=runs.sweep)
     return paths + bars_png(table, by, picture, frame=done, sweep=runs.sweep)
+
+
+def _markdown(table: pd.DataFrame, by: Sequence[str], runs: Runs) -> str:
+    headings = [*by, "n", *(heading.replace("\n", " ") for heading, _, _ in SHOWN.values())]
+    rows = [
+        [*(safe(_setting(row[name])) for name in by), str(row["n"]), *(_spread(row, metric) for metric in METRICS)]
+        for _, row in table.iterrows()
+    ]
+    return f"# {safe(runs.name)}\n\n{markdown_table(headings, rows)}\n\n{CAPTION}\n"
 
 
 def heat_map_png(table: pd.DataFrame, path: Path, *, frame: pd.DataFrame, sweep: Mapping[str, Any]) -> list[Path]:

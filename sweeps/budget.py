@@ -17,6 +17,8 @@ MIN_TRIALS = 10
 """A search of fewer trials tells little: their epochs are cut to have as many, to a quarter at most."""
 EPOCH_SHARES = (1.0, 0.75, 0.5, 0.25)
 EPOCHS = ("student_epochs", "recovery_epochs")
+SPENT = "spent.json"
+"""In the folder of a sweep whose command was cut off before its time was over: the seconds it had."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,10 +31,16 @@ class Deadline:
     """Expected seconds of a trial; one that would end too late is not started."""
     champions_s: float = 0.0
     """Expected seconds of champions and controls, which the search leaves to them."""
+    budget_s: float = 0.0
+    """What was asked for, until `FINISH_S` after `at`."""
 
     def left(self) -> float:
         """Seconds, 0 when it is over."""
         return max(0.0, self.at - time.monotonic())
+
+    def spent(self) -> float:
+        """Seconds of the budget that are over, those of commands that were cut off included."""
+        return self.budget_s - FINISH_S - self.left()
 
     def search_left(self) -> float:
         """Seconds for the search, 0 when it is over."""
@@ -60,7 +68,8 @@ def fitted(
 ) -> TimedSweep:
     """The sweep with as many trials as fit until `at`, and with shorter ones where fewer than `MIN_TRIALS` would.
 
-    Student and recovery epochs are cut together. A sweep that has begun keeps the epochs it has begun with.
+    Student and recovery epochs are cut together. A sweep that has begun keeps the epochs it has begun with, and adds
+    no trial where what a command that was cut off has left of the budget is too short for one.
 
     Args:
         config: with the epochs asked for.
@@ -79,13 +88,20 @@ def fitted(
         epochs = {name: max(1, round(share * base.flat()[name])) for name in EPOCHS if base.flat()[name]}
         shorter = dataclasses.replace(config, base=base.replace(**epochs))
         plan, hits = plan_of(shorter)
-        deadline = Deadline(at=at - FINISH_S, trial_s=plan.trial_s.expected, champions_s=plan.champions_s.expected)
+        deadline = Deadline(
+            at=at - FINISH_S,
+            trial_s=plan.trial_s.expected,
+            champions_s=plan.champions_s.expected,
+            budget_s=budget_s,
+        )
         try:
             fit = trials_within(deadline.left(), plan, budget_s=budget_s)
         except ValueError:
-            if share == shares[-1]:
+            if share != shares[-1]:
+                continue
+            if not (hits.trials and spent_seconds(config.folder, budget_s)):
                 raise
-            continue
+            fit = 0
         if fit >= MIN_TRIALS:
             break
     return TimedSweep(**vars(shorter) | {"trials": hits.trials + fit, "deadline": deadline})
@@ -98,6 +114,15 @@ def begun_with(config: SweepConfig) -> dict[str, int] | None:
         return {name: int(base[name]) for name in EPOCHS}
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def spent_seconds(folder: Path, budget_s: float) -> float:
+    """What a command of this sweep that was cut off had of its budget; 0 if the last one had all of it."""
+    try:
+        spent = float(json.loads((folder / SPENT).read_text(encoding="utf-8"))["seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0.0
+    return spent if spent < budget_s - FINISH_S else 0.0
 
 
 def trials_within(seconds: float, plan: Plan, *, budget_s: float) -> int:

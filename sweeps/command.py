@@ -63,7 +63,10 @@ def add_cost_flags(group: "argparse._ArgumentGroup") -> None:
     """`--plan` and `--budget`, which are no settings of a sweep."""
     text = "Say what the sweep would cost in time, memory and disk, after a probe of a few steps; train nothing"
     group.add_argument("--plan", action="store_true", help=f"{text} (default: off)")
-    text = "Run as many trials as fit into 6h, 90m, 1h30m or 45s; the same command goes on with those it cuts off"
+    text = (
+        "Run as many trials as fit into 6h, 90m, 1h30m or 45s; the same command goes on with those it cuts off, and"
+        " after a crash has the rest of that time"
+    )
     group.add_argument("--budget", type=duration, metavar="TIME", help=f"{text} (default: none)")
 
 

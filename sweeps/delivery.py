@@ -4,12 +4,14 @@ import dataclasses
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ray import tune
 from ray.tune.experiment import Trial
 
+from sweeps.budget import Deadline
 from sweeps.progress import Progress
 from trainables.latency import doubts
 from trainables.outbox import fetch
@@ -21,6 +23,7 @@ from trainables.waiting import Score, scores_of
 
 log = logging.getLogger(__name__)
 
+TIMESHEET_S = 5.0
 EPOCH_FIELDS = tuple(field.name for field in dataclasses.fields(EpochRecord))
 
 
@@ -86,6 +89,21 @@ class Allowance(tune.Callback):
     ) -> None:
         """Tune: an epoch is over."""
         trial.max_failures = trial.run_metadata.num_failures + self._attempts
+
+
+class Timesheet(tune.Callback):
+    """Writes down what is spent of a budget: after a kill -9 the same command has the rest, not all of it again."""
+
+    def __init__(self, path: Path, deadline: Deadline) -> None:
+        self._path, self._deadline, self._written = path, deadline, -TIMESHEET_S
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Tune: several times a second."""
+        if time.monotonic() < self._written + TIMESHEET_S:
+            return
+        self._written = time.monotonic()
+        with suppress(OSError):  # a full disk is told by those who have more to lose
+            write_text(self._path, to_json({"seconds": round(self._deadline.spent(), 1)}))
 
 
 def collected(folder: Path, key: str, storage: str) -> bool:

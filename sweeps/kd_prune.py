@@ -10,7 +10,7 @@ import sys
 import time
 
 from sweeps import space
-from sweeps.budget import EPOCH_SHARES, EPOCHS, fitted, start_seconds
+from sweeps.budget import EPOCH_SHARES, EPOCHS, fitted, spent_seconds, start_seconds
 from sweeps.command import (
     BAD_INPUT,
     EXIT_CODES,
@@ -133,12 +133,14 @@ def _planned(
     if flags.budget:
         asked_for = any(getattr(flags, name) is not None for name in EPOCHS)
         shares = (1.0,) if asked_for else EPOCH_SHARES
-        config = fitted(config, reckoned, at=started + flags.budget, budget_s=flags.budget, shares=shares)
+        spent = spent_seconds(config.folder, flags.budget)
+        config = fitted(config, reckoned, at=started + flags.budget - spent, budget_s=flags.budget, shares=shares)
     plan, hits = reckoned(config)
     if flags.budget:
         epochs = f"{config.base.student.student_epochs} + {config.base.prune.recovery_epochs} epochs"
         text = f"{plan.trials} trials of {epochs}, about {in_words(plan.trial_s.expected)} each"
-        screen.print(f"A budget of {in_words(flags.budget)}: {text}.")
+        before = f", {in_words(spent)} of it spent before" if spent else ""
+        screen.print(f"A budget of {in_words(flags.budget)}{before}: {text}.")
     if flags.plan:
         screen.event("plan", sweep=config.name, **dataclasses.asdict(plan))
         show(screen, plan, config, hits, measured_start=start_s is not None)

@@ -9,6 +9,7 @@ import optuna
 import ray
 from rich.console import Console
 
+from sweeps.budget import SPENT
 from sweeps.champions import retrain
 from sweeps.cluster import cores_of_a_node, ray_for
 from sweeps.config import SweepConfig
@@ -55,6 +56,7 @@ def run_sweep(config: SweepConfig, dataset: DatasetRecord, console: Console) -> 
                 raise
             finish(config, tracker, console, "finished", score=score)
             (config.folder / UNFINISHED).unlink(missing_ok=True)
+            (config.folder / SPENT).unlink(missing_ok=True)
     return failed
 
 

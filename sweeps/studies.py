@@ -15,6 +15,7 @@ second study (T x alpha x ratio, augmentation, structured against unstructured,
 INT8) are sweeps/ablation.py --preset kd-grid, augmentation, pruning, precision.
 """
 
+import argparse
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,8 @@ from trainables.stages import data
 BATCH = 64
 """Images a call over the test set."""
 
+OWN_SIZE = 32
+"""Pixels of a side of CIFAR's images, where no --image-size is given."""
 EXAMPLES = f"""\
 examples:
   python sweeps/studies.py distillation --teacher-epochs 30 --student-epochs 30
@@ -51,6 +54,8 @@ class Study:
     """Of sweeps/ablation.py; those that are typed go behind them."""
     exported: str | None = None
     """Family of runtimes that the teacher is measured in, beside eager PyTorch."""
+    pretrained: bool = False
+    """Whether the teacher starts from ImageNet weights where they can be had."""
 
 
 _ALEXNET = (
@@ -66,7 +71,8 @@ STUDIES: Mapping[str, Study] = {
     "distillation": Study(flags=_TEACHER),
     "pruning": Study(
         flags="--preset pruned --base cifar10 --seeds 1 --image-size 224 --temperature 4 --alpha 0.9"
-        " --label-smoothing 0.05 --teacher-epochs 3 --student-epochs 8 --recovery-epochs 2"
+        " --label-smoothing 0.05 --teacher-epochs 3 --student-epochs 8 --recovery-epochs 2",
+        pretrained=True,
     ),
 }
 FIXED = ("--preset", "--storage", "--address")
@@ -93,6 +99,9 @@ def main(argv: list[str] | None = None) -> int:
     words = [*study.flags.split(), *typed]
     _, ablation_flags = ablation.parse(words)
     screen = screen_of(ablation_flags)
+    if study.pretrained and ablation_flags.pretrained is None and _pretrained(ablation_flags, screen):
+        words.append("--pretrained")
+        _, ablation_flags = ablation.parse(words)
     commands = [_command("ablation", words)]
     screen.print(commands[0], markup=False, soft_wrap=True)
     code = ablation.main(words)
@@ -112,6 +121,25 @@ def main(argv: list[str] | None = None) -> int:
         screen.print(f"No table: {error}", style="yellow", markup=False, soft_wrap=True)
         return FAILED
     return code
+
+
+def _pretrained(flags: argparse.Namespace, screen: Screen) -> bool:
+    """Whether the teacher's ImageNet weights are on this machine now; says so if they are not."""
+    from trainables.stages.models import build_model
+
+    try:
+        base = ablation.config_from(flags).base
+    except ValueError:  # the ablation itself says what is wrong
+        return False
+    name, size = base.teacher.teacher_model, base.data.image_size or OWN_SIZE
+    try:
+        with screen.busy(f"Looking for ImageNet weights of {name}"):
+            build_model(name, num_classes=2, image_size=size, pretrained=True)
+    except ValueError as error:
+        text = f"The teacher starts from random weights. {error}"
+        screen.print(text, style="yellow", markup=False, soft_wrap=True)
+        return False
+    return True
 
 
 def _command(script: str, words: Sequence[str]) -> str:

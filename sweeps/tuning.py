@@ -7,9 +7,9 @@ from typing import Any
 from ray import tune
 from ray.tune.search import Searcher
 
-from sweeps.budget import Deadline, TimedSweep
+from sweeps.budget import SPENT, Deadline, TimedSweep
 from sweeps.config import SweepConfig
-from sweeps.delivery import Allowance
+from sweeps.delivery import Allowance, Timesheet
 from sweeps.interrupts import StoppableTuner
 from sweeps.retry import RetryAlone
 from trainables.trial import StageTrial
@@ -48,12 +48,16 @@ def tuner(
         run_config=tune.RunConfig(
             name=name,
             storage_path=str((config.folder / "tune").resolve()),
-            callbacks=[*callbacks, Allowance(MAX_FAILURES)],
+            callbacks=[*callbacks, Allowance(MAX_FAILURES), *_timesheet(config)],
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
         ),
     )
+
+
+def _timesheet(config: SweepConfig) -> list[tune.Callback]:
+    return [Timesheet(config.folder / SPENT, config.deadline)] if isinstance(config, TimedSweep) else []
 
 
 def _seconds(deadline: Deadline, name: str) -> float:

@@ -14,14 +14,15 @@ _PASSWORD = re.compile(r"(?<=://)([^:/@]*):.*@(?=[^@]*$)")
 
 
 def outbox(folder: Path) -> list[Path]:
-    """Folders below OUT/sweeps/NAME that hold a record: the teacher's, the trials', the champions'."""
-    paths = [folder / "teacher", *sorted(folder.glob("trials/*")), *sorted(folder.glob("champions/*"))]
+    """Folders below OUT/sweeps/NAME that hold a record: the teacher's, the trials', the champions', the runtimes'."""
+    parts = [sorted(folder.glob(f"{part}/*")) for part in ("trials", "champions", "runtimes")]
+    paths = [folder / "teacher", *(path for part in parts for path in part)]
     return [path for path in paths if (path / "record.json").exists()]
 
 
 def scores_of(record: TrialRecord, score: Score) -> dict[str, float]:
-    """The numbers the driver adds to a trial's own; none for a trial without a result."""
-    return {"score": score(record.metrics)} if record.status == "finished" else {}
+    """The numbers the driver adds to a trial's own; none for a trial without a result, or a cell of runtimes."""
+    return {"score": score(record.metrics)} if record.status == "finished" and record.stage != "runtime" else {}
 
 
 def deliver_all(tracker: Tracker, folders: Iterable[Path], score: Score) -> int:

@@ -1,3 +1,4 @@
+import dataclasses
 import fcntl
 import json
 import shutil
@@ -8,7 +9,7 @@ import mlflow
 import pytest
 
 from analysis.__main__ import main
-from trainables.records import TrialRecord, to_json
+from trainables.records import TrialRecord, read_trial, to_json
 from trainables.waiting import hidden, note_where, open_noted
 
 
@@ -70,6 +71,29 @@ def test_what_waits_is_delivered_once_when_mlflow_is_back(
     assert sorted(run.data.tags["key"] for run in runs) == ["dark/00000", "dark/00001", "dark/teacher"]
     assert {run.data.metrics["score"] for run in runs} == {75 - 2 * -1 - 0.5 * -2}
     assert len(client.search_runs([experiment.experiment_id], "tags.kind = 'sweep'")) == 1
+
+
+def test_cells_of_runtimes_wait_like_trials(waiting: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cell = waiting / "sweeps" / "dark" / "runtimes" / "teacher-eager_cpu"
+    cell.mkdir(parents=True)
+    teacher = read_trial(waiting / "sweeps" / "dark" / "teacher")
+    record = dataclasses.replace(
+        teacher,
+        key="dark/runtimes/t",
+        stage="runtime",
+        metrics={"test_accuracy": 0.5},
+        tags={"kind": "runtime"},
+        files=(),
+    )
+    (cell / "record.json").write_text(to_json(record))
+    uri = f"sqlite:///{waiting / 'mlflow.db'}"
+    assert main(["sync", "--out", str(waiting), "--tracking-uri", uri]) == 0
+    assert capsys.readouterr().out == "dark: 4 of 4 records are in MLflow\n"
+    client = mlflow.MlflowClient(uri)
+    experiment = client.get_experiment_by_name("dark")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id], "tags.kind = 'runtime'")
+    assert (run.data.metrics["test_accuracy"], "score" in run.data.metrics) == (0.5, False)
 
 
 def test_a_running_sweep_delivers_itself(waiting: Path, capsys: pytest.CaptureFixture[str]) -> None:

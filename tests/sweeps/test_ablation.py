@@ -156,5 +156,5 @@ def test_an_ablation_trains_every_cell_with_every_seed_and_one_teacher(out: Path
     client = mlflow.MlflowClient(f"sqlite:///{out / 'mlflow.db'}")
     (parent,) = client.search_runs(list(trials["experiment_id"].unique()), "tags.kind = 'sweep'")
     names = {file.path for file in client.list_artifacts(parent.info.run_id)}
-    assert {"ablation.csv", "ablation.png", "sweep.json"} <= names
+    assert {"ablation.csv", "ablation.md", "ablation.png", "sweep.json"} <= names
     assert "Ablation:" in (out / "terminal.txt").read_text()

@@ -10,8 +10,19 @@ from pathlib import Path
 import pytest
 
 from sweeps import kd_prune
-from sweeps.budget import FINISH_S, MIN_TRIALS, Deadline, fitted, remember_start, start_seconds, trials_within
+from sweeps.budget import (
+    FINISH_S,
+    MIN_TRIALS,
+    SPENT,
+    Deadline,
+    fitted,
+    remember_start,
+    spent_seconds,
+    start_seconds,
+    trials_within,
+)
 from sweeps.config import SweepConfig, quick
+from sweeps.delivery import Timesheet
 from sweeps.durations import Range, duration, in_words
 from sweeps.lookup import look_up
 from sweeps.plan import QAT_COST, START_S, Hits, Plan, Probe, distinct_students, estimate
@@ -150,6 +161,25 @@ def test_a_budget_chooses_trials_and_their_epochs(
     write_text(fit.folder / "identity.json", to_json({"settings": {"base": fit.base.flat()}}))
     again = fitted(asked, reckoned, at=time.monotonic() + 5000, budget_s=5000)
     assert again.base == fit.base  # whatever else would fit now
+
+
+def test_a_command_that_was_cut_off_leaves_the_rest_of_its_budget(tmp_path: Path) -> None:
+    asked = sweep(out=tmp_path)
+    path, now = asked.folder / SPENT, time.monotonic()
+    Timesheet(path, Deadline(at=now + 90 - FINISH_S, trial_s=1.0, budget_s=300.0)).on_step_end(0, [])
+    assert spent_seconds(asked.folder, 300.0) == pytest.approx(210, abs=1)
+    assert spent_seconds(asked.folder, 200.0) == spent_seconds(tmp_path, 300.0) == 0, "that budget is over; none"
+
+    def there(config: SweepConfig) -> tuple[Plan, Hits]:
+        plan, _ = reckoned(config)
+        return plan, Hits(views_needed=4, trials=7)
+
+    fit = fitted(asked, there, at=now + 20, budget_s=300.0)
+    assert fit.trials == 7, "too short for another one"
+    assert fit.deadline.spent() == pytest.approx(280, abs=1)
+    path.unlink()
+    with pytest.raises(ValueError, match="--budget 20 s: one trial needs"):
+        fitted(asked, there, at=now + 20, budget_s=20.0)
 
 
 def test_epochs_that_were_asked_for_are_kept(tmp_path: Path) -> None:

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 from optuna.trial import TrialState
+from ray.tune.experiment import Trial
 from s3fs import S3FileSystem
 from test_searcher import FINAL, ask, driver, space_of
 
 from sweeps import recovery
 from sweeps.config import SweepConfig, quick
-from sweeps.delivery import left, write_record
+from sweeps.delivery import Allowance, left, write_record
 from sweeps.recovery import fetch_late, recover
 from sweeps.sweep_folder import InputError
 from trainables.limits import Limits
@@ -149,6 +150,16 @@ def test_what_the_storage_did_not_give_is_fetched_later_and_never_taken_for_lost
     send(elsewhere, "night/00000", str(shared))
     assert fetch_late(study, dataclasses.replace(config, storage=str(shared))) == 0
     assert read_trial(config.folder / "trials" / "00000") == read_trial(elsewhere)
+
+
+def test_dying_is_no_failure_as_long_as_epochs_are_finished_in_between() -> None:
+    trial, allowance = Trial("a trainable", stub=True, max_failures=3), Allowance(3)
+    for _ in range(5):
+        trial.run_metadata.num_failures += 3
+        assert trial.should_recover()
+        allowance.on_trial_result(0, [trial], trial, {"epoch": 1})
+    trial.run_metadata.num_failures += 4
+    assert not trial.should_recover()
 
 
 def test_half_a_trial_on_its_way_is_no_trial(tmp_path: Path, config: SweepConfig) -> None:

@@ -9,8 +9,11 @@ import http.client
 import importlib
 import inspect
 import math
+import os
+import pickle
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +22,14 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from trainables.manifest import sha256
 from trainables.stages.small_images import LATER, SMALL_IMAGE, adapt, alexnet_cifar
 
 MODEL_NAMES = ("resnet18", "mobilenet_v3_small", "alexnet", "alexnet_small", *LATER)
 """Names tuned for small images too; every torchvision classifier and `package.module:function` work beside them."""
 
+SAFE_LOAD = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+"""Environment variable with which torch.load takes tensors and plain containers alone."""
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 """Transient: never turned into a ValueError, which stands for a failure that will come again."""
 
@@ -250,17 +256,35 @@ def _torchvision_model(name: str, *, num_classes: int, image_size: int, pretrain
 
 
 def _pretrained(name: str, options: dict[str, Any]) -> nn.Module:
+    """With ImageNet weights, from a file that is what its name says and is read without running what it holds."""
     weights = torchvision.models.get_model_weights(name).DEFAULT
+    file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
+    if file.exists():
+        _check_digest(file)
+    before = os.environ.get(SAFE_LOAD)
+    os.environ[SAFE_LOAD] = "1"  # torchvision itself asks for no such thing
     try:
-        model: nn.Module = torchvision.models.get_model(name, weights=weights, progress=False, **options)
+        with redirect_stdout(sys.stderr):
+            model: nn.Module = torchvision.models.get_model(name, weights=weights, progress=False, **options)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"--pretrained: {file} holds more than weights ({_first_line(error)}); delete it.") from error
     except (OSError, http.client.HTTPException, RuntimeError) as error:
-        folder = Path(torch.hub.get_dir()) / "checkpoints"
-        file = weights.url.rsplit("/", 1)[-1]
         raise ValueError(
             f"--pretrained: the weights of model {name!r} cannot be downloaded ({_first_line(error)}); "
-            f"put the file {file} into {folder}."
+            f"put the file {file.name} into {file.parent}."
         ) from error
+    finally:
+        os.environ.pop(SAFE_LOAD) if before is None else os.environ.update({SAFE_LOAD: before})
     return model
+
+
+def _check_digest(file: Path) -> None:
+    """Return if a file's SHA-256 begins as its name, `resnet18-f37072fd.pth`, ends."""
+    digits = file.stem.rpartition("-")[2]
+    if not sha256(file).startswith(digits):
+        raise ValueError(
+            f"--pretrained: {file} is damaged, or another file: its SHA-256 is not {digits}...; delete it."
+        )
 
 
 def _replace_head(model: nn.Module, num_classes: int) -> None:

@@ -1,12 +1,15 @@
 import copy
+import os
 import urllib.error
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torchvision
 from torch import nn
 
+from trainables.stages import models
 from trainables.stages.models import MODEL_NAMES, build_model, check_model, count, evaluating, recalibrate_bn
 
 
@@ -139,6 +142,32 @@ def test_pretrained_keeps_the_body_and_replaces_the_head(monkeypatch: pytest.Mon
     assert model.get_parameter("fc.weight").shape == (10, 512)
     assert torch.equal(model.get_parameter("layer4.1.conv2.weight"), weights["layer4.1.conv2.weight"])
     assert torch.equal(model.get_parameter("conv1.weight"), weights["conv1.weight"][:, :, 2:5, 2:5])
+
+
+class Hostile:
+    """Unpickled, it writes a file."""
+
+    def __init__(self, target: Path) -> None:
+        self._target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self._target,)
+
+
+def test_pretrained_files_run_nothing_and_are_what_their_name_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
+    file = tmp_path / "checkpoints" / "resnet18-f37072fd.pth"
+    file.parent.mkdir()
+    torch.save({"fc.weight": Hostile(tmp_path / "ran")}, file)
+    with pytest.raises(ValueError, match=rf"--pretrained: {file} is damaged, or another file: .*f37072fd"):
+        build_model("resnet18", num_classes=10, image_size=32, pretrained=True)
+    monkeypatch.setattr(models, "sha256", lambda path: "f37072fd" + 56 * "0")
+    with pytest.raises(ValueError, match=rf"--pretrained: {file} holds more than weights"):
+        build_model("resnet18", num_classes=10, image_size=32, pretrained=True)
+    assert not (tmp_path / "ran").exists()
+    assert models.SAFE_LOAD not in os.environ
 
 
 @pytest.mark.parametrize("name", ["alexnet", "alexnet_small"])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainables.stages import prune_check
+from trainables.stages import channels, prune_check
 from trainables.stages.models import count
 from trainables.stages.prune import compare
 from trainables.stages.prune_check import WAYS, Way, check, main, table
@@ -36,6 +36,16 @@ def test_a_crash_fails_and_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prune_check, "prune", crash)
     cell = check("alexnet_small", Way(method="structured"), 0.5, prune_check._dense("alexnet_small"))
     assert (cell.verdict, cell.text) == ("FAILED", "IndexError: channel 8")
+
+
+def test_a_crash_of_the_library_is_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(*rest: object, **more: object) -> None:
+        raise IndexError("channel 8")
+
+    monkeypatch.setattr(channels, "_cut", crash)
+    found = check("alexnet_small", Way(method="structured"), 0.5, prune_check._dense("alexnet_small"))
+    assert found.verdict == "FAILED"
+    assert "cannot handle this architecture (IndexError: channel 8)" in found.text
 
 
 @pytest.mark.parametrize(
