@@ -166,6 +166,7 @@ def test_a_budget_chooses_trials_and_their_epochs(
 def test_a_command_that_was_cut_off_leaves_the_rest_of_its_budget(tmp_path: Path) -> None:
     asked = sweep(out=tmp_path)
     path, now = asked.folder / SPENT, time.monotonic()
+    asked.folder.mkdir(parents=True)
     Timesheet(path, Deadline(at=now + 90 - FINISH_S, trial_s=1.0, budget_s=300.0)).on_step_end(0, [])
     assert spent_seconds(asked.folder, 300.0) == pytest.approx(210, abs=1)
     assert spent_seconds(asked.folder, 200.0) == spent_seconds(tmp_path, 300.0) == 0, "that budget is over; none"
