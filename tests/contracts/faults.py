@@ -32,6 +32,8 @@ from fault_setups import (
 from analysis.__main__ import main as analysis
 from sweeps.ablation import main as ablation
 from sweeps.kd_prune import main as sweep
+from sweeps.runtimes import main as runtimes
+from sweeps.studies import main as studies
 from trainables.stages import downloads
 from trainables.stages.candidate import main as candidate
 from trainables.store_cli import main as store
@@ -40,6 +42,8 @@ TABLE = Path(__file__).with_name("FAULTS.md")
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "sweep": ("sweeps/kd_prune.py --preset quick", sweep),
     "ablation": ("sweeps/ablation.py --base quick", ablation),
+    "studies": ("sweeps/studies.py", studies),
+    "runtimes": ("sweeps/runtimes.py", runtimes),
     "candidate": ("python -m trainables.stages.candidate", candidate),
     "store": ("python -m trainables.store", store),
     "analysis": ("python -m analysis", analysis),
@@ -159,6 +163,16 @@ FAULTS = (
     Fault("--preset kd-grid --alpha 0:1 --learning-rate 1e-4:1e-2", "ablation"),
     Fault("--preset distillation --seeds 0", "ablation"),
     Fault("--preset distillation --trials 3", "ablation"),
+    Fault("onyx", "studies"),
+    Fault("onnx --preset kd-grid", "studies"),
+    Fault("amp --train-precision amp", "studies"),
+    Fault("pruning --teacher-epochs many", "studies"),
+    Fault("", "runtimes"),
+    Fault("--name none --out TMP/runs", "runtimes"),
+    Fault("--name none --out TMP/runs --runtimes tpu", "runtimes"),
+    Fault("--name none --out TMP/runs --precisions int4", "runtimes"),
+    Fault("--name none --out TMP/runs --batches 0", "runtimes"),
+    Fault("--name none --out TMP/runs --seconds 0", "runtimes"),
     Fault("--device tpu", "candidate"),
     Fault("--threads 0", "candidate"),
     Fault("--temperature -1", "candidate"),

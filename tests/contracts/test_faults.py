@@ -33,5 +33,7 @@ def test_answered_by_one_line(number: int, fault: faults.Fault, tmp_path: Path, 
     code, said = faults.line_of(fault, tmp_path, data_dir)
     assert (code, said.count("\n")) == (2, 1), said
     assert "secret" not in said
-    typed, _, _ = faults.row(number, fault, said).rpartition(" | ")
-    assert typed in faults.TABLE.read_text(encoding="utf-8"), "run `python tests/contracts/faults.py`"
+    row = faults.row(number, fault, said)
+    if "argument" in said:  # argparse's own words differ between versions of Python
+        row, _, _ = row.rpartition(" | ")
+    assert row in faults.TABLE.read_text(encoding="utf-8"), "run `python tests/contracts/faults.py`"

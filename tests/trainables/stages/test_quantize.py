@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,6 +19,7 @@ from trainables.stages import quantize
 from trainables.stages.export import export
 from trainables.stages.exported import distance
 from trainables.stages.measure import accuracy, open_session, run_logits
+from trainables.stages.models import build_model, recalibrate_bn
 from trainables.stages.prune import prune
 from trainables.stages.quantize import Scheme, convert_fp16, describe, quantize_int8, scheme_for
 
@@ -53,13 +56,13 @@ def model(digits: tuple[np.ndarray, np.ndarray]) -> nn.Module:
     return net.eval()
 
 
-def written(net: nn.Module, images: np.ndarray, folder: Path) -> Path:
+def written(net: nn.Module, images: np.ndarray, folder: Path, *, image_size: int = SIZE) -> Path:
     parity = torch.from_numpy(images[:32]).float() / 255
     record = export(
         net,
         mean=(0.5,) * 3,
         std=(0.5,) * 3,
-        image_size=SIZE,
+        image_size=image_size,
         class_names=ABOUT["class_names"],
         recipe={"student_model": "tiny", "precision": "fp32"},
         parity_images=parity,
@@ -202,10 +205,36 @@ def test_openvino_agrees_on_every_kind_of_file(
     quantize_int8(plain, files["int8"], calibration, UNSIGNED)
     quantize_int8(plain, files["int8_tensorrt"], calibration, scheme_for("tensorrt"))
     images = digits[0][1200:1300].astype(np.float32) / np.float32(255)
+    agree(openvino, files, images)
+
+
+def agree(openvino: Any, files: Mapping[str, Path], images: np.ndarray, *, alike: float = 0.97) -> None:
+    """Logits and classes of every file are the same in OpenVINO and in ONNX Runtime."""
     core = openvino.Core()
     for name, file in files.items():
         compiled = core.compile_model(core.read_model(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         got, expected = compiled(images)[0], run_logits(open_session(file, 1), images)
         loose = 0.1 if name.startswith("int8") else 0.01 if name == "fp16" else 1e-4
         np.testing.assert_allclose(got, expected, atol=loose * np.abs(expected).max(), err_msg=name)
-        assert (got.argmax(1) == expected.argmax(1)).mean() >= 0.97, name
+        assert (got.argmax(1) == expected.argmax(1)).mean() >= alike, name
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "alexnet"])
+def test_openvino_agrees_on_the_networks_people_use(name: str, tmp_path: Path) -> None:
+    """Residual sums, squeeze-and-excite, hard-swish, depthwise convolutions, pooling: dense, cut, zeroed, smaller."""
+    openvino = pytest.importorskip("openvino", reason="an extra: uv sync --extra openvino")
+    torch.manual_seed(0)
+    images = np.random.default_rng(0).random((16, 3, 32, 32), dtype=np.float32)
+    files: dict[str, Path] = {}
+    for way in ({}, {"method": "structured", "ratio": 0.3}, {"method": "l1_unstructured", "ratio": 0.3}):
+        net = build_model(name, num_classes=10, image_size=32)
+        recalibrate_bn(net, [torch.from_numpy(images) * 4 - 2])
+        if way:
+            prune(net, **way, image_size=32, num_classes=10)
+        kind = str(way.get("method", "fp32"))
+        files[kind] = written(net.eval(), (images * 255).astype(np.uint8), tmp_path / kind, image_size=32)
+    for kind in ("fp16", "int8"):
+        files[kind] = tmp_path / f"{kind}.onnx"
+    convert_fp16(files["fp32"], files["fp16"])
+    quantize_int8(files["fp32"], files["int8"], images, scheme_for("onnxruntime_cpu"))
+    agree(openvino, files, images, alike=0.8)  # untrained networks: some classes are nearly equal
