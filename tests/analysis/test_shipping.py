@@ -17,7 +17,7 @@ from tests.analysis.conftest import log_sweep, teacher_rows, trial_rows
 from trainables.stages.images import to_array
 
 SIZE = 8
-CLASSES = ["dark red", "dark green", "grün"]
+CLASSES = ["dark red", "<img src=x onerror=alert(1)> $(touch ran) ../../x", "grün"]
 
 
 def linear_model(path: Path, *, metadata: bool = True) -> Path:
@@ -105,6 +105,7 @@ def test_the_shipped_folder_names_the_class_of_an_image_without_our_code(out: Pa
     )
     assert done.returncode == 0, done.stderr
     assert [line.split("\t")[1] for line in done.stdout.splitlines()] == CLASSES
+    assert not (tmp_path / "ran").exists()
     bare = subprocess.run([sys.executable, str(ship / "predict.py")], capture_output=True, text=True, timeout=60)
     assert bare.returncode == 1 and "python predict.py IMAGE..." in bare.stderr
 
