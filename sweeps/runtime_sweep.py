@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -134,10 +135,11 @@ def _tracker(config: SweepConfig, model: Path, sweep_id: str) -> Tracker:
 
 
 class _Cells(tune.Callback):
-    """One line a cell, and its delivery to MLflow, which may be away."""
+    """One line a cell that can be had here, and every cell's delivery to MLflow, which may be away."""
 
     def __init__(self, console: Console, tracker: Tracker, cells: int) -> None:
         self._console, self._tracker, self._cells, self._done = console, tracker, cells, 0
+        self._absent: Counter[str] = Counter()
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles callbacks; consoles and connections do not belong to that."""
@@ -148,13 +150,22 @@ class _Cells(tune.Callback):
         folder = Path(trial.config["trial_dir"])
         record = read_trial(folder)
         found = record.metrics
-        told = f"{record.status}: {record.reason}".replace("infeasible", "absent")
+        told = f"{record.status}: {record.reason}"
         if record.status == "finished":
             told = f"{found['latency_p50_ms']:.3f} ms  {found['throughput_ips']:.0f} images/s"
             told += f"  test {100 * found['test_accuracy']:.2f} %"
         self._done += 1
-        self._console.print(f"[{self._done}/{self._cells}] {folder.name}  {told}", markup=False, soft_wrap=True)
+        if record.status == "infeasible":
+            self._absent[record.reason] += 1
+        else:
+            self._console.print(f"[{self._done}/{self._cells}] {folder.name}  {told}", markup=False, soft_wrap=True)
         self._tracker.deliver(folder, {})
+
+    def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
+        """Tune: all is done; says how many cells this machine, or this model, has not got, and why."""
+        for reason, count in self._absent.most_common():
+            cells = f"{count} cell{'s' * (count > 1)}"
+            self._console.print(f"{cells} absent: {reason}", markup=False, soft_wrap=True)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Tune: the cell's process has died for good."""

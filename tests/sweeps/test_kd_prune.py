@@ -136,6 +136,7 @@ def test_runtimes_are_measured_beside_the_sweep_and_what_is_absent_is_a_row(out:
         run = subprocess.run(line, capture_output=True, text=True, timeout=300, env=hidden)
         assert run.returncode == 0, run.stdout + run.stderr
         assert told in run.stdout
+        assert "\n1 cell absent: this machine has no CUDA device\n" in run.stdout
     table = pd.read_csv(sweep / "runtimes" / "runtimes.csv").set_index("runtime")
     teacher = read_trial(sweep / "teacher").metrics
     assert table.loc["onnxruntime_cpu", "test_accuracy"] == teacher["test_accuracy"]
