@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 
 from trainables.stages.backends import AbsentError, Batch, Logits, Opened, random_images
@@ -53,8 +52,9 @@ def _session(path: Path, provider: str, threads: int) -> Any:
         raise AbsentError(f"this build of ONNX Runtime has no {provider}, only {have}")
     if provider != "CPUExecutionProvider":
         onnxruntime.preload_dlls()  # the CUDA wheels lie where the loader does not look
-    providers = [("TensorrtExecutionProvider", _tensorrt_options(path)), "CUDAExecutionProvider"]
-    wanted = providers if provider == PROVIDERS["tensorrt"] else [provider]
+    wanted: list[Any] = [provider]
+    if provider == PROVIDERS["tensorrt"]:
+        wanted = [(provider, _tensorrt_options(path)), PROVIDERS["onnxruntime_cuda"]]  # which runs what it refuses
     session = onnxruntime.InferenceSession(str(path), session_options(threads), providers=wanted)
     # ONNX Runtime falls back to other providers with no more than a line in its log
     if session.get_providers()[0] != provider:
@@ -64,6 +64,8 @@ def _session(path: Path, provider: str, threads: int) -> Any:
 
 def _tensorrt_options(path: Path) -> dict[str, str]:
     """What TensorRT may compute in: it takes no precision from the file that is not allowed besides."""
+    import onnx  # only here: a process that measures starts without it
+
     graph = onnx.load(str(path)).graph
     half = any(weight.data_type == onnx.TensorProto.FLOAT16 for weight in graph.initializer)
     integers = any(node.op_type == "DequantizeLinear" for node in graph.node)
