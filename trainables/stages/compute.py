@@ -58,8 +58,8 @@ def settle(device: torch.device, training: TrainingConfig) -> None:
         ValueError: if the GPU has no bfloat16.
     """
     torch.use_deterministic_algorithms(training.deterministic)
-    # nothing here reads what nobody wrote; torch's own types lack this attribute
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    # nothing here reads what nobody wrote
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch's own types lack it
     if device.type != "cuda":
         return
     amp = training.train_precision == "amp"
