@@ -104,8 +104,8 @@ def normalised(frame: pd.DataFrame, teacher: Mapping[str, float]) -> pd.DataFram
     log2_latency_vs_teacher = log2(latency_p50_ms / reference_latency_p50_ms)      doublings; -1 is twice as fast
     log2_size_vs_teacher    = log2(size_bytes / teacher size_bytes)                doublings; -1 is half the size
 
-    `reference_latency_p50_ms`, the teacher timed in alternation with the candidate, cancels drift of the machine; where
-    a row lacks it, the teacher's own `latency_p50_ms` stands in. Rows with a missing value keep NaN.
+    `reference_latency_p50_ms` is the teacher's own p50, the scale of the sweep's latencies; where a row lacks it, the
+    `latency_p50_ms` in `teacher` stands in. Rows with a missing value keep NaN.
 
     Example:
         >>> frame = pd.DataFrame({"val_accuracy": [0.75], "latency_p50_ms": [1.0], "size_bytes": [2e6]})
@@ -121,7 +121,7 @@ def normalised(frame: pd.DataFrame, teacher: Mapping[str, float]) -> pd.DataFram
 
 
 def latency_ratio(frame: pd.DataFrame, teacher: Mapping[str, float]) -> pd.Series:
-    """p50 latency as a multiple of the teacher's, which was timed in alternation where the row says so."""
+    """p50 latency as a multiple of the teacher's own, which the row names or `teacher` has."""
     reference = pd.Series(float(teacher["latency_p50_ms"]), index=frame.index)
     if "reference_latency_p50_ms" in frame.columns:
         alternated = frame["reference_latency_p50_ms"]

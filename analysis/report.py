@@ -229,8 +229,8 @@ def _latency(runs: Runs) -> Iterable[str]:
     if "reference_latency_raw_p50_ms" in done.columns and done["reference_latency_raw_p50_ms"].notna().any():
         beside = done["reference_latency_raw_p50_ms"]
         said += (
-            f" The teacher's p50 beside them went from {beside.min():#.3g} to {beside.max():#.3g} ms: that drift is"
-            " taken out."
+            f" The teacher's p50 beside them went from {beside.min():#.3g} to {beside.max():#.3g} ms: half of that"
+            " drift is taken out, and a file that had more than 5 % of it is called contaminated."
         )
     yield said
     if "latency_verdict" in done.columns:

@@ -28,6 +28,8 @@ class ConditionsRecord:
     """Of the time of its CPUs, what the hypervisor gave to other machines."""
     elsewhere_share: float | None = None
     """Of the time of all other CPUs, what was used: caches, memory and clock are shared with those."""
+    drift: float | None = None
+    """By how much of its own p50 the reference took longer in this alternation; negative if it was faster."""
     memory_stall_share: float | None = None
     """Of the measured time, what somebody on the machine waited for memory to be freed."""
     busiest: str = ""
@@ -63,9 +65,9 @@ HALF_WIDTH = 0.02
 class LatencyRecord:
     """Latency of one image through one file, milliseconds.
 
-    Percentiles are free of drift: what was measured times (the reference file's own p50 / its p50 in alternation with
-    this file), so that a slow minute of the machine makes no file look slow. `latency_raw_p50_ms` is what the clock
-    said.
+    Percentiles are corrected for drift: what was measured times the square root of (the reference file's own p50 / its
+    p50 in alternation with this file), so that a slow minute of the machine makes no file look slow.
+    `latency_raw_p50_ms` is what the clock said.
     """
 
     latency_p50_ms: float

@@ -55,6 +55,8 @@ class Job:
     """Time for timing both, at most; warm-up comes before."""
     reference_runtime: str | None = None
     """None takes the same."""
+    reference_own_ms: float | None = None
+    """The reference's own p50; what it takes beside the candidate must be near that. None if nobody knows it."""
     batch: int = 1
     """Images a call."""
     throughput_batch: int | None = None
@@ -212,8 +214,14 @@ def _measure(job: Job, candidate: Opened, reference: Opened, wide: Opened | None
     gpu_others_share = others_on_gpu() if on_gpu else None
     before = Counters.now()
     ours, theirs = alternate(candidate.runner, reference.runner, seconds=job.seconds)
+    own = job.reference_own_ms
     seen = conditions(
-        before, Counters.now(), cores, gpu=GpuState.now() if on_gpu else None, gpu_others_share=gpu_others_share
+        before,
+        Counters.now(),
+        cores,
+        drift=None if own is None else theirs.latency_p50_ms / own - 1,
+        gpu=GpuState.now() if on_gpu else None,
+        gpu_others_share=gpu_others_share,
     )
     why = contamination(seen)
     return Measured(

@@ -26,6 +26,9 @@ MEMORY_STALL_LIMIT = 0.01
 """A machine that reclaims memory stops processes for milliseconds at a time: p99 would be its doing."""
 GPU_OTHERS_LIMIT = 0.02
 """Kernels of others run before ours: as with WAITED_LIMIT."""
+DRIFT_LIMIT = 0.05
+"""What slows the machine slows no two files alike (tests/benchmarks/LOG.md, drift), and correcting for a larger drift
+would be guessing. Also tells of neighbours that no counter of this machine shows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +70,7 @@ def conditions(
     after: Counters,
     cores: Collection[int],
     *,
+    drift: float | None = None,
     gpu: GpuState | None = None,
     gpu_others_share: float | None = None,
 ) -> ConditionsRecord:
@@ -89,6 +93,7 @@ def conditions(
         others_share=max(0.0, sum(busy[core] for core in ours) - own) / span if known else None,
         steal_share=stolen / span if known else None,
         elsewhere_share=sum(busy[core] for core in rest) / (seconds * len(rest)) if rest else None,
+        drift=drift,
         memory_stall_share=_rate(before.memory_stall_s, after.memory_stall_s, seconds),
         busiest=_busiest(before, after, ours),
         gpu_mhz=gpu.mhz if gpu else None,
@@ -104,7 +109,7 @@ def contamination(seen: ConditionsRecord) -> str:
 
     What the system does not tell counts as quiet.
     """
-    reasons = [f"{100 * share:.0f} % {what}" for share, limit, what in _rules(seen) if share > limit]
+    reasons = [what.format(f"{100 * share:.0f} %") for share, limit, what in _rules(seen) if share > limit]
     if seen.gpu_throttled:
         reasons.append(f"the GPU was throttled: {seen.gpu_throttled}")
     if reasons and seen.busiest:
@@ -118,14 +123,16 @@ def disturbance(seen: ConditionsRecord) -> float:
 
 
 def _rules(seen: ConditionsRecord) -> list[tuple[float, float, str]]:
-    """(share, limit, what it is a share of) of all that is known."""
+    """(share, limit, what to say of it) of all that is known."""
+    drift = seen.drift or 0.0
     rules = (
-        (seen.waited_share, WAITED_LIMIT, "of the time others ran in its place"),
-        (seen.steal_share, STEAL_LIMIT, "of the time the hypervisor ran other machines"),
-        (seen.others_share, OTHERS_LIMIT, "of its CPUs were used by others"),
-        (seen.elsewhere_share, ELSEWHERE_LIMIT, "of the other CPUs were busy"),
-        (seen.memory_stall_share, MEMORY_STALL_LIMIT, "of the time the machine was short of memory"),
-        (seen.gpu_others_share, GPU_OTHERS_LIMIT, "of the time others used the GPU"),
+        (seen.waited_share, WAITED_LIMIT, "{} of the time others ran in its place"),
+        (seen.steal_share, STEAL_LIMIT, "{} of the time the hypervisor ran other machines"),
+        (seen.others_share, OTHERS_LIMIT, "{} of its CPUs were used by others"),
+        (seen.elsewhere_share, ELSEWHERE_LIMIT, "{} of the other CPUs were busy"),
+        (seen.memory_stall_share, MEMORY_STALL_LIMIT, "{} of the time the machine was short of memory"),
+        (abs(drift), DRIFT_LIMIT, f"the reference took {{}} {'more' if drift > 0 else 'less'} than its own time"),
+        (seen.gpu_others_share, GPU_OTHERS_LIMIT, "{} of the time others used the GPU"),
     )
     return [(share, limit, what) for share, limit, what in rules if share is not None]
 

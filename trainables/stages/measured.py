@@ -20,7 +20,7 @@ from trainables.stages.timed import Timed, anchor, anchor_key, hardware, timed
 from trainables.stages.workspace import Workspace
 from trainables.store import Key, stage_key
 
-VERSION = 3
+VERSION = 4
 THROUGHPUT_BATCH = 64
 
 

@@ -19,7 +19,7 @@ from trainables.stages.timed import Timed, anchor, hardware, timed
 from trainables.stages.workspace import Workspace, build_for
 from trainables.store import stage_key
 
-VERSION = 3
+VERSION = 4
 BISECTIONS = 8  # 1/256 of the channels is finer than any layer
 
 

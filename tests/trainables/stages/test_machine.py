@@ -8,6 +8,7 @@ from busy_cpu import bound_to, busy, linux
 
 from trainables.latency import ConditionsRecord
 from trainables.stages.machine import (
+    DRIFT_LIMIT,
     ELSEWHERE_LIMIT,
     OTHERS_LIMIT,
     WAITED_LIMIT,
@@ -30,6 +31,8 @@ QUIET = {"cores": (1,), "seconds": 1.0, "nice": 0, "load_1m": 0.1}
         ("elsewhere_share", ELSEWHERE_LIMIT, "other CPUs were busy"),
         ("memory_stall_share", 0.01, "short of memory"),
         ("gpu_others_share", 0.02, "others used the GPU"),
+        ("drift", DRIFT_LIMIT, "the reference took 15 % more than its own time"),
+        ("drift", -DRIFT_LIMIT, "the reference took 15 % less than its own time"),
     ],
 )
 def test_a_share_over_its_limit_contaminates_and_one_at_it_does_not(share: str, limit: float, words: str) -> None:
