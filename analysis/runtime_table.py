@@ -1,6 +1,6 @@
 """The table of runtimes: one row a cell, with a diagnosis where a cell disappoints."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +37,15 @@ FORMATS = {
     "parity_max_abs": lambda value: f"{value:.1e}",
     "batch_images": lambda value: f"{value:.0f}",
 }
+ABSENT = ("model", "runtime", "precision", "batch_images")
+"""What tells a cell that was not measured."""
 TAGS = ("pruning", "vnni")
 """Of a cell's record, beside those on its latency, for the diagnosis."""
 CELL = ["model", "runtime", "batch_images", "runtime_threads"]
 LAUNCH_BOUND = 1.5
 """Eight images that take less than this many times as long as one: the GPU waits for kernels to be launched."""
+SLOWER = 1.05
+"""Times FP32's latency from which a precision is called slower: both are known within 2 %."""
 LOSS_POINTS = 0.5
 """Accuracy points under FP32 from which a precision has cost something."""
 
@@ -77,7 +81,7 @@ def _against_fp32(row: Mapping[str, Any], frame: pd.DataFrame) -> str:
         return ""
     notes = []
     slower = row["latency_p50_ms"] / plain["latency_p50_ms"]
-    if slower > 1:
+    if slower > SLOWER:
         why = {
             "int8": "operators without an INT8 kernel (hard-swish, squeeze-and-excite) quantise and dequantise around "
             f"themselves{_integers(row)}",
@@ -123,17 +127,32 @@ def _cell(frame: pd.DataFrame, row: Mapping[str, Any], **other: Any) -> Mapping[
 
 
 def write_runtime_table(frame: pd.DataFrame, folder: Path, *, heading: str) -> list[Path]:
-    """Write `runtimes.csv` (every column) and `runtimes.md` (those a reader compares)."""
+    """Write `runtimes.csv` (every cell and column) and `runtimes.md` (what a reader compares, then what is absent)."""
     folder.mkdir(parents=True, exist_ok=True)
     csv, markdown = folder / "runtimes.csv", folder / "runtimes.md"
     frame.to_csv(csv, index=False)
-    names = [name for name in COLUMNS if name in frame.columns]
-    lines = [f"# {heading}", "", "| " + " | ".join(COLUMNS[name] for name in names) + " |", "|---" * len(names) + "|"]
-    for row in frame.to_dict("records"):
-        lines.append("| " + " | ".join(_text(name, row.get(name)) for name in names) + " |")
-    lines += ["", NOTES]
+    absent = frame["status"] == "infeasible"
+    lines = [f"# {heading}", "", *_table(frame[~absent], list(COLUMNS)), "", NOTES]
+    if absent.any():
+        lines += ["", "## Absent", "", *_table(_together(frame[absent]), [*ABSENT, "diagnosis"])]
     markdown.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return [csv, markdown]
+
+
+def _together(absent: pd.DataFrame) -> pd.DataFrame:
+    """Cells that differ in batch or threads alone and are absent for one reason, as one row."""
+    batches = absent.groupby([*ABSENT[:-1], "reason"], sort=False)["batch_images"]
+    rows = batches.agg(lambda counts: ", ".join(f"{count:.0f}" for count in dict.fromkeys(counts))).reset_index()
+    return rows.rename(columns={"reason": "diagnosis"})
+
+
+def _table(frame: pd.DataFrame, columns: Sequence[str]) -> list[str]:
+    """Lines of Markdown."""
+    names = [name for name in columns if name in frame.columns]
+    lines = ["| " + " | ".join(COLUMNS[name] for name in names) + " |", "|---" * len(names) + "|"]
+    for row in frame.to_dict("records"):
+        lines.append("| " + " | ".join(_text(name, row.get(name)) for name in names) + " |")
+    return lines
 
 
 NOTES = (
@@ -147,6 +166,6 @@ NOTES = (
 def _text(name: str, value: Any) -> str:
     if value is None or (isinstance(value, float) and pd.isna(value)):
         return ""
-    if name in FORMATS:
+    if name in FORMATS and not isinstance(value, str):
         return FORMATS[name](float(value))
     return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "/")

@@ -58,6 +58,7 @@ def test_what_is_absent_or_failed_is_a_row_that_says_so(tmp_path: Path) -> None:
         ("int8_ptq", {"latency_p50_ms": 1.0, "test_accuracy": 0.88}, "2.0 points less accurate than FP32"),
         ("fp16", {"latency_p50_ms": 2.5}, "1.25 x as slow as FP32: this device computes FP16 no faster"),
         ("int8_ptq", {"latency_p50_ms": 1.0}, ""),
+        ("fp16", {"latency_p50_ms": 2.06}, ""),
     ],
 )
 def test_lower_precision_is_held_against_fp32(tmp_path: Path, precision: str, changes: Any, words: str) -> None:
@@ -106,10 +107,17 @@ def test_masks_and_slow_runtimes_and_bad_measurements_are_told(tmp_path: Path) -
 
 def test_the_table_has_every_cell_and_reads_as_markdown(tmp_path: Path) -> None:
     write(tmp_path)
-    write(tmp_path, runtime="tensorrt", status="infeasible", reason="no | here")
+    for batch in (1, 8, 64):
+        write(tmp_path, runtime="tensorrt", status="infeasible", reason="no | here", batch_images=batch)
+    write(tmp_path, runtime="openvino", status="failed", reason="its process died")
     csv, markdown = write_runtime_table(runtime_frame(tmp_path), tmp_path, heading="Runtimes")
-    lines = [line for line in markdown.read_text().splitlines() if line.startswith("|")]
+    text, _, absent = markdown.read_text().partition("## Absent")
+    lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len(lines) == 2 + 2
     assert len({line.count("|") for line in lines}) == 1
     assert "| 90.00 |" in lines[2]
-    assert csv.read_text().count("\n") == 3
+    assert "failed: its process died" in lines[3]
+    assert absent.strip().splitlines()[2:] == [
+        "| mobilenet_v3_small (trial 3) | tensorrt | fp32 | 1, 8, 64 | no / here |"
+    ]
+    assert csv.read_text().count("\n") == 1 + 5
