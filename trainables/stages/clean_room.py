@@ -27,7 +27,7 @@ from trainables.stages.backends import RUNTIMES, AbsentError, Artifact, Opened, 
 from trainables.stages.gpu_state import GpuState, others_on_gpu
 from trainables.stages.lease import DeviceLease
 from trainables.stages.machine import Counters, bind, conditions, contamination, disturbance, normal_priority
-from trainables.stages.timing import alternate, throughput_ips
+from trainables.stages.timing import EXTENSION, alternate, throughput_ips
 
 ATTEMPTS = 3
 """Measurements of one file before it is taken as it is and marked: others may never be quiet."""
@@ -150,7 +150,7 @@ class _Room:
     def measure(self) -> Measured:
         """Have it measure."""
         self._say("go")
-        limit = 2 * self._job.seconds * (2 if self._job.throughput_batch else 1) + SLACK_S
+        limit = (1 + EXTENSION) * self._job.seconds + SLACK_S
         row = self._hear(limit)
         return Measured(
             candidate=latency_from_json(row["candidate"]),

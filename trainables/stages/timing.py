@@ -15,13 +15,15 @@ CONFIDENCE = 0.99
 """Of the upper bound on the 90th percentile, as in MLPerf."""
 MIN_BLOCKS = 8
 """Fewer blocks have no interval worth the name."""
+EXTENSION = 4
+"""Times the limit that a file may take whose runs are too slow for `MIN_BLOCKS` within it."""
 
 _WINDOW_MS = 250.0
 """Aimed length of a warm-up window, 3 to 20 runs: long against the switch to a file that was not running."""
 _BLOCK_MS = 25.0
 """Aimed length of a timed block: long against the switch between files, short against drift of the machine."""
-_FEWEST, _MOST, _SLOW_MS = 5, 1000, 100.0
-"""Runs of a block: five of any file keep a p90 sensible, two where a run takes that long."""
+_FEWEST, _MOST, _SLOW_MS = 5, 1000, 20.0
+"""Runs of a block: five of any file keep a p90 sensible, two where a run takes about as long as a block."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,20 +44,21 @@ def alternate(candidate: Runner, reference: Runner, *, seconds: float) -> tuple[
     """Latency of both, timed in turn (A B B A), so that drift of the machine hits both alike.
 
     Blocks of about 25 ms, each after one untimed run that refills the caches, until the 95 % block-bootstrap
-    half-width of the candidate's p50 is within 2 % or `seconds` are over (one A B B A at least). Warm-up before that
-    takes half of `seconds` at most, and three runs of each at least.
+    half-width of the candidate's p50 is within 2 % or `seconds` are over (four times that for files too slow for
+    `MIN_BLOCKS`; one A B B A at least). Warm-up before that takes half of `seconds` at most, and three runs of each at
+    least.
     """
     sides = [_Side(candidate), _Side(reference)]
     ours, theirs = sides
     with _no_gc():
         for side in sides:
             side.warm_up(seconds / 4)
-        deadline = time.perf_counter() + seconds
+        began = time.perf_counter()
         next_check = MIN_BLOCKS
         while True:
             for side in (ours, theirs, theirs, ours):
                 side.time_block()
-            if time.perf_counter() >= deadline:
+            if time.perf_counter() - began >= seconds * (1 if len(ours.blocks) >= MIN_BLOCKS else EXTENSION):
                 break
             if len(ours.blocks) >= next_check:
                 if median_half_width(ours.blocks) <= HALF_WIDTH:

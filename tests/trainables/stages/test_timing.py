@@ -94,6 +94,16 @@ def test_alternation_goes_on_to_the_limit_while_p50_is_not_known(clock: Clock) -
     assert ours.latency_noisy and re.fullmatch(r"noisy: p50 within \d+\.\d %", ours.verdict)
 
 
+def test_slow_calls_get_the_time_for_enough_blocks_and_no_more(clock: Clock) -> None:
+    ours, _ = alternate(clock.runner(40), clock.runner(50), seconds=1)
+    assert ours.verdict == "clean"
+    assert ours.latency_n == MIN_BLOCKS * 2
+    began = clock.perf_counter()
+    slower, _ = alternate(clock.runner(300), clock.runner(300), seconds=1)
+    assert slower.latency_noisy
+    assert clock.perf_counter() - began < 12  # warm-up 3.6 s, 4 s, and the A B B A of 3.6 s that was under way
+
+
 def test_drift_hits_both_files_alike(clock: Clock) -> None:
     """The machine gets slower by 20 % a second, whichever file runs: the ratio stays."""
 
