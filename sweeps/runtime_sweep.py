@@ -49,7 +49,8 @@ def measure_cells(
         cpus=max(1, flags.gpus),
     )
     folder = config.folder / "runtimes"
-    runs = [run for model in models for cell in cells if not _done(run := _run(config, flags, model, cell))]
+    asked = [_run(config, flags, model, cell) for model in models for cell in cells]
+    runs = [run for run in asked if not done(Path(run["trial_dir"]), again=flags.again)]
     tracker = _tracker(config, models[0], sweep_id)
     title = f"Runtimes of sweep {flags.name}: {len(models)} models, {len(cells)} cells each, {len(runs)} to measure"
     console.print(title)
@@ -111,12 +112,15 @@ def _recorded(record: TrialRecord, flags: argparse.Namespace) -> CandidateConfig
     return default.replace(**row)
 
 
-def _done(run: dict[str, Any]) -> bool:
-    """Whether the cell has its numbers; what was absent or failed is tried again."""
-    folder = Path(run["trial_dir"])
+def done(folder: Path, *, again: bool) -> bool:
+    """Whether a cell has its numbers; what was absent or failed is tried again, and what is in doubt with `again`.
+
+    A cell that is not done will be delivered to MLflow again.
+    """
     if not (folder / "record.json").exists():
         return False
-    if read_trial(folder).status == "finished":
+    record = read_trial(folder)
+    if record.status == "finished" and not (again and record.tags["latency_verdict"] != "clean"):
         return True
     (folder / "delivered.json").unlink(missing_ok=True)
     return False

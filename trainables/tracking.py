@@ -204,13 +204,15 @@ class Tracker:
         where = f"tags.key = '{record.key}' AND tags.`mlflow.parentRunId` = '{parent}'"
         tags = trial_tags(record) | {"sweep": self._sweep, "mlflow.parentRunId": parent}
         name = record.key.rpartition("/")[2]
-        run_id = self._find(experiment, where) or self._create(experiment, name, tags, started=record.started)
+        known = self._find(experiment, where)
+        run_id = known or self._create(experiment, name, tags, started=record.started)
         ended = int(record.ended * 1000)
         final = {**record.metrics, **scores}
         metrics = [Metric(name, float(value), ended, 0) for name, value in final.items()]
         metrics += [Metric(name, value, ended, step) for name, value, step in curve(record)]
         params = [Param(name, str(value)) for name, value in record.params.items()]
-        said = [RunTag("reason", record.reason[:REASON_LETTERS])] if record.reason else []
+        said = [RunTag("reason", record.reason[:REASON_LETTERS])] if record.reason or known else []
+        said += [RunTag(name, value) for name, value in tags.items()] if known else []
         for i in range(max(-(-len(metrics) // BATCH_METRICS), -(-len(params) // BATCH_PARAMS), 1)):
             some = metrics[i * BATCH_METRICS : (i + 1) * BATCH_METRICS]
             self._client.log_batch(run_id, some, params[i * BATCH_PARAMS : (i + 1) * BATCH_PARAMS], [] if i else said)

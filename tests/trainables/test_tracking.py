@@ -183,6 +183,24 @@ def test_a_trial_without_a_result_says_why(
     assert run.data.metrics == {}
 
 
+def test_what_is_measured_later_is_the_same_run_and_says_what_holds_now(
+    tracker: Tracker, client: mlflow.MlflowClient, left: Left
+) -> None:
+    folder = left(
+        status="infeasible", reason="this machine has no CUDA device", metrics={}, curve=(), files=(), tags={}
+    )
+    assert tracker.deliver(folder, {})
+    row = json.loads((folder / "record.json").read_text())
+    row |= {"status": "finished", "reason": "", "metrics": METRICS, "tags": {"latency_verdict": "clean"}}
+    (folder / "record.json").write_text(json.dumps(row))
+    (folder / DELIVERED).unlink()
+    assert tracker.deliver(folder, {})
+    (run,) = runs_of(client, folder)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags.items() >= {"status": "finished", "reason": "", "latency_verdict": "clean"}.items()
+    assert run.data.metrics["val_accuracy"] == METRICS["val_accuracy"]
+
+
 def test_the_teacher_is_a_control_without_a_number(tracker: Tracker, client: mlflow.MlflowClient, left: Left) -> None:
     folder = left(stage="teacher", trial_number=None)
     assert tracker.deliver(folder, {})
