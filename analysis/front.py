@@ -55,7 +55,7 @@ def competing(runs: Runs) -> pd.DataFrame:
 def split(runs: Runs) -> dict[str, Runs]:
     """One `Runs` for every data set and device that has finished candidates, named `DATASET, DEVICE`; else all in one.
 
-    A device on which the teacher was not run gets its latency from the rows, where it was timed in alternation.
+    A device on which the teacher was not run gets its latency from the rows, which name its own p50 there.
     """
     groups = dict(_groups(runs.frame[(runs.frame["status"] == "finished") & (runs.frame["stage"] == "candidate")]))
     if len(groups) < 2:

@@ -124,8 +124,8 @@ def latency_ratio(frame: pd.DataFrame, teacher: Mapping[str, float]) -> pd.Serie
     """p50 latency as a multiple of the teacher's own, which the row names or `teacher` has."""
     reference = pd.Series(float(teacher["latency_p50_ms"]), index=frame.index)
     if "reference_latency_p50_ms" in frame.columns:
-        alternated = frame["reference_latency_p50_ms"]
-        reference = alternated.where(alternated > 0, reference)
+        own = frame["reference_latency_p50_ms"]
+        reference = own.where(own > 0, reference)
     return frame["latency_p50_ms"] / reference
 
 

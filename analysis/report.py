@@ -228,9 +228,12 @@ def _latency(runs: Runs) -> Iterable[str]:
         said += f" {done['latency_n'].min():,.0f} to {done['latency_n'].max():,.0f} timed runs a file."
     if "reference_latency_raw_p50_ms" in done.columns and done["reference_latency_raw_p50_ms"].notna().any():
         beside = done["reference_latency_raw_p50_ms"]
-        said += (
-            f" The teacher's p50 beside them went from {beside.min():#.3g} to {beside.max():#.3g} ms: half of that"
-            " drift is taken out, and a file that had more than 5 % of it is called contaminated."
+        # records from before drift was one had all of it taken out
+        now = "latency_drift" in done.columns and done["latency_drift"].notna().all()
+        said += f" The teacher's p50 beside them went from {beside.min():#.3g} to {beside.max():#.3g} ms: " + (
+            "half of that drift is taken out, and a file that had more than 5 % of it is called contaminated."
+            if now
+            else "that drift is taken out."
         )
     yield said
     if "latency_verdict" in done.columns:

@@ -37,15 +37,15 @@ FORMATS = {
     "parity_max_abs": lambda value: f"{value:.1e}",
     "batch_images": lambda value: f"{value:.0f}",
 }
-ABSENT = ("model", "runtime", "precision", "batch_images")
-"""What tells a cell that was not measured."""
+ABSENT = ("model", "runtime", "precision")
+"""What tells cells that were not measured, beside their batches."""
 TAGS = ("pruning", "vnni")
 """Of a cell's record, beside those on its latency, for the diagnosis."""
 CELL = ["model", "runtime", "batch_images", "runtime_threads"]
 LAUNCH_BOUND = 1.5
 """Eight images that take less than this many times as long as one: the GPU waits for kernels to be launched."""
 SLOWER = 1.05
-"""Times FP32's latency from which a precision is called slower: both are known within 2 %."""
+"""Times FP32's latency from which a precision is called slower: two clean ones may differ by 4 %."""
 LOSS_POINTS = 0.5
 """Accuracy points under FP32 from which a precision has cost something."""
 
@@ -134,14 +134,14 @@ def write_runtime_table(frame: pd.DataFrame, folder: Path, *, heading: str) -> l
     absent = frame["status"] == "infeasible"
     lines = [f"# {heading}", "", *_table(frame[~absent], list(COLUMNS)), "", NOTES]
     if absent.any():
-        lines += ["", "## Absent", "", *_table(_together(frame[absent]), [*ABSENT, "diagnosis"])]
+        lines += ["", "## Absent", "", *_table(_together(frame[absent]), [*ABSENT, "batch_images", "diagnosis"])]
     markdown.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return [csv, markdown]
 
 
 def _together(absent: pd.DataFrame) -> pd.DataFrame:
     """Cells that differ in batch or threads alone and are absent for one reason, as one row."""
-    batches = absent.groupby([*ABSENT[:-1], "reason"], sort=False)["batch_images"]
+    batches = absent.groupby([*ABSENT, "reason"], sort=False)["batch_images"]
     rows = batches.agg(lambda counts: ", ".join(f"{count:.0f}" for count in dict.fromkeys(counts))).reset_index()
     return rows.rename(columns={"reason": "diagnosis"})
 

@@ -51,6 +51,8 @@ def measure_cells(
     folder = config.folder / "runtimes"
     asked = [_run(config, flags, model, cell) for model in models for cell in cells]
     runs = [run for run in asked if not done(Path(run["trial_dir"]), again=flags.again)]
+    for run in runs:
+        Path(run["trial_dir"], "delivered.json").unlink(missing_ok=True)
     tracker = _tracker(config, models[0], sweep_id)
     title = f"Runtimes of sweep {flags.name}: {len(models)} models, {len(cells)} cells each, {len(runs)} to measure"
     console.print(title)
@@ -113,17 +115,11 @@ def _recorded(record: TrialRecord, flags: argparse.Namespace) -> CandidateConfig
 
 
 def done(folder: Path, *, again: bool) -> bool:
-    """Whether a cell has its numbers; what was absent or failed is tried again, and what is in doubt with `again`.
-
-    A cell that is not done will be delivered to MLflow again.
-    """
+    """Whether a cell has its numbers; what was absent or failed is tried again, and what is in doubt with `again`."""
     if not (folder / "record.json").exists():
         return False
     record = read_trial(folder)
-    if record.status == "finished" and not (again and record.tags["latency_verdict"] != "clean"):
-        return True
-    (folder / "delivered.json").unlink(missing_ok=True)
-    return False
+    return record.status == "finished" and not (again and record.tags["latency_verdict"] != "clean")
 
 
 def _tracker(config: SweepConfig, model: Path, sweep_id: str) -> Tracker:

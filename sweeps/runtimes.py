@@ -63,7 +63,7 @@ def _parser() -> OneLineParser:
     parser.add_argument("--precisions", default=",".join(PRECISIONS), help=f"of {', '.join(PRECISIONS)} (default: all)")
     parser.add_argument("--batches", default="1,8,64", help="images a call (default: 1,8,64)")
     parser.add_argument("--runtime-threads", default="1", help="CPU threads, a list such as 1,4 (default: 1)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="for timing a cell, at most (default: 2)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="for timing a cell (default: 2; slow ones 8)")
     parser.add_argument("--again", action="store_true", help="measure cells anew that came out noisy or contaminated")
     parser.add_argument("--gpus", type=int, default=0, help="GPUs to use, needed for CUDA runtimes (default: 0)")
     parser.add_argument("--dataset", help="where the images lie now, for folder: data sets (default: as recorded)")

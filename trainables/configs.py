@@ -159,7 +159,8 @@ class MeasureConfig:
     latency_threads: int = 1
     """CPU threads of the runtime."""
     latency_seconds: float = 2.0
-    """Time spent on timing one file, at most; less if its p50 is known within 2 % before."""
+    """Time spent on timing one file, at most; less if its p50 is known within 2 % before, up to four times that if its
+    calls are too slow for 8 blocks."""
 
     def __post_init__(self) -> None:
         if self.latency_runtime not in LATENCY_RUNTIMES:

@@ -66,7 +66,7 @@ class LatencyRecord:
     """Latency of one image through one file, milliseconds.
 
     Percentiles are corrected for drift: what was measured times the square root of (the reference file's own p50 / its
-    p50 in alternation with this file), so that a slow minute of the machine makes no file look slow.
+    p50 in alternation with this file), so that a slow minute of the machine makes a file look half as slow at most.
     `latency_raw_p50_ms` is what the clock said.
     """
 
@@ -82,7 +82,8 @@ class LatencyRecord:
     latency_half_width: float
     """Of the 95 % block-bootstrap interval of p50, relative to p50."""
     latency_noisy: bool
-    """Whether the time limit came before that half-width was within 2 %, or before warm-up had settled."""
+    """Whether the time limit came before that half-width was within 2 %, before 8 blocks or before warm-up had settled;
+    of a scale, whether no two processes agreed."""
     latency_device: str
     """What it ran on, such as `cpu:1` for one CPU thread."""
     latency_provider: str

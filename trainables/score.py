@@ -24,9 +24,9 @@ class ExchangeRates:
 def composite_score(metrics: Mapping[str, float], *, teacher_size_bytes: float, rates: ExchangeRates) -> float:
     """100 * val_accuracy - latency_points * log2(latency / teacher) - size_points * log2(size / teacher), in points.
 
-    The teacher's latency is the one timed in alternation with this candidate, so that a slow minute of the machine
-    cancels. The teacher's own score is 100 times its accuracy. (MnasNet's product with exponent -0.07,
-    arXiv:1807.11626, would always take the tiniest model on an easy data set.)
+    The teacher's latency is its own p50, by which the candidate's is corrected for drift. The teacher's own score is
+    100 times its accuracy. (MnasNet's product with exponent -0.07, arXiv:1807.11626, would always take the tiniest
+    model on an easy data set.)
     """
     latency = math.log2(metrics["latency_p50_ms"] / metrics["reference_latency_p50_ms"])
     size = math.log2(metrics["size_bytes"] / teacher_size_bytes)

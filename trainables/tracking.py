@@ -211,8 +211,11 @@ class Tracker:
         metrics = [Metric(name, float(value), ended, 0) for name, value in final.items()]
         metrics += [Metric(name, value, ended, step) for name, value, step in curve(record)]
         params = [Param(name, str(value)) for name, value in record.params.items()]
-        said = [RunTag("reason", record.reason[:REASON_LETTERS])] if record.reason or known else []
-        said += [RunTag(name, value) for name, value in tags.items()] if known else []
+        # a cell that was absent, or in doubt, may have been measured since
+        had = self._client.get_run(known).data.tags if known else {}
+        said = [RunTag(name, value) for name, value in tags.items() if had and had.get(name) != value]
+        if record.reason or "reason" in had:
+            said.append(RunTag("reason", record.reason[:REASON_LETTERS]))
         for i in range(max(-(-len(metrics) // BATCH_METRICS), -(-len(params) // BATCH_PARAMS), 1)):
             some = metrics[i * BATCH_METRICS : (i + 1) * BATCH_METRICS]
             self._client.log_batch(run_id, some, params[i * BATCH_PARAMS : (i + 1) * BATCH_PARAMS], [] if i else said)

@@ -29,7 +29,7 @@ from trainables.stages.clean_room import Job, measure_apart
 from trainables.stages.export import export_untrained
 from trainables.stages.lease import DeviceLease
 from trainables.stages.models import build_model
-from trainables.stages.timed import CORRECTED, processor
+from trainables.stages.timed import correction, processor
 
 IMAGE_SIZE, CLASSES = 32, 10
 PAUSE_S = 2.0
@@ -109,7 +109,7 @@ def _beside_a_sweep(
 
 def _report(arms: dict[str, list[tuple[LatencyRecord, LatencyRecord]]], out: Path, seconds: float) -> int:
     base = statistics.median(ours.latency_raw_p50_ms for ours, _ in arms["idle"])
-    anchor = statistics.median(theirs.latency_raw_p50_ms for _, theirs in arms["idle"])
+    own = statistics.median(theirs.latency_raw_p50_ms for _, theirs in arms["idle"])
     heads = {"p50 ms": 10, "min": 9, "max": 9, "vs idle": 10, "reported": 12, "clean": 7, "tries": 7}
     print(f"\n{'arm':<20}{'n':>4}" + "".join(f"{head:>{width}}" for head, width in heads.items()))
     off = {}
@@ -118,7 +118,7 @@ def _report(arms: dict[str, list[tuple[LatencyRecord, LatencyRecord]]], out: Pat
             print(f"{arm:<20}{0:>4}")
             continue
         raw = [ours.latency_raw_p50_ms for ours, _ in taken]
-        told = [ours.latency_raw_p50_ms * (anchor / theirs.latency_raw_p50_ms) ** CORRECTED for ours, theirs in taken]
+        told = [ours.latency_raw_p50_ms * correction(own, theirs.latency_raw_p50_ms) for ours, theirs in taken]
         off[arm] = statistics.median(told) / base - 1
         clean = sum(ours.verdict == "clean" for ours, _ in taken)
         tries = statistics.mean(ours.latency_attempts for ours, _ in taken)

@@ -40,7 +40,7 @@ def test_rates_of_zero_leave_accuracy_alone() -> None:
 
 
 @given(latency=positive, reference=positive, slowdown=positive)
-def test_a_slow_minute_of_the_machine_cancels(latency: float, reference: float, slowdown: float) -> None:
+def test_only_the_ratio_to_the_teachers_latency_counts(latency: float, reference: float, slowdown: float) -> None:
     quiet = score(latency_p50_ms=latency, reference_latency_p50_ms=reference)
     busy = score(latency_p50_ms=latency * slowdown, reference_latency_p50_ms=reference * slowdown)
     assert busy == pytest.approx(quiet)

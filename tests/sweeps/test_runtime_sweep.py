@@ -24,9 +24,7 @@ def test_cells_in_doubt_are_measured_again_where_that_is_asked_for(
     )  # fmt: skip
     (tmp_path / "record.json").write_text(to_json(record))
     for again, is_done in zip((False, True), expected, strict=True):
-        (tmp_path / "delivered.json").write_text("{}")
         assert done(tmp_path, again=again) == is_done
-        assert (tmp_path / "delivered.json").exists() == is_done
 
 
 def test_a_cell_without_a_record_is_not_done(tmp_path: Path) -> None:

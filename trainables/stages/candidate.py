@@ -29,7 +29,7 @@ from trainables.stages import data
 from trainables.stages.backends import check_runtime
 from trainables.stages.cut import planned
 from trainables.stages.exported import exported, recipe, reference_export
-from trainables.stages.measured import measured, measured_keys
+from trainables.stages.measured import measured
 from trainables.stages.models import check_model
 from trainables.stages.qat import qat
 from trainables.stages.recovery import recovery
@@ -54,7 +54,7 @@ def teacher_candidate(config: CandidateConfig, place: Workspace) -> Epochs:
     model, spent = yield from spending(teacher(config, dataset, load_images(dataset, place.device), place))
     made_by = recipe(config, dataset, "teacher")
     files = yield from reference_export(config, dataset, model, place)
-    measurement = yield from measured(config, dataset, model, files, files, place)
+    measurement, stands_on = yield from measured(config, dataset, model, files, files, place)
     return CandidateRecord(
         stage="teacher",
         params=made_by | vars(config.measure),
@@ -65,7 +65,7 @@ def teacher_candidate(config: CandidateConfig, place: Workspace) -> Epochs:
         num_test=dataset.num_test,
         train_time_s=model.train_time_s,
         reused_time_s=max(0.0, model.train_time_s - spent),
-        keys=(model.key, files.key, *measured_keys(config, dataset, files, files)),
+        keys=(model.key, files.key, *stands_on),
     )
 
 
@@ -129,7 +129,7 @@ def finished(
     """
     made_by = recipe(config, dataset, "candidate") | dict(more)
     files = yield from exported(config, dataset, stages[-1], made_by, place)
-    measurement = yield from measured(config, dataset, stages[-1], files, reference, place)
+    measurement, stands_on = yield from measured(config, dataset, stages[-1], files, reference, place)
     train_time_s = sum(model.train_time_s for model in stages)
     return CandidateRecord(
         stage="candidate",
@@ -143,7 +143,7 @@ def finished(
         reused_time_s=max(0.0, teacher_model.train_time_s + train_time_s - spent),
         keys=(
             *(model.key for model in (teacher_model, *stages)),
-            *(reference.key, files.key, *measured_keys(config, dataset, files, reference)),
+            *(reference.key, files.key, *stands_on),
         ),
     )
 

@@ -52,7 +52,7 @@ class Job:
     threads: int
     """CPU threads."""
     seconds: float
-    """Time for timing both, at most; warm-up comes before."""
+    """Time for timing both, at most, four times that for calls too slow for 8 blocks; warm-up comes before."""
     reference_runtime: str | None = None
     """None takes the same."""
     reference_own_ms: float | None = None

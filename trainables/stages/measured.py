@@ -16,30 +16,13 @@ from trainables.records import (
 )
 from trainables.stages import data
 from trainables.stages.measure import accuracy, open_session
-from trainables.stages.timed import Timed, anchor, anchor_key, hardware, timed
+from trainables.stages.scale import scale
+from trainables.stages.timed import Timed, hardware, timed
 from trainables.stages.workspace import Workspace
-from trainables.store import Key, stage_key
+from trainables.store import stage_key
 
 VERSION = 4
 THROUGHPUT_BATCH = 64
-
-
-def measured_key(config: CandidateConfig, dataset: DatasetRecord, files: ExportRecord, reference: ExportRecord) -> Key:
-    """Where the measurement of these files by a machine like this one lies in the store."""
-    return stage_key(
-        "measured",
-        version=VERSION,
-        parents=[files.onnx_sha256, reference.onnx_sha256, dataset.fingerprint],
-        processor=hardware(config.measure.latency_runtime),
-        **vars(config.measure),
-    )
-
-
-def measured_keys(
-    config: CandidateConfig, dataset: DatasetRecord, files: ExportRecord, reference: ExportRecord
-) -> tuple[str, str]:
-    """Whatever of the store a finished measurement stands on: itself and the scale of its latency."""
-    return str(measured_key(config, dataset, files, reference)), str(anchor_key(config.measure, reference))
 
 
 def measured(
@@ -49,12 +32,24 @@ def measured(
     files: ExportRecord,
     reference: ExportRecord,
     place: Workspace,
-) -> Generator[Never, None, Measurement]:
+) -> Generator[Never, None, tuple[Measurement, tuple[str, ...]]]:
     """Accuracy on validation and, once, on test; latency in alternation with the teacher's file, alone on the node.
 
-    The teacher's own latency is the scale of all others: what it takes beside itself a second time is noise.
+    The teacher's own latency is the scale of all others: what it takes beside itself a second time is noise. The
+    teacher is measured when a sweep begins, so its measurement checks the scale.
+
+    Returns:
+        The measurement, and the keys of what it stands on in the store: itself and its scale.
     """
-    key = measured_key(config, dataset, files, reference)
+    is_teacher = files.onnx_sha256 == reference.onnx_sha256
+    found = yield from scale(config.measure, reference, place, check=is_teacher)
+    key = stage_key(
+        "measured",
+        version=VERSION,
+        parents=[files.onnx_sha256, reference.onnx_sha256, dataset.fingerprint, str(found.key)],
+        processor=hardware(config.measure.latency_runtime),
+        **vars(config.measure),
+    )
 
     def compute(folder: Path) -> Generator[Never, None, None]:
         onnx_path = files.folder / "model.onnx"
@@ -62,13 +57,12 @@ def measured(
         with place.lease().shared():
             val_accuracy = accuracy(session, *data.load(dataset, "val"))
             test_accuracy = accuracy(session, *data.load(dataset, "test"))
-        own = yield from anchor(config.measure, reference, place)
-        took: Timed = timed(config.measure, onnx_path, reference, own, place, throughput_batch=THROUGHPUT_BATCH)
+        took: Timed = timed(config.measure, onnx_path, reference, found.own, place, throughput_batch=THROUGHPUT_BATCH)
         assert took.throughput_ips is not None
         record = Measurement(
             val_accuracy=val_accuracy,
             test_accuracy=test_accuracy,
-            latency=own if files.onnx_sha256 == reference.onnx_sha256 else took.latency,
+            latency=found.own if is_teacher else took.latency,
             reference_latency_p50_ms=took.reference_latency_p50_ms,
             reference_latency_raw_p50_ms=took.reference_latency_raw_p50_ms,
             throughput_64_ips=took.throughput_ips,
@@ -80,4 +74,5 @@ def measured(
         write_text(folder / "record.json", to_json(record))
         yield from ()
 
-    return read_measurement((yield from place.store.obtain(key, compute)))
+    record = read_measurement((yield from place.store.obtain(key, compute)))
+    return record, (str(key), str(found.key))

@@ -15,7 +15,8 @@ from trainables.stages.export import export_untrained
 from trainables.stages.exported import convert, recipe
 from trainables.stages.models import count, source_of
 from trainables.stages.quantize import scheme_for
-from trainables.stages.timed import Timed, anchor, hardware, timed
+from trainables.stages.scale import scale
+from trainables.stages.timed import Timed, hardware, timed
 from trainables.stages.workspace import Workspace, build_for
 from trainables.store import stage_key
 
@@ -41,10 +42,11 @@ def shaped(
         plan: the widths that are left, where the trained weights have told them.
     """
     structured = config.prune.removes_channels
+    found = yield from scale(config.measure, reference, place)
     key = stage_key(
         "shape",
         version=VERSION,
-        parents=[reference.onnx_sha256],
+        parents=[reference.onnx_sha256, str(found.key)],
         student_model=config.student.student_model,
         model_source=source_of(config.student.student_model),
         num_classes=dataset.num_classes,
@@ -58,8 +60,7 @@ def shaped(
 
     def compute(folder: Path) -> Generator[Never, None, None]:
         started = time.perf_counter()
-        own = yield from anchor(config.measure, reference, place)
-        timing = partial(timed, config.measure, reference=reference, own=own, place=place)
+        timing = partial(timed, config.measure, reference=reference, own=found.own, place=place)
         sketch = _Sketch(config, dataset, place, folder / "untrained.onnx", timing, plan)
         ratio = sketch.channel_ratio() if structured else 0.0
         record = sketch.measured(ratio)

@@ -22,8 +22,8 @@ _WINDOW_MS = 250.0
 """Aimed length of a warm-up window, 3 to 20 runs: long against the switch to a file that was not running."""
 _BLOCK_MS = 25.0
 """Aimed length of a timed block: long against the switch between files, short against drift of the machine."""
-_FEWEST, _MOST, _SLOW_MS = 5, 1000, 20.0
-"""Runs of a block: five of any file keep a p90 sensible, two where a run takes about as long as a block."""
+_FEWEST, _MOST, _SLOW_MS = 6, 1000, 100.0
+"""Runs of a block: with six, eight blocks are enough for a bound on p90; two where a run takes that long."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +41,10 @@ class Runner:
 
 
 def alternate(candidate: Runner, reference: Runner, *, seconds: float) -> tuple[LatencyRecord, LatencyRecord]:
-    """Latency of both, timed in turn (A B B A), so that drift of the machine hits both alike.
+    """Latency of both, timed in turn (A B B A), so that a slow minute of the machine meets both.
 
     Blocks of about 25 ms, each after one untimed run that refills the caches, until the 95 % block-bootstrap
-    half-width of the candidate's p50 is within 2 % or `seconds` are over (four times that for files too slow for
+    half-width of either p50 is within 2 % or `seconds` are over (four times that for files too slow for
     `MIN_BLOCKS`; one A B B A at least). Warm-up before that takes half of `seconds` at most, and three runs of each at
     least.
     """
@@ -61,7 +61,7 @@ def alternate(candidate: Runner, reference: Runner, *, seconds: float) -> tuple[
             if time.perf_counter() - began >= seconds * (1 if len(ours.blocks) >= MIN_BLOCKS else EXTENSION):
                 break
             if len(ours.blocks) >= next_check:
-                if median_half_width(ours.blocks) <= HALF_WIDTH:
+                if all(median_half_width(side.blocks) <= HALF_WIDTH for side in sides):
                     break
                 next_check = int(1.25 * next_check) + 1
     return ours.record(), theirs.record()

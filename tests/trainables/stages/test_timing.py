@@ -97,7 +97,8 @@ def test_alternation_goes_on_to_the_limit_while_p50_is_not_known(clock: Clock) -
 def test_slow_calls_get_the_time_for_enough_blocks_and_no_more(clock: Clock) -> None:
     ours, _ = alternate(clock.runner(40), clock.runner(50), seconds=1)
     assert ours.verdict == "clean"
-    assert ours.latency_n == MIN_BLOCKS * 2
+    assert ours.latency_n == MIN_BLOCKS * 6
+    assert ours.latency_p90_bound_ms == 40
     began = clock.perf_counter()
     slower, _ = alternate(clock.runner(300), clock.runner(300), seconds=1)
     assert slower.latency_noisy
