@@ -31,6 +31,7 @@ from trainables.stages.tensors import Images, load_images
 from trainables.stages.training import evaluate
 from trainables.stages.workspace import Workspace, load_model
 from trainables.store import Store
+from trainables.training_config import TRAIN_PRECISIONS
 
 Result = TypeVar("Result")
 RATIO = 0.3
@@ -51,6 +52,7 @@ def config_of(flags: argparse.Namespace) -> CandidateConfig:
         flip=flags.dataset != "digits",
         seed=flags.seed,
         teacher_seed=flags.seed,
+        train_precision=flags.train_precision,
     )
     if flags.steps:
         config = config.replace(
@@ -95,6 +97,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--teacher-learning-rate", type=float, default=2e-3)
     parser.add_argument("--student-epochs", type=int, default=60)
     parser.add_argument("--recovery-epochs", type=int, default=15)
+    parser.add_argument("--train-precision", choices=TRAIN_PRECISIONS, help="default: amp on a GPU, fp32 on a CPU")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="a short run: one epoch of that many steps in every stage")
     flags = parser.parse_args(words)
