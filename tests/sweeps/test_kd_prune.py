@@ -126,7 +126,7 @@ def test_the_teacher_was_trained_once_and_its_logits_computed_once_a_view(out: P
 
 
 def test_runtimes_are_measured_beside_the_sweep_and_what_is_absent_is_a_row(out: Path, photos: Path) -> None:
-    """Cells are runs of another kind under the sweep's; the same command again has nothing to do, but for --again."""
+    """Cells are runs of another kind under the sweep's; --again measures those in doubt once more."""
     (sweep,) = (out / "sweeps").iterdir()
     words = f"--name {sweep.name} --run teacher --runtimes onnxruntime_cpu,onnxruntime_cuda --precisions fp32"
     words += f" --batches 1 --seconds 0.1 --out {out} --data-dir {out.parent / 'data'} --dataset folder:{photos}"
