@@ -39,14 +39,14 @@ def measured(
     teacher is measured when a sweep begins, so its measurement checks the scale.
 
     Returns:
-        The measurement, and the keys of what it stands on in the store: itself and its scale.
+        The measurement, and the keys of what it stands on in the store: itself and the scales.
     """
     is_teacher = files.onnx_sha256 == reference.onnx_sha256
     found = yield from scale(config.measure, reference, place, check=is_teacher)
     key = stage_key(
         "measured",
         version=VERSION,
-        parents=[files.onnx_sha256, reference.onnx_sha256, dataset.fingerprint, str(found.key)],
+        parents=[files.onnx_sha256, reference.onnx_sha256, dataset.fingerprint, str(found.keys[-1])],
         processor=hardware(config.measure.latency_runtime),
         **vars(config.measure),
     )
@@ -75,4 +75,4 @@ def measured(
         yield from ()
 
     record = read_measurement((yield from place.store.obtain(key, compute)))
-    return record, (str(key), str(found.key))
+    return record, (str(key), *map(str, found.keys))

@@ -24,8 +24,9 @@ ROOMS = 4
 class Scale:
     """What the reference takes alone, and where the store holds that."""
 
-    key: Key
     own: LatencyRecord
+    keys: tuple[Key, ...]
+    """Its own, last, and those of the scales before it: the newest is found by counting, so none may be collected."""
 
 
 def scale(
@@ -38,17 +39,16 @@ def scale(
             clean or not within `DRIFT_LIMIT`. When a sweep begins: all that it measures then has one scale, and a
             machine that is slower than it was last week makes no file look contaminated.
     """
+    keys = _keys(measure, reference)
+    known = [next(keys)]
     newest = None
-    for key in _keys(measure, reference):
-        folder = place.store.find(key)
-        if folder is not None:
-            newest = Scale(key=key, own=latency_from_json(read_row(folder)))
-            continue
-        if newest is not None and not (check and _outdated(newest.own, measure, reference, place)):
-            return newest
-        folder = yield from place.store.obtain(key, _compute(measure, reference, place))
-        return Scale(key=key, own=latency_from_json(read_row(folder)))
-    raise AssertionError("keys do not end")
+    while (folder := place.store.find(known[-1])) is not None:
+        newest = Scale(own=latency_from_json(read_row(folder)), keys=tuple(known))
+        known.append(next(keys))
+    if newest is not None and not (check and _outdated(newest.own, measure, reference, place)):
+        return newest
+    folder = yield from place.store.obtain(known[-1], _compute(measure, reference, place))
+    return Scale(own=latency_from_json(read_row(folder)), keys=tuple(known))
 
 
 def agreed(take: Callable[[], LatencyRecord]) -> LatencyRecord:

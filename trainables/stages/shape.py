@@ -46,7 +46,7 @@ def shaped(
     key = stage_key(
         "shape",
         version=VERSION,
-        parents=[reference.onnx_sha256, str(found.key)],
+        parents=[reference.onnx_sha256, str(found.keys[-1])],
         student_model=config.student.student_model,
         model_source=source_of(config.student.student_model),
         num_classes=dataset.num_classes,
