@@ -158,9 +158,13 @@ def _heat(axes: Axes, part: pd.DataFrame, down: list[float], across: list[float]
 def _bars(axes: Axes, table: pd.DataFrame, metric: str) -> None:
     factor = SHOWN[metric][1]
     means = factor * table[f"{metric}_mean"].to_numpy(dtype=float)
-    sds = np.nan_to_num(factor * table[f"{metric}_sd"].to_numpy(dtype=float))
+    sds = factor * table[f"{metric}_sd"].to_numpy(dtype=float)
+    several = np.flatnonzero(np.isfinite(sds))  # one seed has no deviation
+    sds = np.nan_to_num(sds)
     axes.barh(range(len(table)), means, color=OKABE_ITO[4], edgecolor=GREY, height=0.62)
-    axes.errorbar(means, range(len(table)), xerr=sds, fmt="none", ecolor=INK, elinewidth=2, capsize=6, capthick=2)
+    axes.errorbar(
+        means[several], several, xerr=sds[several], fmt="none", ecolor=INK, elinewidth=2, capsize=6, capthick=2
+    )
     axes.set_xlim(0, 1.55 * float((means + sds).max()))
     for at, (_, row) in enumerate(table.iterrows()):
         axes.text(means[at] + sds[at], at, "  " + _spread(row, metric), va="center", fontsize=15, color=INK)
@@ -173,7 +177,8 @@ def _title(what: str, table: pd.DataFrame, frame: pd.DataFrame, sweep: Mapping[s
     counts = sorted(int(n) for n in table["n"])
     seeds = f"n = {counts[0]}" if counts[0] == counts[-1] else f"n = {counts[0]} to {counts[-1]}"
     dataset, many = dataset_of(frame, sweep), "s" * (counts[-1] > 1)
-    return f"{what} on {dataset}: mean ± standard deviation, {seeds} training seed{many}"
+    spread = "mean ± standard deviation, " if counts[-1] > 1 else ""
+    return f"{what} on {dataset}: {spread}{seeds} training seed{many}"
 
 
 def _spread(row: "pd.Series[Any]", metric: str, *, digits: str | None = None) -> str:
