@@ -16,7 +16,7 @@ from trainables.stages.workspace import Workspace, load_model
 from trainables.stages.zeros import apply_masks, masks
 from trainables.store import Key, stage_key
 
-VERSION = 1
+VERSION = 2
 RATE_FACTOR = 0.1
 """Peak learning rate as a multiple of the student's: rounding is adapted to, not learned from the start."""
 

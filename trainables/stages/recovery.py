@@ -23,7 +23,7 @@ from trainables.stages.workspace import Workspace, load_model
 from trainables.stages.zeros import apply_masks, masks
 from trainables.store import Key, stage_key
 
-VERSION = 2
+VERSION = 3
 
 Curve = Generator[EpochRecord, None, tuple[EpochRecord, ...]]
 

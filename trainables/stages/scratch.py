@@ -25,7 +25,7 @@ from trainables.stages.workspace import Workspace, build_for
 from trainables.stages.zeros import apply_masks, masks
 from trainables.store import Key, stage_key
 
-VERSION = 2
+VERSION = 3
 
 
 def scratch_key(

@@ -17,7 +17,7 @@ from trainables.stages.training import Batch, Loop, Turn, seed_for, train
 from trainables.stages.workspace import Workspace, build_for
 from trainables.store import Key, stage_key
 
-VERSION = 3
+VERSION = 4
 
 
 def student_key(config: CandidateConfig, dataset: DatasetRecord, teacher: ModelRecord) -> Key:

@@ -17,7 +17,7 @@ from trainables.stages.training import Batch, Loop, Turn, seed_for, train
 from trainables.stages.workspace import Workspace, build_for
 from trainables.store import Key, stage_key
 
-VERSION = 3
+VERSION = 4
 
 
 class Labels:

@@ -212,13 +212,17 @@ def learning_rate(loop: Loop, progress: float) -> float:
 
 
 def recalibrate(model: nn.Module, loop: Loop, images: Images) -> None:
-    """Estimate BatchNorm statistics anew from the first views of some training images.
+    """Estimate BatchNorm statistics anew from the first views of some training images, evenly over the split.
 
-    Short runs leave torchvision's running averages near their start, which reads as chance accuracy.
+    Short runs leave torchvision's running averages near their start, which reads as chance accuracy. Every batch has
+    images from all over the split: in folders they lie class by class, and a batch of one class has the wrong variance.
     """
-    count = min(RECALIBRATION_IMAGES, len(images.train_labels))
+    total = len(images.train_labels)
+    count = min(RECALIBRATION_IMAGES, total)
     seen = views.views_of(images, loop.augment, epoch=loop.first_view)
-    parts = [part for part in torch.arange(count).split(loop.training.batch_size) if len(part) > 1]
+    picks = torch.arange(count) * total // count
+    rounds = -(-count // loop.training.batch_size)
+    parts = [picks[first::rounds] for first in range(rounds) if len(picks[first::rounds]) > 1]
     batches = (images.normalise(seen.batch(images.train_images, part), layout(model)) for part in parts)
     with torch.no_grad(), autocast(images.mean.device, loop.training):
         recalibrate_bn(model, batches)

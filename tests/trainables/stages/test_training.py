@@ -10,9 +10,10 @@ from torch import nn
 
 from trainables.configs import AugmentConfig, TrainingConfig
 from trainables.records import EpochRecord
+from trainables.stages import training
 from trainables.stages.teacher import Labels
 from trainables.stages.tensors import Images
-from trainables.stages.training import Batch, Loop, Turn, evaluate, learning_rate, seed_for, train
+from trainables.stages.training import Batch, Loop, Turn, evaluate, learning_rate, recalibrate, seed_for, train
 
 CLASSES = 3
 
@@ -138,6 +139,21 @@ def test_evaluation_at_epoch_1_is_not_chance_with_sluggish_batchnorm(images: Ima
             layer.momentum = 0.001
     curve = run(model, images, tmp_path, loop=loop(4))
     assert curve[-1].val_accuracy > 0.6
+
+
+def test_batchnorm_is_estimated_on_all_classes_of_images_that_lie_class_by_class(
+    images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folders are read class by class; statistics of the first class alone cost 14 points of accuracy."""
+    monkeypatch.setattr(training, "RECALIBRATION_IMAGES", 40)
+    levels = torch.arange(160) // 20  # eight classes, each of its own brightness
+    pixels = (levels * 30).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 8, 8).contiguous()
+    by_class = dataclasses.replace(images, train_images=pixels, train_labels=levels)
+    layer = nn.BatchNorm2d(3)
+    recalibrate(nn.Sequential(layer), loop(flip=False, crop="none"), by_class)
+    whole = by_class.normalise(pixels.float() / 255)
+    torch.testing.assert_close(layer.running_mean, whole.mean(dim=(0, 2, 3)), rtol=0.05, atol=0.02)
+    torch.testing.assert_close(layer.running_var, whole.var(dim=(0, 2, 3)), rtol=0.1, atol=0.0)
 
 
 def test_masks_are_put_back_after_every_step(images: Images, tmp_path: Path) -> None:
