@@ -27,7 +27,7 @@ from trainables.records import TrialRecord, read_trial, to_json, write_text
 from trainables.runtime_trial import RuntimeTrial
 from trainables.stages.backends import RUNTIMES
 from trainables.stages.data import public_name
-from trainables.tracking import Tracker, TrackingError
+from trainables.tracking import DELIVERED, Tracker, TrackingError
 
 
 def measure_cells(
@@ -52,7 +52,7 @@ def measure_cells(
     asked = [_run(config, flags, model, cell) for model in models for cell in cells]
     runs = [run for run in asked if not done(Path(run["trial_dir"]), again=flags.again)]
     for run in runs:
-        Path(run["trial_dir"], "delivered.json").unlink(missing_ok=True)
+        Path(run["trial_dir"], DELIVERED).unlink(missing_ok=True)
     tracker = _tracker(config, models[0], sweep_id)
     title = f"Runtimes of sweep {flags.name}: {len(models)} models, {len(cells)} cells each, {len(runs)} to measure"
     console.print(title)

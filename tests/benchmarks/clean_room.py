@@ -54,7 +54,7 @@ def main() -> int:
         known = dataclasses.replace(job, reference_own_ms=own)
         with_lease, without = _beside_a_sweep(known, folder, flags.repeats, flags.sweep)
         arms = {"idle": idle, "sweep, with lease": with_lease, "sweep, without": without}
-        return _report(arms, folder / "runs", time.monotonic() - started)
+        return _report(arms, own, folder / "runs", time.monotonic() - started)
 
 
 def _job(folder: Path, seconds: float, runtime: str) -> Job:
@@ -107,9 +107,8 @@ def _beside_a_sweep(
     return with_lease, without
 
 
-def _report(arms: dict[str, list[tuple[LatencyRecord, LatencyRecord]]], out: Path, seconds: float) -> int:
+def _report(arms: dict[str, list[tuple[LatencyRecord, LatencyRecord]]], own: float, out: Path, seconds: float) -> int:
     base = statistics.median(ours.latency_raw_p50_ms for ours, _ in arms["idle"])
-    own = statistics.median(theirs.latency_raw_p50_ms for _, theirs in arms["idle"])
     heads = {"p50 ms": 10, "min": 9, "max": 9, "vs idle": 10, "reported": 12, "clean": 7, "tries": 7}
     print(f"\n{'arm':<20}{'n':>4}" + "".join(f"{head:>{width}}" for head, width in heads.items()))
     off = {}

@@ -16,6 +16,7 @@ from trainables.stages.criteria import Batches
 from trainables.stages.models import count
 from trainables.stages.pixels import scaled
 from trainables.stages.prune import Counts, PruneSummary, check_removed, compare, prune
+from trainables.stages.splits import evenly
 from trainables.stages.tensors import Images
 from trainables.stages.workspace import Workspace, load_model
 from trainables.store import stage_key
@@ -124,8 +125,7 @@ def gradient_images(images: Images, device: torch.device) -> Batches:
     """Up to 512 training images, not augmented, evenly over the split: the same ones for everybody."""
 
     def batches() -> Iterable[tuple[Tensor, Tensor]]:
-        total = len(images.train_labels)
-        picks = torch.arange(min(TAYLOR_IMAGES, total)) * total // min(TAYLOR_IMAGES, total)
+        picks = torch.from_numpy(evenly(len(images.train_labels), TAYLOR_IMAGES))
         for part in picks.split(TAYLOR_BATCH):
             index = part.to(images.train_labels.device)
             plain = scaled(images.train_images[index].to(images.mean.device), images.image_size)

@@ -21,11 +21,12 @@ from trainables.stages.measure import open_session, run_logits
 from trainables.stages.onnx_files import padded
 from trainables.stages.pixels import scaled
 from trainables.stages.quantize import convert_fp16, describe, quantize_int8, scheme_for
+from trainables.stages.splits import evenly
 from trainables.stages.workspace import Workspace, load_model
 from trainables.store import Key, stage_key
 
-VERSION = 2
-QUANTIZED_VERSION = 2
+VERSION = 3
+QUANTIZED_VERSION = 3
 PARITY_IMAGES = 512
 CALIBRATION_PART = 64  # images that are scaled at once
 
@@ -83,8 +84,7 @@ def convert(source: Path, target: Path, config: CandidateConfig, dataset: Datase
 def calibration_pixels(dataset: DatasetRecord, count: int) -> npt.NDArray[np.float32]:
     """Up to `count` training images (N, 3, H, W) in [0, 1], evenly over the split: the same ones every time."""
     images, _ = data.load(dataset, "train")
-    picks = np.arange(min(count, len(images))) * len(images) // min(count, len(images))
-    parts = torch.from_numpy(images[picks]).split(CALIBRATION_PART)
+    parts = torch.from_numpy(images[evenly(len(images), count)]).split(CALIBRATION_PART)
     return np.concatenate([(scaled(part, dataset.image_size) / 255).numpy() for part in parts])
 
 
@@ -168,4 +168,4 @@ def distance(file: Path, plain: Path, images: torch.Tensor) -> tuple[float, floa
 
 def _parity_images(dataset: DatasetRecord) -> torch.Tensor:
     pixels, _ = data.load(dataset, "val")
-    return torch.from_numpy(pixels[:PARITY_IMAGES].copy()).float() / 255
+    return torch.from_numpy(pixels[evenly(len(pixels), PARITY_IMAGES)]).float() / 255

@@ -1,4 +1,4 @@
-"""Stratified choices of images: exact totals, deterministic, at least one image a class."""
+"""Choices of images: stratified, or evenly over a split; exact totals, deterministic."""
 
 import math
 from collections.abc import Sequence
@@ -42,6 +42,15 @@ def stratified(labels: IntArray, total: int, rng: np.random.Generator, *, spare:
     shares = allocate(total, counts.tolist(), spare=spare)
     chosen = [rng.permutation(np.flatnonzero(labels == c))[:share] for c, share in zip(classes, shares, strict=True)]
     return np.sort(np.concatenate(chosen))
+
+
+def evenly(size: int, total: int) -> IntArray:
+    """Sorted positions of `total` of `size` images, or of all: a sample where images lie class by class, as in folders.
+
+    The first ones would be of one class.
+    """
+    count = min(size, total)
+    return np.arange(count) * size // max(count, 1)
 
 
 def cut_validation(labels: IntArray, class_names: tuple[str, ...], config: DataConfig) -> tuple[IntArray, IntArray]:

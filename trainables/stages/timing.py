@@ -44,7 +44,7 @@ def alternate(candidate: Runner, reference: Runner, *, seconds: float) -> tuple[
     """Latency of both, timed in turn (A B B A), so that a slow minute of the machine meets both.
 
     Blocks of about 25 ms, each after one untimed run that refills the caches, until the 95 % block-bootstrap
-    half-width of either p50 is within 2 % or `seconds` are over (four times that for files too slow for
+    half-width of both p50 is within 2 % or `seconds` are over (four times that for files too slow for
     `MIN_BLOCKS`; one A B B A at least). Warm-up before that takes half of `seconds` at most, and three runs of each at
     least.
     """

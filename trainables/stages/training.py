@@ -22,6 +22,7 @@ from trainables.stages import augment as views
 from trainables.stages import checkpoints
 from trainables.stages.compute import autocast, compiled, layout, move, refusal, settle
 from trainables.stages.models import recalibrate_bn
+from trainables.stages.splits import evenly
 from trainables.stages.tensors import Images
 
 WARMUP_SHARE = 0.05
@@ -217,11 +218,9 @@ def recalibrate(model: nn.Module, loop: Loop, images: Images) -> None:
     Short runs leave torchvision's running averages near their start, which reads as chance accuracy. Every batch has
     images from all over the split: in folders they lie class by class, and a batch of one class has the wrong variance.
     """
-    total = len(images.train_labels)
-    count = min(RECALIBRATION_IMAGES, total)
     seen = views.views_of(images, loop.augment, epoch=loop.first_view)
-    picks = torch.arange(count) * total // count
-    rounds = -(-count // loop.training.batch_size)
+    picks = torch.from_numpy(evenly(len(images.train_labels), RECALIBRATION_IMAGES))
+    rounds = -(-len(picks) // loop.training.batch_size)
     parts = [picks[first::rounds] for first in range(rounds) if len(picks[first::rounds]) > 1]
     batches = (images.normalise(seen.batch(images.train_images, part), layout(model)) for part in parts)
     with torch.no_grad(), autocast(images.mean.device, loop.training):

@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainables.configs import DataConfig
-from trainables.stages.splits import allocate, cut_validation, limit_training
+from trainables.stages.splits import allocate, cut_validation, evenly, limit_training
 
 
 def test_shares_in_closed_form() -> None:
@@ -24,6 +24,14 @@ def test_shares_are_exact_bounded_and_proportional(counts: list[int], share: flo
     quotas = [total * count / sum(counts) for count in counts]
     if all(int(q) >= 1 and q + 1 <= count - spare for q, count in zip(quotas, counts, strict=True)):
         assert all(abs(s - q) < 1 for s, q in zip(shares, quotas, strict=True))
+
+
+@given(size=st.integers(0, 500), total=st.integers(1, 500))
+def test_evenly_takes_different_images_with_equal_gaps(size: int, total: int) -> None:
+    picks = evenly(size, total)
+    assert len(picks) == len(set(picks)) == min(size, total)
+    gaps = np.diff(picks, append=size)
+    assert len(picks) == 0 or (picks[0] == 0 and gaps.max() - gaps.min() <= 1)
 
 
 @settings(max_examples=30, deadline=None)
