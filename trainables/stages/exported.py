@@ -106,7 +106,7 @@ def _exported_fp32(
                 image_size=dataset.image_size,
                 class_names=dataset.class_names,
                 recipe=dict(made_by) | _fp32(config.export),  # the file is shared by all precisions
-                parity_images=_parity_images(dataset),
+                parity_images=parity_images(dataset),
                 opset=config.export.opset,
                 folder=folder,
                 key=str(key),
@@ -133,7 +133,7 @@ def _converted(
         with place.lease().shared():
             convert(plain.folder / ONNX_FILE, file, config, dataset)
             describe(file, {"recipe": padded(json.dumps(dict(made_by), sort_keys=True, default=str))})
-            max_abs, agreement = distance(file, plain.folder / ONNX_FILE, _parity_images(dataset))
+            max_abs, agreement = distance(file, plain.folder / ONNX_FILE, parity_images(dataset))
         content = file.read_bytes()
         record = dataclasses.replace(
             plain,
@@ -166,6 +166,7 @@ def distance(file: Path, plain: Path, images: torch.Tensor) -> tuple[float, floa
     return max_abs, float((got_BC.argmax(axis=1) == expected_BC.argmax(axis=1)).mean())
 
 
-def _parity_images(dataset: DatasetRecord) -> torch.Tensor:
+def parity_images(dataset: DatasetRecord) -> torch.Tensor:
+    """Validation images (N, 3, H, W) in [0, 1] that an exported file is compared on, evenly over the split."""
     pixels, _ = data.load(dataset, "val")
     return torch.from_numpy(pixels[evenly(len(pixels), PARITY_IMAGES)]).float() / 255

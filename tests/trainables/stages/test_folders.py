@@ -5,7 +5,9 @@ import pytest
 from PIL import Image
 from sample_folders import folder_config, make_folder
 
+from trainables.stages import exported
 from trainables.stages.data import load, prepare
+from trainables.stages.exported import calibration_pixels
 
 
 def test_labels_follow_sorted_class_folders_and_pixels_their_files(tmp_path: Path) -> None:
@@ -16,6 +18,18 @@ def test_labels_follow_sorted_class_folders_and_pixels_their_files(tmp_path: Pat
     assert labels.tolist() == [0, 0, 0, 1, 1, 1]
     expected = np.asarray(Image.open(root / "test" / "zebra" / "1.png")).transpose(2, 0, 1)
     assert np.array_equal(images[4], expected)
+
+
+def test_files_are_compared_and_calibrated_on_images_of_every_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folders are read class by class: the first images are of one class."""
+    monkeypatch.setattr(exported, "PARITY_IMAGES", 3)
+    record = prepare(folder_config(make_folder(tmp_path / "photos", classes=("ant", "bee", "cat"))), tmp_path)
+    for split, pixels in (("val", exported.parity_images(record).numpy()), ("train", calibration_pixels(record, 3))):
+        images, labels = load(record, split)
+        at = [int(np.abs(images / 255 - image).sum(axis=(1, 2, 3)).argmin()) for image in pixels]
+        assert labels[at].tolist() == [0, 1, 2]
 
 
 def test_hidden_and_other_files_are_ignored_and_links_and_subfolders_followed(tmp_path: Path) -> None:
