@@ -26,7 +26,7 @@ from trainables.configs import CandidateConfig
 from trainables.records import TrialRecord, read_trial, to_json, write_text
 from trainables.runtime_trial import RuntimeTrial
 from trainables.stages.backends import RUNTIMES
-from trainables.stages.data import public_name
+from trainables.stages.data import prepare, public_name
 from trainables.tracking import DELIVERED, Tracker, TrackingError
 
 
@@ -36,7 +36,7 @@ def measure_cells(
     """Measure what is missing, then write OUT/sweeps/NAME/runtimes/runtimes.csv and .md; returns the table.
 
     Raises:
-        ValueError: if MLflow cannot be used.
+        ValueError: if MLflow cannot be used, or the images are not here.
     """
     quiet()
     cuda = flags.gpus > 0 and any(RUNTIMES[cell.runtime].device == "cuda" for cell in cells)
@@ -51,11 +51,13 @@ def measure_cells(
     folder = config.folder / "runtimes"
     asked = [_run(config, flags, model, cell) for model in models for cell in cells]
     runs = [run for run in asked if not done(Path(run["trial_dir"]), again=flags.again)]
+    if runs:
+        _prepare_images(models, flags)
     for run in runs:
         Path(run["trial_dir"], DELIVERED).unlink(missing_ok=True)
     tracker = _tracker(config, models[0], sweep_id)
-    title = f"Runtimes of sweep {flags.name}: {len(models)} models, {len(cells)} cells each, {len(runs)} to measure"
-    console.print(title)
+    asked_for = f"{_counted(len(models), 'model')}, {_counted(len(cells), 'cell')} each, {len(runs)} to measure"
+    console.print(f"Runtimes of sweep {flags.name}: {asked_for}", markup=False, soft_wrap=True)
     if runs:
         with ray_for(config):
             tuner(
@@ -114,6 +116,25 @@ def _recorded(record: TrialRecord, flags: argparse.Namespace) -> CandidateConfig
     return default.replace(**row)
 
 
+def _prepare_images(models: Sequence[Path], flags: argparse.Namespace) -> None:
+    """Have the images before the first cell needs them.
+
+    Raises:
+        ValueError: if they are not to be had.
+    """
+    for images in {_recorded(read_trial(model), flags).data for model in models}:
+        try:
+            prepare(images, flags.data_dir)
+        except ValueError as error:
+            if flags.dataset is not None:
+                raise
+            raise ValueError(f"{error} Records hold its name alone: --dataset folder:PATH.") from error
+
+
+def _counted(count: int, word: str) -> str:
+    return f"{count} {word}{'s' * (count != 1)}"
+
+
 def done(folder: Path, *, again: bool) -> bool:
     """Whether a cell has its numbers; what was absent or failed is tried again, and what is in doubt with `again`."""
     if not (folder / "record.json").exists():
@@ -164,8 +185,7 @@ class _Cells(tune.Callback):
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         """Tune: all is done; says how many cells this machine, or this model, has not got, and why."""
         for reason, count in self._absent.most_common():
-            cells = f"{count} cell{'s' * (count > 1)}"
-            self._console.print(f"{cells} absent: {reason}", markup=False, soft_wrap=True)
+            self._console.print(f"{_counted(count, 'cell')} absent: {reason}", markup=False, soft_wrap=True)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Tune: the cell's process has died for good."""

@@ -129,9 +129,14 @@ def test_runtimes_are_measured_beside_the_sweep_and_what_is_absent_is_a_row(out:
     """Cells are runs of another kind under the sweep's; --again measures those in doubt once more."""
     (sweep,) = (out / "sweeps").iterdir()
     words = f"--name {sweep.name} --run teacher --runtimes onnxruntime_cpu,onnxruntime_cuda --precisions fp32"
-    words += f" --batches 1 --seconds 0.1 --out {out} --data-dir {out.parent / 'data'} --dataset folder:{photos}"
+    words += f" --batches 1 --seconds 0.1 --out {out} --data-dir {out.parent / 'data'}"
     line = [sys.executable, str(REPO / "sweeps" / "runtimes.py"), *words.split()]
     hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    lost = subprocess.run(line, capture_output=True, text=True, timeout=60, env=hidden)
+    told = f"runtimes.py: --dataset folder:{photos.name}: no such folder; give an existing one"
+    assert (lost.returncode, lost.stderr.count("\n")) == (2, 1) and lost.stderr.startswith(told), lost.stderr
+    assert not (sweep / "runtimes").exists()
+    line.append(f"--dataset=folder:{photos}")
     for again in ([], ["--again"]):  # what was absent is tried again in any case
         run = subprocess.run([*line, *again], capture_output=True, text=True, timeout=300, env=hidden)
         assert run.returncode == 0, run.stdout + run.stderr
