@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from commands import attended, hardware
 from optuna.distributions import CategoricalDistribution
 from plain_tune import parsed, sweep_config
-from time_to_front import REPO, attended, hardware
 
 from sweeps.config import SweepConfig
 from trainables.configs import CandidateConfig
@@ -75,7 +75,7 @@ def benchmark(flags: argparse.Namespace, words: list[str]) -> int:
     print(
         f"limit {limit:.4f} ms: {over} of {len(times)} ratios of structured are over it, unpruned is {times[0]:.4f} ms"
     )
-    sweep = [sys.executable, str(REPO / "sweeps" / "kd_prune.py"), *words, "--out", str(flags.out)]
+    sweep = [sys.executable, str(Path(__file__).parents[2] / "sweeps" / "kd_prune.py"), *words, "--out", str(flags.out)]
     started = time.time()
     with (flags.out / "output.txt").open("w") as log:
         code = attended([*sweep, "--max-latency-ms", f"{limit:.6g}"], log)

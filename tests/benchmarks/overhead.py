@@ -20,7 +20,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
-from time_to_front import attended, hardware
+from commands import attended, hardware
 
 EPOCHS = 4
 FILE_BYTES = 1_000_000
@@ -168,11 +168,29 @@ def ours(flags: argparse.Namespace, out: Path) -> dict[str, Any]:
     from sweeps import launch, trials
     from sweeps.config import SweepConfig
     from trainables.configs import CandidateConfig, DataConfig
-    from trainables.records import EpochRecord, ShapeRecord
     from trainables.stages import data
+
+    times: dict[str, float] = {}
+    launch.tuner = trials.tuner = _clocked(launch.tuner, times)
+    trials.CandidateTrial, launch.TeacherTrial = _naps(flags, template_in(out))
+    base = CandidateConfig().replace(student_epochs=EPOCHS, recovery_epochs=0)
+    config = SweepConfig(
+        name="overhead", out=out, data_dir=out / "data", trials=flags.trials, cpus=flags.cpus, base=base
+    )
+    try:
+        launch.run_sweep(config, data.prepare(DataConfig(dataset="digits"), config.data_dir), Console())
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt from None
+    records = config.folder.glob("trials/*/record.json")
+    return times | {"ends": [json.loads(path.read_text())["ended"] for path in records]}
+
+
+def _naps(flags: argparse.Namespace, template: Path) -> tuple[type, type]:
+    """Trainables in the place of a candidate and of a teacher; Ray pickles them with all they need."""
+    from trainables.records import EpochRecord, ShapeRecord
     from trainables.trial import OutboxTrial
 
-    epoch, template = work(flags), template_in(out)
+    epoch = work(flags)
 
     class Nap(OutboxTrial):
         stage = "candidate"
@@ -203,10 +221,13 @@ def ours(flags: argparse.Namespace, out: Path) -> dict[str, Any]:
     class NapTeacher(Nap):
         stage = "teacher"
 
-    times: dict[str, Any] = {}
-    make = launch.tuner
+    return Nap, NapTeacher
 
-    def timed(*args: Any, **settings: Any) -> Any:
+
+def _clocked(make: Callable[..., Any], times: dict[str, float]) -> Callable[..., Any]:
+    """`make`, whose Tuner for the trials notes when it started and how long it took."""
+
+    def clocked(*args: Any, **settings: Any) -> Any:
         tuner = make(*args, **settings)
         if settings["name"] == "trials":
             fit = tuner.fit
@@ -221,18 +242,7 @@ def ours(flags: argparse.Namespace, out: Path) -> dict[str, Any]:
             tuner.fit = timed_fit
         return tuner
 
-    launch.tuner = trials.tuner = timed
-    trials.CandidateTrial, launch.TeacherTrial = Nap, NapTeacher
-    base = CandidateConfig().replace(student_epochs=EPOCHS, recovery_epochs=0)
-    config = SweepConfig(
-        name="overhead", out=out, data_dir=out / "data", trials=flags.trials, cpus=flags.cpus, base=base
-    )
-    try:
-        launch.run_sweep(config, data.prepare(DataConfig(dataset="digits"), config.data_dir), Console())
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt from None
-    records = config.folder.glob("trials/*/record.json")
-    return times | {"ends": [json.loads(path.read_text())["ended"] for path in records]}
+    return clocked
 
 
 def plain(flags: argparse.Namespace, out: Path) -> dict[str, Any]:

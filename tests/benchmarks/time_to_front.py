@@ -13,21 +13,19 @@ import argparse
 import csv
 import dataclasses
 import json
-import os
-import platform
 import signal
 import statistics
-import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Generator, Mapping, Sequence
-from importlib.metadata import version
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from commands import attended, hardware
+from without import PARTS
 
 from analysis.pareto import hypervolume_over_trials, normalised
 from sweeps.objectives import reference_point
@@ -36,12 +34,7 @@ from trainables.stages.measure import time_alternating
 REPO = Path(__file__).parents[2]
 DEFAULTS = ("--preset", "quick", "--dataset", "cifar10", "--train-limit", "5000", "--trials", "30")
 FLAGS = {"stopper": ("--stopper", "off"), "reuse": ("--reuse-probability", "0")}
-PATCHED = ("bank", "store", "actors")
-"""Parts of ours without a flag: see `run_without`."""
-PRIVATE_STAGES = ("student", "recovery")
 TIMES = 10
-STOP_S = 120.0
-"""What a script gets to end in order."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,20 +56,18 @@ class Run:
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code: 0 done, 1 a script failed, 2 bad input, 130 interrupted."""
     words = sys.argv[1:] if argv is None else argv
-    if words[:1] == ["--run-without"]:
-        return run_without(words[1], words[2:])
     parser = argparse.ArgumentParser(
         prog="time_to_front.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("time_to_front"), help="(default: time_to_front)")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N-1 (default: 3)")
-    known = ",".join((*FLAGS, *PATCHED))
+    known = ",".join((*FLAGS, *PARTS))
     parser.add_argument("--without", default="", metavar="PARTS", help=f"also ours without each of these: {known}")
     parser.add_argument("--max-seconds", type=float, metavar="S", help="interrupt a run after S seconds")
     parser.add_argument("--retime-seconds", type=float, default=0.5, metavar="S", help="a file; 0 keeps what was noted")
     flags, extra = parser.parse_known_args(words)
     parts = [part for part in flags.without.split(",") if part]
-    if unknown := sorted(set(parts) - {*FLAGS, *PATCHED}):
+    if unknown := sorted(set(parts) - {*FLAGS, *PARTS}):
         parser.error(f"--without {unknown[0]}: known are {known}.")
     for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell has started this in the background
         signal.signal(number, signal.default_int_handler)
@@ -122,8 +113,8 @@ def command(arm: str) -> list[str]:
     part = arm.removeprefix("without-")
     if arm == "plain":
         return [sys.executable, str(Path(__file__).with_name("plain_tune.py"))]
-    if part in PATCHED:
-        return [sys.executable, str(Path(__file__)), "--run-without", part]
+    if part in PARTS:
+        return [sys.executable, str(Path(__file__).with_name("without.py")), part]
     return [sys.executable, str(REPO / "sweeps" / "kd_prune.py"), *FLAGS.get(part, ())]
 
 
@@ -148,27 +139,6 @@ def attend(folder: Path, words: list[str], max_seconds: float | None) -> None:
     if code not in fine and not (code == 130 and max_seconds is not None and seconds >= max_seconds):
         raise RuntimeError(f"{folder.name} ended with code {code}; see {log}.")
     done.write_text(json.dumps({"started": started, "seconds": seconds, "exit_code": code, "hardware": hardware()}))
-
-
-def attended(words: Sequence[str], output: Any, max_seconds: float | None = None) -> int:
-    """The exit code of a command; on Ctrl-C, and after `max_seconds`, it gets one Ctrl-C of its own and time to end."""
-    child = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
-    try:
-        return child.wait(timeout=max_seconds)
-    except subprocess.TimeoutExpired:
-        return _interrupted(child)
-    except KeyboardInterrupt:
-        _interrupted(child)
-        raise
-
-
-def _interrupted(child: subprocess.Popen[bytes]) -> int:
-    child.send_signal(signal.SIGINT)
-    try:
-        return child.wait(timeout=STOP_S)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        return child.wait()
 
 
 def read_run(folder: Path, arm: str, seed: int) -> Run:
@@ -275,86 +245,6 @@ def _write(runs: Sequence[Run], curves: Mapping[tuple[str, int], tuple[Any, Any]
                 ratios = (row.latency_p50_ms / row.reference_latency_p50_ms, row.size_bytes / run.teacher_size_bytes)
                 writer.writerow((run.arm, run.seed, round(row.wall_s, 3), row.trial, row.val_accuracy, *ratios, volume))
     print(f"\npoints: {out / 'points.csv'}")
-
-
-def hardware() -> str:
-    """Machine and versions on one line, for the log."""
-    from trainables.stages.timed import processor
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    names = ("torch", "torchvision", "torch-pruning", "onnx", "ray", "optuna", "mlflow")
-    versions = ", ".join(f"{name} {version(name)}" for name in names)
-    load = f"load {os.getloadavg()[0]:.1f}"
-    return f"{processor()}, {cores} cores, {memory:.0f} GiB, {load}, Python {platform.python_version()}, {versions}"
-
-
-def run_without(part: str, words: list[str]) -> int:
-    """kd_prune.py with a part taken out that no flag takes out: `bank`, `store` or `actors`.
-
-    bank: the teacher runs on every batch of every trial. store: no trial finds another's student or recovery.
-    actors: every trial starts a process of its own.
-    """
-    from sweeps import kd_prune, trials, tuning
-    from trainables.stages import recovery, student
-    from trainables.stages.compute import layout, move
-    from trainables.stages.workspace import load_model
-    from trainables.store import Store
-    from trainables.trial import CandidateTrial
-
-    class PrivateStore(Store):
-        def __init__(self, shared: Path, own: Path) -> None:
-            super().__init__(shared)
-            self._own = Store(own)
-
-        def obtain(self, key: Any, compute: Any) -> Generator[Any, None, Path]:
-            if key.stage in PRIVATE_STAGES:
-                return (yield from self._own.obtain(key, compute))
-            return (yield from super().obtain(key, compute))
-
-    class LiveTeacher:
-        def __init__(self, teacher: Any, dataset: Any, images: Any, augment: Any, store: Any, **_: Any) -> None:
-            self._network, self._images = load_model(teacher), images
-            move(self._network, images.mean.device, image_size=dataset.image_size)
-            self.pixels: Any = None
-
-        def open(self, view: int, turn: Any) -> None:
-            pass
-
-        def __call__(self, view: int, index: Any) -> Any:
-            import torch
-
-            with torch.no_grad():
-                return self._network(self._images.normalise(self.pixels, layout(self._network)))
-
-    class LiveDistillation(student.Distillation):
-        def __init__(self, config: Any, soft_labels: Any) -> None:
-            super().__init__(config, soft_labels)
-            self._live = soft_labels
-
-        def __call__(self, logits_BC: Any, batch: Any) -> Any:
-            self._live.pixels = batch.pixels
-            return super().__call__(logits_BC, batch)
-
-    class WithoutStore(CandidateTrial):
-        def begin(self, config: Any, place: Any) -> Any:
-            own = PrivateStore(place.store.root, Path(self.config["trial_dir"]) / "store")
-            return super().begin(config, dataclasses.replace(place, store=own))
-
-    class WithoutBank(CandidateTrial):
-        def begin(self, config: Any, place: Any) -> Any:
-            student.SoftLabels = LiveTeacher
-            for stage in (student, recovery):
-                stage.Distillation = LiveDistillation
-            return super().begin(config, place)
-
-    if part == "actors":
-        with_reuse = tuning.tune.TuneConfig
-        tuning.tune.TuneConfig = lambda **settings: with_reuse(**settings | {"reuse_actors": False})
-    else:
-        assert trials.CandidateTrial is CandidateTrial
-        trials.CandidateTrial = {"store": WithoutStore, "bank": WithoutBank}[part]
-    return kd_prune.main(words)
 
 
 if __name__ == "__main__":
