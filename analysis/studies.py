@@ -16,6 +16,8 @@ from analysis.runs import Runs
 
 BYTES_A_PARAM = 4
 """Of FP32: the size that papers print, beside that of the file."""
+TRAIN_PRECISIONS = ("fp32", "amp")
+VERDICT_NOTE = "Verdict: of the timing; what is noisy or contaminated is not to be compared closely."
 CURVE = "student"
 """Stage whose epochs the table of training precisions is about."""
 
@@ -63,7 +65,7 @@ def inference_table(cells: pd.DataFrame, original: str, exported: str) -> StudyT
         heading=f"{done['model'].iloc[0]}: {exported} against eager PyTorch",
         notes=f"Test set s: {int(done['num_test'].iloc[0])} test images at CallMs, the p50 of a call of {batch} images,"
         f" FP32, {int(done['runtime_threads'].iloc[0])} CPU thread, without decoding. Acc: on the test set."
-        " Improvement: time saved against the original.",
+        f" Improvement: time saved against the original. {VERDICT_NOTE}",
         frame=frame,
         bars=("Acc %", "CallMs", "Test set s"),
         file=name,
@@ -79,7 +81,15 @@ def _inference(row: "pd.Series[Any]") -> dict[str, Any]:
         "CallMs": row["latency_p50_ms"],
         "Test set s": row["num_test"] / row["throughput_ips"],
         "Device": row["latency_device"],
+        "Verdict": _verdict(pd.Series([row.get("latency_verdict")])),
     }
+
+
+def _verdict(verdicts: "pd.Series[Any]") -> str:
+    """`clean`, or how many of the measurements behind a row were `noisy` or `contaminated`."""
+    kinds = verdicts.astype(object).fillna("not recorded").str.partition(":")[0]
+    doubtful = kinds[kinds != "clean"]
+    return "clean" if doubtful.empty else f"{len(doubtful)} of {len(kinds)} {'/'.join(sorted(set(doubtful)))}"
 
 
 def precision_table(runs: Runs, curves: pd.DataFrame) -> StudyTable:
@@ -90,11 +100,14 @@ def precision_table(runs: Runs, curves: pd.DataFrame) -> StudyTable:
         curves: their histories, as `analysis.runs.read_curves` reads them.
 
     Raises:
-        ValueError: if nothing has finished, or was trained for no epoch.
+        ValueError: if nothing has finished, in one of the two, or was trained for no epoch.
     """
     done = _candidates(runs)
     if done["student_epochs"].astype(int).min() < 1:
         raise ValueError("--student-epochs 0 leaves no curve to compare; take 1 or more.")
+    for precision in TRAIN_PRECISIONS:
+        if precision not in set(done["train_precision"]):
+            raise ValueError(f"no trial trained in {precision} has finished; see why with `python -m analysis`.")
     rows = []
     for precision, group in done.groupby("train_precision", sort=False):
         of_runs = [_best(curves[curves["run_id"] == run_id]) for run_id in group.index]
@@ -117,12 +130,13 @@ def precision_table(runs: Runs, curves: pd.DataFrame) -> StudyTable:
                 "Test acc %": mean["accuracy"],
                 "Test s": mean["test_s"],
                 "Device": group["latency_device"].iloc[0],
+                "Verdict": _verdict(group["latency_verdict"]),
             }
         )
     return StudyTable(
         heading=f"{done['student_model'].iloc[0]}: training in FP32 against AMP",
-        notes="Means over n training seeds. Train s: all epochs, on Device, beside other trials. Test: the"
-        " exported FP32 file over the test set in calls of 64 images.",
+        notes="Means over n training seeds. Train s: all epochs, beside other trials. Test: the exported FP32 file over"
+        f" the test set in calls of 64 images, on Device. {VERDICT_NOTE}",
         frame=pd.DataFrame(rows),
         bars=("Test acc %", "Train s", "Best val loss"),
         file="amp",
@@ -192,7 +206,7 @@ VARIANT_NOTES = (
 
 
 def _notes(done: pd.DataFrame) -> str:
-    return VARIANT_NOTES.format(runtime=done["latency_runtime"].iloc[0])
+    return f"{VARIANT_NOTES.format(runtime=done['latency_runtime'].iloc[0])} {VERDICT_NOTE}"
 
 
 def _variant(name: str, rows: pd.DataFrame) -> dict[str, Any]:
@@ -212,6 +226,7 @@ def _variant(name: str, rows: pd.DataFrame) -> dict[str, Any]:
         "FileMB": rows["size_bytes"].mean() / MB,
         "NonzeroParams": rows["num_nonzero_params"].mean(),
         "Device": rows["latency_device"].iloc[0],
+        "Verdict": _verdict(rows["latency_verdict"]),
     }
 
 

@@ -27,6 +27,7 @@ from trainables.records import TrialRecord, read_trial, to_json, write_text
 from trainables.runtime_trial import RuntimeTrial
 from trainables.stages.backends import RUNTIMES
 from trainables.stages.data import prepare, public_name
+from trainables.stages.folders import PREFIX
 from trainables.tracking import DELIVERED, Tracker, TrackingError
 
 
@@ -85,7 +86,6 @@ def _run(config: SweepConfig, flags: argparse.Namespace, model: Path, cell: Cell
     """The Tune config of a cell."""
     record = read_trial(model)
     folder = config.folder / "runtimes" / f"{model.name}-{cell.name}"
-    number = record.trial_number
     return {
         "candidate": _recorded(record, flags).flat(),
         "out": str(config.out.resolve()),
@@ -96,13 +96,19 @@ def _run(config: SweepConfig, flags: argparse.Namespace, model: Path, cell: Cell
         "trial_dir": str(folder.resolve()),
         "key": f"{config.name}/runtimes/{folder.name}",
         "cell": dataclasses.asdict(cell),
-        "model": f"{record.params.get('teacher_model', '')} (teacher)"
-        if number is None
-        else f"{record.params.get('student_model', '')} (trial {number})",
+        "model": _called(record, model),
         "source": str(model.resolve()),
         "seconds": flags.seconds,
-        "tags": {"pruning": str(record.params.get("pruning_method", ""))} if number is not None else {},
+        "tags": {} if record.stage == "teacher" else {"pruning": str(record.params.get("pruning_method", ""))},
     }
+
+
+def _called(record: TrialRecord, model: Path) -> str:
+    """The name in the table: architecture, and which of the sweep's networks it is."""
+    if record.stage == "teacher":
+        return f"{record.params.get('teacher_model', '')} (teacher)"
+    which = model.name if record.trial_number is None else f"trial {record.trial_number}"
+    return f"{record.params.get('student_model', '')} ({which})"
 
 
 def _recorded(record: TrialRecord, flags: argparse.Namespace) -> CandidateConfig:
@@ -126,7 +132,7 @@ def _prepare_images(models: Sequence[Path], flags: argparse.Namespace) -> None:
         try:
             prepare(images, flags.data_dir)
         except ValueError as error:
-            if flags.dataset is not None:
+            if flags.dataset is not None or not images.dataset.startswith(PREFIX):
                 raise
             raise ValueError(f"{error} Records hold its name alone: --dataset folder:PATH.") from error
 

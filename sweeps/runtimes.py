@@ -112,7 +112,7 @@ def _models(flags: argparse.Namespace) -> list[Path]:
 def _of_run(sweep: Path, run: str) -> Path | None:
     if run.isdecimal() and len(run) <= 5:
         return sweep / "trials" / f"{int(run):05}"
-    for marker in sweep.glob("*/*/delivered.json"):
+    for marker in (*sweep.glob("teacher/delivered.json"), *sweep.glob("*/*/delivered.json")):
         if json.loads(marker.read_text(encoding="utf-8")).get("run_id") == run:
             return marker.parent
     return None

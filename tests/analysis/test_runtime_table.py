@@ -97,6 +97,13 @@ def test_a_gpu_that_waits_for_launches_is_told(tmp_path: Path, eight: float, bou
     assert diagnosis(tmp_path, batch_images=8) == ""
 
 
+def test_a_replayed_graph_is_not_bound_by_launches(tmp_path: Path) -> None:
+    cuda = {"tags": {"latency_device": "cuda:0"}}
+    for batch in (1, 8):
+        write(tmp_path, runtime="cuda_graph", batch_images=batch, **cuda)
+    assert diagnosis(tmp_path, batch_images=1) == ""
+
+
 def test_masks_and_slow_runtimes_and_bad_measurements_are_told(tmp_path: Path) -> None:
     tags = {"pruning": "l1_unstructured", "latency_verdict": "noisy: p50 within 7.0 %"}
     write(tmp_path, speedup=0.5, tags=tags)

@@ -15,7 +15,12 @@ from analysis.studies import (
 def trial(**changes):
     row = {"stage": "candidate", "status": "finished", "test_accuracy": 0.8, "latency_p50_ms": 2.0}
     row |= {"size_bytes": 3_000_000, "num_params": 1_000_000, "num_nonzero_params": 700_000, "num_test": 1000}
-    row |= {"latency_device": "AMD EPYC", "student_model": "alexnet_small", "teacher_model": "alexnet"}
+    row |= {
+        "latency_device": "AMD EPYC",
+        "latency_verdict": "clean",
+        "student_model": "alexnet_small",
+        "teacher_model": "alexnet",
+    }
     row |= {
         "train_time_s": 30.0,
         "latency_runtime": "onnxruntime_cpu",
@@ -92,6 +97,21 @@ def test_the_pruning_table_is_named_after_its_device(device, file, tmp_path):
     assert "| alexnet_small + KD + l1_unstructured 30 % | 1 | 50 |  | 2 |" in text
     assert "python sweeps/studies.py pruning" in text
     assert 900 < Image.open(written[2]).size[0] < 3000
+
+
+def test_a_timing_in_doubt_is_said_in_its_row():
+    verdicts = ("clean", "noisy: p50 within 4.0 %", "clean")
+    seeds = [trial(kd_loss="kd", latency_verdict=verdict) for verdict in verdicts]
+    frame = distillation_table(sweep(trial(stage="teacher"), trial(kd_loss="none"), *seeds)).frame
+    assert frame["Verdict"].tolist() == ["clean", "clean", "1 of 3 noisy"]
+    contaminated = cells(latency_verdict="contaminated: 6 % of the time others ran in its place")
+    frame = inference_table(contaminated, "eager_cpu", "onnxruntime_cpu").frame
+    assert frame["Verdict"].tolist() == ["1 of 1 not recorded", "1 of 1 contaminated"]
+
+
+def test_a_training_precision_without_a_finished_trial_is_named():
+    with pytest.raises(ValueError, match="no trial trained in amp"):
+        precision_table(sweep(trial(train_precision="fp32")), pd.DataFrame())
 
 
 def test_the_best_of_a_curve_is_taken_with_its_epoch():

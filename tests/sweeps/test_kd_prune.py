@@ -21,6 +21,7 @@ from optuna.storages.journal import JournalFileBackend
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from sweeps import runtimes
 from sweeps.searcher import RULED_OUT, dropped
 from sweeps.space import tidy
 from trainables.records import read_trial
@@ -125,18 +126,34 @@ def test_the_teacher_was_trained_once_and_its_logits_computed_once_a_view(out: P
     assert len(list(out.glob("store/soft_labels/*/record.json"))) == 2 + 1  # student epochs and recovery epochs
 
 
+def test_images_that_are_elsewhere_are_told_before_the_first_cell(
+    out: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Records hold the name of a folder, not its place; every cell would fail by itself."""
+    (sweep,) = (out / "sweeps").iterdir()
+    before = set(sweep.rglob("*"))
+    words = ["--name", sweep.name, "--run", "teacher", "--out", str(out), "--data-dir", str(out.parent / "data")]
+    with pytest.raises(SystemExit) as caught:
+        runtimes.main(words)
+    error = capsys.readouterr().err
+    assert (caught.value.code, error.count("\n")) == (2, 1)
+    assert f"--dataset folder:{photos.name}: no such folder" in error
+    assert set(sweep.rglob("*")) == before
+
+
+def test_the_teachers_run_id_names_the_teacher(out: Path) -> None:
+    (sweep,) = (out / "sweeps").iterdir()
+    run_id = json.loads((sweep / "teacher" / "delivered.json").read_text())["run_id"]
+    assert runtimes._of_run(sweep, run_id) == sweep / "teacher"
+
+
 def test_runtimes_are_measured_beside_the_sweep_and_what_is_absent_is_a_row(out: Path, photos: Path) -> None:
     """Cells are runs of another kind under the sweep's; --again measures those in doubt once more."""
     (sweep,) = (out / "sweeps").iterdir()
     words = f"--name {sweep.name} --run teacher --runtimes onnxruntime_cpu,onnxruntime_cuda --precisions fp32"
-    words += f" --batches 1 --seconds 0.1 --out {out} --data-dir {out.parent / 'data'}"
+    words += f" --batches 1 --seconds 0.1 --out {out} --data-dir {out.parent / 'data'} --dataset folder:{photos}"
     line = [sys.executable, str(REPO / "sweeps" / "runtimes.py"), *words.split()]
     hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    lost = subprocess.run(line, capture_output=True, text=True, timeout=60, env=hidden)
-    told = f"runtimes.py: --dataset folder:{photos.name}: no such folder; give an existing one"
-    assert (lost.returncode, lost.stderr.count("\n")) == (2, 1) and lost.stderr.startswith(told), lost.stderr
-    assert not (sweep / "runtimes").exists()
-    line.append(f"--dataset=folder:{photos}")
     for again in ([], ["--again"]):  # what was absent is tried again in any case
         run = subprocess.run([*line, *again], capture_output=True, text=True, timeout=300, env=hidden)
         assert run.returncode == 0, run.stdout + run.stderr

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.runtime_sweep import done
+from sweeps.runtime_sweep import _called, done
 from trainables.records import TrialRecord, to_json
 
 
@@ -29,3 +29,21 @@ def test_cells_in_doubt_are_measured_again_where_that_is_asked_for(
 
 def test_a_cell_without_a_record_is_not_done(tmp_path: Path) -> None:
     assert not done(tmp_path, again=False)
+
+
+@pytest.mark.parametrize(
+    ("stage", "number", "folder", "name"),
+    [
+        ("teacher", None, "teacher", "alexnet (teacher)"),
+        ("candidate", 3, "00003", "alexnet_small (trial 3)"),
+        ("candidate", None, "3-not_pruned-seed1", "alexnet_small (3-not_pruned-seed1)"),
+    ],
+)
+def test_a_network_is_called_what_it_is(stage: str, number: int | None, folder: str, name: str) -> None:
+    """Champions and controls have no trial number either, and are no teachers."""
+    record = TrialRecord(
+        key="night/x", trial_number=number, stage=stage, status="finished", reason="",
+        params={"teacher_model": "alexnet", "student_model": "alexnet_small"}, metrics={}, tags={}, curve=(), files=(),
+        started=0, ended=1,
+    )  # fmt: skip
+    assert _called(record, Path(folder)) == name

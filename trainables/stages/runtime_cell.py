@@ -31,6 +31,8 @@ EVALUATION_BATCH = 64
 """Of all evaluations, the last one filled up: runtimes that compile for a shape do so once."""
 ZSTD_LEVEL = 3
 """Level 19 is smaller by 0.02 % on these files and takes minutes on large ones."""
+TRAINING_STAGES = ("teacher", "student", "scratch", "recovery", "qat")
+"""Stages that leave weights, of which a trial's last one is its network."""
 EAGER = {"cpu": "eager_cpu", "cuda": "eager_cuda"}
 
 
@@ -149,13 +151,16 @@ def _converted(source: Path, cell: Cell, dataset: DatasetRecord, scratch: Path) 
 
 
 def _network(trial: TrialRecord, store: Store) -> ModelRecord | None:
-    """The last network that the trial trained, or None if the store has been cleaned of it."""
-    for key in reversed(trial.keys):
-        stage, _, digest = key.partition("/")
-        found = store.find(Key(stage, digest))
-        if found is not None and (found / "weights.pt").exists():
-            return read_model(found)
-    return None
+    """The last network that the trial trained, or None if the store has been cleaned of it.
+
+    One before it is no substitute: its teacher, or itself unpruned, is another network.
+    """
+    trained = [key for key in trial.keys if key.partition("/")[0] in TRAINING_STAGES]
+    if not trained:
+        return None
+    stage, _, digest = trained[-1].partition("/")
+    found = store.find(Key(stage, digest))
+    return read_model(found) if found is not None and (found / "weights.pt").exists() else None
 
 
 def _tested(

@@ -49,7 +49,14 @@ def finished(steps: Generator[Any, None, Made]) -> Made:
 
 
 def measure(
-    made: CandidateRecord, place: Workspace, folder: Path, *, gone: bool = False, ships: str = "fp32", **cell: object
+    made: CandidateRecord,
+    place: Workspace,
+    folder: Path,
+    *,
+    gone: bool = False,
+    ships: str = "fp32",
+    last: tuple[str, ...] = (),
+    **cell: object,
 ) -> CellRecord:
     trial = TrialRecord(
         key="x/teacher",
@@ -64,7 +71,7 @@ def measure(
         files=(),
         started=0,
         ended=1,
-        keys=() if gone else made.keys,
+        keys=() if gone else (*made.keys, *last),
     )
     words = {"precision": "fp32", "batch_images": 1, "runtime_threads": 1, **cell}
     return finished(
@@ -114,6 +121,15 @@ def test_without_weights_the_files_still_run(made: CandidateRecord, place: Works
     assert "speedup" not in measure(made, place, tmp_path, runtime="onnxruntime_cpu", gone=True).metrics
     with pytest.raises(AbsentError, match="no longer in the store"):
         measure(made, place, tmp_path, runtime="eager_cpu", gone=True)
+
+
+def test_an_earlier_network_never_stands_in_for_one_that_was_cleaned_away(
+    made: CandidateRecord, place: Workspace, tmp_path: Path
+) -> None:
+    """`gc --keep front` keeps the teacher and may take the recovered student."""
+    cut = ("student/aaaaaaaaaaaaaaaaaaaaaaaa", "recovery/bbbbbbbbbbbbbbbbbbbbbbbb")
+    with pytest.raises(AbsentError, match="no longer in the store"):
+        measure(made, place, tmp_path, runtime="eager_cpu", last=cut)
 
 
 @pytest.mark.parametrize(
