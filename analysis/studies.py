@@ -105,9 +105,9 @@ def precision_table(runs: Runs, curves: pd.DataFrame) -> StudyTable:
     done = _candidates(runs)
     if done["student_epochs"].astype(int).min() < 1:
         raise ValueError("--student-epochs 0 leaves no curve to compare; take 1 or more.")
-    for precision in TRAIN_PRECISIONS:
-        if precision not in set(done["train_precision"]):
-            raise ValueError(f"no trial trained in {precision} has finished; see why with `python -m analysis`.")
+    for name in TRAIN_PRECISIONS:
+        if name not in set(done["train_precision"]):
+            raise ValueError(f"no trial trained in {name} has finished; see why with `python -m analysis`.")
     rows = []
     for precision, group in done.groupby("train_precision", sort=False):
         of_runs = [_best(curves[curves["run_id"] == run_id]) for run_id in group.index]

@@ -100,6 +100,8 @@ class SweepConfig:
         if self.cpus_per_trial == AUTO and (self.gpus or self.address):
             where = f"gpus={self.gpus}" if self.gpus else f"address={self.address}"
             raise ValueError(f"cpus_per_trial={AUTO} measures trials on this machine's cores, but got {where}.")
+        if self.gpus_per_trial == AUTO and self.address:
+            raise ValueError(f"gpus_per_trial={AUTO} measures on this machine's GPU, but got address={self.address}.")
         for name, value in (("trials", self.trials), ("cpus", self.cpus), ("seeds", self.seeds)):
             if value < 1:
                 raise ValueError(f"`{name} >= 1` must hold, but got {name}={value}.")

@@ -68,6 +68,7 @@ def _teacher(config: SweepConfig, console: Console) -> TrialRecord:
         space = place(config, folder, number=None) | {
             "candidate": config.base.on(config.device).flat(),
             "threads": cores,
+            "memory_share": 1.0,  # nobody else trains meanwhile
         }
         resources = {"cpu": cores, "gpu": min(1, config.gpus)}
         title = f"Sweep {config.name}: first its teacher, {config.base.teacher.teacher_model}"

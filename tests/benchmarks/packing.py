@@ -13,6 +13,8 @@ import os
 import sys
 from pathlib import Path
 
+import torch
+
 from sweeps.config import PRESETS, SweepConfig
 from sweeps.mps import MpsError, mps
 from sweeps.packing import ProbeError, Together, choose, search, together
@@ -60,15 +62,19 @@ def main(words: list[str]) -> int:
     config = config_of(flags)
     dataset = data.prepare(config.base.data, config.data_dir)
     images = images_of_a_trial(config, dataset.num_train)
+    where = f"{torch.cuda.get_device_name()}, " if flags.device == "cuda" else ""
     print(
-        f"{config.base.student.student_model}, {dataset.image_size} px, batch {config.base.training.batch_size}, "
-        f"{images} images a trial, {os.cpu_count()} CPU cores, load {os.getloadavg()[0]:.2f}"
+        f"{where}{config.base.student.student_model}, {dataset.image_size} px, "
+        f"batch {config.base.training.batch_size}, {images} images a trial, {os.cpu_count()} CPU cores, load {os.getloadavg()[0]:.2f}"
     )
     for with_mps in (False, True) if flags.device == "cuda" else (False,):
         print(f"\n{'with' if with_mps else 'without'} MPS\n trials  images/s all   trials/hour  ratio")
         try:
             with mps(with_mps):
-                best = max(table(config, flags, images), key=lambda one: one.images_per_s)
+                measured = table(config, flags, images)
+                if not measured:
+                    continue
+                best = max(measured, key=lambda one: one.images_per_s)
                 chosen = choose(found := search(lambda trials: together(config, trials), most=max(flags.trials)))
                 auto = next(one for one in found if one.trials == chosen)
         except (MpsError, ProbeError) as error:

@@ -1,6 +1,7 @@
 """A teacher on CIFAR-10 in the fewest seconds, and its students: distilled, pruned, and without a teacher.
 
     python tests/benchmarks/teacher_cifar10.py                                   # one GPU; goal: teacher 94 % on test
+    python tests/benchmarks/teacher_cifar10.py --dataset folder:cifar10-jpeg     # where the archive is not to be had
     python tests/benchmarks/teacher_cifar10.py --device cpu --steps 3 --dataset digits
 
 Prints test accuracy (10,000 images, read once a network) and seconds of training (validation after every epoch

@@ -137,6 +137,11 @@ def test_cores_of_other_machines_are_not_measured(elsewhere: dict[str, Any]) -> 
         SweepConfig(name="x", cpus=4, cpus_per_trial="auto", **elsewhere)
 
 
+def test_auto_is_not_measured_on_a_machine_that_trains_nothing() -> None:
+    with pytest.raises(ValueError, match=r"gpus_per_trial=auto measures on this machine's GPU, but got address=10"):
+        SweepConfig(name="x", gpus=4, gpus_per_trial="auto", address="10.0.0.1:6379")
+
+
 def test_a_number_is_left_as_it_is_and_auto_needs_a_gpu() -> None:
     config = SweepConfig(name="x", gpus=2, gpus_per_trial=0.5)
     assert packed(config, Screen(file=io.StringIO())) is config

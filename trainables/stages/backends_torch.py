@@ -35,7 +35,11 @@ def open_network(name: str, artifact: Artifact, *, threads: int, batch: int) -> 
     if name.startswith("torch_compile"):
         model = torch.compile(model)
     example = torch.from_numpy(random_images(batch, artifact.image_size)).to(runtime.device, dtype)
-    call = _graphed(model, example) if name == "cuda_graph" else _plain(model, example)
+    if name == "cuda_graph":
+        model = _Graph(model, example)
+        call: Callable[[], object] = model.replay
+    else:
+        call = _plain(model, example)
 
     def logits(images: Batch) -> Logits:
         with torch.inference_mode():
@@ -80,20 +84,29 @@ def _plain(model: Any, example: Tensor) -> Callable[[], object]:
     return run
 
 
-def _graphed(model: nn.Module, example: Tensor) -> Callable[[], object]:
-    """One replay of the captured kernels: what is left when launches cost nothing."""
-    stream = torch.cuda.Stream()
-    with torch.inference_mode():
-        with torch.cuda.stream(stream):  # capture needs a few calls before it, beside the default stream
-            for _ in range(3):
-                model(example)
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            model(example)
+class _Graph:
+    """The captured kernels of one call, and the tensors that they read and write: freed, they would be others'."""
 
-    def run() -> None:
-        graph.replay()
+    def __init__(self, model: nn.Module, example: Tensor) -> None:
+        self._images = example
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())  # which fills the example and the weights
+        with torch.inference_mode():
+            with torch.cuda.stream(stream):  # capture needs a few calls before it, beside the default stream
+                for _ in range(3):
+                    model(example)
+            torch.cuda.synchronize()
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph, stream=stream):
+                self._logits: Tensor = model(example)
+
+    def replay(self) -> None:
+        """One call: what is left when launches cost nothing."""
+        self._graph.replay()
         torch.cuda.synchronize()
 
-    return run
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits of as many images as the example has; the next call writes over them."""
+        self._images.copy_(images)
+        self.replay()
+        return self._logits

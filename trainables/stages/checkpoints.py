@@ -29,6 +29,8 @@ def resume(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path, devic
         return []
     try:
         state = torch.load(path, map_location=device, weights_only=True)
+    except torch.OutOfMemoryError:  # a RuntimeError, too, and the file is fine
+        raise
     except (RuntimeError, EOFError, UnpicklingError):  # damaged by a power loss: begin again
         return []
     model.load_state_dict(state["model"])

@@ -35,6 +35,8 @@ PAUSE_S = 0.3
 """Before the second attempt, twice that before the third: what starts up, or shuts down, is through by then."""
 PASSING = 0.5
 """An attempt that is at least this much of the one before as disturbed meets others that are here to stay."""
+MPS = ("CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY")
+"""Where a trial's process finds NVIDIA's Multi-Process Service."""
 OPEN_S = 900.0
 """For opening both files; TensorRT builds its engines then."""
 SLACK_S = 120.0
@@ -194,7 +196,8 @@ def _environment(threads: int) -> dict[str, str]:
     fixed = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     here = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
-    return {**os.environ, **fixed, "PYTHONPATH": path, "OMP_WAIT_POLICY": "PASSIVE"}
+    ours = {name: value for name, value in os.environ.items() if name not in MPS}  # who ships the file has no MPS
+    return {**ours, **fixed, "PYTHONPATH": path, "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def job_from_json(row: Mapping[str, Any]) -> Job:

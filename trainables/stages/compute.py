@@ -68,9 +68,17 @@ def settle(device: torch.device, training: TrainingConfig) -> None:
         raise ValueError(f"train_precision=amp: {name} has no bfloat16; take fp32.")
     torch.backends.cudnn.deterministic = training.deterministic
     torch.backends.cudnn.benchmark = not training.deterministic
-    rounding = "tf32" if amp else "ieee"
-    torch.backends.cuda.matmul.fp32_precision = rounding
-    torch.backends.cudnn.conv.fp32_precision = rounding  # type: ignore[attr-defined]  # torch sets this attribute when it is imported, unseen by types
+    allow_tf32(amp)
+
+
+def allow_tf32(on: bool) -> None:
+    """Whether CUDA's matrix products and convolutions of float32 may round to TF32.
+
+    By torch's older switches: after its newer ones (`fp32_precision`) whoever reads the older, as torch.compile does,
+    gets an exception.
+    """
+    torch.set_float32_matmul_precision("high" if on else "highest")
+    torch.backends.cudnn.allow_tf32 = on
 
 
 def compiled(model: nn.Module, training: TrainingConfig) -> Callable[[Tensor], Tensor]:

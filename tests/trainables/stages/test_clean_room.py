@@ -126,6 +126,11 @@ def test_a_measuring_process_that_dies_is_an_error_and_frees_the_lease(
         pass
 
 
+def test_the_measuring_process_has_the_gpu_as_a_user_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", "/tmp/mps/pipe")
+    assert "CUDA_MPS_PIPE_DIRECTORY" not in clean_room._environment(1)
+
+
 def test_a_file_that_cannot_be_opened_is_told(job: Job, lease: DeviceLease) -> None:
     job.candidate.onnx.write_bytes(b"no model")
     with pytest.raises(BrokenRoomError, match=r"with code 1: .*small\.onnx"):

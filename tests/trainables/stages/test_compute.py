@@ -65,6 +65,18 @@ def test_determinism_is_of_one_training_not_of_the_process() -> None:
     assert not torch.are_deterministic_algorithms_enabled()
 
 
+@pytest.mark.parametrize("on", [True, False])
+def test_tf32_is_read_the_same_through_every_switch_of_torch(on: bool) -> None:
+    """torch.compile reads the older ones, which raise where only the newer are set."""
+    compute.allow_tf32(on)
+    try:
+        assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == on
+        assert (torch.get_float32_matmul_precision() == "high") == on
+        assert (torch.backends.cuda.matmul.fp32_precision == "tf32") == on
+    finally:
+        compute.allow_tf32(False)
+
+
 def test_an_operation_without_a_deterministic_form_is_named() -> None:
     text = (
         "put_cuda does not have a deterministic implementation, but you set 'torch.use_deterministic_algorithms(True)'"

@@ -104,6 +104,19 @@ def test_every_runtime_gives_the_same_classes(
     assert found.latency.latency_device == "cpu:1"
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("runtime", ["eager_cuda", "cuda_graph", "torchscript_cuda", "onnxruntime_cuda", "tensorrt"])
+def test_every_runtime_of_a_gpu_gives_the_same_classes(
+    made: CandidateRecord, place: Workspace, tmp_path: Path, runtime: str
+) -> None:
+    if absence(runtime):
+        pytest.skip(absence(runtime))
+    found = measure(made, place, tmp_path, runtime=runtime, batch_images=4)
+    assert found.metrics["parity_agreement"] > 0.99
+    assert found.metrics["parity_max_abs"] < 0.05
+    assert found.latency.latency_device.startswith("cuda")
+
+
 def test_cells_of_other_batches_compute_no_accuracy_again(
     made: CandidateRecord, place: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
