@@ -42,11 +42,11 @@ def mps(on: bool) -> Generator[None, None, None]:
         before = {key: os.environ.get(key) for key in address}
         os.environ |= address
         try:
-            _start(control)
             try:
+                _start(control)
                 yield
             finally:
-                _stop(control)
+                _stop(control)  # also one that started too late
         finally:
             for key, value in before.items():
                 os.environ.pop(key, None) if value is None else os.environ.update({key: value})

@@ -65,7 +65,8 @@ def main(words: list[str]) -> int:
     where = f"{torch.cuda.get_device_name()}, " if flags.device == "cuda" else ""
     print(
         f"{where}{config.base.student.student_model}, {dataset.image_size} px, "
-        f"batch {config.base.training.batch_size}, {images} images a trial, {os.cpu_count()} CPU cores, load {os.getloadavg()[0]:.2f}"
+        f"batch {config.base.training.batch_size}, {images} images a trial, {os.cpu_count()} CPU cores, "
+        f"load {os.getloadavg()[0]:.2f}"
     )
     for with_mps in (False, True) if flags.device == "cuda" else (False,):
         print(f"\n{'with' if with_mps else 'without'} MPS\n trials  images/s all   trials/hour  ratio")
