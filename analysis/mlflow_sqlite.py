@@ -16,7 +16,7 @@ from analysis.rows import Row
 
 CHILDREN = """
     SELECT parent.run_uuid FROM tags AS parent JOIN tags AS kind ON kind.run_uuid = parent.run_uuid
-    WHERE parent.key = 'mlflow.parentRunId' AND parent.value = ? AND kind.key = 'kind' AND kind.value = 'trial'
+    WHERE parent.key = 'mlflow.parentRunId' AND parent.value = ? AND kind.key = 'kind' AND kind.value = ?
 """
 PARENTS = "SELECT run_uuid FROM tags WHERE key = 'kind' AND value = 'sweep'"
 COLUMNS = (
@@ -37,9 +37,9 @@ class SqliteStore:
         """Every sweep, newest first; raises `sqlite3.Error` if the tables are not as expected."""
         return sorted(self._rows(PARENTS, ()), key=lambda row: row.started, reverse=True)
 
-    def children(self, parent: Row) -> list[Row]:
-        """Every trial of a sweep."""
-        return self._rows(CHILDREN, (parent.run_id,))
+    def children(self, parent: Row, kind: str) -> list[Row]:
+        """Every run of a kind, such as `trial`, under a sweep's."""
+        return self._rows(CHILDREN, (parent.run_id, kind))
 
     def artifact(self, row: Row, name: str) -> Path | None:
         """A run's artifact where it lies; None if it is not on this machine.

@@ -92,6 +92,18 @@ def read_curves(tracking_uri: str, run_ids: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(points, columns=["run_id", "metric", "step", "value"])
 
 
+def read_cells(tracking_uri: str, runs: Runs) -> pd.DataFrame:
+    """Cells of the table of runtimes under the runs of these sweeps, a row each as in `Runs.frame`.
+
+    Raises:
+        ValueError: if there is no such store.
+    """
+    store = _open(tracking_uri)
+    parents = [parent for parent in store.parents() if parent.run_id in runs.parent_ids]
+    rows = [row for parent in parents for row in store.children(parent, "runtime")]
+    return frame_of(rows, names_of(rows, "params"), names_of(rows, "metrics"))
+
+
 def aliased_run(tracking_uri: str, model: str, alias: str) -> str | None:
     """The run behind `models:/MODEL@ALIAS` in MLflow's registry; None if there is no such model or alias.
 
@@ -111,8 +123,8 @@ class _Store(Protocol):
     def parents(self) -> list[Row]:
         """Every sweep, newest first."""
 
-    def children(self, parent: Row) -> list[Row]:
-        """Every trial of a sweep."""
+    def children(self, parent: Row, kind: str) -> list[Row]:
+        """Every run of a kind under a sweep's."""
 
     def fetch(self, run_id: str, artifact: str, folder: Path) -> Path:
         """One artifact of a run."""
@@ -134,11 +146,11 @@ class _File:
         except sqlite3.Error:  # tables of another MLflow
             return _Client(self._uri).parents()
 
-    def children(self, parent: Row) -> list[Row]:
+    def children(self, parent: Row, kind: str) -> list[Row]:
         try:
-            return self._store.children(parent)
+            return self._store.children(parent, kind)
         except sqlite3.Error:
-            return _Client(self._uri).children(parent)
+            return _Client(self._uri).children(parent, kind)
 
     def fetch(self, run_id: str, artifact: str, folder: Path) -> Path:
         try:
@@ -179,8 +191,8 @@ class _Client:
         rows = [row for row in self._search(experiments, "tags.kind = 'sweep'") if "sweep" in row.tags]
         return sorted(rows, key=lambda row: row.started, reverse=True)
 
-    def children(self, parent: Row) -> list[Row]:
-        query = f"tags.`mlflow.parentRunId` = '{parent.run_id}' and tags.kind = 'trial'"
+    def children(self, parent: Row, kind: str) -> list[Row]:
+        query = f"tags.`mlflow.parentRunId` = '{parent.run_id}' and tags.kind = '{kind}'"
         return self._search([parent.experiment_id], query)
 
     def fetch(self, run_id: str, artifact: str, folder: Path) -> Path:
@@ -246,7 +258,7 @@ def _split_names(text: str, parents: Sequence[Row]) -> list[str]:
 
 def _runs(store: _Store, parents: Sequence[Row], tracking_uri: str) -> Runs:
     contents = {parent.tags["sweep"]: _sweep_json(store, parent) for parent in parents}
-    rows = [row for parent in parents for row in store.children(parent)]
+    rows = [row for parent in parents for row in store.children(parent, "trial")]
     params, metrics = names_of(rows, "params"), names_of(rows, "metrics")
     frame = frame_of(rows, params, metrics)
     if len(contents) > 1:

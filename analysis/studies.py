@@ -42,7 +42,7 @@ def inference_table(cells: pd.DataFrame, original: str, exported: str) -> StudyT
     """Inference time over the test set: the network in PyTorch against an exported form.
 
     Args:
-        cells: of one model, precision, batch and thread count, as `analysis.runtime_table.runtime_frame` has them.
+        cells: of one model, precision, batch and thread count, as `analysis.runs.read_cells` has them.
         original: runtime of the first row, such as `eager_cpu`.
         exported: runtime of the second, such as `onnxruntime_cpu`.
 

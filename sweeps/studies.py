@@ -170,14 +170,15 @@ def write(name: str, config: SweepConfig, commands: Sequence[str], screen: Scree
         ValueError: if what the table needs is not there, or MLflow is away.
     """
     from analysis import studies
-    from analysis.runs import Runs, read_curves
+    from analysis.runs import Runs, read_cells, read_curves
     from sweeps.outcome import add_files, tracking_uri
 
     exported = STUDIES[name].exported
 
     def make(runs: Runs) -> list[Path]:
         if exported is not None:
-            table = studies.inference_table(_measured(config), *_runtimes(config, exported))
+            cells = _of_the_teacher(read_cells(tracking_uri(config), runs))
+            table = studies.inference_table(cells, *_runtimes(config, exported))
         elif name == "amp":
             run_ids = [str(run_id) for run_id in runs.frame.index]
             table = studies.precision_table(runs, read_curves(tracking_uri(config), run_ids))
@@ -190,12 +191,11 @@ def write(name: str, config: SweepConfig, commands: Sequence[str], screen: Scree
     screen.print(f"Study: {', '.join(str(file) for file in files)}", markup=False, soft_wrap=True)
 
 
-def _measured(config: SweepConfig) -> pd.DataFrame:
+def _of_the_teacher(frame: pd.DataFrame) -> pd.DataFrame:
     """The teacher's cells in one thread and calls of `BATCH` images."""
-    from analysis.runtime_table import runtime_frame
-
-    frame = runtime_frame(config.folder / "runtimes")
     wanted = {"of_trial": "teacher", "batch_images": BATCH, "precision": "fp32", "runtime_threads": 1}
+    if frame.empty:
+        raise ValueError("MLflow has no cells of runtimes yet; the same command delivers them.")
     return frame[(frame[list(wanted)] == pd.Series(wanted)).all(axis=1)]
 
 

@@ -54,6 +54,11 @@ def test_bad_input_is_answered_on_one_line(
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_table_of_cells_that_mlflow_has_not_got_is_told() -> None:
+    with pytest.raises(ValueError, match="MLflow has no cells of runtimes yet"):
+        studies._of_the_teacher(pd.DataFrame())
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_study_is_one_command_and_another_one_trains_nothing_again(tmp_path: Path) -> None:
@@ -71,5 +76,6 @@ def test_a_study_is_one_command_and_another_one_trains_nothing_again(tmp_path: P
     onnx, distillation = (pd.read_csv(folder / f"{name}.csv") for name in ("onnxruntime", "distillation"))
     assert onnx["Acc %"].iloc[0] == onnx["Acc %"].iloc[1] == distillation["Acc %"].iloc[0]
     assert (onnx["Test set s"] > 0).all()
+    assert set(onnx["Verdict"].str.split(" ").str[-1]) <= {"clean", "noisy", "contaminated"}
     assert (folder / "distillation.png").stat().st_size > 10_000
     assert shlex.join(["python", "sweeps/ablation.py", *STUDIES["distillation"].flags.split()]) in done.stdout
