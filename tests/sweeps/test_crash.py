@@ -29,7 +29,7 @@ def curve_so_far(out: Path) -> list[dict]:
     return []
 
 
-def wait_for(done: Callable[[], bool], seconds: float = 120) -> None:
+def wait_for(done: Callable[[], bool], seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < deadline, "waited in vain"
