@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from analysis.labels import MB
 from analysis.plots import DPI, GREY, OKABE_ITO, head, save
 from analysis.runs import Runs
+from trainables.training_config import TRAIN_PRECISIONS
 
 BYTES_A_PARAM = 4
 """Of FP32: the size that papers print, beside that of the file."""
-TRAIN_PRECISIONS = ("fp32", "amp")
 VERDICT_NOTE = "Verdict: of the timing; what is noisy or contaminated is not to be compared closely."
 CURVE = "student"
 """Stage whose epochs the table of training precisions is about."""
