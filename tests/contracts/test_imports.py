@@ -92,7 +92,7 @@ def test_one_file_writes_to_mlflow_and_one_reads() -> None:
     users = {file for file in files if "mlflow" in imported(file)}
     clients = {file for file in users if "MlflowClient" in file.read_text(encoding="utf-8")}
     assert {str(file.relative_to(ROOT)) for file in clients} == {
-        *("trainables/tracking.py", "trainables/registry.py", "analysis/runs.py")
+        *("trainables/tracking.py", "trainables/registry.py", "analysis/mlflow_store.py")
     }
     callers = [file for file in files if "trainables.registry" in file.read_text(encoding="utf-8")]
     assert callers == [ROOT / "trainables/tracking.py"]
