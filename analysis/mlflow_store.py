@@ -115,6 +115,15 @@ class ClientStore:
 
         return self._told(read)
 
+    def aliased(self, model: str, alias: str) -> str | None:
+        """The run behind `models:/MODEL@ALIAS`, None if there is none."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return str(self.api.get_model_version_by_alias(model, alias).run_id)
+        except MlflowException:
+            return None
+
     def _search(self, experiments: Sequence[str], query: str) -> list[Row]:
         def pages(token: str | None) -> Any:
             return self.api.search_runs(experiments, query, page_token=token)

@@ -104,13 +104,7 @@ def aliased_run(tracking_uri: str, model: str, alias: str) -> str | None:
     Raises:
         ValueError: if there is no such store.
     """
-    client = ClientStore(tracking_uri)
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return str(client.api.get_model_version_by_alias(model, alias).run_id)
-    except MlflowException:
-        return None
+    return ClientStore(tracking_uri).aliased(model, alias)
 
 
 def _split_names(text: str, parents: Sequence[Row]) -> list[str]:
