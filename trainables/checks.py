@@ -24,6 +24,16 @@ def check_positive(name: str, value: float) -> None:
         raise ValueError(f"`{name} > 0` must hold, but got {name}={value}.")
 
 
+def check_weight_decay(name: str, value: float) -> None:
+    """Return if weights can decay by it.
+
+    Raises:
+        ValueError: if it is below 0 or not finite.
+    """
+    if not (value >= 0 and math.isfinite(value)):
+        raise ValueError(f"`{name} >= 0` must hold, but got {name}={value}.")
+
+
 def check_word(name: str, value: str, known: Sequence[str]) -> None:
     """Return if the word is one of those that are known.
 

@@ -3,6 +3,8 @@
 import dataclasses
 from dataclasses import dataclass
 
+from trainables.checks import check_weight_decay
+
 TRAIN_PRECISIONS = ("fp32", "amp")
 
 
@@ -13,7 +15,7 @@ class TrainingConfig:
     batch_size: int = 128
     """Images a step."""
     weight_decay: float = 1e-4
-    """Of AdamW, decoupled."""
+    """Of the student's AdamW, decoupled; the teacher has its own `teacher_weight_decay`."""
     label_smoothing: float = 0.05
     """Share of the label mass spread over all classes, in [0, 1)."""
     seed: int = 0
@@ -34,8 +36,7 @@ class TrainingConfig:
             )
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"`0 <= label_smoothing < 1` must hold, but got label_smoothing={self.label_smoothing}.")
-        if self.weight_decay < 0:
-            raise ValueError(f"`weight_decay >= 0` must hold, but got weight_decay={self.weight_decay}.")
+        check_weight_decay("weight_decay", self.weight_decay)
         if self.train_precision not in (None, *TRAIN_PRECISIONS):
             known = ", ".join(TRAIN_PRECISIONS)
             raise ValueError(

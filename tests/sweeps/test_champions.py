@@ -134,12 +134,16 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[CandidateConfig, Wo
     return config, place, data.prepare(config.data, place.data_dir)
 
 
-def test_another_seed_does_not_retrain_the_teacher(small: tuple[CandidateConfig, Workspace, DatasetRecord]) -> None:
+def test_what_is_the_students_alone_does_not_retrain_the_teacher(
+    small: tuple[CandidateConfig, Workspace, DatasetRecord],
+) -> None:
     config, _, dataset = small
     key = teacher_key(config, dataset)
-    assert teacher_key(config.replace(seed=5), dataset) == key
-    assert teacher_key(config.replace(teacher_seed=5), dataset) != key
-    assert teacher_key(config.replace(weight_decay=0.5), dataset) != key
+    for change in ({"seed": 5}, {"weight_decay": 0.5}, {"learning_rate": 0.5}):
+        assert teacher_key(config.replace(**change), dataset) == key
+    own = [{"teacher_seed": 5}, {"teacher_weight_decay": 0.5}, {"teacher_optimizer": "sgd"}, {"label_smoothing": 0.2}]
+    for change in own:
+        assert teacher_key(config.replace(**change), dataset) != key
 
 
 def result(stage: Any) -> Any:

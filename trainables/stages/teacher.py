@@ -35,8 +35,9 @@ class Labels:
 
 
 def teacher_key(config: CandidateConfig, dataset: DatasetRecord) -> Key:
-    """Where the teacher of this configuration and data set lies in the store: `seed`, the student's, is no part."""
-    training = {name: value for name, value in vars(config.training.on("cpu")).items() if name != "seed"}
+    """Where the teacher of this configuration and data set lies in the store: what the student alone has is no part."""
+    shared = vars(config.training.on("cpu")).items()
+    training = {name: value for name, value in shared if name not in ("seed", "weight_decay")}
     return stage_key(
         "teacher",
         version=VERSION,
@@ -55,19 +56,21 @@ def teacher(
     key = teacher_key(config, dataset)
 
     def compute(folder: Path) -> Generator[EpochRecord, None, None]:
-        training = dataclasses.replace(config.training, seed=config.teacher.teacher_seed)
+        own = config.teacher
+        training = dataclasses.replace(config.training, seed=own.teacher_seed, weight_decay=own.teacher_weight_decay)
         torch.manual_seed(seed_for(training.seed, "teacher", "weights"))
-        model = build_for(config.teacher.teacher_model, dataset, pretrained=config.teacher.pretrained)
+        model = build_for(own.teacher_model, dataset, pretrained=own.pretrained)
         loop = Loop(
             stage="teacher",
-            epochs=config.teacher.teacher_epochs,
-            learning_rate=config.teacher.teacher_learning_rate,
+            epochs=own.teacher_epochs,
+            learning_rate=own.teacher_learning_rate,
             training=training,
+            optimizer=own.teacher_optimizer,
             augment=config.augment,
         )
 
         lesson = Labels(config.training.label_smoothing)
         curve = yield from train(model, loop, images, lesson, folder, turn=place.lease().shared)
-        write_model(model, folder, key=key, name=config.teacher.teacher_model, dataset=dataset, curve=curve)
+        write_model(model, folder, key=key, name=own.teacher_model, dataset=dataset, curve=curve)
 
     return read_model((yield from place.store.obtain(key, compute)))
