@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 
 AHEAD = 3  # batches: one is computed with, one is on its way, one is being read
+Index = slice | Tensor
+Arriving = tuple[Tensor, torch.cuda.Event | None]
+"""Rows on the device, and on a GPU the event after which they are there."""
 
 
 class Streamed:
@@ -22,8 +25,8 @@ class Streamed:
         self._on_gpu = device.type == "cuda"
         self._stream = torch.cuda.Stream(device) if self._on_gpu else None
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="images")
-        self._coming: Iterator[Tensor] = iter(())
-        self._ahead: deque[tuple[Tensor, Future[Tensor]]] = deque()
+        self._coming: Iterator[Index] = iter(())
+        self._ahead: deque[tuple[Index, Future[Arriving]]] = deque()
 
     @property
     def shape(self) -> torch.Size:
@@ -33,22 +36,20 @@ class Streamed:
     def __len__(self) -> int:
         return len(self._images)
 
-    def __getitem__(self, index: slice | Tensor) -> Tensor:
-        if isinstance(index, slice):
-            return self._images[index].to(self.device)
+    def __getitem__(self, index: Index) -> Tensor:
         if self._ahead and self._ahead[0][0] is index:
-            arrived = self._ahead.popleft()[1].result()
+            images, copied = self._ahead.popleft()[1].result()
             self._order()
         else:
-            arrived = self._read(index)
-        if self._stream is not None:
+            images, copied = self._read(index)
+        if copied is not None:
             current = torch.cuda.current_stream(self.device)
-            current.wait_stream(self._stream)
-            arrived.record_stream(current)
-        return arrived
+            current.wait_event(copied)  # of this batch, not of those that are read ahead
+            images.record_stream(current)
+        return images
 
-    def announce(self, batches: Iterable[Tensor]) -> None:
-        """These index tensors, the very objects, are asked for next, in this order; earlier announcements lapse."""
+    def announce(self, batches: Iterable[Index]) -> None:
+        """These indices, the very objects, are asked for next, in this order; earlier announcements lapse."""
         for _, reading in self._ahead:
             reading.cancel()
         self._ahead.clear()
@@ -59,10 +60,18 @@ class Streamed:
         while len(self._ahead) < AHEAD and (index := next(self._coming, None)) is not None:
             self._ahead.append((index, self._reader.submit(self._read, index)))
 
-    def _read(self, index_B: Tensor) -> Tensor:
-        host = torch.empty((len(index_B), *self.shape[1:]), dtype=torch.uint8, pin_memory=self._on_gpu)
-        torch.index_select(self._images, 0, index_B.cpu(), out=host)
+    def _read(self, index: Index) -> Arriving:
+        host = self._gathered(index)
         if self._stream is None:
-            return host
+            return host, None
         with torch.cuda.stream(self._stream):
-            return host.to(self.device, non_blocking=True)  # its memory is not reused before the copy has ended
+            images = host.to(self.device, non_blocking=True)  # its memory is not reused before the copy has ended
+            return images, self._stream.record_event()
+
+    def _gathered(self, index: Index) -> Tensor:
+        """The rows in memory of their own, pinned where a GPU copies them."""
+        if isinstance(index, slice):
+            rows = self._images[index]
+            return torch.empty(rows.shape, dtype=torch.uint8, pin_memory=self._on_gpu).copy_(rows)
+        host = torch.empty((len(index), *self.shape[1:]), dtype=torch.uint8, pin_memory=self._on_gpu)
+        return torch.index_select(self._images, 0, index.cpu(), out=host)

@@ -23,9 +23,11 @@ from trainables.stages import checkpoints
 from trainables.stages.compute import autocast, compiled, layout, move, refusal, settle
 from trainables.stages.models import recalibrate_bn
 from trainables.stages.splits import evenly
+from trainables.stages.streamed import Streamed
 from trainables.stages.tensors import Images
 
 WARMUP_SHARE = 0.05
+MOMENTUM = 0.9
 EVAL_BATCH = 512
 RECALIBRATION_IMAGES = 2048
 
@@ -68,6 +70,8 @@ class Loop:
     learning_rate: float
     """Peak; 5 % linear warm-up, then a cosine to 0."""
     training: TrainingConfig
+    optimizer: str = "adamw"
+    """One of `OPTIMIZERS`; its weight decay is that of `training`."""
     augment: AugmentConfig
     first_view: int = 0
     """Index of the first epoch's augmented views; recovery goes on where the student stopped."""
@@ -125,9 +129,7 @@ class Trainer:
         assert training.train_precision is not None or device.type == "cpu", "CandidateConfig.on(device) comes first"
         settle(device, training)
         move(model, device, image_size=images.image_size)
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=loop.learning_rate, weight_decay=training.weight_decay, fused=True
-        )
+        self.optimizer = optimizer_of(model, loop)
         self._model, self._loop, self._images, self._lesson = model, loop, images, lesson
         self._after_step, self._turn = after_step, turn
         self._device, self._layout = device, layout(model)
@@ -205,6 +207,17 @@ class Trainer:
         return value.detach(), logits_BC.detach()
 
 
+def optimizer_of(model: nn.Module, loop: Loop) -> torch.optim.Optimizer:
+    """AdamW, whose weight decay is decoupled, or Nesterov SGD, whose weight decay is part of the gradient; all weights
+    decay, those of BatchNorm too."""
+    decay = loop.training.weight_decay
+    if loop.optimizer == "sgd":
+        return torch.optim.SGD(
+            model.parameters(), lr=loop.learning_rate, weight_decay=decay, momentum=MOMENTUM, nesterov=True, fused=True
+        )
+    return torch.optim.AdamW(model.parameters(), lr=loop.learning_rate, weight_decay=decay, fused=True)
+
+
 def learning_rate(loop: Loop, progress: float) -> float:
     """Linear warm-up over the first 5 % of the stage, then a cosine to 0; progress in (0, 1]."""
     if progress < WARMUP_SHARE:
@@ -237,8 +250,10 @@ def evaluate(model: nn.Module, images: Images, training: TrainingConfig) -> tupl
     device, count = images.mean.device, len(images.val_labels)
     total = torch.zeros((), device=device)
     correct = torch.zeros((), device=device)
-    for start in range(0, count, EVAL_BATCH):
-        part = slice(start, start + EVAL_BATCH)
+    parts = [slice(start, start + EVAL_BATCH) for start in range(0, count, EVAL_BATCH)]
+    if isinstance(images.val_images, Streamed):
+        images.val_images.announce(parts)
+    for part in parts:
         labels = images.val_labels[part]
         with autocast(device, training):
             logits_BC = model(images.normalise(torch.div(images.val_images[part], 255), layout(model)))

@@ -51,6 +51,14 @@ def test_it_reads_ahead_and_no_further() -> None:
     assert len(asked) == AHEAD + 1
 
 
+def test_slices_are_read_ahead_as_index_tensors_are() -> None:
+    streamed, parts = Streamed(pixels(), torch.device("cpu")), [slice(0, 16), slice(16, 32), slice(32, 48)]
+    streamed.announce(parts)
+    for part in parts:
+        assert torch.equal(streamed[part], pixels()[part])
+    assert not streamed._ahead  # all came from what was announced
+
+
 def test_what_was_not_announced_comes_too_and_a_new_announcement_replaces_the_old_one() -> None:
     streamed, first, second = Streamed(pixels(), torch.device("cpu")), torch.tensor([3, 1]), torch.tensor([39, 0])
     streamed.announce([first, second])

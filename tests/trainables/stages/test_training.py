@@ -8,12 +8,22 @@ import pytest
 import torch
 from torch import nn
 
-from trainables.configs import AugmentConfig, TrainingConfig
+from trainables.configs import OPTIMIZERS, AugmentConfig, TrainingConfig
 from trainables.records import EpochRecord
 from trainables.stages import training
 from trainables.stages.teacher import Labels
 from trainables.stages.tensors import Images
-from trainables.stages.training import Batch, Loop, Turn, evaluate, learning_rate, recalibrate, seed_for, train
+from trainables.stages.training import (
+    Batch,
+    Loop,
+    Turn,
+    evaluate,
+    learning_rate,
+    optimizer_of,
+    recalibrate,
+    seed_for,
+    train,
+)
 
 CLASSES = 3
 
@@ -70,19 +80,38 @@ def run(model: nn.Module, images: Images, folder: Path, stop_after: int | None =
 
 
 @pytest.mark.parametrize("augment", [{}, {"mixup_alpha": 0.4}, {"randaugment_magnitude": 9}])
-def test_2_and_2_epochs_resumed_equal_4_bit_for_bit(images: Images, tmp_path: Path, augment: dict) -> None:
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_2_and_2_epochs_resumed_equal_4_bit_for_bit(
+    images: Images, tmp_path: Path, augment: dict, optimizer: str
+) -> None:
     whole, parts, again = network(), network(), network()
     (tmp_path / "whole").mkdir()
     (tmp_path / "parts").mkdir()
-    curve = run(whole, images, tmp_path / "whole", loop=loop(**augment))
-    first = run(parts, images, tmp_path / "parts", stop_after=2, loop=loop(**augment))
-    rest = run(again, images, tmp_path / "parts", loop=loop(**augment))
+    asked = dataclasses.replace(loop(**augment), optimizer=optimizer)
+    curve = run(whole, images, tmp_path / "whole", loop=asked)
+    first = run(parts, images, tmp_path / "parts", stop_after=2, loop=asked)
+    rest = run(again, images, tmp_path / "parts", loop=asked)
     assert [record.epoch for record in first + rest] == [1, 2, 3, 4]
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], value, rtol=0, atol=0)
     assert [(r.train_loss, r.val_loss, r.val_accuracy) for r in first + rest] == [
         (r.train_loss, r.val_loss, r.val_accuracy) for r in curve
     ]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "step"), [("sgd", 0.1 * 1.9 * (0.5 + 0.2 * 2.0)), ("adamw", 0.1 * (1 + 0.2 * 2.0))]
+)
+def test_the_first_step_of_an_optimizer_is_the_textbooks(optimizer: str, step: float) -> None:
+    """Nesterov: rate (1 + momentum) (gradient + decay weight); AdamW: rate (sign of the gradient + decay weight)."""
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, 2.0)
+    training = TrainingConfig(weight_decay=0.2)
+    asked = dataclasses.replace(loop(), learning_rate=0.1, training=training, optimizer=optimizer)
+    made = optimizer_of(model, asked)
+    (0.5 * model.weight).sum().backward()
+    made.step()
+    assert model.weight.item() == pytest.approx(2.0 - step, abs=1e-6)
 
 
 def test_it_learns_and_its_records_are_what_evaluation_says(images: Images, tmp_path: Path) -> None:
