@@ -8,7 +8,7 @@ open file: the kernel frees them when their process dies, whatever it dies of.
 import fcntl
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,13 +18,18 @@ class DeviceLease:
 
     The folder must be on a local disk. Holds nothing between uses: threads and forked children may share one.
     A lease is not re-entrant: `alone` inside `shared` waits for itself for ever.
+
+    Args:
+        drain: called before a trial lets a waiting measurer in; returns when what the trial has asked of the device is
+            done. A GPU goes on with queued kernels after the step that queued them.
     """
 
-    def __init__(self, folder: Path, device: str) -> None:
+    def __init__(self, folder: Path, device: str, *, drain: Callable[[], None] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         name = re.sub(r"[^A-Za-z0-9_.-]", "_", device)
         self._gate = folder / f"{name}.gate"
         self._room = folder / f"{name}.room"
+        self._drain = drain
 
     @contextmanager
     def shared(self) -> Iterator[None]:
@@ -34,6 +39,8 @@ class DeviceLease:
             room = _lock(self._room, fcntl.LOCK_SH)
         try:
             yield
+            if self._drain is not None and self._wanted():
+                self._drain()
         finally:
             os.close(room)
 
@@ -43,9 +50,17 @@ class DeviceLease:
         with _locked(self._gate, fcntl.LOCK_EX), _locked(self._room, fcntl.LOCK_EX):
             yield
 
+    def _wanted(self) -> bool:
+        """Whether a measurer has closed the gate."""
+        try:
+            os.close(_lock(self._gate, fcntl.LOCK_SH | fcntl.LOCK_NB))
+        except BlockingIOError:
+            return True
+        return False
+
 
 def _lock(path: Path, mode: int) -> int:
-    """An open file that holds the lock until it is closed; waits for it."""
+    """An open file that holds the lock until it is closed; waits for it, unless LOCK_NB is in the mode."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         fcntl.flock(descriptor, mode)

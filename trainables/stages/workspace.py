@@ -34,7 +34,7 @@ class Workspace:
 
         One for the node whatever device a trial trains on: latency is measured on the CPU, which all of them use.
         """
-        return DeviceLease(self.lease_dir, "cpu")
+        return DeviceLease(self.lease_dir, "cpu", drain=torch.cuda.synchronize if self.device == "cuda" else None)
 
     def enter(self) -> None:
         """Set this process up for computing on the device."""

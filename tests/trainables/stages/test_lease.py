@@ -105,6 +105,25 @@ def test_measurer_is_not_starved_by_overlapping_trials(tmp_path: Path) -> None:
                 time.sleep(0.02)
 
 
+def test_a_trial_waits_for_what_it_has_queued_before_it_lets_a_measurer_in(tmp_path: Path) -> None:
+    order: list[str] = []
+    lease = DeviceLease(tmp_path, "cpu", drain=lambda: order.append("drained"))
+    with lease.shared():
+        pass
+    assert not order  # nobody waits: the host may run ahead of its device
+
+    def measure() -> None:
+        with DeviceLease(tmp_path, "cpu").alone():
+            order.append("measured")
+
+    measurer = threading.Thread(target=measure, daemon=True)
+    with lease.shared():
+        measurer.start()
+        time.sleep(0.2)  # it has closed the gate and waits for the room
+    measurer.join(5)
+    assert order == ["drained", "measured"]
+
+
 def test_an_exception_inside_lets_go(tmp_path: Path) -> None:
     lease = DeviceLease(tmp_path, "cpu")
     for mode in ("shared", "alone"):
