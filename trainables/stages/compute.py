@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from trainables.stages.models import evaluating
 from trainables.training_config import TrainingConfig
 
+CONTEXT_BYTES = 600 * 2**20
+"""What a process takes of a GPU besides its tensors: context, kernels, cuBLAS and cuDNN; 0.4 to 0.6 GiB."""
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 
 
@@ -120,7 +122,8 @@ def enter(device: str, *, threads: int, memory_share: float = 1.0) -> None:
     Args:
         device: `cpu` or `cuda`.
         threads: CPU threads.
-        memory_share: of the GPU, that PyTorch may allocate, in (0, 1].
+        memory_share: of the GPU, that this process may take, in (0, 1]; `CONTEXT_BYTES` of less than all are not for
+            tensors.
     """
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
@@ -132,7 +135,18 @@ def enter(device: str, *, threads: int, memory_share: float = 1.0) -> None:
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
         mallopt(_M_TOP_PAD, 64 << 20)
     if device == "cuda":
-        torch.cuda.set_per_process_memory_fraction(memory_share)
+        torch.cuda.set_per_process_memory_fraction(tensor_share(memory_share, torch.cuda.mem_get_info()[1]))
+
+
+def tensor_share(memory_share: float, device_bytes: int) -> float:
+    """The share of a GPU's memory that PyTorch may allocate in a process that gets `memory_share` of it in all.
+
+    PyTorch caps its tensors alone: k processes capped at 1/k would want k contexts more than there is. Half of a share
+    is for tensors in any case.
+    """
+    if memory_share == 1:
+        return 1.0
+    return max(memory_share - CONTEXT_BYTES / device_bytes, memory_share / 2)
 
 
 def give_back() -> None:

@@ -24,6 +24,7 @@ from trainables.records import to_json, write_text
 from trainables.stages import compute, data
 from trainables.stages.losses import distillation_loss
 from trainables.stages.models import OUT_OF_MEMORY, build_model
+from trainables.stages.soft_labels import logits_of
 from trainables.stages.tensors import Images, load_images
 from trainables.stages.training import EVAL_BATCH, Batch, Loop, Trainer, Turn
 
@@ -52,12 +53,20 @@ class Probed:
 
 
 class _Bank:
-    """Distillation from logits at hand, as where the bank is filled; they are all zero, which costs the same."""
+    """Distillation from logits at hand, as where the bank is filled: those of an untrained teacher cost the same."""
 
     def __init__(self, config: CandidateConfig, images: Images) -> None:
-        self._config = config
+        self._config, self._images = config, images
         shape = (len(images.train_labels), images.num_classes)
         self._logits_NC = torch.zeros(shape, dtype=torch.float16, device=images.mean.device)
+
+    def fill(self) -> None:
+        """Ask the teacher, as the first trial that needs a view does; the memory of its images is a trial's, too."""
+        images = self._images
+        name, classes, size = self._config.teacher.teacher_model, images.num_classes, images.image_size
+        network = build_model(name, num_classes=classes, image_size=size).eval()
+        compute.move(network, images.mean.device, image_size=size)
+        self._logits_NC = logits_of(network, images, self._config.augment, self._config.training, view=0)
 
     def open(self, view: int, turn: Turn) -> None:
         """Nothing is needed."""
@@ -73,16 +82,20 @@ class _Bank:
         )
 
 
-def trainer_of(config: CandidateConfig, images: Images, steps: int) -> tuple[Trainer, int]:
-    """A student in training on a few of the images, and how many images one `learn` takes."""
+def few_of(config: CandidateConfig, images: Images, steps: int) -> Images:
+    """As many training images as that many steps take, and one batch of validation images."""
     count = min(len(images.train_labels), steps * config.training.batch_size)
-    few = dataclasses.replace(
+    return dataclasses.replace(
         images,
         train_images=images.train_images[:count],
         train_labels=images.train_labels[:count],
         val_images=images.val_images[:EVAL_BATCH],
         val_labels=images.val_labels[:EVAL_BATCH],
     )
+
+
+def trainer_of(config: CandidateConfig, images: Images, bank: _Bank) -> Trainer:
+    """A student in training."""
     model = build_model(config.student.student_model, num_classes=images.num_classes, image_size=images.image_size)
     loop = Loop(
         stage="student",
@@ -91,7 +104,7 @@ def trainer_of(config: CandidateConfig, images: Images, steps: int) -> tuple[Tra
         training=config.training,
         augment=config.augment,
     )
-    return Trainer(model, loop, few, _Bank(config, few)), count
+    return Trainer(model, loop, images, bank)
 
 
 def main(folder: Path, number: str) -> int:
@@ -115,21 +128,27 @@ def _probe(task: Mapping[str, Any], folder: Path, number: str) -> Probed:
         os.sched_setaffinity(0, task["cores"])
     compute.enter(device, threads=task["threads"], memory_share=task["memory_share"])
     config = CandidateConfig.from_flat(task["candidate"]).on(device)
-    images = load_images(data.prepare(config.data, Path(task["data_dir"])), device)
-    trainer, count = trainer_of(config, images, STEPS)
-    trainer.epoch(1)  # kernels, caches and the memory of a validation
-    passes = 1
+    images = few_of(config, load_images(data.prepare(config.data, Path(task["data_dir"])), device), STEPS)
+    bank = _Bank(config, images)
+    trainer = trainer_of(config, images, bank)
+
+    def once(passes: int) -> None:
+        if config.student.soft_weight > 0:
+            bank.fill()
+        trainer.epoch(passes)
+
+    once(passes := 1)  # kernels, caches, and the memory of a view's soft labels and of a validation
     if device == "cuda":  # without what cuDNN took to try its algorithms
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        trainer.epoch(passes := 2)
+        once(passes := 2)
     (folder / f"{number}.ready").touch()
     _wait_for(folder / "go")
     done, started = 0, time.perf_counter()
     while not done or not (folder / "stop").exists():
         passes += 1
         trainer.learn(passes)
-        done += count
+        done += len(images.train_labels)
     seconds = time.perf_counter() - started
     peak, whole = _memory(device)
     return Probed(images=done, seconds=seconds, peak_bytes=peak, device_bytes=whole)

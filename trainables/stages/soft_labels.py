@@ -6,17 +6,18 @@ filled by whoever needs the view first; who would have to wait for one fills a l
 start together fill the bank together. It is exact where one fixed set of logits for augmented images is not: teacher
 and student see the same pixels ("consistent teaching", arXiv:2106.05237, section 3).
 
-Shape letters: B batch, C classes.
+Shape letters: N samples, B batch, C classes.
 """
 
 import time
 from collections.abc import Generator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Never
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainables.configs import AugmentConfig, TrainingConfig
 from trainables.records import DatasetRecord, ModelRecord, to_json, write_text
@@ -103,22 +104,38 @@ class SoftLabels:
             return Path(end.value)
         raise AssertionError("filling a view reports nothing")
 
-    @torch.no_grad()
     def _fill(self, view: int, folder: Path, turn: Turn) -> Generator[Never, None, None]:
         started = time.perf_counter()
-        images = self._images
-        count = len(images.train_labels)
-        device = images.mean.device
         network = load_model(self._teacher)
-        move(network, device, image_size=images.image_size)
-        views = views_of(images, self._augment, epoch=view)
-        logits_NC = torch.empty((count, images.num_classes), dtype=torch.float16, device=device)
-        batches = torch.arange(count).split(FILL_BATCH)
-        views.announce(images.train_images, batches)
-        for index in batches:
-            with turn(), autocast(device, self._training):
-                pixels = views.batch(images.train_images, index)
-                logits_NC[index[0] : index[-1] + 1] = network(images.normalise(pixels, layout(network))).half()
+        move(network, self._images.mean.device, image_size=self._images.image_size)
+        logits_NC = logits_of(network, self._images, self._augment, self._training, view=view, turn=turn)
         np.save(folder / "logits.npy", logits_NC.cpu().numpy())
         write_text(folder / "record.json", to_json({"view": view, "seconds": time.perf_counter() - started}))
         yield from ()
+
+
+@torch.no_grad()
+def logits_of(
+    network: nn.Module,
+    images: Images,
+    augment: AugmentConfig,
+    training: TrainingConfig,
+    *,
+    view: int,
+    turn: Turn = nullcontext,
+) -> Tensor:
+    """What a network, in evaluation mode, says about one view of all training images: float16 [N, C] on their device.
+
+    Args:
+        turn: entered around every batch.
+    """
+    count, device = len(images.train_labels), images.mean.device
+    views = views_of(images, augment, epoch=view)
+    logits_NC = torch.empty((count, images.num_classes), dtype=torch.float16, device=device)
+    batches = torch.arange(count).split(FILL_BATCH)
+    views.announce(images.train_images, batches)
+    for index in batches:
+        with turn(), autocast(device, training):
+            pixels = views.batch(images.train_images, index)
+            logits_NC[index[0] : index[-1] + 1] = network(images.normalise(pixels, layout(network))).half()
+    return logits_NC

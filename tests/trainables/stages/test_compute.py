@@ -97,6 +97,15 @@ def test_compile_without_a_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch)
         compiled(model, TrainingConfig(compile=True))
 
 
+def test_shares_of_a_gpu_leave_room_for_the_contexts_of_all() -> None:
+    whole = 80 * 2**30
+    for trials in (2, 4, 8, 16):
+        tensors = compute.tensor_share(1 / trials, whole) * whole
+        assert trials * (tensors + compute.CONTEXT_BYTES) == pytest.approx(whole)
+    assert compute.tensor_share(1.0, whole) == 1.0
+    assert compute.tensor_share(0.05, 8 * 2**30) == 0.025  # a share smaller than a context still trains something
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="page faults are counted on Linux")
 def test_freed_memory_is_kept_and_given_back() -> None:
     """A 64 MB tensor made again costs no page fault where memory is kept; give_back returns it to the system."""
