@@ -75,6 +75,8 @@ RUNTIMES: Mapping[str, Runtime] = {
     "torch_compile_cuda": Runtime(device="cuda", source="network", needs=("torch",)),
     "cuda_graph": Runtime(device="cuda", source="network", needs=("torch",)),
 }
+TENSORRT = ("libnvinfer.so.10", "libnvonnxparser.so.10")
+"""What ONNX Runtime's provider is linked with."""
 FILE_RUNTIMES = tuple(name for name, runtime in RUNTIMES.items() if runtime.source == "onnx")
 """Those that a sweep can steer by: the file to ship is all they need."""
 
@@ -90,8 +92,11 @@ def absence(name: str) -> str:
             return f"{package} is not installed; `uv sync --extra {package}` brings it"
     if runtime.device == "cuda" and cuda_devices() == 0:
         return "this machine has no CUDA device"
-    if name == "tensorrt" and not _loads("libnvinfer.so.10"):
-        return "TensorRT 10 (libnvinfer.so.10), for which ONNX Runtime's provider is built, is not installed"
+    if name == "tensorrt" and not load_tensorrt():
+        return (
+            "TensorRT 10 (libnvinfer.so.10), for which ONNX Runtime's provider is built, is not installed;"
+            " `uv pip install 'tensorrt-cu13-libs<11'` brings it"
+        )
     if name == "torch_compile_cpu" and not any(map(shutil.which, ("g++", "clang++"))):
         return "torch.compile needs a C++ compiler on the CPU, and neither g++ nor clang++ is installed"
     if name == "torch_compile_cuda" and not any(map(shutil.which, ("gcc", "clang", "cc"))):
@@ -119,6 +124,17 @@ def cuda_devices() -> int:
         return 0
     count = ctypes.c_int(0)
     return count.value if driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 else 0
+
+
+def load_tensorrt() -> bool:
+    """Whether TensorRT 10 is on this machine; its libraries are in this process from then on.
+
+    Wheels put them into the package `tensorrt_libs`, where the loader does not look. A library that ONNX Runtime's
+    provider needs is found by its name once it has been loaded from wherever it lies.
+    """
+    wheel = importlib.util.find_spec("tensorrt_libs")
+    folders = [Path(), *map(Path, (wheel and wheel.submodule_search_locations) or ())]
+    return any(all(_loads(str(folder / library)) for library in TENSORRT) for folder in folders)
 
 
 def open_runtime(name: str, artifact: Artifact, *, threads: int, batch: int = 1) -> Opened:

@@ -2,6 +2,10 @@
 
 import dataclasses
 import importlib.util
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -192,6 +196,33 @@ def test_tensorrt_needs_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "cuda_devices", lambda: 1)
     monkeypatch.setattr(backends, "_loads", lambda library: False)
     assert "libnvinfer.so.10" in absence("tensorrt")
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="makes shared libraries with gcc")
+def test_tensorrt_of_a_wheel_is_found_where_the_loader_does_not_look(tmp_path: Path) -> None:
+    wheel = tmp_path / "tensorrt_libs"
+    wheel.mkdir()
+    (wheel / "__init__.py").touch()
+    (tmp_path / "empty.c").touch()
+
+    def library(path: Path, *words: str) -> None:
+        command = ["gcc", "-shared", f"-Wl,-soname,{path.name}", "-Wl,--no-as-needed", "-o", str(path), *words]
+        subprocess.run([*command, str(tmp_path / "empty.c")], check=True)
+
+    for name in backends.TENSORRT:
+        library(wheel / name)
+    provider = tmp_path / "provider.so"  # linked with them by name alone, as ONNX Runtime's is
+    library(provider, *(str(wheel / name) for name in backends.TENSORRT))
+    script = f"""
+import ctypes
+from trainables.stages import backends
+assert not backends._loads({str(provider)!r})
+assert backends.load_tensorrt()
+assert backends._loads({str(provider)!r})
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment)
+    assert not backends.load_tensorrt()  # without the wheel
 
 
 def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
