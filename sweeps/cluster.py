@@ -3,9 +3,10 @@
 import logging
 import os
 import socket
+import tempfile
 import uuid
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from sweeps.address import JOB
 from sweeps.config import SweepConfig
 from sweeps.interrupts import stoppable
+from sweeps.mps import address
+from sweeps.mps_nodes import on_nodes
 from sweeps.ray_settings import FOR_WORKERS
 from sweeps.sweep_folder import InputError
 
@@ -33,19 +36,22 @@ def ray_for(config: SweepConfig) -> Generator[None, None, None]:
 
     Raises:
         InputError: if there is no such cluster, or its nodes do not see what the sweep needs.
+        MpsError: if a node has not got the Multi-Process Service that the sweep wants.
     """
     if ray.is_initialized():
         yield
         return
+    service = Path(tempfile.gettempdir()) / f"mps-{uuid.uuid4().hex}" if config.mps and config.address else None
     if config.address is None:
         _start(config)
-    else:
-        _join(config.address)
+    else:  # the workers of all nodes, of those that join later, too, are told of the service as the job begins
+        _join(config.address, address(service) if service else {})
     try:
         with stoppable():
             if config.address is not None:
                 _check_nodes(config)
-            yield
+            with on_nodes(service) if service else nullcontext():
+                yield
     finally:
         ray.shutdown()
 
@@ -73,13 +79,13 @@ def _start(config: SweepConfig) -> None:
     )
 
 
-def _join(address: str) -> None:
-    if address != "auto":
-        _knock(address)
+def _join(cluster: str, told: Mapping[str, str]) -> None:
+    if cluster != "auto":
+        _knock(cluster)
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=runtime_env())
+        ray.init(address=cluster, log_to_driver=False, logging_level=logging.ERROR, runtime_env=runtime_env(told))
     except Exception as error:  # Ray has a dozen kinds, and AssertionError among them
-        raise InputError(f"--address {address}: {_why(error)}") from error
+        raise InputError(f"--address {cluster}: {_why(error)}") from error
 
 
 def _knock(address: str) -> None:
@@ -102,9 +108,13 @@ def _why(error: Exception) -> str:
     return f"that cluster cannot be joined: {text[:300]}"
 
 
-def runtime_env() -> dict[str, Any]:
-    """What workers of a joined cluster need: our settings, and the code, unless a job has brought it along."""
-    settings = {name: os.environ[name] for name in FOR_WORKERS if name in os.environ}
+def runtime_env(told: Mapping[str, str]) -> dict[str, Any]:
+    """What workers of a joined cluster need: our settings, and the code, unless a job has brought it along.
+
+    Args:
+        told: more environment variables for them.
+    """
+    settings = {name: os.environ[name] for name in FOR_WORKERS if name in os.environ} | dict(told)
     root = Path(__file__).parents[1]
     if JOB in os.environ or not (root / "pyproject.toml").exists():  # installed: every node has its own
         return {"env_vars": settings}

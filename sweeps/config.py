@@ -58,8 +58,8 @@ class SweepConfig:
     """Share of a GPU a trial gets, up to 1, or a whole number of GPUs; `auto` measures which share gives the most
     images a second in all."""
     mps: bool = False
-    """Run NVIDIA's Multi-Process Service while the sweep runs: trials on one GPU compute at the same time, not in
-    turn."""
+    """Run NVIDIA's Multi-Process Service, on every node, while the sweep runs: trials on one GPU compute at the same
+    time, not in turn."""
     cpus: int = 1
     """CPU cores to use."""
     cpus_per_trial: int | str = 1

@@ -116,15 +116,15 @@ def _score(config: SweepConfig, teacher: TrialRecord, metrics: Mapping[str, floa
 
 @contextmanager
 def _mps(config: SweepConfig) -> Generator[None, None, None]:
-    """The Multi-Process Service, if the sweep wants it.
+    """The Multi-Process Service of this machine, if trials run here and want it; a joined cluster's is `ray_for`'s.
 
     Raises:
-        InputError: if there is none to be had, or Ray's workers may be on other nodes, which it does not reach.
+        InputError: if there is none to be had, here or on a node, or Ray's workers may have been started without it.
     """
-    if config.mps and (config.address is not None or ray.is_initialized()):
+    if config.mps and ray.is_initialized():
         raise InputError("mps=True: Ray is running already; start nvidia-cuda-mps-control before Ray on every node.")
     try:
-        with mps(config.mps):
+        with mps(config.mps and config.address is None):
             yield
     except MpsError as error:
         raise InputError(str(error)) from error

@@ -1,15 +1,23 @@
-"""NVIDIA's Multi-Process Service for the length of a sweep: kernels of several trials run on one GPU at once."""
+"""NVIDIA's Multi-Process Service for the length of a sweep: kernels of several trials run on one GPU at once.
+
+    python -m sweeps.mps FOLDER     the keeper: starts the daemon, and stops it when its standard input ends
+
+The keeper is a process of its own, so that the daemon ends with whoever asked for it, kill -9 included.
+"""
 
 import os
 import shutil
+import signal
 import subprocess
+import sys
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 CONTROL = "nvidia-cuda-mps-control"
 STOP_S = 30.0
+READY = "ready"
 
 
 class MpsError(RuntimeError):
@@ -29,27 +37,89 @@ def mps(on: bool) -> Generator[None, None, None]:
     if not on:
         yield
         return
+    folder = Path(tempfile.mkdtemp(prefix="mps-"))
+    with kept(folder), _environment(address(folder)):
+        yield
+
+
+@contextmanager
+def kept(folder: Path) -> Generator[None, None, None]:
+    """The daemon of this machine, at `address(folder)`, for as long as this process wants it and lives.
+
+    The folder goes with the daemon.
+
+    Raises:
+        MpsError: if the daemon is not installed or does not start.
+    """
+    command = [sys.executable, "-m", "sweeps.mps", str(folder)]
+    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
+    keeper = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path},
+        start_new_session=True,  # Ctrl-C reaches the whole group of a terminal
+    )
+    assert keeper.stdin is not None and keeper.stdout is not None
+    try:
+        answer = keeper.stdout.readline().strip()
+        if answer != READY:
+            raise MpsError(answer or f"mps=True: the process that keeps {CONTROL} ended with code {keeper.wait()}.")
+        yield
+    finally:
+        keeper.stdin.close()
+        keeper.stdout.close()
+        keeper.wait()
+
+
+def address(folder: Path) -> Mapping[str, str]:
+    """Environment variables with which a process finds the daemon of `folder`, or none if there is none."""
+    return {
+        "CUDA_MPS_PIPE_DIRECTORY": str(folder / "pipe"),
+        "CUDA_MPS_LOG_DIRECTORY": str(folder / "log"),
+    }
+
+
+@contextmanager
+def _environment(settings: Mapping[str, str]) -> Generator[None, None, None]:
+    before = {key: os.environ.get(key) for key in settings}
+    os.environ |= settings
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            os.environ.pop(key, None) if value is None else os.environ.update({key: value})
+
+
+def main(folder: Path) -> int:
+    """The keeper; its first line is `ready`, or why there is no daemon."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # a machine that shuts down
+    try:
+        with _daemon(folder):
+            print(READY, flush=True)
+            sys.stdin.read()
+    except MpsError as error:
+        print(error, flush=True)
+        return 1
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return 0
+
+
+@contextmanager
+def _daemon(folder: Path) -> Generator[None, None, None]:
     control = shutil.which(CONTROL)
     if control is None:
         raise MpsError(f"mps=True: {CONTROL} is not installed; it comes with NVIDIA's driver. Leave --mps out.")
-    with tempfile.TemporaryDirectory(prefix="mps-", ignore_cleanup_errors=True) as name:
-        address = {
-            "CUDA_MPS_PIPE_DIRECTORY": str(Path(name) / "pipe"),
-            "CUDA_MPS_LOG_DIRECTORY": str(Path(name) / "log"),
-        }
-        for folder in address.values():
-            Path(folder).mkdir()
-        before = {key: os.environ.get(key) for key in address}
-        os.environ |= address
-        try:
-            try:
-                _start(control)
-                yield
-            finally:
-                _stop(control)  # also one that started too late
-        finally:
-            for key, value in before.items():
-                os.environ.pop(key, None) if value is None else os.environ.update({key: value})
+    for path in address(folder).values():
+        Path(path).mkdir(parents=True, exist_ok=True)
+    os.environ |= address(folder)
+    try:
+        _start(control)
+        yield
+    finally:
+        _stop(control)  # also one that started too late
 
 
 def _start(control: str) -> None:
@@ -58,7 +128,13 @@ def _start(control: str) -> None:
     with tempfile.TemporaryFile("w+") as said:  # a pipe would be open as long as the daemon is
         try:
             run = subprocess.run(
-                [control, "-d"], stdout=said, stderr=said, env=environment, timeout=STOP_S, check=False
+                [control, "-d"],
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+                env=environment,
+                timeout=STOP_S,
+                check=False,
             )
         except subprocess.TimeoutExpired:
             raise MpsError(f"mps=True: {CONTROL} did not start within {STOP_S:.0f} s.") from None
@@ -75,3 +151,7 @@ def _stop(control: str) -> None:
     except subprocess.TimeoutExpired:
         with suppress(subprocess.TimeoutExpired):
             subprocess.run([control], input="quit -t 1\n", text=True, capture_output=True, timeout=STOP_S, check=False)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(Path(sys.argv[1])))

@@ -1,24 +1,15 @@
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+from mps_control import control
 
 from sweeps.config import SweepConfig
 from sweeps.mps import CONTROL, MpsError, mps
-
-
-def control(folder: Path, monkeypatch: pytest.MonkeyPatch, *, code: int = 0) -> Path:
-    """A program of the daemon's name that writes down how it is called."""
-    log = folder / "calls"
-    script = folder / CONTROL
-    script.write_text(
-        f'#!/bin/sh\nif [ "$1" = -d ]; then echo "start $CUDA_MPS_PIPE_DIRECTORY" >>{log}; echo "no device" >&2;'
-        f" exit {code}; fi\nread word; echo $word $CUDA_MPS_PIPE_DIRECTORY >>{log}\n"
-    )
-    script.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.delenv("CUDA_MPS_PIPE_DIRECTORY", raising=False)
-    return log
 
 
 def test_the_daemon_is_ours_and_stopped_even_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,8 +23,27 @@ def test_the_daemon_is_ours_and_stopped_even_after_an_error(tmp_path: Path, monk
     assert not Path(pipe).exists()
 
 
+def test_kill_9_of_who_asked_for_it_ends_the_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = control(tmp_path, monkeypatch)
+    script = "from sweeps.mps import mps\nimport time\nwith mps(True):\n    print('on', flush=True)\n    time.sleep(60)"
+    driver = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert driver.stdout is not None
+    assert driver.stdout.readline() == "on\n"
+    driver.send_signal(signal.SIGKILL)
+    driver.communicate()
+    until = time.monotonic() + 20
+    while len(lines := log.read_text().splitlines()) < 2 and time.monotonic() < until:
+        time.sleep(0.05)
+    assert [line.split()[0] for line in lines] == ["start", "quit"]
+    pipe = Path(lines[0].split()[1])
+    while pipe.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not pipe.parent.exists()
+
+
 def test_a_daemon_that_does_not_start_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    log = control(tmp_path, monkeypatch, code=1)
+    log = control(tmp_path, monkeypatch)
+    (tmp_path / "broken").touch()
     with pytest.raises(MpsError, match=f"mps=True: {CONTROL} does not start: no device"), mps(True):
         pass
     # one that starts after all is not left behind
