@@ -10,6 +10,7 @@ notebook      (a) DataLoader with 2 workers, torchvision's CPU transforms, fp32,
 notebook-amp  (b) the same with bfloat16 autocast and 8 workers, pinned memory
 ours          (c) the training stages: bfloat16 on a GPU, fp32 on a CPU; soft labels found, as in most trials
 ours-first    the same in the trial that fills the bank of soft labels
+ours-compile  on a GPU, the same as ours with --compile: CUDA graphs; compiling is not counted
 ours-amp      on a CPU, the same as ours with --train-precision amp
 bare          ResNet-18 at 32 px: bfloat16, channels_last, AdamW, on one batch that is on the device already
 """
@@ -26,6 +27,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -137,10 +139,14 @@ def bare(flags: argparse.Namespace) -> float:
     return rate(flags, step, WARMUP_STEPS)
 
 
-def ours(flags: argparse.Namespace, *, first: bool = False, precision: str | None = None) -> float:
-    """Images a second of the training stage's own passes; `first` counts filling the bank of soft labels too."""
+def ours(flags: argparse.Namespace, *, first: bool = False, **settings: Any) -> float:
+    """Images a second of the training stage's own passes; `first` counts filling the bank of soft labels too.
+
+    Args:
+        settings: of `TrainingConfig`.
+    """
     compute.enter(flags.device, threads=os.cpu_count() or 1)
-    training = TrainingConfig(batch_size=flags.batch_size, train_precision=precision).on(flags.device)
+    training = TrainingConfig(batch_size=flags.batch_size, **settings).on(flags.device)
     config = CandidateConfig().replace(temperature=TEMPERATURE, alpha=ALPHA, label_smoothing=0.0)
     augment = AugmentConfig(crop="resized" if flags.size >= 128 else "padded")
     pixels, classes = pictures(flags)
@@ -202,7 +208,8 @@ ARMS: dict[str, Callable[[argparse.Namespace], float]] = {
     "notebook-amp": lambda flags: notebook(flags, amp=True, workers=8),
     "ours": ours,
     "ours-first": lambda flags: ours(flags, first=True),
-    "ours-amp": lambda flags: ours(flags, precision="amp"),
+    "ours-compile": lambda flags: ours(flags, compile=True),
+    "ours-amp": lambda flags: ours(flags, train_precision="amp"),
     "bare": bare,
 }
 
@@ -212,8 +219,7 @@ def arms_of(flags: argparse.Namespace, model: str, size: int) -> list[str]:
     left_out = set()
     if not TASKS[model]:
         left_out.add("ours-first")
-    if flags.device == "cuda":
-        left_out.add("ours-amp")
+    left_out.add("ours-amp" if flags.device == "cuda" else "ours-compile")
     if (model, size) != ("resnet18", 32):
         left_out.add("bare")
     return [arm for arm in ARMS if arm not in left_out and (not flags.arms or arm in flags.arms)]
