@@ -1,5 +1,6 @@
 """What one sweep is: candidate, space, exchange rates, devices. Presets are functions that return one."""
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -222,11 +223,29 @@ def quick() -> SweepConfig:
 
 def cifar10() -> SweepConfig:
     """ResNet-18 to MobileNetV3-Small on CIFAR-10 at 32 pixels; meant for GPUs."""
-    base = CandidateConfig()
-    return SweepConfig(name="cifar10", base=base.replace(dataset="cifar10", **vars(augment_for("cifar10", None))))
+    base = CandidateConfig(
+        augment=augment_for("cifar10", None),
+        # what a ResNet that starts from random weights is usually trained with, 128 images a step
+        teacher=TeacherConfig(teacher_optimizer="sgd", teacher_learning_rate=0.1, teacher_weight_decay=5e-4),
+    )
+    return SweepConfig(name="cifar10", base=base.replace(dataset="cifar10"))
 
 
 PRESETS: Mapping[str, Callable[[], SweepConfig]] = {"cifar10": cifar10, "quick": quick}
+
+
+def teacher_for(preset: TeacherConfig, model: str | None, *, pretrained: bool) -> TeacherConfig:
+    """The preset's teacher, trained as suits every network if it is another one or starts from ImageNet's weights.
+
+    SGD at 0.1 diverges where there is no BatchNorm, and forgets what was learned before.
+
+    Args:
+        model: that is asked for; None is the preset's.
+    """
+    if model in (None, preset.teacher_model) and not pretrained:
+        return preset
+    usual = ("teacher_optimizer", "teacher_learning_rate", "teacher_weight_decay")
+    return dataclasses.replace(preset, **{name: getattr(TeacherConfig, name) for name in usual})
 
 
 def augment_for(dataset: str, image_size: int | None) -> AugmentConfig:

@@ -132,12 +132,18 @@ def _augmentation(augment: AugmentConfig, dataset: DatasetRecord) -> list[Any]:
     return [*crop, *([transforms.RandomHorizontalFlip()] if augment.flip else [])]
 
 
+def optimizer_of(name: str, model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
+    if name == "sgd":
+        return torch.optim.SGD(
+            model.parameters(), lr=learning_rate, weight_decay=weight_decay, momentum=0.9, nesterov=True
+        )
+    return torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
+
+
 def fit(
-    model: nn.Module, split: Split, lesson: Lesson, task: Task, *, epochs: int, learning_rate: float
+    model: nn.Module, split: Split, lesson: Lesson, task: Task, *, epochs: int, optimizer: torch.optim.Optimizer
 ) -> Iterator[float]:
     """Train in place; yields the validation accuracy after every epoch."""
-    weight_decay = task.config.training.weight_decay
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
     total = max(1, epochs * len(split.train))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warmup_cosine((step + 1) / total))
     for _ in range(epochs):
@@ -275,8 +281,9 @@ def train_teacher(task: Task, arrays: dict[str, tuple[np.ndarray, np.ndarray]], 
     def lesson(images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits, labels, label_smoothing=smoothing)
 
-    rate = settings.teacher_learning_rate
-    curve = fit(model, Split(task, arrays), lesson, task, epochs=settings.teacher_epochs, learning_rate=rate)
+    rate, decay = settings.teacher_learning_rate, settings.teacher_weight_decay
+    optimizer = optimizer_of(settings.teacher_optimizer, model, rate, decay)
+    curve = fit(model, Split(task, arrays), lesson, task, epochs=settings.teacher_epochs, optimizer=optimizer)
     for epoch, value in enumerate(curve, start=1):
         print(f"teacher {epoch}/{settings.teacher_epochs}  val {100 * value:.2f} %", flush=True)
     torch.save(model.state_dict(), task.folder / "teacher.pt")
@@ -304,7 +311,9 @@ def trial(params: dict[str, Any], *, task: Task, arrays: dict[str, tuple[np.ndar
         teacher, temperature=config.student.temperature, alpha=config.student.alpha, label_smoothing=smoothing
     )
     rate, pruning = config.student.learning_rate, config.prune
-    for value in fit(student, split, lesson, task, epochs=config.student.student_epochs, learning_rate=rate):
+    decay = config.training.weight_decay
+    optimizer = optimizer_of("adamw", student, rate, decay)
+    for value in fit(student, split, lesson, task, epochs=config.student.student_epochs, optimizer=optimizer):
         tune.report({"val_accuracy": value, "score": 100 * value})
 
     masked = [layer for layer in student.modules() if isinstance(layer, nn.Conv2d)]
@@ -315,8 +324,8 @@ def trial(params: dict[str, Any], *, task: Task, arrays: dict[str, tuple[np.ndar
     elif pruning.pruning_ratio > 0:
         student.eval()
         remove_channels(student, pruning.pruning_ratio, task.dataset.image_size, task.device)
-    rate *= pruning.recovery_learning_rate_factor
-    for value in fit(student, split, lesson, task, epochs=pruning.recovery_epochs, learning_rate=rate):
+    optimizer = optimizer_of("adamw", student, rate * pruning.recovery_learning_rate_factor, decay)
+    for value in fit(student, split, lesson, task, epochs=pruning.recovery_epochs, optimizer=optimizer):
         tune.report({"val_accuracy": value, "score": 100 * value})
     if zeroes:
         for layer in masked:
