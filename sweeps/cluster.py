@@ -3,7 +3,6 @@
 import logging
 import os
 import socket
-import tempfile
 import uuid
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -18,8 +17,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from sweeps.address import JOB
 from sweeps.config import SweepConfig
 from sweeps.interrupts import stoppable
-from sweeps.mps import address
-from sweeps.mps_nodes import on_nodes
+from sweeps.mps import client_environment
+from sweeps.mps_nodes import daemon_on_nodes
 from sweeps.ray_settings import FOR_WORKERS
 from sweeps.sweep_folder import InputError
 
@@ -41,16 +40,17 @@ def ray_for(config: SweepConfig) -> Generator[None, None, None]:
     if ray.is_initialized():
         yield
         return
-    service = Path(tempfile.gettempdir()) / f"mps-{uuid.uuid4().hex}" if config.mps and config.address else None
+    # one path for all nodes, on which the driver's TMPDIR may not exist
+    service = Path("/tmp") / f"mps-{uuid.uuid4().hex}" if config.mps and config.address else None
     if config.address is None:
         _start(config)
     else:  # the workers of all nodes, of those that join later, too, are told of the service as the job begins
-        _join(config.address, address(service) if service else {})
+        _join(config.address, client_environment(service) if service else {})
     try:
         with stoppable():
             if config.address is not None:
                 _check_nodes(config)
-            with on_nodes(service) if service else nullcontext():
+            with daemon_on_nodes(service) if service else nullcontext():
                 yield
     finally:
         ray.shutdown()
@@ -79,11 +79,13 @@ def _start(config: SweepConfig) -> None:
     )
 
 
-def _join(cluster: str, told: Mapping[str, str]) -> None:
+def _join(cluster: str, more_settings: Mapping[str, str]) -> None:
     if cluster != "auto":
         _knock(cluster)
     try:
-        ray.init(address=cluster, log_to_driver=False, logging_level=logging.ERROR, runtime_env=runtime_env(told))
+        ray.init(
+            address=cluster, log_to_driver=False, logging_level=logging.ERROR, runtime_env=runtime_env(more_settings)
+        )
     except Exception as error:  # Ray has a dozen kinds, and AssertionError among them
         raise InputError(f"--address {cluster}: {_why(error)}") from error
 
@@ -108,13 +110,13 @@ def _why(error: Exception) -> str:
     return f"that cluster cannot be joined: {text[:300]}"
 
 
-def runtime_env(told: Mapping[str, str]) -> dict[str, Any]:
+def runtime_env(more_settings: Mapping[str, str]) -> dict[str, Any]:
     """What workers of a joined cluster need: our settings, and the code, unless a job has brought it along.
 
     Args:
-        told: more environment variables for them.
+        more_settings: environment variables, besides ours.
     """
-    settings = {name: os.environ[name] for name in FOR_WORKERS if name in os.environ} | dict(told)
+    settings = {name: os.environ[name] for name in FOR_WORKERS if name in os.environ} | dict(more_settings)
     root = Path(__file__).parents[1]
     if JOB in os.environ or not (root / "pyproject.toml").exists():  # installed: every node has its own
         return {"env_vars": settings}

@@ -38,13 +38,13 @@ def mps(on: bool) -> Generator[None, None, None]:
         yield
         return
     folder = Path(tempfile.mkdtemp(prefix="mps-"))
-    with kept(folder), _environment(address(folder)):
+    with daemon_in(folder), _environment(client_environment(folder)):
         yield
 
 
 @contextmanager
-def kept(folder: Path) -> Generator[None, None, None]:
-    """The daemon of this machine, at `address(folder)`, for as long as this process wants it and lives.
+def daemon_in(folder: Path) -> Generator[None, None, None]:
+    """The daemon of this machine, at `client_environment(folder)`, for as long as this process wants it and lives.
 
     The folder goes with the daemon.
 
@@ -65,16 +65,17 @@ def kept(folder: Path) -> Generator[None, None, None]:
     try:
         answer = keeper.stdout.readline().strip()
         if answer != READY:
-            raise MpsError(answer or f"mps=True: the process that keeps {CONTROL} ended with code {keeper.wait()}.")
+            raise MpsError(answer or f"mps=True: the process that keeps {CONTROL} ended without a word.")
         yield
     finally:
         keeper.stdin.close()
+        keeper.stdout.read()  # ends when the keeper does: it has the other end, and no child that we could wait for
         keeper.stdout.close()
         keeper.wait()
 
 
-def address(folder: Path) -> Mapping[str, str]:
-    """Environment variables with which a process finds the daemon of `folder`, or none if there is none."""
+def client_environment(folder: Path) -> Mapping[str, str]:
+    """Environment variables that lead a process to the daemon of `folder`; where none runs, CUDA works without."""
     return {
         "CUDA_MPS_PIPE_DIRECTORY": str(folder / "pipe"),
         "CUDA_MPS_LOG_DIRECTORY": str(folder / "log"),
@@ -94,6 +95,8 @@ def _environment(settings: Mapping[str, str]) -> Generator[None, None, None]:
 
 def main(folder: Path) -> int:
     """The keeper; its first line is `ready`, or why there is no daemon."""
+    if os.fork():  # Ray kills the direct children of a worker that ends, which would leave the daemon behind
+        os._exit(0)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # a machine that shuts down
     try:
         with _daemon(folder):
@@ -112,9 +115,10 @@ def _daemon(folder: Path) -> Generator[None, None, None]:
     control = shutil.which(CONTROL)
     if control is None:
         raise MpsError(f"mps=True: {CONTROL} is not installed; it comes with NVIDIA's driver. Leave --mps out.")
-    for path in address(folder).values():
-        Path(path).mkdir(parents=True, exist_ok=True)
-    os.environ |= address(folder)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    for path in client_environment(folder).values():
+        Path(path).mkdir(exist_ok=True)
+    os.environ |= client_environment(folder)
     try:
         _start(control)
         yield

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from sweeps.mps import STOP_S, MpsError, kept
+from sweeps.mps import CONTROL, STOP_S, MpsError, daemon_in
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class Keeper:
     def start(self, folder: str) -> str:
         """Start the daemon; empty, or why there is none."""
         try:
-            self._stack.enter_context(kept(Path(folder)))
+            self._stack.enter_context(daemon_in(Path(folder)))
         except MpsError as error:
             return str(error)
         return ""
@@ -41,8 +41,8 @@ class Keeper:
 
 
 @contextmanager
-def on_nodes(folder: Path) -> Generator[None, None, None]:
-    """A daemon at `address(folder)` of every GPU node, of those that join later, too, until the end.
+def daemon_on_nodes(folder: Path) -> Generator[None, None, None]:
+    """A daemon at `client_environment(folder)` of every GPU node, of those that join later, too, until the end.
 
     A trial on a node that has none, or has not got it yet, runs without: processes take turns on its GPU.
 
@@ -59,8 +59,8 @@ def on_nodes(folder: Path) -> Generator[None, None, None]:
     finally:
         over.set()
         if watcher.is_alive():
-            watcher.join()
-        stopping = [keeper.stop.remote() for keeper in keepers.values()]
+            watcher.join(LOOK_S)  # a node that starts its daemon now is not waited for: Ray ends that with the job
+        stopping = [keeper.stop.remote() for keeper in list(keepers.values())]
         with suppress(RayError):  # a node that has left has taken its daemon along
             ray.get(stopping, timeout=2 * STOP_S)
 
@@ -70,7 +70,7 @@ def _watch(folder: Path, keepers: dict[str, Any], over: threading.Event) -> None
         try:
             _serve(folder, keepers)
         except (MpsError, RayError) as error:
-            log.warning("%s Its trials take turns on a GPU.", error)
+            log.warning("%s (its trials take turns on a GPU)", error)
 
 
 def _serve(folder: Path, keepers: dict[str, Any]) -> None:
@@ -83,6 +83,8 @@ def _serve(folder: Path, keepers: dict[str, Any]) -> None:
         keepers[name] = ray.remote(num_cpus=0)(Keeper).options(scheduling_strategy=there).remote()
         try:
             reason = ray.get(keepers[name].start.remote(str(folder)), timeout=START_S)
+        except GetTimeoutError:
+            reason = f"mps=True: {CONTROL} did not start within {START_S:.0f} s."
         except RayError as error:
             log.debug("node %s left before it had a daemon: %s", node["NodeManagerAddress"], error)
             continue

@@ -8,8 +8,8 @@ import pytest
 from sweeps.mps import CONTROL
 
 
-def control(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """It writes down how it is called, in the file that is returned, and starts nothing if `folder`/broken exists."""
+def fake_control(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file in which a stand-in writes down how it is called; it starts nothing if `folder`/broken exists."""
     log, script = folder / "calls", folder / CONTROL
     script.write_text(
         f"""#!/bin/sh

@@ -6,14 +6,14 @@ import time
 from pathlib import Path
 
 import pytest
-from mps_control import control
+from mps_control import fake_control
 
 from sweeps.config import SweepConfig
 from sweeps.mps import CONTROL, MpsError, mps
 
 
 def test_the_daemon_is_ours_and_stopped_even_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    log = control(tmp_path, monkeypatch)
+    log = fake_control(tmp_path, monkeypatch)
     with pytest.raises(KeyError, match="interrupted"), mps(True):
         pipe = os.environ["CUDA_MPS_PIPE_DIRECTORY"]
         assert Path(pipe).is_dir()
@@ -24,7 +24,7 @@ def test_the_daemon_is_ours_and_stopped_even_after_an_error(tmp_path: Path, monk
 
 
 def test_kill_9_of_who_asked_for_it_ends_the_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    log = control(tmp_path, monkeypatch)
+    log = fake_control(tmp_path, monkeypatch)
     script = "from sweeps.mps import mps\nimport time\nwith mps(True):\n    print('on', flush=True)\n    time.sleep(60)"
     driver = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert driver.stdout is not None
@@ -36,13 +36,13 @@ def test_kill_9_of_who_asked_for_it_ends_the_daemon(tmp_path: Path, monkeypatch:
         time.sleep(0.05)
     assert [line.split()[0] for line in lines] == ["start", "quit"]
     pipe = Path(lines[0].split()[1])
-    while pipe.exists() and time.monotonic() < until:
+    while pipe.parent.exists() and time.monotonic() < until:
         time.sleep(0.05)
     assert not pipe.parent.exists()
 
 
 def test_a_daemon_that_does_not_start_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    log = control(tmp_path, monkeypatch)
+    log = fake_control(tmp_path, monkeypatch)
     (tmp_path / "broken").touch()
     with pytest.raises(MpsError, match=f"mps=True: {CONTROL} does not start: no device"), mps(True):
         pass

@@ -1,13 +1,16 @@
 """The Multi-Process Service on the nodes of a cluster: real Ray, declared GPUs, a program of the daemon's name."""
 
+import logging
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import ray
-from mps_control import control
+from mps_control import fake_control
 from ray.cluster_utils import Cluster
 
 from sweeps import mps_nodes
@@ -19,15 +22,28 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 PATIENCE_S = 60
 
 
-@pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("nodes")
+
+
+@pytest.fixture(scope="module")
+def cluster(folder: Path) -> Iterator[Cluster]:
     """A head without GPUs and a node with one."""
-    control(tmp_path, monkeypatch)
-    monkeypatch.setattr(mps_nodes, "LOOK_S", 0.2)
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0})
-    nodes.add_node(num_cpus=1, num_gpus=1)
-    yield nodes
-    nodes.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        fake_control(folder, patch)
+        patch.setattr(mps_nodes, "LOOK_S", 0.2)
+        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0})
+        nodes.add_node(num_cpus=1, num_gpus=1)
+        yield nodes
+        nodes.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def fresh(folder: Path) -> None:
+    """Whatever the test before has left."""
+    for name in ("broken", "calls"):
+        (folder / name).unlink(missing_ok=True)
 
 
 def sweep(cluster: Cluster, folder: Path) -> SweepConfig:
@@ -38,25 +54,51 @@ def calls(folder: Path, wanted: int) -> list[str]:
     """What the daemons were asked, as soon as it is that many lines."""
     until = time.monotonic() + PATIENCE_S
     while True:
-        lines = (folder / "calls").read_text().splitlines()
+        lines = (folder / "calls").read_text().splitlines() if (folder / "calls").exists() else []
         if len(lines) >= wanted or time.monotonic() > until:
             return lines
         time.sleep(0.1)
 
 
-def test_every_gpu_node_has_it_later_ones_too_and_none_keeps_it(cluster: Cluster, tmp_path: Path) -> None:
-    with ray_for(sweep(cluster, tmp_path)):
-        pipe = ray.get(ray.remote(num_gpus=1)(lambda: os.environ["CUDA_MPS_PIPE_DIRECTORY"]).remote())
-        assert calls(tmp_path, 1) == [f"start {pipe}"]
-        assert "CUDA_MPS_PIPE_DIRECTORY" not in os.environ
-        cluster.add_node(num_cpus=1, num_gpus=1)
-        assert calls(tmp_path, 2) == [f"start {pipe}"] * 2
-    assert calls(tmp_path, 4) == [f"start {pipe}"] * 2 + [f"quit {pipe}"] * 2
-
-
-def test_a_node_on_which_it_does_not_start_is_named(cluster: Cluster, tmp_path: Path) -> None:
-    (tmp_path / "broken").touch()
+def test_a_node_on_which_it_does_not_start_is_named(cluster: Cluster, folder: Path) -> None:
+    (folder / "broken").touch()
     why = f"^node [0-9.]+: mps=True: {CONTROL} does not start: no device$"
-    with pytest.raises(MpsError, match=why), ray_for(sweep(cluster, tmp_path)):
+    with pytest.raises(MpsError, match=why), ray_for(sweep(cluster, folder)):
         pass
     assert not ray.is_initialized()
+
+
+def test_every_gpu_node_has_it_later_ones_too_and_none_keeps_it(
+    cluster: Cluster, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    with ray_for(sweep(cluster, folder)):
+        pipe = ray.get(ray.remote(num_gpus=1)(lambda: os.environ["CUDA_MPS_PIPE_DIRECTORY"]).remote())
+        assert calls(folder, 1) == [f"start {pipe}"]
+        assert "CUDA_MPS_PIPE_DIRECTORY" not in os.environ
+        cluster.add_node(num_cpus=1, num_gpus=1)
+        assert calls(folder, 2) == [f"start {pipe}"] * 2
+        (folder / "broken").touch()
+        cluster.add_node(num_cpus=1, num_gpus=1)  # its trials run without
+        assert calls(folder, 4) == [f"start {pipe}"] * 3 + [f"quit {pipe}"]
+    assert calls(folder, 6) == [f"start {pipe}"] * 3 + [f"quit {pipe}"] * 3
+    assert "does not start: no device (its trials take turns on a GPU)" in caplog.text
+
+
+def test_kill_9_of_the_driver_ends_it_on_the_nodes(cluster: Cluster, folder: Path) -> None:
+    script = f"""
+import time
+from pathlib import Path
+from sweeps.cluster import ray_for
+from sweeps.config import SweepConfig
+with ray_for(SweepConfig(name="x", out=Path({str(folder)!r}), address={cluster.address!r}, gpus=2, cpus=2, mps=True)):
+    print("on", flush=True)
+    time.sleep(600)
+"""
+    driver = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert driver.stdout is not None
+    assert driver.stdout.readline() == "on\n"
+    driver.kill()
+    driver.communicate()
+    started = len(cluster.list_all_nodes()) - 1
+    assert sorted(line.split()[0] for line in calls(folder, 2 * started)) == ["quit"] * started + ["start"] * started

@@ -102,13 +102,13 @@ def test_trials_are_really_run_together_and_measured(small: SweepConfig) -> None
 
 @pytest.mark.slow
 def test_the_memory_of_a_trial_is_that_of_the_one_that_asks_the_teacher(small: SweepConfig) -> None:
-    base = small.base.replace(teacher_model="vgg11", image_size=64)
+    base = small.base.replace(teacher_model="alexnet", image_size=64)
     data.prepare(base.data, small.data_dir)
     taught, alone = (
         together(dataclasses.replace(small, base=base.replace(kd_loss=loss)), 1, seconds=0.1) for loss in ("kd", "none")
     )
     assert taught is not None and alone is not None
-    assert taught.peak_bytes > alone.peak_bytes + 300e6  # VGG-11 has 129 million weights
+    assert taught.peak_bytes > alone.peak_bytes + 120e6  # AlexNet of that size has 57 million weights
 
 
 def test_a_probe_that_fails_says_why(small: SweepConfig) -> None:

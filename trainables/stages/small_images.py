@@ -65,7 +65,10 @@ def alexnet_cifar(num_classes: int, image_size: int, *, small: bool) -> nn.Seque
         *(nn.Dropout(dropout), nn.Linear(hidden, hidden), nn.ReLU()),
         nn.Linear(hidden, num_classes),
     ]
-    model = nn.Sequential(*features, nn.AdaptiveAvgPool2d(2), nn.Flatten(), *classifier)
+    side = -(-image_size // stride) // 8
+    # the same numbers where it divides; the adaptive one has no deterministic backward pass on CUDA
+    pool = nn.AvgPool2d(side // 2) if side % 2 == 0 else nn.AdaptiveAvgPool2d(2)
+    model = nn.Sequential(*features, pool, nn.Flatten(), *classifier)
     for layer in model:
         if isinstance(layer, nn.Conv2d | nn.Linear):
             # without BatchNorm, PyTorch's default start is too small to learn in a few epochs
