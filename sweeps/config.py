@@ -234,18 +234,25 @@ def cifar10() -> SweepConfig:
 PRESETS: Mapping[str, Callable[[], SweepConfig]] = {"cifar10": cifar10, "quick": quick}
 
 
-def teacher_for(preset: TeacherConfig, model: str | None, *, pretrained: bool) -> TeacherConfig:
-    """The preset's teacher, trained as suits every network if it is another one or starts from ImageNet's weights.
+def fitted(
+    base: CandidateConfig,
+    *,
+    dataset: str | None = None,
+    image_size: int | None = None,
+    teacher_model: str | None = None,
+    pretrained: bool = False,
+) -> CandidateConfig:
+    """A preset's candidate, augmented and taught in a way that suits what is asked for; None is as the preset has it.
 
-    SGD at 0.1 diverges where there is no BatchNorm, and forgets what was learned before.
-
-    Args:
-        model: that is asked for; None is the preset's.
+    A teacher that is another network, or starts from ImageNet's weights, is trained with AdamW's settings: SGD at a
+    rate of 0.1 is for networks with BatchNorm that start from random weights.
     """
-    if model in (None, preset.teacher_model) and not pretrained:
-        return preset
-    usual = ("teacher_optimizer", "teacher_learning_rate", "teacher_weight_decay")
-    return dataclasses.replace(preset, **{name: getattr(TeacherConfig, name) for name in usual})
+    if dataset not in (None, base.data.dataset) or image_size is not None:
+        base = dataclasses.replace(base, augment=augment_for(dataset or base.data.dataset, image_size))
+    if teacher_model not in (None, base.teacher.teacher_model) or pretrained:
+        usual = ("teacher_optimizer", "teacher_learning_rate", "teacher_weight_decay")
+        base = base.replace(**{name: getattr(TeacherConfig, name) for name in usual})
+    return base
 
 
 def augment_for(dataset: str, image_size: int | None) -> AugmentConfig:

@@ -1,13 +1,14 @@
 """A few steps of every stage, timed in a folder that is thrown away: what `sweeps.plan` reckons from."""
 
 import math
+import os
 import resource
 import sys
 import tempfile
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,14 +37,9 @@ def probe(config: SweepConfig, dataset: DatasetRecord) -> Probe:
     """Time a few steps of every stage in this process, in a folder that is thrown away."""
     whole = load_images(dataset, config.device)
     count = min(len(whole.train_labels), PROBE_STEPS * config.base.training.batch_size)
-    images = replace(
-        whole,
-        train_images=whole.train_images[:count],
-        train_labels=whole.train_labels[:count],
-        val_images=whole.val_images[:PROBE_VAL_IMAGES],
-        val_labels=whole.val_labels[:PROBE_VAL_IMAGES],
-    )
+    images = whole.few(count, PROBE_VAL_IMAGES)
     threads = torch.get_num_threads()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", compute.CUBLAS_WORKSPACE)
     try:
         with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
             return _probed(config, dataset, (whole, images), Path(folder))
@@ -70,10 +66,10 @@ def _probed(config: SweepConfig, dataset: DatasetRecord, images: tuple[Images, I
     )
     torch.set_num_threads(config.cpus)
     large = _end(teacher(base, dataset, few, place))
-    *teacher_steps, teacher_check = clock.take()
+    *teacher_steps, _, teacher_check = clock.take()  # between the two the loss is read
     torch.set_num_threads(config.threads)
     small = _end(student(base, dataset, few, large, place))
-    *mixed, student_check = clock.take()
+    *mixed, _, student_check = clock.take()
     batch = base.training.batch_size
     fills = math.ceil(len(few.train_labels) / FILL_BATCH)
     began = time.perf_counter()
@@ -83,7 +79,7 @@ def _probed(config: SweepConfig, dataset: DatasetRecord, images: tuple[Images, I
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else _resident_bytes()
     return Probe(
         teacher_step_s=_warm(teacher_steps),
-        student_step_s=_warm(mixed[fills:]),
+        student_step_s=_warm(mixed[fills + 1 :]),  # behind the batches of soft labels they are fetched
         labels_batch_s=_warm(mixed[:fills]),
         teacher_check_s=teacher_check * scale,
         student_check_s=student_check * scale,

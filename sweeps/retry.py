@@ -9,7 +9,10 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 from rich.console import Console
 
-OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "out of memory", "STATUS_ALLOC_FAILED")
+OUT_OF_MEMORY = (
+    *("OutOfMemoryError", "MemoryError", "out of memory", "STATUS_ALLOC_FAILED"),
+    "Failed to allocate memory",  # ONNX Runtime, in the process that measures
+)
 
 
 class RetryAlone(FIFOScheduler):

@@ -4,6 +4,10 @@ import math
 from collections.abc import Sequence
 
 
+class MachineError(ValueError):
+    """A setting that this machine cannot serve, and another one may: never remembered as a failure of the stage."""
+
+
 def check_epochs(name: str, value: int) -> None:
     """Return if this many epochs can be trained.
 
@@ -24,11 +28,11 @@ def check_positive(name: str, value: float) -> None:
         raise ValueError(f"`{name} > 0` must hold, but got {name}={value}.")
 
 
-def check_weight_decay(name: str, value: float) -> None:
-    """Return if weights can decay by it.
+def check_not_negative(name: str, value: float) -> None:
+    """Return if the value is finite and 0 or more.
 
     Raises:
-        ValueError: if it is below 0 or not finite.
+        ValueError: if it is not.
     """
     if not (value >= 0 and math.isfinite(value)):
         raise ValueError(f"`{name} >= 0` must hold, but got {name}={value}.")

@@ -5,12 +5,11 @@ parameter = MLflow parameter = CSV column.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from trainables.checks import check_epochs, check_positive, check_weight_decay, check_word
+from trainables.checks import check_epochs, check_not_negative, check_positive, check_word
 from trainables.compression_config import ExportConfig, PruneConfig
 from trainables.training_config import TrainingConfig as TrainingConfig
 
@@ -94,11 +93,13 @@ class TeacherConfig:
     teacher_epochs: int = 30
     """Passes over the training split; 0 keeps the weights as they are."""
     teacher_learning_rate: float = 1e-3
-    """Peak of the cosine schedule; 1e-3 suits AdamW, and 0.1 for 128 images a step suits SGD."""
+    """Peak of the cosine schedule; usually 1e-3 with `adamw`, and 0.1 with `sgd` and 128 images a step."""
     teacher_optimizer: str = "adamw"
-    """`adamw`, which suits every network, or `sgd` (Nesterov, momentum 0.9), which leads a ResNet further."""
+    """`adamw`, or `sgd` (Nesterov, momentum 0.9) for a network with BatchNorm that starts from random weights. With
+    another `teacher_model` than the preset's, or `pretrained`, defaults of optimizer, rate and decay are adamw's."""
     teacher_weight_decay: float = 1e-4
-    """The teacher's own; 5e-4 suits SGD."""
+    """Of the teacher's optimizer: apart from the gradient (decoupled) with `adamw`, part of it with `sgd`, where it is
+    usually 5e-4."""
     teacher_seed: int = 0
     """The teacher's weights, batch order and dropout; apart from `seed`, so that more seeds share one teacher."""
 
@@ -106,7 +107,7 @@ class TeacherConfig:
         check_epochs("teacher_epochs", self.teacher_epochs)
         check_positive("teacher_learning_rate", self.teacher_learning_rate)
         check_word("teacher_optimizer", self.teacher_optimizer, OPTIMIZERS)
-        check_weight_decay("teacher_weight_decay", self.teacher_weight_decay)
+        check_not_negative("teacher_weight_decay", self.teacher_weight_decay)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,8 +139,7 @@ class StudentConfig:
             raise ValueError(f"`0 <= alpha <= 1` must hold, but got alpha={self.alpha}.")
         if self.kd_loss not in KD_LOSSES:
             raise ValueError(f"`kd_loss` must be one of {', '.join(KD_LOSSES)}, but got kd_loss={self.kd_loss!r}.")
-        if not (self.dkd_beta >= 0 and math.isfinite(self.dkd_beta)):
-            raise ValueError(f"`dkd_beta >= 0` must hold, but got dkd_beta={self.dkd_beta}.")
+        check_not_negative("dkd_beta", self.dkd_beta)
 
     @property
     def soft_weight(self) -> float:

@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 
-from trainables.checks import check_weight_decay
+from trainables.checks import check_not_negative
 
 TRAIN_PRECISIONS = ("fp32", "amp")
 
@@ -15,7 +15,8 @@ class TrainingConfig:
     batch_size: int = 128
     """Images a step."""
     weight_decay: float = 1e-4
-    """Of the student's AdamW, decoupled; the teacher has its own `teacher_weight_decay`."""
+    """Of AdamW, decoupled, wherever the student is trained, recovery and `int8_qat` included; the teacher has
+    `teacher_weight_decay`."""
     label_smoothing: float = 0.05
     """Share of the label mass spread over all classes, in [0, 1)."""
     seed: int = 0
@@ -36,7 +37,7 @@ class TrainingConfig:
             )
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"`0 <= label_smoothing < 1` must hold, but got label_smoothing={self.label_smoothing}.")
-        check_weight_decay("weight_decay", self.weight_decay)
+        check_not_negative("weight_decay", self.weight_decay)
         if self.train_precision not in (None, *TRAIN_PRECISIONS):
             known = ", ".join(TRAIN_PRECISIONS)
             raise ValueError(

@@ -1,5 +1,7 @@
 """The speed benchmarks, in the smallest form that really runs, so that they work when somebody has a GPU."""
 
+import argparse
+import importlib
 import json
 import os
 import re
@@ -48,6 +50,25 @@ def test_train_throughput_compares_with_the_notebook() -> None:
     rates = [float(re.search(r"([0-9]+) images/s", row)[1]) for row in rows]
     assert len(rates) == 2
     assert float(re.search(r"([0-9.]+) x notebook", rows[1])[1]) == pytest.approx(rates[1] / rates[0], rel=0.3)
+
+
+def test_an_arm_that_fails_leaves_the_others_their_figures(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    benchmark = importlib.import_module("train_throughput")
+
+    def measured(flags: argparse.Namespace, arm: str, model: str, size: int) -> float:
+        if arm == "ours-compile":
+            raise RuntimeError("torch.compile needs a C++ compiler")
+        return {"notebook": 100.0}.get(arm, 700.0)
+
+    monkeypatch.setattr(benchmark, "measured", measured)
+    benchmark.compare(argparse.Namespace(device="cuda", arms=[], repeats=2), "resnet18", 224)
+    first, *rows = capsys.readouterr().out.splitlines()
+    assert first.endswith("ours-compile  failed: torch.compile needs a C++ compiler")
+    assert [row.split()[4] for row in rows] == ["notebook", "notebook-amp", "ours"]
+    assert "7.00 x notebook" in rows[2]
 
 
 def test_packing_prints_its_table_and_what_auto_takes(tmp_path: Path) -> None:

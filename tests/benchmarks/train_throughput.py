@@ -264,12 +264,16 @@ def hardware(device: str) -> str:
 
 
 def measured(flags: argparse.Namespace, arm: str, model: str, size: int) -> float:
-    """One process, one number."""
+    """One process, one number.
+
+    Raises:
+        RuntimeError: if the process fails; its last line.
+    """
     asked = {"batch_size": flags.batch_size, "steps": flags.steps, "device": flags.device, "size": size, "model": model}
     command = [sys.executable, __file__, "--run", arm, json.dumps(asked)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
-        raise SystemExit(f"{arm} {model} {size}: {result.stderr.strip().splitlines()[-1]}")
+        raise RuntimeError((result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1])
     return float(result.stdout.strip().splitlines()[-1])
 
 
@@ -302,12 +306,20 @@ def compare(flags: argparse.Namespace, model: str, size: int) -> None:
     """Print one task's table."""
     arms = arms_of(flags, model, size)
     rates: dict[str, list[float]] = {arm: [] for arm in arms}
+    failed: dict[str, str] = {}
     for repeat in range(flags.repeats):
         for arm in arms if repeat % 2 == 0 else reversed(arms):
-            rates[arm].append(measured(flags, arm, model, size))
+            try:
+                if arm not in failed:
+                    rates[arm].append(measured(flags, arm, model, size))
+            except RuntimeError as error:  # no compiler, too little memory: the other arms have their figures
+                failed[arm] = str(error)
     task = f"{model} {'taught by ' + TEACHER if TASKS[model] else 'alone'}, {size} px"
-    middle = {arm: statistics.median(values) for arm, values in rates.items()}
-    for arm, values in rates.items():
+    middle = {arm: statistics.median(values) for arm, values in rates.items() if arm not in failed}
+    for arm, reason in failed.items():
+        print(f"{task:45} {arm:13} failed: {reason}", flush=True)
+    for arm in middle:
+        values = rates[arm]
         ratios = [
             f"{middle[arm] / middle[of]:6.2f} x {of}" for of in ("notebook", "notebook-amp", "bare") if of in middle
         ]

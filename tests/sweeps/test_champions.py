@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from torch import nn
 
 from analysis.front import front_members
 from analysis.runs import Runs, read_runs
@@ -20,7 +21,7 @@ from sweeps.champions import ArmDelivery, FixedRuns, arm_runs, arms, choose_cham
 from sweeps.config import SweepConfig, quick
 from trainables.configs import CandidateConfig
 from trainables.records import DatasetRecord, TrialRecord, read_trial, to_json
-from trainables.stages import data
+from trainables.stages import data, training
 from trainables.stages.recovery import recovery
 from trainables.stages.scratch import scratch, scratch_key
 from trainables.stages.student import student
@@ -144,6 +145,24 @@ def test_what_is_the_students_alone_does_not_retrain_the_teacher(
     own = [{"teacher_seed": 5}, {"teacher_weight_decay": 0.5}, {"teacher_optimizer": "sgd"}, {"label_smoothing": 0.2}]
     for change in own:
         assert teacher_key(config.replace(**change), dataset) != key
+
+
+def test_the_teacher_is_trained_by_its_own_settings(
+    small: tuple[CandidateConfig, Workspace, DatasetRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, place, dataset = small
+    loops: list[training.Loop] = []
+
+    def seen(model: nn.Module, loop: training.Loop, *rest: Any, **more: Any) -> Any:
+        loops.append(loop)
+        return training.train(model, loop, *rest, **more)
+
+    monkeypatch.setattr("trainables.stages.teacher.train", seen)
+    own = {"teacher_optimizer": "sgd", "teacher_learning_rate": 2e-3, "teacher_weight_decay": 0.01, "teacher_seed": 3}
+    result(teacher(config.replace(weight_decay=0.25, seed=7, **own), dataset, load_images(dataset, "cpu"), place))
+    (loop,) = loops
+    assert (loop.optimizer, loop.learning_rate) == ("sgd", 2e-3)
+    assert (loop.training.weight_decay, loop.training.seed) == (0.01, 3)
 
 
 def result(stage: Any) -> Any:

@@ -4,13 +4,14 @@ from types import SimpleNamespace
 import pytest
 
 from trainables.compression_config import ExportConfig, PruneConfig
-from trainables.configs import KD_LOSSES, AugmentConfig, CandidateConfig, DataConfig, StudentConfig
+from trainables.configs import KD_LOSSES, AugmentConfig, CandidateConfig, DataConfig, StudentConfig, TeacherConfig
 from trainables.flags import field_docs
 from trainables.stages.cut import key_parts
 from trainables.stages.recovery import VERSION as RECOVERY_VERSION
 from trainables.stages.recovery import recovery_key
 from trainables.stages.student import student_key
 from trainables.store import Key, stage_key
+from trainables.training_config import TrainingConfig
 
 
 def test_field_names_are_unique_across_parts_so_that_a_candidate_is_one_row() -> None:
@@ -85,6 +86,9 @@ def test_replace_refuses_unknown_names() -> None:
         (lambda: AugmentConfig(crop="zoom"), r"crop='zoom'"),
         (lambda: ExportConfig(precision="amp"), r"precision='amp' is no precision of a file.*train_precision=amp"),
         (lambda: AugmentConfig(mixup_alpha=0.0), r"mixup_alpha=0.0"),
+        (lambda: TeacherConfig(teacher_optimizer="adam"), r"teacher_optimizer.*adamw, sgd.*'adam'"),
+        (lambda: TeacherConfig(teacher_weight_decay=float("nan")), r"teacher_weight_decay=nan"),
+        (lambda: TrainingConfig(weight_decay=-1.0), r"weight_decay >= 0.*weight_decay=-1.0"),
     ],
 )
 def test_out_of_range_values_are_named(build, message: str) -> None:

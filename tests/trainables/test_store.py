@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from steps import counting, flip, run
 
+from trainables.checks import MachineError
 from trainables.store import Key, Store, stage_key
 
 KEY = stage_key("student", version=1, alpha=0.9)
@@ -231,6 +232,7 @@ def test_a_value_error_is_remembered_and_raised_again_without_computing(tmp_path
         MemoryError("out"),
         RuntimeError("CUDA out of memory"),
         json.JSONDecodeError("x", "", 0),
+        MachineError("this GPU has no bfloat16"),
         caused("a"),
     ],
     ids=lambda error: type(error).__name__,

@@ -75,8 +75,8 @@ RUNTIMES: Mapping[str, Runtime] = {
     "torch_compile_cuda": Runtime(device="cuda", source="network", needs=("torch",)),
     "cuda_graph": Runtime(device="cuda", source="network", needs=("torch",)),
 }
-TENSORRT = ("libnvinfer.so.10", "libnvonnxparser.so.10")
-"""What ONNX Runtime's provider is linked with."""
+TENSORRT_LIBRARIES = ("libnvinfer.so.10", "libnvonnxparser.so.10")
+"""Shared libraries that ONNX Runtime's TensorRT provider is linked with."""
 FILE_RUNTIMES = tuple(name for name, runtime in RUNTIMES.items() if runtime.source == "onnx")
 """Those that a sweep can steer by: the file to ship is all they need."""
 
@@ -84,7 +84,7 @@ FILE_RUNTIMES = tuple(name for name, runtime in RUNTIMES.items() if runtime.sour
 def absence(name: str) -> str:
     """Why a runtime cannot be used on this machine, on one line; empty if nothing speaks against it.
 
-    Looks for packages, driver and libraries only: opening the runtime has the last word.
+    Looks for packages, driver and libraries (and loads TensorRT's) only: opening the runtime has the last word.
     """
     runtime = RUNTIMES[name]
     for package in runtime.needs:
@@ -127,14 +127,14 @@ def cuda_devices() -> int:
 
 
 def load_tensorrt() -> bool:
-    """Whether TensorRT 10 is on this machine; its libraries are in this process from then on.
+    """Load TensorRT 10 into this process; whether it is on this machine.
 
     Wheels put them into the package `tensorrt_libs`, where the loader does not look. A library that ONNX Runtime's
     provider needs is found by its name once it has been loaded from wherever it lies.
     """
     wheel = importlib.util.find_spec("tensorrt_libs")
     folders = [Path(), *map(Path, (wheel and wheel.submodule_search_locations) or ())]
-    return any(all(_loads(str(folder / library)) for library in TENSORRT) for folder in folders)
+    return any(all(_loads(str(folder / library)) for library in TENSORRT_LIBRARIES) for folder in folders)
 
 
 def open_runtime(name: str, artifact: Artifact, *, threads: int, batch: int = 1) -> Opened:

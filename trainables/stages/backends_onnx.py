@@ -59,6 +59,7 @@ def _session(path: Path, provider: str, threads: int) -> Any:
     # ONNX Runtime falls back to other providers with no more than a line in its log
     if session.get_providers()[0] != provider:
         raise AbsentError(f"{provider} did not load; ONNX Runtime would fall back to {session.get_providers()[0]}")
+    session.disable_fallback()  # nor may it change to the CPU when a call fails later
     return session
 
 

@@ -82,8 +82,9 @@ class BrokenRoomError(RuntimeError):
 def measure_apart(job: Job, lease: DeviceLease) -> Measured:
     """Measure in a fresh process while this one holds the lease alone; again, in another one, if others disturbed.
 
-    Start-up happens under the shared lease: it would disturb who measures, but nobody needs to pause for it. Of
-    disturbed attempts, three at most and two where nothing changes, the least disturbed is returned, and says why.
+    Start-up happens under the shared lease: it would disturb who measures, but nobody needs to pause for it. TensorRT's
+    is done alone: it chooses the engine's kernels by their times, for good. Of disturbed attempts, three at most and
+    two where nothing changes, the least disturbed is returned, and says why.
 
     Raises:
         AbsentError: if the runtime cannot be used on this machine.
@@ -94,7 +95,7 @@ def measure_apart(job: Job, lease: DeviceLease) -> Measured:
     for attempt in range(ATTEMPTS):
         time.sleep(attempt * PAUSE_S)
         with _Room(job) as room:
-            with lease.shared():
+            with lease.alone() if job.runtime == "tensorrt" else lease.shared():
                 room.wait_until_ready()
             with lease.alone():
                 began = time.monotonic()
@@ -217,13 +218,14 @@ def _measure(job: Job, candidate: Opened, reference: Opened, wide: Opened | None
     gpu_others_share = others_on_gpu() if on_gpu else None
     before = Counters.now()
     ours, theirs = alternate(candidate.runner, reference.runner, seconds=job.seconds)
+    gpu = GpuState.now() if on_gpu else None  # first: throttling passes within moments
     own = job.reference_own_ms
     seen = conditions(
         before,
         Counters.now(),
         cores,
         drift=None if own is None else theirs.latency_p50_ms / own - 1,
-        gpu=GpuState.now() if on_gpu else None,
+        gpu=gpu,
         gpu_others_share=gpu_others_share,
     )
     why = contamination(seen)

@@ -9,11 +9,14 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
+from trainables.checks import MachineError
 from trainables.stages.models import evaluating
 from trainables.training_config import TrainingConfig
 
 CONTEXT_BYTES = 600 * 2**20
-"""What a process takes of a GPU besides its tensors: context, kernels, cuBLAS and cuDNN; 0.4 to 0.6 GiB."""
+"""What a process takes of a GPU besides its tensors (context, kernels, cuBLAS and cuDNN): a guess, not measured yet."""
+CUBLAS_WORKSPACE = ":4096:8"
+"""CUBLAS_WORKSPACE_CONFIG, 32 MB; deterministic runs need it before cuBLAS starts."""
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 
 
@@ -57,7 +60,7 @@ def settle(device: torch.device, training: TrainingConfig) -> None:
     for what amp leaves in float32.
 
     Raises:
-        ValueError: if the GPU has no bfloat16.
+        MachineError: if the GPU has no bfloat16.
     """
     torch.use_deterministic_algorithms(training.deterministic)
     # nothing here reads what nobody wrote
@@ -67,7 +70,7 @@ def settle(device: torch.device, training: TrainingConfig) -> None:
     amp = training.train_precision == "amp"
     if amp and not torch.cuda.is_bf16_supported(including_emulation=False):
         name = torch.cuda.get_device_name(device)
-        raise ValueError(f"train_precision=amp: {name} has no bfloat16; take fp32.")
+        raise MachineError(f"train_precision=amp: {name} has no bfloat16; take fp32.")
     torch.backends.cudnn.deterministic = training.deterministic
     torch.backends.cudnn.benchmark = not training.deterministic
     allow_tf32(amp)
@@ -90,7 +93,7 @@ def compiled(model: nn.Module, training: TrainingConfig) -> Callable[[Tensor], T
     TORCHINDUCTOR_CACHE_DIR, which all processes of a user on a machine share.
 
     Raises:
-        ValueError: if there is no C++ compiler, without which torch.compile fails in the first step.
+        MachineError: if there is no C++ compiler, without which torch.compile fails in the first step.
     """
     if not training.compile:
         return model
@@ -100,17 +103,19 @@ def compiled(model: nn.Module, training: TrainingConfig) -> Callable[[Tensor], T
     try:
         get_cpp_compiler()
     except (InvalidCxxCompiler, RuntimeError, OSError):
-        raise ValueError("compile=True: torch.compile needs a C++ compiler; install g++ or leave it out.") from None
+        raise MachineError("compile=True: torch.compile needs a C++ compiler; install g++ or leave it out.") from None
     device = next(model.parameters()).device
     return torch.compile(model, dynamic=False, mode="reduce-overhead" if device.type == "cuda" else None)
 
 
-def refusal(error: RuntimeError) -> ValueError | None:
+def refusal(error: RuntimeError) -> MachineError | None:
     """What to tell a user whose network has an operation without a deterministic form; None for any other error."""
     operation, _, rest = str(error).partition(" does not have a deterministic implementation")
     if not rest:
         return None
-    return ValueError(f"deterministic=True: {operation} has no deterministic form; leave it out or take another model.")
+    return MachineError(
+        f"deterministic=True: {operation} has no deterministic form; leave it out or take another model."
+    )
 
 
 def enter(device: str, *, threads: int, memory_share: float = 1.0) -> None:
@@ -122,14 +127,14 @@ def enter(device: str, *, threads: int, memory_share: float = 1.0) -> None:
     Args:
         device: `cpu` or `cuda`.
         threads: CPU threads.
-        memory_share: of the GPU, that this process may take, in (0, 1]; `CONTEXT_BYTES` of less than all are not for
-            tensors.
+        memory_share: of the GPU's memory, for this process in all, in (0, 1]; less than 1 leaves `CONTEXT_BYTES` of it
+            to the CUDA context.
     """
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # that of NVML, which is asked for clocks and heat
-    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # 32 MB; deterministic runs need it before cuBLAS starts
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = CUBLAS_WORKSPACE
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
@@ -144,7 +149,7 @@ def tensor_share(memory_share: float, device_bytes: int) -> float:
     PyTorch caps its tensors alone: k processes capped at 1/k would want k contexts more than there is. Half of a share
     is for tensors in any case.
     """
-    if memory_share == 1:
+    if memory_share == 1:  # alone on the GPU: PyTorch itself finds out when it is full
         return 1.0
     return max(memory_share - CONTEXT_BYTES / device_bytes, memory_share / 2)
 

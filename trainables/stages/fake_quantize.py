@@ -36,7 +36,7 @@ class FakeInput(nn.Module):
             self._observe(values.detach())
         if self._scheme.symmetric:
             scale = torch.maximum(-self.low, self.high).clamp(min=1e-12) / 127
-            zero = torch.zeros_like(scale)  # integers would be asked for their range, which a GPU is waited for
+            zero = torch.zeros_like(scale, dtype=torch.int32)  # what CUDA's kernel takes; the CPU's takes anything
             return torch.fake_quantize_per_tensor_affine(values, scale, zero, -127, 127)
         scale = (self.high - self.low).clamp(min=1e-12) / 255
         zero = (-self.low / scale).round().clamp(0, 255).to(torch.int32)

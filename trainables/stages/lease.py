@@ -20,8 +20,8 @@ class DeviceLease:
     A lease is not re-entrant: `alone` inside `shared` waits for itself for ever.
 
     Args:
-        drain: called before a trial lets a waiting measurer in; returns when what the trial has asked of the device is
-            done. A GPU goes on with queued kernels after the step that queued them.
+        drain: called when a step ends and a measurer waits; returns when the device has done what was queued, as a GPU
+            goes on after the step that queued it. A measurer that comes between two steps is not waited for.
     """
 
     def __init__(self, folder: Path, device: str, *, drain: Callable[[], None] | None = None) -> None:

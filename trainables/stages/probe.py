@@ -24,7 +24,7 @@ from trainables.records import to_json, write_text
 from trainables.stages import compute, data
 from trainables.stages.losses import distillation_loss
 from trainables.stages.models import OUT_OF_MEMORY, build_model
-from trainables.stages.soft_labels import logits_of
+from trainables.stages.soft_labels import FILL_BATCH, logits_of
 from trainables.stages.tensors import Images, load_images
 from trainables.stages.training import EVAL_BATCH, Batch, Loop, Trainer, Turn
 
@@ -61,7 +61,7 @@ class _Bank:
         self._logits_NC = torch.zeros(shape, dtype=torch.float16, device=images.mean.device)
 
     def fill(self) -> None:
-        """Ask the teacher, as the first trial that needs a view does; the memory of its images is a trial's, too."""
+        """Take the teacher's logits, as the trial does that first needs a view: its memory holds the teacher, too."""
         images = self._images
         name, classes, size = self._config.teacher.teacher_model, images.num_classes, images.image_size
         network = build_model(name, num_classes=classes, image_size=size).eval()
@@ -83,15 +83,9 @@ class _Bank:
 
 
 def few_of(config: CandidateConfig, images: Images, steps: int) -> Images:
-    """As many training images as that many steps take, and one batch of validation images."""
-    count = min(len(images.train_labels), steps * config.training.batch_size)
-    return dataclasses.replace(
-        images,
-        train_images=images.train_images[:count],
-        train_labels=images.train_labels[:count],
-        val_images=images.val_images[:EVAL_BATCH],
-        val_labels=images.val_labels[:EVAL_BATCH],
-    )
+    """As many training images as that many steps take, and the teacher at once, and one batch of validation images."""
+    count = min(len(images.train_labels), max(steps * config.training.batch_size, FILL_BATCH))
+    return images.few(count, EVAL_BATCH)
 
 
 def trainer_of(config: CandidateConfig, images: Images, bank: _Bank) -> Trainer:
@@ -132,18 +126,19 @@ def _probe(task: Mapping[str, Any], folder: Path, number: str) -> Probed:
     bank = _Bank(config, images)
     trainer = trainer_of(config, images, bank)
 
-    def once(passes: int) -> None:
+    def warm_up(epoch: int) -> None:
         if config.student.soft_weight > 0:
             bank.fill()
-        trainer.epoch(passes)
+        trainer.epoch(epoch)
 
-    once(passes := 1)  # kernels, caches, and the memory of a view's soft labels and of a validation
+    warm_up(1)  # kernels, caches, and the memory of a view's soft labels and of a validation
     if device == "cuda":  # without what cuDNN took to try its algorithms
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        once(passes := 2)
+        warm_up(2)
     (folder / f"{number}.ready").touch()
     _wait_for(folder / "go")
+    passes = 2
     done, started = 0, time.perf_counter()
     while not done or not (folder / "stop").exists():
         passes += 1

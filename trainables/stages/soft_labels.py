@@ -109,7 +109,9 @@ class SoftLabels:
         network = load_model(self._teacher)
         move(network, self._images.mean.device, image_size=self._images.image_size)
         logits_NC = logits_of(network, self._images, self._augment, self._training, view=view, turn=turn)
-        np.save(folder / "logits.npy", logits_NC.cpu().numpy())
+        with turn():  # a GPU still computes
+            logits = logits_NC.cpu().numpy()
+        np.save(folder / "logits.npy", logits)
         write_text(folder / "record.json", to_json({"view": view, "seconds": time.perf_counter() - started}))
         yield from ()
 

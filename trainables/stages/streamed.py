@@ -48,6 +48,10 @@ class Streamed:
             images.record_stream(current)
         return images
 
+    def first(self, count: int) -> "Streamed":
+        """The first ones, streamed as well."""
+        return Streamed(self._images[:count], self.device)
+
     def announce(self, batches: Iterable[Index]) -> None:
         """These indices, the very objects, are asked for next, in this order; earlier announcements lapse."""
         for _, reading in self._ahead:

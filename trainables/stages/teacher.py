@@ -16,6 +16,7 @@ from trainables.stages.trained import write_model
 from trainables.stages.training import Batch, Loop, Turn, seed_for, train
 from trainables.stages.workspace import Workspace, build_for
 from trainables.store import Key, stage_key
+from trainables.training_config import TrainingConfig
 
 VERSION = 4
 
@@ -36,15 +37,13 @@ class Labels:
 
 def teacher_key(config: CandidateConfig, dataset: DatasetRecord) -> Key:
     """Where the teacher of this configuration and data set lies in the store: what the student alone has is no part."""
-    shared = vars(config.training.on("cpu")).items()
-    training = {name: value for name, value in shared if name not in ("seed", "weight_decay")}
     return stage_key(
         "teacher",
         version=VERSION,
         model_source=source_of(config.teacher.teacher_model),
         parents=[dataset.fingerprint],
         **vars(config.augment),
-        **training,
+        **vars(_training(config).on("cpu")),
         **vars(config.teacher),
     )
 
@@ -57,7 +56,7 @@ def teacher(
 
     def compute(folder: Path) -> Generator[EpochRecord, None, None]:
         own = config.teacher
-        training = dataclasses.replace(config.training, seed=own.teacher_seed, weight_decay=own.teacher_weight_decay)
+        training = _training(config)
         torch.manual_seed(seed_for(training.seed, "teacher", "weights"))
         model = build_for(own.teacher_model, dataset, pretrained=own.pretrained)
         loop = Loop(
@@ -74,3 +73,9 @@ def teacher(
         write_model(model, folder, key=key, name=own.teacher_model, dataset=dataset, curve=curve)
 
     return read_model((yield from place.store.obtain(key, compute)))
+
+
+def _training(config: CandidateConfig) -> TrainingConfig:
+    """The common settings of training with the teacher's own seed and weight decay in place of the student's."""
+    own = config.teacher
+    return dataclasses.replace(config.training, seed=own.teacher_seed, weight_decay=own.teacher_weight_decay)

@@ -1,5 +1,6 @@
 """A data set as tensors on the training device."""
 
+import dataclasses
 import functools
 import warnings
 from dataclasses import dataclass
@@ -36,6 +37,16 @@ class Images:
     def image_size(self) -> int:
         """Pixels of a side of what the networks take."""
         return self.val_images.shape[-1]
+
+    def few(self, train: int, val: int) -> "Images":
+        """The first images of both splits, lying where all of them do."""
+        return dataclasses.replace(
+            self,
+            train_images=_first(self.train_images, train),
+            train_labels=self.train_labels[:train],
+            val_images=_first(self.val_images, val),
+            val_labels=self.val_labels[:val],
+        )
 
     def normalise(self, images: Tensor, layout: torch.memory_format = torch.contiguous_format) -> Tensor:
         """Pixel values in [0, 1] to zero mean and unit deviation, in a memory layout: what the models take."""
@@ -76,3 +87,7 @@ def place(images: Tensor, device: str) -> Tensor | Streamed:
     if images.nbytes <= RESIDENT_SHARE * room:
         return images.to(device)
     return Streamed(images, torch.device(device, torch.cuda.current_device()))
+
+
+def _first(images: Tensor | Streamed, count: int) -> Tensor | Streamed:
+    return images[:count] if isinstance(images, Tensor) else images.first(count)

@@ -94,6 +94,7 @@ def measured_beside(
         reference_own_ms=reference_own_ms,
         throughput_batch=throughput_batch,
     )
+    place.make_room()
     return measure_apart(job, place.lease())
 
 

@@ -181,7 +181,8 @@ class Trainer:
                 total_loss += value * len(index)
                 correct += (logits_BC.argmax(1) == images.train_labels[index]).sum()
         count = sum(len(index) for index in batches)
-        mean_loss = total_loss.item() / count
+        with self._turn():  # a GPU still computes
+            mean_loss = total_loss.item() / count
         if not math.isfinite(mean_loss):
             raise ValueError(
                 f"training diverged: {loop.stage} loss is {mean_loss} in epoch {epoch} at learning rate"
@@ -208,8 +209,10 @@ class Trainer:
 
 
 def optimizer_of(model: nn.Module, loop: Loop) -> torch.optim.Optimizer:
-    """AdamW, whose weight decay is decoupled, or Nesterov SGD, whose weight decay is part of the gradient; all weights
-    decay, those of BatchNorm too."""
+    """The optimizer that `loop.optimizer` names, over all weights, BatchNorm's included.
+
+    AdamW's weight decay is apart from the gradient (decoupled), Nesterov SGD's is part of it.
+    """
     decay = loop.training.weight_decay
     if loop.optimizer == "sgd":
         return torch.optim.SGD(

@@ -27,7 +27,7 @@ class Workspace:
     lease_dir: Path
     """Lock files of this node, on a local disk: trials train together, a measurement runs alone."""
     memory_share: float = 1.0
-    """Of the GPU's memory, that this process may allocate, in (0, 1]."""
+    """Of the GPU's memory, for this process in all, in (0, 1]; see `compute.enter`."""
 
     def lease(self) -> DeviceLease:
         """The right to compute on this node, together with others or, to measure, alone.
@@ -35,6 +35,11 @@ class Workspace:
         One for the node whatever device a trial trains on: latency is measured on the CPU, which all of them use.
         """
         return DeviceLease(self.lease_dir, "cpu", drain=torch.cuda.synchronize if self.device == "cuda" else None)
+
+    def make_room(self) -> None:
+        """Give the GPU's memory back that PyTorch keeps for later: another process is about to measure there."""
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
 
     def enter(self) -> None:
         """Set this process up for computing on the device."""

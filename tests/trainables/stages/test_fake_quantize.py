@@ -36,19 +36,28 @@ def test_folding_batchnorm_leaves_the_integers() -> None:
     torch.testing.assert_close(FakeWeight(UNSIGNED)(weight * factor), FakeWeight(UNSIGNED)(weight) * factor)
 
 
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+    ),
+]
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("scheme", [UNSIGNED, SIGNED])
-def test_inputs_keep_zero_and_learn_their_range_while_training(scheme: Scheme) -> None:
-    fake = FakeInput(scheme).train()
-    values = torch.linspace(-1, 3, 9)
+def test_inputs_keep_zero_and_learn_their_range_while_training(scheme: Scheme, device: str) -> None:
+    fake = FakeInput(scheme).train().to(device)
+    values = torch.linspace(-1, 3, 9, device=device)
     seen = fake(values)
     assert (fake.low.item(), fake.high.item()) == (-1.0, 3.0)
     assert seen[2] == 0  # padding is exact
     torch.testing.assert_close(seen, values, atol=0.02, rtol=0)
-    fake(torch.tensor([-1.0, 13.0]))
+    fake(torch.tensor([-1.0, 13.0], device=device))
     assert fake.high.item() == pytest.approx(3 + 0.05 * 10)
-    fake.eval()(torch.tensor([100.0]))
+    fake.eval()(torch.tensor([100.0], device=device))
     assert fake.high.item() == pytest.approx(3.5)
-    assert fake(torch.tensor([100.0])).item() == pytest.approx(3.5, abs=0.05)
+    assert fake(torch.tensor([100.0], device=device)).item() == pytest.approx(3.5, abs=0.05)
 
 
 def test_gradients_pass_straight_through_inside_the_range() -> None:

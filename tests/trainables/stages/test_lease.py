@@ -119,7 +119,9 @@ def test_a_trial_waits_for_what_it_has_queued_before_it_lets_a_measurer_in(tmp_p
     measurer = threading.Thread(target=measure, daemon=True)
     with lease.shared():
         measurer.start()
-        time.sleep(0.2)  # it has closed the gate and waits for the room
+        until = time.monotonic() + 5
+        while not lease._wanted() and time.monotonic() < until:
+            time.sleep(0.01)
     measurer.join(5)
     assert order == ["drained", "measured"]
 

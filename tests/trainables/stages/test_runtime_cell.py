@@ -199,7 +199,10 @@ def test_tensorrt_needs_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="makes shared libraries with gcc")
-def test_tensorrt_of_a_wheel_is_found_where_the_loader_does_not_look(tmp_path: Path) -> None:
+def test_tensorrt_of_a_wheel_is_found_where_the_loader_does_not_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("libmade_up_infer.so.10", "libmade_up_parser.so.10")  # that no machine has
     wheel = tmp_path / "tensorrt_libs"
     wheel.mkdir()
     (wheel / "__init__.py").touch()
@@ -209,19 +212,21 @@ def test_tensorrt_of_a_wheel_is_found_where_the_loader_does_not_look(tmp_path: P
         command = ["gcc", "-shared", f"-Wl,-soname,{path.name}", "-Wl,--no-as-needed", "-o", str(path), *words]
         subprocess.run([*command, str(tmp_path / "empty.c")], check=True)
 
-    for name in backends.TENSORRT:
+    for name in names:
         library(wheel / name)
     provider = tmp_path / "provider.so"  # linked with them by name alone, as ONNX Runtime's is
-    library(provider, *(str(wheel / name) for name in backends.TENSORRT))
+    library(provider, *(str(wheel / name) for name in names))
     script = f"""
 import ctypes
 from trainables.stages import backends
+backends.TENSORRT_LIBRARIES = {names!r}
 assert not backends._loads({str(provider)!r})
 assert backends.load_tensorrt()
 assert backends._loads({str(provider)!r})
 """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
     subprocess.run([sys.executable, "-c", script], check=True, env=environment)
+    monkeypatch.setattr(backends, "TENSORRT_LIBRARIES", names)
     assert not backends.load_tensorrt()  # without the wheel
 
 

@@ -6,7 +6,7 @@ import torch
 from trainables.configs import AugmentConfig
 from trainables.stages.augment import Views
 from trainables.stages.streamed import AHEAD, Streamed
-from trainables.stages.tensors import place
+from trainables.stages.tensors import Images, place
 
 
 def pixels() -> torch.Tensor:
@@ -68,6 +68,24 @@ def test_what_was_not_announced_comes_too_and_a_new_announcement_replaces_the_ol
     assert torch.equal(streamed[first], pixels()[first])
     assert torch.equal(streamed[2:5], pixels()[2:5])
     assert (len(streamed), streamed.shape) == (40, (40, 3, 8, 8))
+
+
+def test_the_first_images_lie_where_all_of_them_do() -> None:
+    labels, one = torch.arange(40), torch.ones(1, 3, 1, 1)
+    whole = Images(
+        train_images=Streamed(pixels(), torch.device("cpu")),
+        train_labels=labels,
+        val_images=pixels(),
+        val_labels=labels,
+        mean=one,
+        std=one,
+        num_classes=40,
+    )
+    few = whole.few(5, 3)
+    assert isinstance(few.train_images, Streamed)  # what a probe measures is what trials do
+    assert isinstance(few.val_images, torch.Tensor)
+    assert torch.equal(few.train_images[torch.arange(5)], pixels()[:5])
+    assert [len(part) for part in (few.train_images, few.train_labels, few.val_images, few.val_labels)] == [5, 5, 3, 3]
 
 
 def test_an_index_outside_is_an_error_of_whoever_takes_it() -> None:

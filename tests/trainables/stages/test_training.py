@@ -11,6 +11,7 @@ from torch import nn
 from trainables.configs import OPTIMIZERS, AugmentConfig, TrainingConfig
 from trainables.records import EpochRecord
 from trainables.stages import training
+from trainables.stages.streamed import Streamed
 from trainables.stages.teacher import Labels
 from trainables.stages.tensors import Images
 from trainables.stages.training import (
@@ -121,6 +122,15 @@ def test_it_learns_and_its_records_are_what_evaluation_says(images: Images, tmp_
     assert evaluate(model, images, loop().training) == (curve[-1].val_loss, curve[-1].val_accuracy)
 
 
+def test_evaluation_has_streamed_images_read_ahead(images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+    announced: list[slice] = []
+    monkeypatch.setattr(Streamed, "announce", lambda self, parts: announced.extend(parts))
+    model, settings = network(), TrainingConfig()
+    streamed = dataclasses.replace(images, val_images=Streamed(images.val_images, torch.device("cpu")))
+    assert evaluate(model, streamed, settings) == evaluate(model, images, settings)
+    assert announced == [slice(0, training.EVAL_BATCH)]
+
+
 def test_amp_learns_too_and_gives_other_weights_of_the_same_type(images: Images, tmp_path: Path) -> None:
     models = {precision: network() for precision in ("fp32", "amp")}
     for precision, model in models.items():
@@ -201,7 +211,7 @@ def test_every_step_takes_its_turn_on_the_device(images: Images, tmp_path: Path)
         yield
 
     run(network(), images, tmp_path, turn=turn)
-    assert len(turns) == 4 * (5 + 1)  # steps, and one evaluation an epoch
+    assert len(turns) == 4 * (5 + 2)  # steps, and an epoch the reading of its loss and one evaluation
 
 
 def test_divergence_is_a_value_error_that_names_loss_and_learning_rate(images: Images, tmp_path: Path) -> None:
