@@ -15,7 +15,7 @@ from optuna.distributions import BaseDistribution
 from sweeps import space
 from sweeps.address import check_shared, joined
 from sweeps.budget import TimedSweep, remember_start
-from sweeps.config import SweepConfig, fitted
+from sweeps.config import SweepConfig, suited
 from sweeps.durations import duration
 from sweeps.objectives import ExchangeRates
 from sweeps.screen import Screen
@@ -141,7 +141,7 @@ def config_of(flags: argparse.Namespace, preset: SweepConfig, searched: Mapping[
     Raises:
         ValueError: if a value is out of its range.
     """
-    base = fitted(
+    base = suited(
         preset.base,
         dataset=flags.dataset,
         image_size=flags.image_size,

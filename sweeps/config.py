@@ -234,7 +234,7 @@ def cifar10() -> SweepConfig:
 PRESETS: Mapping[str, Callable[[], SweepConfig]] = {"cifar10": cifar10, "quick": quick}
 
 
-def fitted(
+def suited(
     base: CandidateConfig,
     *,
     dataset: str | None = None,

@@ -123,7 +123,7 @@ def _planned(
     from sweeps.probe import probe
 
     with screen.busy("Timing a few steps of every stage"):
-        measured = probe(config, dataset)
+        measured = probe(config, dataset, apart=config.gpus > 0)
     start_s = start_seconds(config.out)
 
     def reckoned(sweep: SweepConfig) -> tuple[Plan, Hits]:

@@ -1,14 +1,15 @@
 """A few steps of every stage, timed in a folder that is thrown away: what `sweeps.plan` reckons from."""
 
 import math
-import os
 import resource
 import sys
 import tempfile
 import time
 from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,13 +34,29 @@ PROBE_STEPS = 6  # the first one of a stage pays for memory and kernels, and is 
 PROBE_VAL_IMAGES = 256
 
 
-def probe(config: SweepConfig, dataset: DatasetRecord) -> Probe:
-    """Time a few steps of every stage in this process, in a folder that is thrown away."""
+def probe(config: SweepConfig, dataset: DatasetRecord, *, apart: bool) -> Probe:
+    """Time a few steps of every stage, in a folder that is thrown away.
+
+    Args:
+        apart: in a process of its own. For a GPU: CUDA's context would stay in this one, with half a gigabyte, as long
+            as the sweep runs.
+    """
+    if not apart:
+        return _probe(config, dataset)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as processes:
+        return processes.submit(_entered, config, dataset).result()
+
+
+def _entered(config: SweepConfig, dataset: DatasetRecord) -> Probe:
+    compute.enter(config.device, threads=config.cpus)
+    return _probe(config, dataset)
+
+
+def _probe(config: SweepConfig, dataset: DatasetRecord) -> Probe:
     whole = load_images(dataset, config.device)
     count = min(len(whole.train_labels), PROBE_STEPS * config.base.training.batch_size)
     images = whole.few(count, PROBE_VAL_IMAGES)
     threads = torch.get_num_threads()
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", compute.CUBLAS_WORKSPACE)
     try:
         with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
             return _probed(config, dataset, (whole, images), Path(folder))

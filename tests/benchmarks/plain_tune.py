@@ -43,7 +43,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from sweeps import space as spaces
-from sweeps.config import PRESETS, SweepConfig, fitted
+from sweeps.config import PRESETS, SweepConfig, suited
 from sweeps.objectives import ExchangeRates, composite_score
 from trainables.configs import AugmentConfig, CandidateConfig
 from trainables.flags import OneLineParser, add_config_flags, config_from_flags, flag_name
@@ -471,7 +471,7 @@ def parsed(words: list[str], *, lenient: bool = False) -> tuple[OneLineParser, A
 def sweep_config(flags: Any) -> SweepConfig:
     """What the flags ask for."""
     preset = PRESETS[flags.preset]()
-    base = fitted(
+    base = suited(
         preset.base,
         dataset=flags.dataset,
         image_size=flags.image_size,

@@ -15,8 +15,6 @@ from trainables.training_config import TrainingConfig
 
 CONTEXT_BYTES = 600 * 2**20
 """What a process takes of a GPU besides its tensors (context, kernels, cuBLAS and cuDNN): a guess, not measured yet."""
-CUBLAS_WORKSPACE = ":4096:8"
-"""CUBLAS_WORKSPACE_CONFIG, 32 MB; deterministic runs need it before cuBLAS starts."""
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 
 
@@ -134,7 +132,7 @@ def enter(device: str, *, threads: int, memory_share: float = 1.0) -> None:
     torch.set_flush_denormal(True)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # that of NVML, which is asked for clocks and heat
-    os.environ["CUBLAS_WORKSPACE_CONFIG"] = CUBLAS_WORKSPACE
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # 32 MB; deterministic runs need it before cuBLAS starts
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
