@@ -41,7 +41,7 @@ from sweeps.command import (
     with_flags,
 )
 from sweeps.config import PRESETS, SweepConfig, default_name
-from sweeps.packing import packed, price
+from sweeps.packing import packed, prices
 from sweeps.screen import Screen
 from trainables.flags import OneLineParser, flag_name
 from trainables.records import DatasetRecord
@@ -78,8 +78,8 @@ def main(argv: list[str] | None = None) -> int:
         with screen.busy(f"Reading the images of {config.base.data.dataset}"):
             dataset = data.prepare(config.base.data, config.data_dir)
         config = packed(config, screen)
-        if config.base.training.deterministic:
-            screen.print(price(config))
+        for line in prices(config):
+            screen.print(line)
     except ValueError as error:
         parser.error(with_flags(str(error)))
     try:

@@ -30,7 +30,7 @@ from sweeps.command import (
 )
 from sweeps.config import PRESETS, SweepConfig, default_name
 from sweeps.durations import in_words
-from sweeps.packing import packed, price
+from sweeps.packing import packed, prices
 from sweeps.screen import Screen
 from trainables.flags import OneLineParser
 from trainables.records import DatasetRecord
@@ -66,8 +66,8 @@ def main(argv: list[str] | None = None) -> int:
             dataset = data.prepare(config.base.data, config.data_dir)
         check_limits(config, dataset)
         config = packed(config, screen)
-        if config.base.training.deterministic:
-            screen.print(price(config))
+        for line in prices(config):
+            screen.print(line)
         if flags.plan or flags.budget:
             config = _planned(config, dataset, flags, screen, started)
             if flags.plan:

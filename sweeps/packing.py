@@ -184,23 +184,33 @@ def _found(name: str, measure: Callable[[], list[Together]], where: str, screen:
     return trials
 
 
-def price(config: SweepConfig, *, seconds: float = SECONDS) -> str:
-    """What `deterministic` costs here, in words: the time of a step with it as a multiple of the time without.
+def prices(config: SweepConfig, *, seconds: float = SECONDS) -> list[str]:
+    """What `deterministic` and `compile` cost or gain here, a line each that is on: the time of a step as a multiple.
+
+    Nothing is measured for a cluster: this machine need not be like its nodes.
 
     Raises:
         ValueError: if a probe fails.
     """
+    if config.address is not None:
+        return []
+    asked = [name for name in ("deterministic", "compile") if getattr(config.base.training, name)]
+    return [f"{name}: {_times(config, name, seconds):.2f} x the time of a step here" for name in asked]
+
+
+def _times(config: SweepConfig, name: str, seconds: float) -> float:
+    """The time of a step with a setting of training as a multiple of the time without; what compiles is not counted."""
     rates = []
     for on in (False, True):
-        base = config.base.replace(deterministic=on)
+        base = config.base.replace(**{name: on})
         try:
             one = together(dataclasses.replace(config, base=base), 1, seconds=seconds)
         except ProbeError as error:
-            raise ValueError(f"deterministic=True: {error}") from error
+            raise ValueError(f"{name}=True: {error}") from error
         if one is None:
-            raise ValueError("deterministic=True: a trial does not fit into memory; take a smaller batch_size.")
+            raise ValueError(f"{name}=True: a trial does not fit into memory; take a smaller batch_size.")
         rates.append(one.images_per_s)
-    return f"deterministic: {rates[0] / rates[1]:.2f} x the time of a step here"
+    return rates[0] / rates[1]
 
 
 def described(measured: Sequence[Together]) -> str:

@@ -27,8 +27,8 @@ class TrainingConfig:
     deterministic: bool = False
     """Bit-equal reruns on a GPU too, at a price that is measured and printed; on a CPU reruns are bit-equal anyway."""
     compile: bool = False
-    """torch.compile of the network while it trains; compiling takes a minute an architecture, and what is compiled is
-    kept for later trials of the machine."""
+    """torch.compile of the network while it trains; what a step gains is measured and printed. Compiling takes a minute
+    an architecture, and what is compiled is kept for later trials of the machine."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 2:

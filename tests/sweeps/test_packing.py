@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sweeps.config import SweepConfig, quick
-from sweeps.packing import ProbeError, Together, choose, packed, price, search, search_cores, together
+from sweeps.packing import ProbeError, Together, choose, packed, prices, search, search_cores, together
 from sweeps.screen import Screen
 from trainables.stages import data
 
@@ -171,9 +171,27 @@ def test_auto_becomes_a_share(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_determinism_has_the_price_of_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_have_the_price_of_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     def measured(config: SweepConfig, trials: int, *, seconds: float) -> Together:
-        return at(trials, 1000.0 if config.base.training.deterministic else 1180.0)
+        training = config.base.training
+        return at(trials, 1000.0 * (2 if training.compile else 1) / (1.18 if training.deterministic else 1))
 
     monkeypatch.setattr("sweeps.packing.together", measured)
-    assert price(SweepConfig(name="x")) == "deterministic: 1.18 x the time of a step here"
+    config = SweepConfig(name="x")
+    assert prices(config) == []
+    both = dataclasses.replace(config, base=config.base.replace(deterministic=True, compile=True))
+    assert prices(both) == [
+        "deterministic: 1.18 x the time of a step here",
+        "compile: 0.50 x the time of a step here",
+    ]
+    assert prices(dataclasses.replace(both, address="10.0.0.1:6379")) == []
+
+
+def test_what_cannot_be_compiled_here_is_said_before_the_sweep(
+    small: SweepConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # no compiler
+    monkeypatch.delenv("CXX", raising=False)
+    compiling = dataclasses.replace(small, base=small.base.replace(compile=True))
+    with pytest.raises(ValueError, match=r"compile=True: the probe failed: .*torch.compile needs a C\+\+ compiler"):
+        prices(compiling, seconds=0.1)

@@ -240,6 +240,7 @@ def _time(
         "seconds": seconds,
         "batch": cell.batch_images,
     }
+    place.make_room()
     found = measure_apart(Job(**job), place.lease())
     ratio = found.reference.latency_p50_ms / found.candidate.latency_p50_ms
     return found.candidate, {"speedup": ratio} if eager else {}
