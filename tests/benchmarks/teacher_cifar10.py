@@ -97,7 +97,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--dataset", default="cifar10")
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--teacher-epochs", type=int, default=24)
+    parser.add_argument("--teacher-epochs", type=int, default=30)
     parser.add_argument("--teacher-learning-rate", type=float, default=0.1)
     parser.add_argument("--student-epochs", type=int, default=60)
     parser.add_argument("--recovery-epochs", type=int, default=15)
