@@ -1,12 +1,13 @@
 """The Multi-Process Service on the nodes of a cluster: real Ray, declared GPUs, a program of the daemon's name."""
 
-import logging
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -68,21 +69,29 @@ def test_a_node_on_which_it_does_not_start_is_named(cluster: Cluster, folder: Pa
     assert not ray.is_initialized()
 
 
-def test_every_gpu_node_has_it_later_ones_too_and_none_keeps_it(
-    cluster: Cluster, folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.WARNING)
+def test_every_gpu_node_has_it_later_ones_too_and_none_keeps_it(cluster: Cluster, folder: Path) -> None:
     with ray_for(sweep(cluster, folder)):
         pipe = ray.get(ray.remote(num_gpus=1)(lambda: os.environ["CUDA_MPS_PIPE_DIRECTORY"]).remote())
         assert calls(folder, 1) == [f"start {pipe}"]
         assert "CUDA_MPS_PIPE_DIRECTORY" not in os.environ
         cluster.add_node(num_cpus=1, num_gpus=1)
         assert calls(folder, 2) == [f"start {pipe}"] * 2
-        (folder / "broken").touch()
-        cluster.add_node(num_cpus=1, num_gpus=1)  # its trials run without
-        assert calls(folder, 4) == [f"start {pipe}"] * 3 + [f"quit {pipe}"]
-    assert calls(folder, 6) == [f"start {pipe}"] * 3 + [f"quit {pipe}"] * 3
-    assert "does not start: no device (its trials take turns on a GPU)" in caplog.text
+    assert calls(folder, 4) == [f"start {pipe}"] * 2 + [f"quit {pipe}"] * 2
+
+
+def test_a_later_node_without_it_is_said_and_the_sweep_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    over = threading.Event()
+
+    def serve(folder: Path, keepers: dict[str, Any]) -> None:
+        over.set()
+        raise MpsError("node 10.0.0.9: no device")
+
+    monkeypatch.setattr(mps_nodes, "_serve", serve)
+    monkeypatch.setattr(mps_nodes, "LOOK_S", 0.01)
+    mps_nodes._watch(Path("mps"), {}, over)
+    assert "node 10.0.0.9: no device (its trials take turns on a GPU)" in caplog.text
 
 
 def test_kill_9_of_the_driver_ends_it_on_the_nodes(cluster: Cluster, folder: Path) -> None:

@@ -2,9 +2,12 @@ import dataclasses
 import io
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sweeps.config import SweepConfig, quick
@@ -109,6 +112,14 @@ def test_the_memory_of_a_trial_is_that_of_the_one_that_asks_the_teacher(small: S
     )
     assert taught is not None and alone is not None
     assert taught.peak_bytes > alone.peak_bytes + 120e6  # AlexNet of that size has 57 million weights
+
+
+def test_a_probes_memory_is_not_that_of_who_started_it() -> None:
+    """The kernel's ru_maxrss of a new process begins with its parent's; in a large parent all trials were as large."""
+    ballast = np.ones(2 << 30, dtype=np.uint8)
+    script = "from trainables.stages.probe import _memory; print(_memory('cpu')[0])"
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert int(said) < ballast.nbytes / 2
 
 
 def test_a_probe_that_fails_says_why(small: SweepConfig) -> None:

@@ -163,7 +163,11 @@ def _memory(device: str) -> tuple[int, int]:
         free, total = torch.cuda.mem_get_info()
         besides = total - free - torch.cuda.memory_reserved()
         return torch.cuda.max_memory_reserved() + besides, total
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    status = Path("/proc/self/status")
+    if status.exists():  # ru_maxrss begins with what the process had that started this one
+        peak = next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) * 1024
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return peak, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
