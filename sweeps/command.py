@@ -15,7 +15,7 @@ from optuna.distributions import BaseDistribution
 from sweeps import space
 from sweeps.address import check_shared, joined
 from sweeps.budget import TimedSweep, remember_start
-from sweeps.config import SweepConfig, suited
+from sweeps.config import SweepConfig, augment_for
 from sweeps.durations import duration
 from sweeps.objectives import ExchangeRates
 from sweeps.screen import Screen
@@ -141,13 +141,9 @@ def config_of(flags: argparse.Namespace, preset: SweepConfig, searched: Mapping[
     Raises:
         ValueError: if a value is out of its range.
     """
-    base = suited(
-        preset.base,
-        dataset=flags.dataset,
-        image_size=flags.image_size,
-        teacher_model=flags.teacher_model,
-        pretrained=bool(flags.pretrained),
-    )
+    base = preset.base
+    if flags.dataset not in (None, base.data.dataset) or flags.image_size is not None:
+        base = dataclasses.replace(base, augment=augment_for(flags.dataset or base.data.dataset, flags.image_size))
     return dataclasses.replace(
         preset,
         **{"cpus": len(usable_cores())}

@@ -1,6 +1,5 @@
 """What one sweep is: candidate, space, exchange rates, devices. Presets are functions that return one."""
 
-import dataclasses
 import hashlib
 import json
 import math
@@ -223,36 +222,11 @@ def quick() -> SweepConfig:
 
 def cifar10() -> SweepConfig:
     """ResNet-18 to MobileNetV3-Small on CIFAR-10 at 32 pixels; meant for GPUs."""
-    base = CandidateConfig(
-        augment=augment_for("cifar10", None),
-        # what a ResNet that starts from random weights is usually trained with, 128 images a step
-        teacher=TeacherConfig(teacher_optimizer="sgd", teacher_learning_rate=0.1, teacher_weight_decay=5e-4),
-    )
-    return SweepConfig(name="cifar10", base=base.replace(dataset="cifar10"))
+    base = CandidateConfig()
+    return SweepConfig(name="cifar10", base=base.replace(dataset="cifar10", **vars(augment_for("cifar10", None))))
 
 
 PRESETS: Mapping[str, Callable[[], SweepConfig]] = {"cifar10": cifar10, "quick": quick}
-
-
-def suited(
-    base: CandidateConfig,
-    *,
-    dataset: str | None = None,
-    image_size: int | None = None,
-    teacher_model: str | None = None,
-    pretrained: bool = False,
-) -> CandidateConfig:
-    """A preset's candidate, augmented and taught in a way that suits what is asked for; None is as the preset has it.
-
-    A teacher that is another network, or starts from ImageNet's weights, is trained with AdamW's settings: SGD at a
-    rate of 0.1 is for networks with BatchNorm that start from random weights.
-    """
-    if dataset not in (None, base.data.dataset) or image_size is not None:
-        base = dataclasses.replace(base, augment=augment_for(dataset or base.data.dataset, image_size))
-    if teacher_model not in (None, base.teacher.teacher_model) or pretrained:
-        usual = ("teacher_optimizer", "teacher_learning_rate", "teacher_weight_decay")
-        base = base.replace(**{name: getattr(TeacherConfig, name) for name in usual})
-    return base
 
 
 def augment_for(dataset: str, image_size: int | None) -> AugmentConfig:

@@ -95,8 +95,8 @@ class TeacherConfig:
     teacher_learning_rate: float = 1e-3
     """Peak of the cosine schedule; usually 1e-3 with `adamw`, and 0.1 with `sgd` and 128 images a step."""
     teacher_optimizer: str = "adamw"
-    """`adamw`, or `sgd` (Nesterov, momentum 0.9) for a network with BatchNorm that starts from random weights. With
-    another `teacher_model` than the preset's, or `pretrained`, defaults of optimizer, rate and decay are adamw's."""
+    """`adamw`, or `sgd` (Nesterov, momentum 0.9): for networks with BatchNorm, from random weights, and long runs; give
+    its rate and decay with it."""
     teacher_weight_decay: float = 1e-4
     """Of the teacher's optimizer: apart from the gradient (decoupled) with `adamw`, part of it with `sgd`, where it is
     usually 5e-4."""

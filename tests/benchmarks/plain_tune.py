@@ -43,7 +43,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from sweeps import space as spaces
-from sweeps.config import PRESETS, SweepConfig, suited
+from sweeps.config import PRESETS, SweepConfig, augment_for
 from sweeps.objectives import ExchangeRates, composite_score
 from trainables.configs import AugmentConfig, CandidateConfig
 from trainables.flags import OneLineParser, add_config_flags, config_from_flags, flag_name
@@ -471,13 +471,9 @@ def parsed(words: list[str], *, lenient: bool = False) -> tuple[OneLineParser, A
 def sweep_config(flags: Any) -> SweepConfig:
     """What the flags ask for."""
     preset = PRESETS[flags.preset]()
-    base = suited(
-        preset.base,
-        dataset=flags.dataset,
-        image_size=flags.image_size,
-        teacher_model=flags.teacher_model,
-        pretrained=bool(flags.pretrained),
-    )
+    base = preset.base
+    if flags.dataset not in (None, base.data.dataset) or flags.image_size is not None:
+        base = dataclasses.replace(base, augment=augment_for(flags.dataset or base.data.dataset, flags.image_size))
     given = {name: getattr(flags, name) for name in SEARCHED if getattr(flags, name) is not None}
     for name in SEARCHED:
         setattr(flags, name, None)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from sweeps import kd_prune
 from sweeps.config import PRESETS, SweepConfig, default_name, quick
 from sweeps.objectives import ExchangeRates
 from sweeps.space import SEARCHED, parse
@@ -114,23 +113,6 @@ def test_identity_survives_json_and_holds_every_setting_once() -> None:
     assert json.loads(to_json(identity)) == identity
     assert set(identity["space"]) == set(SEARCHED)
     assert set(identity["base"]) | set(SEARCHED) == set(quick().base.flat())
-
-
-@pytest.mark.parametrize(
-    ("words", "trained"),
-    [
-        ("", ("sgd", 0.1, 5e-4)),
-        ("--teacher-model resnet18", ("sgd", 0.1, 5e-4)),
-        ("--teacher-model alexnet", ("adamw", 1e-3, 1e-4)),  # no BatchNorm: 0.1 would diverge
-        ("--pretrained", ("adamw", 1e-3, 1e-4)),
-        ("--no-pretrained", ("sgd", 0.1, 5e-4)),
-        ("--teacher-model vgg16_bn --teacher-optimizer sgd --teacher-learning-rate 0.05", ("sgd", 0.05, 1e-4)),
-        ("--teacher-learning-rate 0.2", ("sgd", 0.2, 5e-4)),
-    ],
-)
-def test_a_presets_way_to_train_is_its_own_teachers(words: str, trained: tuple[str, float, float]) -> None:
-    teacher = kd_prune._config(kd_prune._parse(["--preset", "cifar10", *words.split()])[1]).base.teacher
-    assert (teacher.teacher_optimizer, teacher.teacher_learning_rate, teacher.teacher_weight_decay) == trained
 
 
 @pytest.mark.parametrize("preset", PRESETS)
