@@ -129,7 +129,7 @@ def cuda_devices() -> int:
 def load_tensorrt() -> bool:
     """Load TensorRT 10 into this process; whether it is on this machine.
 
-    Wheels put them into the package `tensorrt_libs`, where the loader does not look. A library that ONNX Runtime's
+    Wheels put its libraries into the package `tensorrt_libs`, where the loader does not look. What ONNX Runtime's
     provider needs is found by its name once it has been loaded from wherever it lies.
     """
     wheel = importlib.util.find_spec("tensorrt_libs")
