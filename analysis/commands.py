@@ -11,12 +11,14 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from analysis import disk, front_table, selecting
-from analysis.front import choose, competing, front_hypervolume, front_members, of_device, split, with_teacher
-from analysis.importance import importance as importances
-from analysis.importance import importance_table
-from analysis.labels import row_of
-from analysis.runs import Runs, aliased_run, read_runs
+from analysis import disk
+from analysis.findings import selecting
+from analysis.findings.front import choose, competing, front_hypervolume, front_members, of_device, split, with_teacher
+from analysis.findings.importance import importance as importances
+from analysis.findings.importance import importance_table
+from analysis.pages import front_table
+from analysis.reading.facts import row_of
+from analysis.reading.runs import Runs, aliased_run, read_runs
 
 ALIASES = ("most_accurate", "balanced", "fastest", "smallest")
 
@@ -33,8 +35,8 @@ def front(options: argparse.Namespace) -> int:
         code = min(code, _show_front(console, part))
         sys.stdout.flush()
         # The table is there at once; what draws takes a second to import alone.
-        from analysis.controls import controls, print_controls, write_controls
-        from analysis.front_files import write_page, write_pictures, write_tables
+        from analysis.findings.controls import controls, print_controls, write_controls
+        from analysis.pages.front_files import write_page, write_pictures, write_tables
 
         arms = controls(part.frame)
         paths = [*write_tables(part, folder), *write_page(part, folder), *write_controls(arms, folder)]
@@ -111,7 +113,7 @@ def _say_nothing_fits(runs: Runs, candidates: pd.DataFrame, goal: selecting.Goal
 
 def export(options: argparse.Namespace) -> int:
     """Write the folder to ship."""
-    from analysis.model_card import model_card
+    from analysis.pages.model_card import model_card
     from analysis.shipping import ship
 
     sweep, at, which = options.which.rpartition("@")
@@ -153,7 +155,7 @@ def _meant(runs: Runs, which: str, uri: str) -> str:
 
 def report(options: argparse.Namespace) -> int:
     """Write report.html and report.md."""
-    from analysis.report import write_report
+    from analysis.pages.report import write_report
 
     runs = _one_device(_runs(options))
     if front_members(runs).empty:
@@ -177,7 +179,8 @@ def importance(options: argparse.Namespace) -> int:
 
 def compare(options: argparse.Namespace) -> int:
     """Print two sweeps side by side."""
-    from analysis import comparing
+    from analysis.findings import comparing
+    from analysis.plots import compared
 
     uri = _tracking_uri(options)
     first, second = (_one_device(read_runs(uri, name)) for name in options.sweeps)
@@ -193,7 +196,7 @@ def compare(options: argparse.Namespace) -> int:
     picture = options.out / "compare" / f"{_file_name(first.name)}-{_file_name(second.name)}.png"
     if options.out.is_dir():
         picture.parent.mkdir(exist_ok=True)
-        for path in comparing.attainment_png(first, second, picture):
+        for path in compared.attainment_png(first, second, picture):
             print(shown(path))
     return 0
 

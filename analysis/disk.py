@@ -9,7 +9,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from analysis.labels import MB
+from analysis.reading.facts import MB
 
 
 @dataclass(frozen=True, kw_only=True)

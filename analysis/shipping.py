@@ -11,7 +11,7 @@ from typing import Any
 import onnx
 from google.protobuf.message import DecodeError
 
-from analysis.runs import fetch_artifact
+from analysis.reading.runs import fetch_artifact
 
 PREPROCESSING: Mapping[str, Any] = {
     "input": "image",
@@ -27,7 +27,7 @@ PREPROCESSING: Mapping[str, Any] = {
     "crop": "largest centred square",
     "resize": "bilinear, antialiased, as Pillow's Image.resize with a box",
 }
-"""Byte for byte what `trainables.stages.images.to_array` does before an image is trained on or measured."""
+"""Byte for byte what `trainables.stages.data.decoding.to_array` does before an image is trained on or measured."""
 PREDICT = '''"""Names the class of images: python predict.py IMAGE...  Needs onnxruntime, numpy and Pillow."""
 import json, pathlib, sys
 import numpy as np, onnxruntime

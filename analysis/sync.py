@@ -6,7 +6,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from trainables.flags import OneLineParser
+from trainables.config.flags import OneLineParser
 
 
 def main(arguments: list[str]) -> int:
@@ -27,10 +27,10 @@ def sync(folder: Path, uri: str | None) -> int:
         ValueError: if the sweep's driver runs (it delivers itself), or its store cannot be used.
     """
     # MLflow takes two seconds to import: too long for --help or a typing error.
+    from trainables.config.score import ExchangeRates, composite_score
     from trainables.locks import file_lock_if_free
-    from trainables.score import ExchangeRates, composite_score
-    from trainables.tracking import TrackingError
-    from trainables.waiting import deliver_all, open_noted, outbox
+    from trainables.tracking.deliveries import deliver_all, open_noted, outbox
+    from trainables.tracking.tracker import TrackingError
 
     with file_lock_if_free(folder / "driver.lock") as free:
         if not free:

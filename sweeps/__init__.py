@@ -1,5 +1,5 @@
 """What is searched and how it is launched. Ray's settings come first: some are read when its modules are imported."""
 
-from sweeps import ray_settings
+from sweeps.cluster import ray_settings
 
 __all__ = ["ray_settings"]

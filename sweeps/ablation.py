@@ -25,27 +25,16 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
-from sweeps import space
-from sweeps.command import (
-    EXIT_CODES,
-    FAILED,
-    INTERRUPTED,
-    Help,
-    add_output_flags,
-    add_sweep_flags,
-    check,
-    config_of,
-    run,
-    screen_of,
-    take_spaces,
-    with_flags,
-)
-from sweeps.config import PRESETS, SweepConfig, default_name
-from sweeps.packing import packed, prices
-from sweeps.screen import Screen
-from trainables.flags import OneLineParser, flag_name
-from trainables.records import DatasetRecord
-from trainables.stages import data
+from sweeps.display.console import Screen
+from sweeps.planning.packing import packed, prices
+from sweeps.running.command import EXIT_CODES, FAILED, INTERRUPTED, check, run
+from sweeps.running.flags import Help, add_output_flags, add_sweep_flags, config_of, screen_of, take_spaces, with_flags
+from sweeps.search import space
+from sweeps.search.config import SweepConfig
+from sweeps.search.presets import PRESETS, default_name
+from trainables.config.flags import OneLineParser, flag_name
+from trainables.records.stages import DatasetRecord
+from trainables.stages.data import prepared
 
 GRIDS: Mapping[str, Mapping[str, tuple[object, ...]]] = {
     "kd-grid": {"temperature": (2.0, 4.0, 6.0), "alpha": (0.5, 0.7, 0.9), "pruning_ratio": (0.2, 0.3, 0.5)},
@@ -76,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
         config = config_from(flags)
         check(config)
         with screen.busy(f"Reading the images of {config.base.data.dataset}"):
-            dataset = data.prepare(config.base.data, config.data_dir)
+            dataset = prepared.prepare(config.base.data, config.data_dir)
         config = packed(config, screen)
         for line in prices(config):
             screen.print(line)
@@ -170,9 +159,9 @@ def enqueue_grid(config: SweepConfig, dataset: DatasetRecord) -> None:
     Raises:
         InputError: if the name belongs to another sweep or is in use.
     """
-    from sweeps.journal import open_journal
-    from sweeps.objectives import study_directions
-    from sweeps.sweep_folder import check_identity, sole_driver
+    from sweeps.search.folder import check_identity, sole_driver
+    from sweeps.search.journal import open_journal
+    from sweeps.search.objectives import study_directions
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with sole_driver(config.folder):
@@ -209,9 +198,9 @@ def conclude(config: SweepConfig, dataset: DatasetRecord, screen: Screen) -> Non
     Raises:
         ValueError: if MLflow is away.
     """
-    from analysis.ablation import cells, cells_table, write_ablation
-    from analysis.runs import Runs
-    from sweeps.outcome import add_files
+    from analysis.pages.ablation import cells, cells_table, write_ablation
+    from analysis.reading.runs import Runs
+    from sweeps.running.outcome import add_files
 
     by = [name for name in config.space if name != "seed"]
 

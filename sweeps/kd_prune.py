@@ -9,32 +9,27 @@ import dataclasses
 import sys
 import time
 
-from sweeps import space
-from sweeps.budget import EPOCH_SHARES, EPOCHS, fitted, spent_seconds, start_seconds
-from sweeps.command import (
-    BAD_INPUT,
-    EXIT_CODES,
-    FAILED,
-    INTERRUPTED,
+from sweeps.display.console import Screen
+from sweeps.display.durations import in_words
+from sweeps.planning.budget import EPOCH_SHARES, EPOCHS, fitted, spent_seconds, start_seconds
+from sweeps.planning.packing import packed, prices
+from sweeps.running.command import BAD_INPUT, EXIT_CODES, FAILED, INTERRUPTED, check, check_limits, run
+from sweeps.running.flags import (
     Help,
     add_cost_flags,
     add_output_flags,
     add_sweep_flags,
-    check,
-    check_limits,
     config_of,
-    run,
     screen_of,
     take_spaces,
     with_flags,
 )
-from sweeps.config import PRESETS, SweepConfig, default_name
-from sweeps.durations import in_words
-from sweeps.packing import packed, prices
-from sweeps.screen import Screen
-from trainables.flags import OneLineParser
-from trainables.records import DatasetRecord
-from trainables.stages import data
+from sweeps.search import space
+from sweeps.search.config import SweepConfig
+from sweeps.search.presets import PRESETS, default_name
+from trainables.config.flags import OneLineParser
+from trainables.records.stages import DatasetRecord
+from trainables.stages.data import prepared
 
 __all__ = ["BAD_INPUT", "FAILED", "INTERRUPTED", "main"]
 
@@ -63,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         config = _config(flags)
         check(config)
         with screen.busy(f"Reading the images of {config.base.data.dataset}"):
-            dataset = data.prepare(config.base.data, config.data_dir)
+            dataset = prepared.prepare(config.base.data, config.data_dir)
         check_limits(config, dataset)
         config = packed(config, screen)
         for line in prices(config):
@@ -118,9 +113,9 @@ def _planned(
     Raises:
         ValueError: if the budget is too small for one trial.
     """
-    from sweeps.lookup import look_up
-    from sweeps.plan import START_S, Hits, Plan, estimate, show
-    from sweeps.probe import probe
+    from sweeps.planning.cost import START_S, Hits, Plan, estimate, show
+    from sweeps.planning.probe import probe
+    from sweeps.planning.reuse import look_up
 
     with screen.busy("Timing a few steps of every stage"):
         measured = probe(config, dataset, apart=config.gpus > 0)

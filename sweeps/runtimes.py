@@ -17,11 +17,11 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
-from trainables.cells import Cell
-from trainables.compression_config import PRECISIONS
-from trainables.flags import OneLineParser
-from trainables.records import read_trial
-from trainables.stages.backends import RUNTIMES
+from trainables.config.compression import PRECISIONS
+from trainables.config.flags import OneLineParser
+from trainables.records.trial import read_trial
+from trainables.stages.runtimes.base import RUNTIMES
+from trainables.stages.runtimes.cell import Cell
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         known = json.loads((flags.out / "sweeps" / flags.name / "identity.json").read_text(encoding="utf-8"))
     except ValueError as error:
         parser.error(str(error))
-    from sweeps.runtime_sweep import measure_cells  # Ray takes a second; bad flags need not wait for it
+    from sweeps.running.runtime_cells import measure_cells  # Ray takes a second; bad flags need not wait for it
 
     try:
         frame = measure_cells(flags, cells, folders, sweep_id=known["sweep_id"], console=console)
@@ -120,8 +120,8 @@ def _of_run(sweep: Path, run: str) -> Path | None:
 
 def _front(sweep: Path) -> list[Path]:
     """Members of the front, by trial number."""
-    from analysis.front import mark_front
-    from sweeps.objectives import DIRECTIONS
+    from analysis.findings.front import mark_front
+    from sweeps.search.objectives import DIRECTIONS
 
     paths = sorted(path.parent for path in sweep.glob("trials/*/record.json"))
     found = {path: read_trial(path) for path in paths}

@@ -25,11 +25,12 @@ from pathlib import Path
 import pandas as pd
 
 from sweeps import ablation, runtimes
-from sweeps.command import EXIT_CODES, FAILED, INTERRUPTED, Help, screen_of
-from sweeps.config import SweepConfig
-from sweeps.screen import Screen
-from trainables.flags import OneLineParser
-from trainables.stages import data
+from sweeps.display.console import Screen
+from sweeps.running.command import EXIT_CODES, FAILED, INTERRUPTED
+from sweeps.running.flags import Help, screen_of
+from sweeps.search.config import SweepConfig
+from trainables.config.flags import OneLineParser
+from trainables.stages.data import prepared
 
 BATCH = 64
 """Images a call over the test set."""
@@ -125,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _pretrained(flags: argparse.Namespace, screen: Screen) -> bool:
     """Whether the teacher's ImageNet weights are on this machine now; says so if they are not."""
-    from trainables.stages.models import build_model
+    from trainables.stages.models.build import build_model
 
     try:
         base = ablation.config_from(flags).base
@@ -144,7 +145,7 @@ def _pretrained(flags: argparse.Namespace, screen: Screen) -> bool:
 
 def _command(script: str, words: Sequence[str]) -> str:
     """As it can be typed elsewhere: where things lie here is left out."""
-    from sweeps.sweep_folder import public_words
+    from sweeps.search.folder import public_words
 
     return shlex.join(["python", f"sweeps/{script}.py", *public_words(words)])
 
@@ -169,24 +170,24 @@ def write(name: str, config: SweepConfig, commands: Sequence[str], screen: Scree
     Raises:
         ValueError: if what the table needs is not there, or MLflow is away.
     """
-    from analysis import studies
-    from analysis.runs import Runs, read_cells, read_curves
-    from sweeps.outcome import add_files, tracking_uri
+    from analysis.pages import study_tables
+    from analysis.reading.runs import Runs, read_cells, read_curves
+    from sweeps.running.outcome import add_files, tracking_uri
 
     exported = STUDIES[name].exported
 
     def make(runs: Runs) -> list[Path]:
         if exported is not None:
             cells = _of_the_teacher(read_cells(tracking_uri(config), runs))
-            table = studies.inference_table(cells, *_runtimes(config, exported))
+            table = study_tables.inference_table(cells, *_runtimes(config, exported))
         elif name == "amp":
             run_ids = [str(run_id) for run_id in runs.frame.index]
-            table = studies.precision_table(runs, read_curves(tracking_uri(config), run_ids))
+            table = study_tables.precision_table(runs, read_curves(tracking_uri(config), run_ids))
         else:
-            table = {"distillation": studies.distillation_table, "pruning": studies.pruning_table}[name](runs)
-        return studies.write_study(table, config.folder / "studies", made_by=commands)
+            table = {"distillation": study_tables.distillation_table, "pruning": study_tables.pruning_table}[name](runs)
+        return study_tables.write_study(table, config.folder / "studies", made_by=commands)
 
-    files = add_files(config, data.prepare(config.base.data, config.data_dir), make)
+    files = add_files(config, prepared.prepare(config.base.data, config.data_dir), make)
     screen.print(files[1].read_text(encoding="utf-8"), markup=False, soft_wrap=True)
     screen.print(f"Study: {', '.join(str(file) for file in files)}", markup=False, soft_wrap=True)
 

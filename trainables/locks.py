@@ -1,23 +1,20 @@
-"""One at a time: kernel locks on a node, leases between nodes (no torch, no Ray)."""
+"""Kernel file locks of one node: a file held by one process, and a device lent to a measurer (no torch).
+
+A lock belongs to an open file: the kernel frees it when its process dies, whatever it dies of.
+"""
 
 import fcntl
-import json
 import os
-import socket
-import threading
-import time
-import uuid
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-from trainables.objects import Objects
 
 
 @contextmanager
 def file_lock(path: Path) -> Iterator[None]:
-    """Held by one process (or thread) of those that see the file; waits. The kernel frees it when its holder dies."""
-    descriptor = _locked(path, 0)
+    """Hold the file alone among the processes and threads that see it; waits for others to let go."""
+    descriptor = _lock_current(path, fcntl.LOCK_EX)
     try:
         yield
     finally:
@@ -26,9 +23,9 @@ def file_lock(path: Path) -> Iterator[None]:
 
 @contextmanager
 def file_lock_if_free(path: Path) -> Iterator[bool]:
-    """As `file_lock`, but yields False at once where somebody else holds it."""
+    """As `file_lock`, but yields False at once where another process holds the file."""
     try:
-        descriptor = _locked(path, fcntl.LOCK_NB)
+        descriptor = _lock_current(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         yield False
         return
@@ -38,128 +35,92 @@ def file_lock_if_free(path: Path) -> Iterator[bool]:
         os.close(descriptor)
 
 
-def _locked(path: Path, flags: int) -> int:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | flags)
-            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
-                return descriptor
-        except FileNotFoundError:
-            pass
-        except BaseException:  # also Ctrl-C while it waits: the file is closed and the error goes on
-            os.close(descriptor)
-            raise
-        os.close(descriptor)  # a collector has removed the file that we waited for; what counts is the new one
-
-
-class Lease:
-    """An object that names who works on something, and is rewritten while they do.
-
-    A lease whose content has not changed for `stale_s` of the waiter's own clock is taken over, and at once one that is
-    older than ten times that (clocks of nodes may differ by less), or whose owner was a process of this machine that
-    has died.
-
-    It saves work and is not a guard: two owners are possible for a short time. Where the file system has no exclusive
-    creation, or two waiters take a stale lease over at once, whoever writes last within the settling time (0.25 s)
-    owns it; a writer slower than that, or one that was cut off or suspended longer than `stale_s`, goes on until its
-    next heartbeat (a quarter of `stale_s`) or `check`. So results must not rely on it: the store writes contents under
-    their own digest and commits by one object, and two owners cost time, never a wrong result.
-    """
-
-    def __init__(self, objects: Objects, name: str, *, stale_s: float) -> None:
-        self._objects, self._name, self._stale_s = objects, name, stale_s
-        self._hurried = objects.hurried()  # a heartbeat that waits is none
-        self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex}"
-        self._settle_s = min(0.25, stale_s / 20)
-        self._stop, self._lost = threading.Event(), threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def acquire(self) -> None:
-        """Own the lease and keep it fresh in a thread; waits for its owner to let go or fall silent."""
-        seen, since = b"", time.monotonic()
-        while True:
-            held = self._objects.read(self._name)
-            if held is None:
-                claimed = self._objects.create(self._name, self._content())
-            else:
-                if held != seen:
-                    seen, since = held, time.monotonic()
-                claimed = self._stale(held, time.monotonic() - since)
-                if claimed:
-                    self._objects.write(self._name, self._content())
-            if claimed:
-                time.sleep(self._settle_s)
-                if self._mine():
-                    break
-            else:
-                time.sleep(min(2.0, self._stale_s / 10))
-        self._thread = threading.Thread(target=self._keep, name=f"lease {self._name}", daemon=True)
-        self._thread.start()
-
-    def check(self) -> None:
-        """Raise if somebody else has taken the lease over.
-
-        Raises:
-            ConnectionError: transient; the work belongs to another node now.
-        """
-        if self._lost.is_set():
-            raise ConnectionError(f"lease {self._name} of {self._owner} went to another node; was this one cut off?")
-
-    def release(self) -> None:
-        """Let the next one in."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join(self._stale_s)
-        try:
-            if not self._lost.is_set() and self._mine():
-                self._hurried.delete([self._name])
-        except OSError:  # the network is away: others find the lease stale
-            return
-
-    def _keep(self) -> None:
-        fresh = time.monotonic()
-        try:
-            while not self._stop.wait(self._stale_s / 4):
-                try:
-                    if not self._mine():
-                        return
-                    self._hurried.write(self._name, self._content())
-                    fresh = time.monotonic()
-                except OSError:  # a network that comes back in time costs nothing
-                    if time.monotonic() - fresh > self._stale_s:
-                        return
-        finally:
-            if not self._stop.is_set():
-                self._lost.set()
-
-    def _content(self) -> bytes:
-        return json.dumps({"owner": self._owner, "time": time.time()}).encode()
-
-    def _mine(self) -> bool:
-        return self._owner.encode() in (self._hurried.read(self._name) or b"")
-
-    def _stale(self, held: bytes, unchanged_s: float) -> bool:
-        return unchanged_s > self._stale_s or lease_age(held) > 10 * self._stale_s or _died_here(held)
-
-
-def _died_here(content: bytes) -> bool:
-    """Whether a lease's owner was a process of this machine that is no more; nobody has to wait for its silence."""
-    try:
-        host, pid, _ = str(json.loads(content)["owner"]).rsplit(":", 2)
-        if host == socket.gethostname():
-            os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except (ValueError, KeyError, TypeError, OSError):
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the file alone; never creates it."""
+    if not path.exists():
         return False
+    try:
+        os.close(open_locked(path, fcntl.LOCK_SH | fcntl.LOCK_NB))
+    except BlockingIOError:
+        return True
     return False
 
 
-def lease_age(content: bytes) -> float:
-    """Seconds since a lease was last written, by the clocks of two nodes; 0 while it is being written."""
+def open_locked(path: Path, mode: int = fcntl.LOCK_EX) -> int:
+    """A descriptor that holds the lock until it is closed; waits for it, unless LOCK_NB is in the mode.
+
+    Raises:
+        BlockingIOError: with LOCK_NB, where another process holds it.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        return time.time() - float(json.loads(content)["time"])
-    except (ValueError, KeyError, TypeError):
-        return 0.0
+        fcntl.flock(descriptor, mode)
+    except BaseException:  # also Ctrl-C while it waits: the file is closed and the error goes on
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _lock_current(path: Path, mode: int) -> int:
+    """A lock on the file that lies at `path` when the lock is had: a collector may remove the one we waited for."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        descriptor = open_locked(path, mode)
+        try:
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        except FileNotFoundError:
+            pass
+        os.close(descriptor)
+
+
+class DeviceLock:
+    """One device of this node: training steps share it, and a measurer has it alone.
+
+    Processes that name the same folder and device exclude each other. Two files make a turnstile: a step passes the
+    gate and then holds the room, both shared; a measurer closes the gate, so that no step enters any more, and waits
+    for the room to empty. (`filelock.ReadWriteLock` cannot say that a measurer waits, which draining a GPU needs.)
+
+    The folder must be on a local disk. Nothing is held between uses, so that threads and forked children may use one
+    object. It is not re-entrant: `alone` inside `shared` waits for itself for ever.
+
+    Args:
+        drain: called when a step ends and a measurer waits; returns when the device has done what was queued, as a GPU
+            goes on after the step that queued it. A measurer that comes between two steps is not waited for.
+    """
+
+    def __init__(self, folder: Path, device: str, *, drain: Callable[[], None] | None = None) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        name = re.sub(r"[^A-Za-z0-9_.-]", "_", device)
+        self._gate = folder / f"{name}.gate"
+        self._room = folder / f"{name}.room"
+        self._drain = drain
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Held together with other trials, for one training step; waits while a measurer is in or queued."""
+        # the gate is kept until the room is entered: who holds it alone knows that nobody stands between the two
+        gate = open_locked(self._gate, fcntl.LOCK_SH)
+        try:
+            room = open_locked(self._room, fcntl.LOCK_SH)
+        finally:
+            os.close(gate)
+        try:
+            yield
+            if self._drain is not None and is_locked(self._gate):  # a measurer has closed the gate
+                self._drain()
+        finally:
+            os.close(room)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Held by one measurer; waits until every running step has ended, and keeps new ones out meanwhile."""
+        gate = open_locked(self._gate)
+        try:
+            room = open_locked(self._room)
+            try:
+                yield
+            finally:
+                os.close(room)
+        finally:
+            os.close(gate)

@@ -14,7 +14,7 @@ from PIL import Image
 from analysis.__main__ import main
 from analysis.shipping import PREDICT, about
 from tests.analysis.conftest import log_sweep, teacher_rows, trial_rows
-from trainables.stages.images import to_array
+from trainables.stages.data.decoding import to_array
 
 SIZE = 8
 CLASSES = ["dark red", "<img src=x onerror=alert(1)> $(touch ran) ../../x", "grün"]

@@ -9,8 +9,9 @@ import mlflow
 import pytest
 
 from analysis.__main__ import main
-from trainables.records import TrialRecord, read_trial, to_json
-from trainables.waiting import hidden, note_where, open_noted
+from trainables.records.encoding import to_json
+from trainables.records.trial import TrialRecord, read_trial
+from trainables.tracking.deliveries import hidden, note_where, open_noted
 
 
 @pytest.fixture

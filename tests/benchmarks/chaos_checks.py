@@ -11,13 +11,14 @@ import mlflow
 import optuna
 from chaos_world import World, command_line, is_trial, processes
 
-from sweeps.journal import open_journal
-from trainables.inventory import LocalShelf, RemoteShelf
-from trainables.manifest import MANIFEST, fault, parse, sha256
-from trainables.objects import Objects
-from trainables.records import read_trial
-from trainables.references import running
-from trainables.remote import LEASE
+from sweeps.search.journal import open_journal
+from trainables.files import sha256
+from trainables.records.trial import read_trial
+from trainables.store.inventory import LocalShelf, RemoteShelf
+from trainables.store.manifest import MANIFEST, fault, parse
+from trainables.store.objects import Objects
+from trainables.store.references import running
+from trainables.store.remote import LEASE
 
 LEAVING_S = 30.0
 COMPLETE = optuna.trial.TrialState.COMPLETE

@@ -12,7 +12,7 @@ from types import TracebackType
 
 from chaos_nodes import SERVICES, Network, PlainNodes, may_make_nodes
 
-from sweeps.ray_settings import SETTINGS
+from sweeps.cluster.ray_settings import SETTINGS
 
 BUCKET = "chaos"
 READY_S = 120.0

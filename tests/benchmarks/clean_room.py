@@ -23,13 +23,13 @@ from pathlib import Path
 
 import torch
 
-from trainables.latency import LatencyRecord
-from trainables.stages.backends import Artifact
-from trainables.stages.clean_room import Job, measure_apart
-from trainables.stages.export import export_untrained
-from trainables.stages.lease import DeviceLease
-from trainables.stages.models import build_model
-from trainables.stages.timed import correction, processor
+from trainables.locks import DeviceLock
+from trainables.records.latency import LatencyRecord
+from trainables.stages.export.writer import export_untrained
+from trainables.stages.measuring.beside_teacher import correction, processor
+from trainables.stages.measuring.clean_room import Job, measure_apart
+from trainables.stages.models.build import build_model
+from trainables.stages.runtimes.base import Artifact
 
 IMAGE_SIZE, CLASSES = 32, 10
 PAUSE_S = 2.0
@@ -78,7 +78,7 @@ def _job(folder: Path, seconds: float, runtime: str) -> Job:
 
 
 def _measure(job: Job, leases: Path) -> tuple[LatencyRecord, LatencyRecord]:
-    measured = measure_apart(job, DeviceLease(leases, "cpu"))
+    measured = measure_apart(job, DeviceLock(leases, "cpu"))
     return measured.candidate, measured.reference
 
 

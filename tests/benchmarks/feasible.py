@@ -25,15 +25,15 @@ from commands import attended, hardware
 from optuna.distributions import CategoricalDistribution
 from plain_tune import parsed, sweep_config
 
-from sweeps.config import SweepConfig
-from trainables.configs import CandidateConfig
-from trainables.limits import SHAPE_LATENCY
-from trainables.records import DatasetRecord
-from trainables.stages import data
-from trainables.stages.export import export_untrained
-from trainables.stages.measure import time_alternating
-from trainables.stages.prune import prune
-from trainables.stages.workspace import build_for
+from sweeps.planning.reachable import time_alternating
+from sweeps.search.config import SweepConfig
+from trainables.config.candidate import CandidateConfig
+from trainables.config.limits import SHAPE_LATENCY
+from trainables.records.stages import DatasetRecord
+from trainables.stages.data import prepared
+from trainables.stages.export.writer import export_untrained
+from trainables.stages.models.stored import build_for
+from trainables.stages.pruning.methods import prune
 
 DEFAULTS = ("--preset", "quick", "--trials", "30")
 TRAINED = ("finished", "stopped")
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
 def benchmark(flags: argparse.Namespace, words: list[str]) -> int:
     """Find the limit, run the sweep under it, read its records."""
     config = sweep_config(parsed(words, lenient=True)[1])
-    dataset = data.prepare(config.base.data, config.data_dir)
+    dataset = prepared.prepare(config.base.data, config.data_dir)
     flags.out.mkdir(parents=True, exist_ok=True)
     print(hardware())
     print(f"flags of kd_prune.py: {' '.join(words)}", flush=True)

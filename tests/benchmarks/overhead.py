@@ -165,10 +165,10 @@ def ours(flags: argparse.Namespace, out: Path) -> dict[str, Any]:
     """A whole sweep whose trials only pass time."""
     from rich.console import Console
 
-    from sweeps import launch, trials
-    from sweeps.config import SweepConfig
-    from trainables.configs import CandidateConfig, DataConfig
-    from trainables.stages import data
+    from sweeps.running import launch, trials
+    from sweeps.search.config import SweepConfig
+    from trainables.config.candidate import CandidateConfig, DataConfig
+    from trainables.stages.data import prepared
 
     times: dict[str, float] = {}
     launch.tuner = trials.tuner = _clocked(launch.tuner, times)
@@ -178,7 +178,7 @@ def ours(flags: argparse.Namespace, out: Path) -> dict[str, Any]:
         name="overhead", out=out, data_dir=out / "data", trials=flags.trials, cpus=flags.cpus, base=base
     )
     try:
-        launch.run_sweep(config, data.prepare(DataConfig(dataset="digits"), config.data_dir), Console())
+        launch.run_sweep(config, prepared.prepare(DataConfig(dataset="digits"), config.data_dir), Console())
     except KeyboardInterrupt:
         raise KeyboardInterrupt from None
     records = config.folder.glob("trials/*/record.json")
@@ -187,8 +187,8 @@ def ours(flags: argparse.Namespace, out: Path) -> dict[str, Any]:
 
 def _naps(flags: argparse.Namespace, template: Path) -> tuple[type, type]:
     """Trainables in the place of a candidate and of a teacher; Ray pickles them with all they need."""
-    from trainables.records import EpochRecord, ShapeRecord
-    from trainables.trial import OutboxTrial
+    from trainables.records.stages import EpochRecord, ShapeRecord
+    from trainables.trials.base import OutboxTrial
 
     epoch = work(flags)
 
@@ -255,7 +255,7 @@ def plain(flags: argparse.Namespace, out: Path) -> dict[str, Any]:
     from ray.air.integrations.mlflow import MLflowLoggerCallback
     from ray.tune.search.optuna import OptunaSearch
 
-    from sweeps.space import default_space
+    from sweeps.search.space import default_space
 
     epoch, template = work(flags), template_in(out)
 

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import torch
 
-from sweeps.config import PRESETS, SweepConfig
-from sweeps.mps import MpsError, mps
-from sweeps.packing import ProbeError, Together, choose, search, together
-from trainables.stages import data
+from sweeps.cluster.mps import MpsError, mps
+from sweeps.planning.packing import ProbeError, Together, choose, search, together
+from sweeps.search.config import SweepConfig
+from sweeps.search.presets import PRESETS
+from trainables.stages.data import prepared
 
 
 def config_of(flags: argparse.Namespace) -> SweepConfig:
@@ -60,7 +61,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     flags = parser.parse_args(words)
     config = config_of(flags)
-    dataset = data.prepare(config.base.data, config.data_dir)
+    dataset = prepared.prepare(config.base.data, config.data_dir)
     images = images_of_a_trial(config, dataset.num_train)
     where = f"{torch.cuda.get_device_name()}, " if flags.device == "cuda" else ""
     print(

@@ -42,14 +42,15 @@ from torch.nn.utils import prune as torch_prune
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from sweeps import space as spaces
-from sweeps.config import PRESETS, SweepConfig, augment_for
-from sweeps.objectives import ExchangeRates, composite_score
-from trainables.configs import AugmentConfig, CandidateConfig
-from trainables.flags import OneLineParser, add_config_flags, config_from_flags, flag_name
-from trainables.records import DatasetRecord
-from trainables.stages import data
-from trainables.stages.models import build_model
+from sweeps.search import space as spaces
+from sweeps.search.config import SweepConfig
+from sweeps.search.presets import PRESETS, augment_for
+from trainables.config.candidate import AugmentConfig, CandidateConfig
+from trainables.config.flags import OneLineParser, add_config_flags, config_from_flags, flag_name
+from trainables.config.score import ExchangeRates, composite_score
+from trainables.records.stages import DatasetRecord
+from trainables.stages.data import prepared
+from trainables.stages.models.build import build_model
 
 MEASURED = (
     "val_accuracy",
@@ -366,7 +367,7 @@ class Points(tune.Callback):
 def run(config: SweepConfig, dataset: DatasetRecord, workers: int, max_seconds: float | None) -> bool:
     """Teacher, then the sweep; False if it was interrupted."""
     out = config.out.resolve()
-    arrays = {split: tuple(np.array(array) for array in data.load(dataset, split)) for split in ("train", "val")}
+    arrays = {split: tuple(np.array(array) for array in prepared.load(dataset, split)) for split in ("train", "val")}
     device = "cuda" if config.gpus else "cpu"
     task = Task(config=config.base, dataset=dataset, rates=config.rates, device=device, workers=workers, folder=out)
     train_teacher(task, arrays, config.cpus)
@@ -431,7 +432,7 @@ def main(argv: list[str] | None = None) -> int:
         _check(config.base.augment)
         if config.out.exists() and any(config.out.iterdir()):
             raise ValueError(f"--out {config.out}: holds files already; name a fresh folder.")
-        dataset = data.prepare(config.base.data, config.data_dir)
+        dataset = prepared.prepare(config.base.data, config.data_dir)
     except ValueError as error:
         parser.error(str(error))
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored

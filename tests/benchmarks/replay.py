@@ -25,11 +25,12 @@ import pandas as pd
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from replay_table import MEASURED, Table, read_table, record_table
 
-from analysis.pareto import hypervolume_over_trials
-from sweeps.config import OBJECTIVES
-from sweeps.objectives import ExchangeRates, composite_score, study_directions, study_values
-from sweeps.samplers import make_sampler
-from sweeps.stopper import FrontStopper
+from analysis.findings.pareto import hypervolume_over_trials
+from sweeps.running.tune.stopper import FrontStopper
+from sweeps.search.config import OBJECTIVES
+from sweeps.search.objectives import study_directions, study_values
+from sweeps.search.sampling.samplers import make_sampler
+from trainables.config.score import ExchangeRates, composite_score
 
 FRACTIONS = (0.25, 0.5, 1.0)
 GOAL = 0.95

@@ -12,8 +12,8 @@ import numpy.typing as npt
 import pandas as pd
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
-from analysis.pareto import AXES, hypervolume_over_trials, normalised
-from trainables.records import read_trial
+from analysis.findings.pareto import AXES, hypervolume_over_trials, normalised
+from trainables.records.trial import read_trial
 
 MEASURED = ("val_accuracy", "latency_p50_ms", "reference_latency_p50_ms", "size_bytes", "num_val")
 TEACHER = ("teacher_latency_p50_ms", "teacher_size_bytes", "reference_error_points")
@@ -71,7 +71,7 @@ class Table:
         first = self.rows[0]
         teacher = {"latency_p50_ms": first["teacher_latency_p50_ms"], "size_bytes": first["teacher_size_bytes"]}
         self.axes = normalised(frame, teacher)[list(AXES)].to_numpy()
-        self.reference = [first["reference_error_points"], 1.0, 1.0]  # as sweeps.objectives.reference_point
+        self.reference = [first["reference_error_points"], 1.0, 1.0]  # as sweeps.search.objectives.reference_point
         self.best = float(hypervolume_over_trials(self.axes, self.reference)[-1])
         self.curves = [_series(row, "val_accuracy") for row in self.rows]
         self.seconds = [_series(row, "seconds") for row in self.rows]

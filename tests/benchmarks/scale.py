@@ -26,16 +26,19 @@ import onnx
 import optuna
 from onnx import helper
 
-from analysis.front import front_members
-from sweeps.config import SAMPLERS, SweepConfig, quick
-from sweeps.objectives import DIRECTIONS, UNITS, ExchangeRates, reference_point
-from sweeps.outcome import publish
-from sweeps.searcher import Proposing, StudySearcher, open_study
-from sweeps.space import default_space, parse
-from sweeps.stopper import FrontStopper
-from trainables.records import TrialRecord, to_json, write_text
-from trainables.score import composite_score
-from trainables.tracking import Tracker
+from analysis.findings.front import front_members
+from sweeps.running.outcome import publish
+from sweeps.running.tune.stopper import FrontStopper
+from sweeps.search.config import SAMPLERS, SweepConfig
+from sweeps.search.objectives import DIRECTIONS, UNITS, reference_point
+from sweeps.search.presets import quick
+from sweeps.search.sampling.searcher import Proposing, StudySearcher, open_study
+from sweeps.search.space import default_space, parse
+from trainables.config.score import ExchangeRates, composite_score
+from trainables.files import write_text
+from trainables.records.encoding import to_json
+from trainables.records.trial import TrialRecord
+from trainables.tracking.tracker import Tracker
 
 ROWS = (100, 1_000, 2_000, 5_000, 10_000)
 TEACHER = {"val_accuracy": 0.95, "latency_p50_ms": 2.0, "size_bytes": 44e6}

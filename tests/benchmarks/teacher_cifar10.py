@@ -21,18 +21,19 @@ from typing import Any, TypeVar
 
 import torch
 
-from trainables.configs import CandidateConfig
-from trainables.records import DatasetRecord, ModelRecord
-from trainables.stages import data
-from trainables.stages.compute import move
-from trainables.stages.recovery import recovery
-from trainables.stages.student import student
-from trainables.stages.teacher import teacher
-from trainables.stages.tensors import Images, load_images
-from trainables.stages.training import evaluate
-from trainables.stages.workspace import Workspace, load_model
-from trainables.store import Store
-from trainables.training_config import TRAIN_PRECISIONS
+from trainables.config.candidate import CandidateConfig
+from trainables.config.training import TRAIN_PRECISIONS
+from trainables.records.stages import DatasetRecord, ModelRecord
+from trainables.stages.data import prepared
+from trainables.stages.data.on_device import Images, load_images
+from trainables.stages.models.placement import move
+from trainables.stages.models.stored import load_model
+from trainables.stages.pruning.recovery import recovery
+from trainables.stages.training.loop import evaluate
+from trainables.stages.training.student import student
+from trainables.stages.training.teacher import teacher
+from trainables.stages.workspace import Workspace
+from trainables.store.results import Store
 
 Result = TypeVar("Result")
 RATIO = 0.3
@@ -67,7 +68,7 @@ def config_of(flags: argparse.Namespace) -> CandidateConfig:
 
 def test_accuracy(model: ModelRecord, dataset: DatasetRecord, images: Images, config: CandidateConfig) -> float:
     """Share of the test images that the network gets right."""
-    pixels, labels = data.load(dataset, "test")
+    pixels, labels = prepared.load(dataset, "test")
     device = images.mean.device
     shown = dataclasses.replace(
         images,
@@ -118,10 +119,10 @@ def compare(flags: argparse.Namespace, folder: Path) -> None:
         data_dir=flags.data_dir,
         device=flags.device,
         threads=os.cpu_count() or 1,
-        lease_dir=folder / "leases",
+        lock_dir=folder / "leases",
     )
     place.enter()
-    dataset = data.prepare(config.data, place.data_dir)
+    dataset = prepared.prepare(config.data, place.data_dir)
     images = load_images(dataset, place.device)
     what = torch.cuda.get_device_name() if flags.device == "cuda" else "CPU"
     print(

@@ -11,9 +11,12 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from replay import STOPPERS, Replay, main, score, simulate
 from replay_table import Table, read_table, record_table
 
-from analysis.pareto import non_dominated
-from sweeps.samplers import make_sampler
-from trainables.records import EpochRecord, TrialRecord, to_json, write_text
+from analysis.findings.pareto import non_dominated
+from sweeps.search.sampling.samplers import make_sampler
+from trainables.files import write_text
+from trainables.records.encoding import to_json
+from trainables.records.stages import EpochRecord
+from trainables.records.trial import TrialRecord
 
 STUDENT, RECOVERY = 6, 2
 

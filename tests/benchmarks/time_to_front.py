@@ -27,9 +27,9 @@ import pandas as pd
 from commands import attended, hardware
 from without import PARTS
 
-from analysis.pareto import hypervolume_over_trials, normalised
-from sweeps.objectives import reference_point
-from trainables.stages.measure import time_alternating
+from analysis.findings.pareto import hypervolume_over_trials, normalised
+from sweeps.planning.reachable import time_alternating
+from sweeps.search.objectives import reference_point
 
 REPO = Path(__file__).parents[2]
 DEFAULTS = ("--preset", "quick", "--dataset", "cifar10", "--train-limit", "5000", "--trials", "30")
@@ -85,10 +85,10 @@ def benchmark(flags: argparse.Namespace, arms: Sequence[str], words: list[str]) 
     """Run what is missing, then compare."""
     from plain_tune import parsed, sweep_config
 
-    from trainables.stages import data
+    from trainables.stages.data import prepared
 
     config = sweep_config(parsed(words)[1])
-    dataset = data.prepare(config.base.data, config.data_dir)  # decoded before any clock starts
+    dataset = prepared.prepare(config.base.data, config.data_dir)  # decoded before any clock starts
     flags.out.mkdir(parents=True, exist_ok=True)
     print(hardware())
     print(f"flags of both: {' '.join(words)}", flush=True)

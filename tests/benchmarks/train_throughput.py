@@ -40,17 +40,17 @@ from torchvision import transforms
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the repository need not be installed
 
-from trainables.configs import AugmentConfig, CandidateConfig, TrainingConfig
-from trainables.records import DatasetRecord, read_model
-from trainables.stages import compute
-from trainables.stages.models import build_model
-from trainables.stages.soft_labels import SoftLabels
-from trainables.stages.student import Distillation
-from trainables.stages.teacher import Labels
-from trainables.stages.tensors import Images, place
-from trainables.stages.trained import write_model
-from trainables.stages.training import Lesson, Loop, Trainer
-from trainables.store import Key, Store
+from trainables.config.candidate import AugmentConfig, CandidateConfig
+from trainables.config.training import TrainingConfig
+from trainables.records.stages import DatasetRecord, read_model
+from trainables.stages.data.on_device import Images, place
+from trainables.stages.models import placement
+from trainables.stages.models.build import build_model
+from trainables.stages.models.stored import write_model
+from trainables.stages.training.lessons import Distillation, Labels
+from trainables.stages.training.loop import Lesson, Loop, Trainer
+from trainables.stages.training.soft_labels import SoftLabels
+from trainables.store.results import Key, Store
 
 CLASSES = 10
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
@@ -145,7 +145,7 @@ def ours(flags: argparse.Namespace, *, first: bool = False, **settings: Any) -> 
     Args:
         settings: of `TrainingConfig`.
     """
-    compute.enter(flags.device, threads=os.cpu_count() or 1)
+    placement.enter(flags.device, threads=os.cpu_count() or 1)
     training = TrainingConfig(batch_size=flags.batch_size, **settings).on(flags.device)
     config = CandidateConfig().replace(temperature=TEMPERATURE, alpha=ALPHA, label_smoothing=0.0)
     augment = AugmentConfig(crop="resized" if flags.size >= 128 else "padded")

@@ -14,12 +14,15 @@ from typing import Any
 
 import torch
 
-from sweeps import kd_prune, trials, tuning
-from trainables.stages import recovery, student
-from trainables.stages.compute import layout, move
-from trainables.stages.workspace import load_model
-from trainables.store import Store
-from trainables.trial import CandidateTrial
+from sweeps import kd_prune
+from sweeps.running import trials
+from sweeps.running.tune import tuning
+from trainables.stages.models.placement import layout, move
+from trainables.stages.models.stored import load_model
+from trainables.stages.pruning import recovery
+from trainables.stages.training import lessons, student
+from trainables.store.results import Store
+from trainables.trials.candidate import CandidateTrial
 
 PARTS = ("bank", "store", "actors")
 PRIVATE_STAGES = ("student", "recovery")
@@ -55,7 +58,7 @@ class LiveTeacher:
             return self._network(self._images.normalise(self.pixels, layout(self._network)))
 
 
-class LiveDistillation(student.Distillation):
+class LiveDistillation(lessons.Distillation):
     """Shows the teacher what the student sees."""
 
     def __init__(self, config: Any, soft_labels: Any) -> None:

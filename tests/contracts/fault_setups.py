@@ -11,9 +11,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from sweeps.config import quick
-from trainables.records import to_json
-from trainables.stages import downloads
+from sweeps.search.presets import quick
+from trainables.records.encoding import to_json
+from trainables.stages.data import downloads
 
 Prepare = Callable[[Path], None]
 

@@ -34,9 +34,9 @@ from sweeps.ablation import main as ablation
 from sweeps.kd_prune import main as sweep
 from sweeps.runtimes import main as runtimes
 from sweeps.studies import main as studies
-from trainables.stages import downloads
-from trainables.stages.candidate import main as candidate
-from trainables.store_cli import main as store
+from trainables.stages.candidate.__main__ import main as candidate
+from trainables.stages.data import downloads
+from trainables.store.__main__ import main as store
 
 TABLE = Path(__file__).with_name("FAULTS.md")
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {

@@ -14,13 +14,15 @@ import ray
 from PIL import Image
 from ray.tune.error import TuneError
 
-from sweeps.config import SweepConfig, quick
-from sweeps.kd_prune import BAD_INPUT, FAILED, main
-from trainables.configs import CandidateConfig
-from trainables.flags import flag_name
-from trainables.records import to_json
-from trainables.stages import downloads
-from trainables.stages.downloads import Archive
+from sweeps.kd_prune import main
+from sweeps.running.command import BAD_INPUT, FAILED
+from sweeps.search.config import SweepConfig
+from sweeps.search.presets import quick
+from trainables.config.candidate import CandidateConfig
+from trainables.config.flags import flag_name
+from trainables.records.encoding import to_json
+from trainables.stages.data import downloads
+from trainables.stages.data.downloads import Archive
 
 COMMAND = Path(__file__).parents[2] / "sweeps" / "kd_prune.py"
 
@@ -326,7 +328,7 @@ def test_a_disk_that_fills_while_a_sweep_runs(
         except OSError:
             raise TuneError("as Tune tells what a callback has raised")  # noqa: B904  # Tune raises it without `from`
 
-    monkeypatch.setattr("sweeps.launch.run_sweep", fills)
+    monkeypatch.setattr("sweeps.running.launch.run_sweep", fills)
     words = ["--preset", "quick", "--train-limit", "100", "--out", str(tmp_path / "runs")]
     assert main([*words, "--data-dir", str(data_dir)]) == FAILED
     captured = capsys.readouterr()
@@ -348,7 +350,7 @@ def test_a_damaged_result_that_a_worker_found_is_told(
         (store / "student" / "abc.corrupt-1").mkdir(parents=True)
         return 0
 
-    monkeypatch.setattr("sweeps.launch.run_sweep", finds)
+    monkeypatch.setattr("sweeps.running.launch.run_sweep", finds)
     words = ["--preset", "quick", "--train-limit", "100", "--out", str(tmp_path / "runs")]
     assert main([*words, "--data-dir", str(data_dir)]) == 0
     shown = capsys.readouterr().out

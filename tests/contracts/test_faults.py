@@ -6,7 +6,7 @@ import faults
 import pytest
 import ray
 
-from trainables.stages import downloads
+from trainables.stages.data import downloads
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 from analysis import sync
 from analysis.__main__ import parser
 from sweeps import ablation, kd_prune, runtimes, studies
-from trainables import store_cli
+from trainables.store import __main__
 
 ROOT = Path(__file__).parents[2]
 COMMAND = re.compile(r"^    (?:[A-Z]+=\S+ )?(python -m analysis\b.*?)(?:\s{2,}#.*)?$", re.MULTILINE)
@@ -23,7 +23,7 @@ def checked(words: list[str]) -> None:
     """Make the configuration that a command of ours asks for, as far as that needs nothing but its flags."""
     program = words[1]
     if program == "-m":
-        store_cli._parser().parse_args(words[3:])
+        __main__._parser().parse_args(words[3:])
     elif program == "sweeps/runtimes.py":
         list(runtimes._cells(runtimes._parser().parse_args(words[2:])))
     elif program == "sweeps/kd_prune.py":

@@ -9,11 +9,11 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from analysis.ablation import bars_png, cells, heat_map_png
-from analysis.runs import read_runs
+from analysis.pages.ablation import bars_png, cells, heat_map_png
+from analysis.reading.runs import read_runs
 from sweeps import ablation
 from sweeps.ablation import grid
-from sweeps.config import SweepConfig
+from sweeps.search.config import SweepConfig
 
 SCRIPT = Path(ablation.__file__)
 

@@ -22,9 +22,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from sweeps import runtimes
-from sweeps.searcher import RULED_OUT, dropped
-from sweeps.space import tidy
-from trainables.records import read_trial
+from sweeps.search.sampling.searcher import RULED_OUT, dropped
+from sweeps.search.space import tidy
+from trainables.records.trial import read_trial
 
 REPO = Path(__file__).parents[2]
 TRIALS = 4

@@ -101,8 +101,8 @@ def test_photographs_of_every_mode_and_a_users_net_go_all_the_way(runs: Path, sh
 
 def recorded(runs: Path) -> float:
     """Test accuracy of the most accurate candidate as the sweep measured it, over the same photographs."""
-    from analysis.front import choose, front_members
-    from analysis.runs import read_runs
+    from analysis.findings.front import choose, front_members
+    from analysis.reading.runs import read_runs
 
     sweep = read_runs(f"sqlite:///{runs / 'mlflow.db'}")
     front = front_members(sweep)

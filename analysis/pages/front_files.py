@@ -1,0 +1,61 @@
+"""The files that show a front: tables, an interactive page, pictures."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.findings.front import choose, competing, front_members, hypervolume_curve, mark_front, with_teacher
+from analysis.plots.detail import hypervolume_png, latency_png
+from analysis.plots.front import metrics_grid_png, pareto_png
+from analysis.plots.page import pareto_html
+from analysis.reading.runs import Runs
+
+
+def write_front(runs: Runs, folder: Path) -> list[Path]:
+    """Write the tables, pareto.html and the pictures of `write_pictures`; returns what was written.
+
+    Without a finished candidate there is nothing to draw: only the two tables are written.
+    """
+    return [*write_tables(runs, folder), *write_page(runs, folder), *write_pictures(runs, folder)]
+
+
+def write_tables(runs: Runs, folder: Path) -> list[Path]:
+    """Write pareto.csv and candidates.csv."""
+    folder.mkdir(parents=True, exist_ok=True)
+    marked = mark_front(runs.frame, runs.sweep["directions"])
+    paths = [folder / "pareto.csv", folder / "candidates.csv"]
+    for table, path in zip((front_members(runs), marked), paths, strict=True):
+        # A count beside a missing value is a float in the frame; `convert_dtypes` writes it as 20, not 20.0.
+        table.convert_dtypes().to_csv(path)
+    return paths
+
+
+def write_page(runs: Runs, folder: Path) -> list[Path]:
+    """Write pareto.html, if there is a finished candidate."""
+    if front_members(runs).empty:
+        return []
+    page = folder / "pareto.html"
+    pareto_html(
+        _drawn(runs), page, sweep=runs.sweep, recipe=runs.params, hypervolumes=hypervolume_curve(runs), url=runs.url
+    )
+    return [page]
+
+
+def write_pictures(runs: Runs, folder: Path) -> list[Path]:
+    """Write pareto, metrics_grid, latency and hypervolume, each as PNG and SVG, if there is a finished candidate."""
+    front = front_members(runs)
+    if front.empty:
+        return []
+    drawn, sweep = _drawn(runs), runs.sweep
+    variants = choose(front, sweep["teacher"])
+    return [
+        *pareto_png(drawn, folder / "pareto.png", sweep=sweep, variants=variants),
+        *metrics_grid_png(drawn, folder / "metrics_grid.png", sweep=sweep, variants=variants),
+        *latency_png(drawn, folder / "latency.png", sweep=sweep),
+        *hypervolume_png(hypervolume_curve(runs), folder / "hypervolume.png", frame=drawn, sweep=sweep),
+    ]
+
+
+def _drawn(runs: Runs) -> pd.DataFrame:
+    """Finished candidates and the teacher, marked."""
+    return with_teacher(runs, competing(runs))

@@ -1,0 +1,59 @@
+"""A model card: what is known of one file, on half a page of Markdown."""
+
+import shlex
+from typing import Any
+
+import pandas as pd
+
+from analysis.findings import selecting
+from analysis.findings.front import with_teacher
+from analysis.pages.markdown import safe, table
+from analysis.reading.facts import dataset_of, device_of, plain_number
+from analysis.reading.runs import Runs
+
+CARD_PARAMS = ("teacher_model", "student_model", "kd_loss", "temperature", "alpha", "learning_rate", "pruning_method")
+COSTS = (("num_params", "parameters"), ("num_nonzero_params", "not zero"), ("macs", "multiply-accumulates"))
+
+
+def model_card(runs: Runs, run_id: str, which: str) -> str:
+    """What is known of one run, as a Markdown file of its own."""
+    return f"# {safe(runs.name)}@{safe(which)}\n\n{card(runs, run_id)}\n"
+
+
+def card(runs: Runs, run_id: str) -> str:
+    """The card without a headline."""
+    row = with_teacher(runs, runs.frame[runs.frame.index == run_id]).iloc[-1]
+    facts = [
+        ["task", f"classifies images of {safe(dataset_of(runs.frame, runs.sweep))}"],
+        ["numbers", safe(selecting.in_words(row))],
+        ["latency on", safe(device_of(pd.DataFrame([row]), runs.sweep))],
+        ["run", f"{safe(runs.url)}/#/experiments/{safe(row.get('experiment_id', 0))}/runs/{safe(run_id)}"],
+    ]
+    for name, label in COSTS:
+        if pd.notna(row.get(name)):
+            facts.append([label, f"{row[name]:,.0f}"])
+    facts += [[name, safe(row[name])] for name in (*CARD_PARAMS, "pruning_ratio") if pd.notna(row.get(name))]
+    limits = (
+        "Chosen by the validation split; the test split was read once. Nothing is known of other images, cameras or"
+        " classes, and the latency holds for that device alone."
+    )
+    flags = _flags(runs, row)
+    again = f"\n\nMade again by\n\n```\npython -m trainables.stages.candidate {flags}\n```" if flags else ""
+    return table(["", ""], facts) + f"\n\n{limits}{again}"
+
+
+def _flags(runs: Runs, row: "pd.Series[Any]") -> str:
+    """The flags of the candidate command; a folder's path is not recorded, only its name."""
+    values = {
+        name: row[name]
+        for name in runs.params
+        if name in row.index and row[name] is not None and row[name] == row[name]
+    }
+    words = []
+    for name, value in values.items():
+        flag = name.replace("_", "-")
+        if str(value) in ("True", "False"):  # MLflow keeps settings as texts
+            words.append(f"--{flag}" if str(value) == "True" else f"--no-{flag}")
+        elif str(value) != "None":
+            words.append(f"--{flag} {shlex.quote(plain_number(value))}")
+    return " ".join(words).replace("```", "")

@@ -1,0 +1,49 @@
+"""Axes that the pictures share: logarithmic ticks and staircases of a front."""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+LOG_SPREAD = 8.0
+"""Latencies that differ by more than this factor are drawn on a log axis."""
+
+
+def needs_log_axis(values: npt.ArrayLike) -> bool:
+    """True when the largest value is more than `LOG_SPREAD` times the smallest."""
+    array = np.asarray(values, dtype=np.float64)
+    array = array[np.isfinite(array)]
+    return bool(len(array) and array.min() > 0 and array.max() / array.min() > LOG_SPREAD)
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Ticks of a log axis: 1, 2, 3 and 5 times the powers of ten between `low` and `high`.
+
+    Example:
+        >>> log_ticks(0.4, 4)
+        [0.5, 1.0, 2.0, 3.0]
+    """
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [float(f"{step}e{power}") for power in powers for step in (1, 2, 3, 5)]
+    return [tick for tick in ticks if low <= tick <= high]
+
+
+def staircase(latency: npt.ArrayLike, accuracy: npt.ArrayLike, end: float) -> tuple[list[float], list[float]]:
+    """The best accuracy within a latency: corners of a step line, drawn on to the latency `end`.
+
+    Example:
+        >>> staircase([1.0, 2.0, 3.0], [0.5, 0.4, 0.9], end=4.0)
+        ([1.0, 3.0, 3.0, 4.0], [0.5, 0.5, 0.9, 0.9])
+    """
+    xs: list[float] = []
+    ys: list[float] = []
+    pairs = sorted(zip(np.asarray(latency).tolist(), np.asarray(accuracy).tolist(), strict=True))
+    for x, y in pairs:
+        if ys and y <= ys[-1]:
+            continue
+        if ys:
+            xs.append(x)
+            ys.append(ys[-1])
+        xs.append(x)
+        ys.append(y)
+    return [*xs, max(end, xs[-1])] if xs else [], [*ys, ys[-1]] if ys else []

@@ -1,0 +1,1 @@
+"""MLflow to typed rows: the only reader."""

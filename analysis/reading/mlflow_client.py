@@ -1,0 +1,175 @@
+"""Runs where MLflow keeps them: a SQLite file read in place, or whatever MLflow's client reads."""
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from analysis.reading.mlflow_sqlite import SqliteStore, check_sqlite
+from analysis.reading.rows import Row
+
+T = TypeVar("T")
+Point = tuple[str, int, float]
+"""Metric, step, value."""
+
+
+class Store(Protocol):
+    """What is asked of MLflow."""
+
+    def parents(self) -> list[Row]:
+        """Every sweep, newest first."""
+
+    def children(self, parent: Row, kind: str) -> list[Row]:
+        """Every run of a kind under a sweep's."""
+
+    def fetch(self, run_id: str, artifact: str, folder: Path) -> Path:
+        """One artifact of a run."""
+
+    def history(self, run_id: str) -> list[Point]:
+        """Every value of every metric of a run."""
+
+
+class FileStore:
+    """A SQLite file, read in place; MLflow's client is asked where that does not do."""
+
+    def __init__(self, tracking_uri: str) -> None:
+        self._uri = tracking_uri
+        self._store = SqliteStore(check_sqlite(tracking_uri))
+
+    def parents(self) -> list[Row]:
+        """Every sweep, newest first."""
+        try:
+            return [row for row in self._store.parents() if "sweep" in row.tags]
+        except sqlite3.Error:  # tables of another MLflow
+            return ClientStore(self._uri).parents()
+
+    def children(self, parent: Row, kind: str) -> list[Row]:
+        """Every run of a kind under a sweep's."""
+        try:
+            return self._store.children(parent, kind)
+        except sqlite3.Error:
+            return ClientStore(self._uri).children(parent, kind)
+
+    def fetch(self, run_id: str, artifact: str, folder: Path) -> Path:
+        """One artifact of a run."""
+        try:
+            row = self._store.find(run_id)
+            path = self._store.artifact(row, artifact) if row else None
+        except sqlite3.Error:
+            path = None
+        return path or ClientStore(self._uri).fetch(run_id, artifact, folder)
+
+    def history(self, run_id: str) -> list[Point]:
+        """Every value of every metric of a run."""
+        try:
+            return self._store.history(run_id)
+        except sqlite3.Error:
+            return ClientStore(self._uri).history(run_id)
+
+
+class ClientStore:
+    """MLflow's own client, for servers and other databases."""
+
+    def __init__(self, tracking_uri: str) -> None:
+        # MLflow's own default keeps a caller waiting for 246 s when the server is away.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        # A bar for one small file would tear a live table apart.
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
+
+        self._uri = tracking_uri
+        self._errors = (MlflowException, SQLAlchemyError, OSError)
+        self.api = self._told(lambda: MlflowClient(tracking_uri=tracking_uri))
+
+    def parents(self) -> list[Row]:
+        """Every sweep, newest first."""
+
+        def pages(token: str | None) -> Any:
+            return self.api.search_experiments(page_token=token)
+
+        experiments = self._told(lambda: [experiment.experiment_id for experiment in _pages(pages)])
+        rows = [row for row in self._search(experiments, "tags.kind = 'sweep'") if "sweep" in row.tags]
+        return sorted(rows, key=lambda row: row.started, reverse=True)
+
+    def children(self, parent: Row, kind: str) -> list[Row]:
+        """Every run of a kind under a sweep's."""
+        query = f"tags.`mlflow.parentRunId` = '{parent.run_id}' and tags.kind = '{kind}'"
+        return self._search([parent.experiment_id], query)
+
+    def fetch(self, run_id: str, artifact: str, folder: Path) -> Path:
+        """One artifact of a run."""
+        try:
+            return Path(self.api.download_artifacts(run_id, artifact, str(folder)))
+        except self._errors as error:
+            raise ValueError(f"Cannot read artifact {artifact!r} of {run_id=}: {first_line(error)}") from error
+
+    def history(self, run_id: str) -> list[Point]:
+        """Every value of every metric of a run."""
+
+        def read() -> list[Point]:
+            names = self.api.get_run(run_id).data.metrics
+            return [(name, m.step, m.value) for name in names for m in self.api.get_metric_history(run_id, name)]
+
+        return self._told(read)
+
+    def aliased(self, model: str, alias: str) -> str | None:
+        """The run behind `models:/MODEL@ALIAS`, None if there is none."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return str(self.api.get_model_version_by_alias(model, alias).run_id)
+        except MlflowException:
+            return None
+
+    def _search(self, experiments: Sequence[str], query: str) -> list[Row]:
+        def pages(token: str | None) -> Any:
+            return self.api.search_runs(experiments, query, page_token=token)
+
+        return self._told(lambda: [_row(run) for run in _pages(pages)])
+
+    def _told(self, call: Callable[[], T]) -> T:
+        try:
+            return call()
+        except self._errors as error:
+            raise ValueError(f"Cannot read tracking_uri={self._uri!r}: {first_line(error)}") from error
+
+
+def open_store(tracking_uri: str) -> Store:
+    """The store of an address.
+
+    Raises:
+        ValueError: if it cannot be opened.
+    """
+    if not tracking_uri:
+        raise ValueError("No MLflow store at tracking_uri='': name one, such as sqlite:///runs/mlflow.db.")
+    return FileStore(tracking_uri) if tracking_uri.startswith("sqlite:") else ClientStore(tracking_uri)
+
+
+def _row(run: Any) -> Row:
+    return Row(
+        run_id=run.info.run_id,
+        experiment_id=run.info.experiment_id,
+        started=run.info.start_time or 0,
+        artifacts=run.info.artifact_uri,
+        tags=run.data.tags,
+        params=run.data.params,
+        metrics={name: value for name, value in run.data.metrics.items() if value == value},
+    )
+
+
+def _pages(call: Callable[[str | None], Any]) -> Iterator[Any]:
+    token: str | None = None
+    while True:
+        page = call(token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, on one line with a full stop."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".") + "."

@@ -1,0 +1,117 @@
+"""A local MLflow store read in place, without MLflow: 10,000 runs in a second instead of half a minute.
+
+Read-only, so that a sweep may write meanwhile. The tables are MLflow's own (`mlflow.store.tracking.dbmodels`); should
+they ever change, `analysis.reading.runs` asks MLflow's client instead.
+"""
+
+import sqlite3
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+from analysis.reading.rows import Row
+
+CHILDREN = """
+    SELECT parent.run_uuid FROM tags AS parent JOIN tags AS kind ON kind.run_uuid = parent.run_uuid
+    WHERE parent.key = 'mlflow.parentRunId' AND parent.value = ? AND kind.key = 'kind' AND kind.value = ?
+"""
+PARENTS = "SELECT run_uuid FROM tags WHERE key = 'kind' AND value = 'sweep'"
+COLUMNS = (
+    ("tags", "key, value"),
+    ("params", "key, value"),
+    ("latest_metrics", "key, CASE is_nan WHEN 1 THEN NULL ELSE value END"),
+)
+"""Table and the name and value in it; a metric that is not a number is read as missing."""
+
+
+class SqliteStore:
+    """One database file."""
+
+    def __init__(self, database: Path) -> None:
+        self._database = database
+
+    def parents(self) -> list[Row]:
+        """Every sweep, newest first; raises `sqlite3.Error` if the tables are not as expected."""
+        return sorted(self._rows(PARENTS, ()), key=lambda row: row.started, reverse=True)
+
+    def children(self, parent: Row, kind: str) -> list[Row]:
+        """Every run of a kind, such as `trial`, under a sweep's."""
+        return self._rows(CHILDREN, (parent.run_id, kind))
+
+    def artifact(self, row: Row, name: str) -> Path | None:
+        """A run's artifact where it lies; None if it is not on this machine.
+
+        Where the store was moved, artifacts are looked for beside it: OUT/artifacts/RUN/artifacts.
+        """
+        place = urlparse(row.artifacts)
+        recorded = [Path(unquote(place.path))] if place.scheme in ("file", "") else []
+        moved = self._database.parent / "artifacts" / row.run_id / "artifacts"
+        return next((folder / name for folder in (*recorded, moved) if (folder / name).exists()), None)
+
+    def find(self, run_id: str) -> Row | None:
+        """One run by its id."""
+        found = self._rows("SELECT ?", (run_id,))
+        return found[0] if found else None
+
+    def history(self, run_id: str) -> list[tuple[str, int, float]]:
+        """(Metric, step, value) of everything that was logged in a run; what is not a number is left out."""
+        query = "SELECT key, step, value FROM metrics WHERE run_uuid = ? AND NOT is_nan ORDER BY key, step"
+        with _reading(self._database) as connection:
+            return list(connection.execute(query, (run_id,)))
+
+    def _rows(self, which: str, values: Sequence[str]) -> list[Row]:
+        with _reading(self._database) as connection:
+            runs = connection.execute(
+                f"SELECT run_uuid, experiment_id, start_time, artifact_uri FROM runs"
+                f" WHERE lifecycle_stage = 'active' AND run_uuid IN ({which})",
+                values,
+            ).fetchall()
+            parts: list[defaultdict[str, dict[str, Any]]] = []
+            for table, pair in COLUMNS:
+                part: defaultdict[str, dict[str, Any]] = defaultdict(dict)
+                query = f"SELECT run_uuid, {pair} FROM {table} WHERE run_uuid IN ({which})"
+                for run_id, key, value in connection.execute(query, values):
+                    if value is not None:
+                        part[run_id][key] = value
+                parts.append(part)
+        tags, params, metrics = parts
+        return [
+            Row(
+                run_id=run_id,
+                experiment_id=str(experiment_id),
+                started=started or 0,
+                artifacts=artifacts,
+                tags=tags[run_id],
+                params=params[run_id],
+                metrics=metrics[run_id],
+            )
+            for run_id, experiment_id, started, artifacts in runs
+        ]
+
+
+@contextmanager
+def _reading(database: Path) -> Iterator[sqlite3.Connection]:
+    with closing(sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True, timeout=20)) as connection:
+        yield connection
+
+
+def check_sqlite(tracking_uri: str) -> Path:
+    """The database file of `sqlite:///PATH`; MLflow would create whatever is missing, a reader must not.
+
+    Raises:
+        ValueError: if there is no such file, or it holds no MLflow tables.
+    """
+    database = Path(tracking_uri.partition("?")[0].removeprefix("sqlite:///"))
+    if not tracking_uri.startswith("sqlite:///") or not database.is_file():
+        raise ValueError(f"No MLflow store at tracking_uri={tracking_uri!r}: the file does not exist.")
+    try:
+        with _reading(database) as connection:
+            known = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchone()
+    except sqlite3.DatabaseError as error:
+        raise ValueError(f"No MLflow store at tracking_uri={tracking_uri!r}: {error}.") from error
+    if known is None:
+        raise ValueError(f"No MLflow store at tracking_uri={tracking_uri!r}: the file has no MLflow tables.")
+    return database

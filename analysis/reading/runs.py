@@ -1,0 +1,156 @@
+"""MLflow -> one row per child run. What else reads MLflow asks here, not the store."""
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.reading.mlflow_client import ClientStore, Store, first_line, open_store
+from analysis.reading.rows import Row, frame_of, names_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runs:
+    """What MLflow knows about one sweep, or about several taken together."""
+
+    name: str
+    """Of the sweep; of several, joined by commas."""
+    frame: pd.DataFrame
+    """One row per child run, index `run_id`, in order of `trial_number`, the teacher first. Columns carry the names of
+    tags, parameters and metrics byte for byte; a metric that a run lacks is NaN."""
+    params: tuple[str, ...]
+    """Columns that are parameters: the recipe."""
+    metrics: tuple[str, ...]
+    """Columns that are metrics: the last value of each."""
+    sweeps: dict[str, dict[str, Any]]
+    """Sweep name -> its `sweep.json`: directions, units, reference point, teacher, config, versions."""
+    url: str = "http://127.0.0.1:5000"
+    """Where a browser finds MLflow: the tracking server, or where `mlflow ui` listens unless told otherwise."""
+    parent_ids: tuple[str, ...] = ()
+    """MLflow's runs of the sweeps themselves."""
+
+    @property
+    def sweep(self) -> dict[str, Any]:
+        """The `sweep.json` of this sweep; of several, that of the first."""
+        return self.sweeps[self.name] if self.name in self.sweeps else next(iter(self.sweeps.values()))
+
+
+def read_runs(tracking_uri: str, sweep: str | None = None, *, parent_id: str | None = None) -> Runs:
+    """All trials of one sweep, by default of the newest; `parent_id` tells sweeps of one name apart.
+
+    Several sweeps, named with commas between, are taken together.
+
+    Raises:
+        ValueError: if there is no such store or no such sweep, or the sweep's `sweep.json` cannot be read.
+    """
+    store = open_store(tracking_uri)
+    parents = store.parents()
+    if parent_id:
+        return _runs(store, [parent for parent in parents if parent.run_id == parent_id], tracking_uri)
+    if not parents:
+        raise ValueError(f"No sweep in tracking_uri={tracking_uri!r} yet: run sweeps/kd_prune.py first.")
+    names = [parents[0].tags["sweep"]] if sweep is None else _split_names(sweep, parents)
+    chosen = []
+    for name in names:
+        found = [parent for parent in parents if parent.tags["sweep"] == name]
+        if not found:
+            known = ", ".join(dict.fromkeys(parent.tags["sweep"] for parent in parents))
+            raise ValueError(
+                f"No sweep={name!r} in tracking_uri={tracking_uri!r}; the sweeps there, newest first: {known}."
+            )
+        chosen.append(found[0])
+    return _runs(store, chosen, tracking_uri)
+
+
+def fetch_artifact(tracking_uri: str, run_id: str, artifact: str, folder: Path) -> Path:
+    """One artifact of a run, such as `model.onnx`: where it lies on this machine, else a copy in `folder`.
+
+    Raises:
+        ValueError: if there is no such store, run or artifact.
+    """
+    return open_store(tracking_uri).fetch(run_id, artifact, folder)
+
+
+def read_curves(tracking_uri: str, run_ids: Sequence[str]) -> pd.DataFrame:
+    """Everything that was noted while runs trained: columns `run_id`, `metric`, `step` (the epoch) and `value`.
+
+    Raises:
+        ValueError: if there is no such store or run.
+    """
+    store = open_store(tracking_uri)
+    points = [(run_id, *point) for run_id in run_ids for point in store.history(run_id)]
+    return pd.DataFrame(points, columns=["run_id", "metric", "step", "value"])
+
+
+def read_cells(tracking_uri: str, runs: Runs) -> pd.DataFrame:
+    """Cells of the table of runtimes under the runs of these sweeps, a row each as in `Runs.frame`.
+
+    Raises:
+        ValueError: if there is no such store.
+    """
+    store = open_store(tracking_uri)
+    parents = [parent for parent in store.parents() if parent.run_id in runs.parent_ids]
+    rows = [row for parent in parents for row in store.children(parent, "runtime")]
+    return frame_of(rows, names_of(rows, "params"), names_of(rows, "metrics"))
+
+
+def aliased_run(tracking_uri: str, model: str, alias: str) -> str | None:
+    """The run behind `models:/MODEL@ALIAS` in MLflow's registry; None if there is no such model or alias.
+
+    Raises:
+        ValueError: if there is no such store.
+    """
+    return ClientStore(tracking_uri).aliased(model, alias)
+
+
+def _split_names(text: str, parents: Sequence[Row]) -> list[str]:
+    """The sweeps that a text names: one whose name has commas in it, or several with commas between."""
+    if any(parent.tags["sweep"] == text for parent in parents):
+        return [text]
+    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip())) or [text]
+
+
+def _runs(store: Store, parents: Sequence[Row], tracking_uri: str) -> Runs:
+    contents = {parent.tags["sweep"]: _sweep_json(store, parent) for parent in parents}
+    rows = [row for parent in parents for row in store.children(parent, "trial")]
+    params, metrics = names_of(rows, "params"), names_of(rows, "metrics")
+    frame = frame_of(rows, params, metrics)
+    if len(contents) > 1:
+        _check_together(contents)
+        numbers = frame["trial_number"].map("{:.0f}".format, na_action="ignore")
+        frame["label"] = frame["sweep"].str.cat(numbers, sep=" ")
+    return Runs(
+        name=",".join(contents),
+        frame=frame,
+        params=params,
+        metrics=metrics,
+        sweeps=contents,
+        parent_ids=tuple(parent.run_id for parent in parents),
+        **({"url": tracking_uri.rstrip("/")} if tracking_uri.startswith("http") else {}),
+    )
+
+
+def _check_together(contents: dict[str, dict[str, Any]]) -> None:
+    (first, one), *others = contents.items()
+    for name, content in others:
+        for key in ("directions", "reference_point"):
+            if content[key] != one[key]:
+                raise ValueError(f"sweep={name!r} and {first!r} differ in {key}: show them one by one.")
+
+
+def _sweep_json(store: Store, parent: Row) -> dict[str, Any]:
+    name = parent.tags["sweep"]
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            path = store.fetch(parent.run_id, "sweep.json", Path(folder))
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"Cannot read sweep.json of sweep={name!r}: {first_line(error)}") from error
+    missing = [key for key in ("directions", "reference_point", "teacher") if not content.get(key)]
+    if missing:
+        raise ValueError(f"sweep.json of sweep={name!r} lacks {', '.join(missing)}.")
+    return dict(content)

@@ -1,0 +1,168 @@
+"""The Ray that a sweep runs on: one of its own on this machine, or a cluster that it joins."""
+
+import logging
+import os
+import socket
+import uuid
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import optuna
+import ray
+from ray._private import ray_constants
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from sweeps.cluster.address import JOB
+from sweeps.cluster.interrupts import stoppable
+from sweeps.cluster.mps import client_environment
+from sweeps.cluster.mps_nodes import daemon_on_nodes
+from sweeps.cluster.ray_settings import FOR_WORKERS
+from sweeps.search.config import SweepConfig
+from sweeps.search.folder import InputError
+from trainables.layout import CHECKOUT
+
+log = logging.getLogger(__name__)
+
+CONNECT_S = 10.0
+LOOPBACK = "127.0.0.1"
+NOT_SHIPPED = (".git", ".venv", "runs", "data", "*.onnx", "*.pt", "__pycache__")
+
+
+@contextmanager
+def ray_for(config: SweepConfig) -> Generator[None, None, None]:
+    """Ray, quiet, until the sweep is over; Ctrl-C and SIGTERM end it in order. An initialised one is used as it is.
+
+    Raises:
+        InputError: if there is no such cluster, or its nodes do not see what the sweep needs.
+        MpsError: if a node has not got the Multi-Process Service that the sweep wants.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    # one path for all nodes, on which the driver's TMPDIR may not exist
+    service = Path("/tmp") / f"mps-{uuid.uuid4().hex}" if config.mps and config.address else None
+    if config.address is None:
+        _start(config)
+    else:  # the workers of all nodes, of those that join later, too, are told of the service as the job begins
+        _join(config.address, client_environment(service) if service else {})
+    try:
+        with stoppable():
+            if config.address is not None:
+                _check_nodes(config)
+            with daemon_on_nodes(service) if service else nullcontext():
+                yield
+    finally:
+        ray.shutdown()
+
+
+def cores_of_a_node(config: SweepConfig) -> int:
+    """The most CPU cores that one task may have: of the largest node that is up, but no more than the sweep has."""
+    if config.address is None:
+        return config.cpus
+    largest = max((node["Resources"].get("CPU", 0.0) for node in _alive()), default=0.0)
+    return int(min(config.cpus, largest)) or config.threads
+
+
+def _start(config: SweepConfig) -> None:
+    """A Ray of the sweep's size whose every port is bound to loopback."""
+    # As Ray has it on macOS and Windows; elsewhere it takes 127.0.0.1 for the machine's own address.
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    ray.init(
+        address="local",
+        num_cpus=config.cpus,
+        num_gpus=config.gpus,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        _node_ip_address=LOOPBACK,
+    )
+
+
+def _join(cluster: str, more_settings: Mapping[str, str]) -> None:
+    if cluster != "auto":
+        _knock(cluster)
+    try:
+        ray.init(
+            address=cluster, log_to_driver=False, logging_level=logging.ERROR, runtime_env=runtime_env(more_settings)
+        )
+    except Exception as error:  # Ray has a dozen kinds, and AssertionError among them
+        raise InputError(f"--address {cluster}: {_why(error)}") from error
+
+
+def _knock(address: str) -> None:
+    """Ray itself tries a dead address for a minute, then aborts the process."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(
+            f"--address {address}: nobody answers there ({error}); it is the address that `ray start --head` prints."
+        ) from None
+
+
+def _why(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    if "uthentication" in text or "token" in text:
+        return f"that cluster asks for a token; set RAY_AUTH_MODE=token and have its token file ({text[:200]})"
+    if "Could not find any running Ray instance" in text:
+        return "no Ray cluster runs on this machine; start one with `ray start --head`, or leave the flag out."
+    return f"that cluster cannot be joined: {text[:300]}"
+
+
+def runtime_env(more_settings: Mapping[str, str]) -> dict[str, Any]:
+    """What workers of a joined cluster need: our settings, and the code, unless a job has brought it along.
+
+    Args:
+        more_settings: environment variables, besides ours.
+    """
+    settings = {name: os.environ[name] for name in FOR_WORKERS if name in os.environ} | dict(more_settings)
+    if JOB in os.environ or not (CHECKOUT / "pyproject.toml").exists():  # installed: every node has its own
+        return {"env_vars": settings}
+    return {"env_vars": settings, "working_dir": str(CHECKOUT), "excludes": list(NOT_SHIPPED)}
+
+
+def _alive() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _check_nodes(config: SweepConfig) -> None:
+    """Every node that is up sees what the sweep shares; later ones are taken on trust."""
+    shared = config.storage if config.storage is not None else str(config.out.resolve())
+    if "://" in shared:
+        return
+    marker = Path(shared) / f".seen-{uuid.uuid4().hex}"
+    marker.touch()
+    try:
+        sees = ray.remote(num_cpus=0)(_sees)
+        for node in _alive():
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            try:
+                seen = ray.get(sees.options(scheduling_strategy=there).remote(str(marker)))
+            except RayError as error:
+                log.debug("node %s left before it was asked: %s", node["NodeManagerAddress"], error)
+                continue
+            if not seen:
+                raise InputError(
+                    f"--storage: node {node['NodeManagerAddress']} does not see {shared}; name a folder that all nodes"
+                    " share, or a URL such as s3://bucket/runs."
+                )
+    finally:
+        marker.unlink(missing_ok=True)
+
+
+def _sees(path: str) -> bool:
+    return Path(path).exists()
+
+
+def quiet() -> None:
+    """Our own table is what a person sees; libraries speak up for errors only."""
+    for name in ("ray", "ray.tune", "ray.train", "ray.data", "mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # the traceback of every process that dies, also where its trial goes on elsewhere: `SayRetry` has a line for it
+    logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
+    # Tune's own state, which we do not resume from: a full disk is told by what we write ourselves
+    logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -1,0 +1,1 @@
+"""How a running sweep is shown."""

@@ -1,0 +1,137 @@
+"""What a terminal shows of a running sweep: one screen, never more lines than it has."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+from rich import box
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from sweeps.display.durations import Range, clock
+from sweeps.display.standing import STATES, Standing
+
+MB = 1e6
+STATE_STYLES = {"finished": "green", "stopped": "dim", "infeasible": "dim", "failed": "yellow"}
+LEAST_ROWS = 3
+TABLE_LINES = 3  # title, heading and rule
+
+
+def screen(standing: Standing, use: str, *, width: int, height: int) -> RenderableType:
+    """The sweep as it stands, in at most `height - 1` lines of `width` columns.
+
+    Front and running trials share what the fixed lines leave, the running ones being cut first.
+
+    Args:
+        standing: what is drawn.
+        use: how busy the machine is.
+        width: columns.
+        height: lines of the terminal; the last one is the cursor's.
+    """
+    lines: list[RenderableType] = [_line(standing.title, "bold")]
+    if standing.teacher:
+        lines.append(_line(standing.teacher))
+    lines += [_bar(standing, width), _states(standing)]
+    lines += [_named("use", use)] if use else []
+    if (reused := standing.reused()).trials:
+        lines.append(_named("reuse", str(reused).removeprefix("reuse: ")))
+    room = height - 1 - len(lines)
+    front, running = standing.front(), list(standing.running.values())
+    rows = 0
+    if len(front) and room > TABLE_LINES + LEAST_ROWS:
+        rows = min(len(front), max(LEAST_ROWS, room - TABLE_LINES - 1 - min(len(running), room // 3)))
+        air = [Text("")] if room - TABLE_LINES - rows - len(running) >= 2 else []
+        some = f", {rows} of {len(front)}" if rows < len(front) else ""
+        heading = _line(f"front so far{some} (ms: p50 of one image; x: of the teacher's)", "bold")
+        lines += [*air, heading, front_so_far(front, standing, rows), *air]
+        room -= TABLE_LINES + rows + 2 * len(air)
+    lines += _running(running, room)
+    return Group(*lines[: height - 1])
+
+
+def remaining(left: Range | None) -> str:
+    """What is said of the time that is left; nothing while nobody can know.
+
+    Example:
+        >>> remaining(Range(290, 370, 485))
+        'about 6:10 left (4:50 to 8:05)'
+    """
+    if left is None:
+        return ""
+    if left.high < 1:
+        return "finishing"
+    return f"about {clock(left.expected)} left ({clock(left.low)} to {clock(left.high)})"
+
+
+def spread(count: int, shown: int) -> list[int]:
+    """Which of `count` rows are shown: the ends and, between them, evenly spaced ones.
+
+    Example:
+        >>> spread(10, 4), spread(2, 4)
+        ([0, 3, 6, 9], [0, 1])
+    """
+    if count <= shown:
+        return list(range(count))
+    return sorted({round(i * (count - 1) / max(1, shown - 1)) for i in range(shown)})
+
+
+def front_so_far(front: pd.DataFrame, standing: Standing, rows: int) -> Table:
+    """Validation accuracy, latency and size of the front's members; the test split stays closed until the end."""
+    teacher = standing.teacher_metrics()
+    shown = front.iloc[spread(len(front), rows)]
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    for header in ("trial", "val %", "ms", "x", "MB", "x", "T", "alpha"):
+        table.add_column(header, justify="right", no_wrap=True)
+    table.add_column("pruning", no_wrap=True)
+    for label, row in shown.iterrows():
+        times = row["latency_p50_ms"] / row["reference_latency_p50_ms"]
+        smaller = f"{row['size_bytes'] / teacher['size_bytes']:.2f}" if teacher else ""
+        table.add_row(
+            str(label),
+            f"{100 * row['val_accuracy']:.2f}",
+            f"{row['latency_p50_ms']:#.3g}",
+            f"{times:.2f}",
+            f"{row['size_bytes'] / MB:#.3g}",
+            smaller,
+            f"{row['temperature']:.3g}",
+            f"{row['alpha']:.3g}",
+            f"{row['pruning_method']} {row['pruning_ratio']:.2g}",
+        )
+    return table
+
+
+def _bar(standing: Standing, width: int) -> RenderableType:
+    words = [f"{standing.done}/{standing.trials} done", f"{clock(standing.elapsed_s)} gone", remaining(standing.left())]
+    text = ", ".join(word for word in words if word)
+    line = Table.grid(padding=(0, 2))
+    free = max(8, width - len(text) - 3)
+    line.add_row(ProgressBar(total=standing.trials, completed=standing.done, width=min(30, free)), _line(text))
+    return line
+
+
+def _states(standing: Standing) -> Text:
+    text = Text("trials    ", no_wrap=True, overflow="ellipsis")
+    for state in STATES:
+        if standing.states[state] or state == "finished":
+            text.append(f"{standing.states[state]} {state}   ", STATE_STYLES[state])
+    return text.append(f"{len(standing.running)} running")
+
+
+def _running(running: Sequence[str], room: int) -> list[RenderableType]:
+    """One line a running trial, as many as there is room for."""
+    if room < 1 or not running:
+        return []
+    shown = running if len(running) <= room else running[: room - 1]
+    lines: list[RenderableType] = [_line(text, "dim") for text in shown]
+    if len(shown) < len(running):
+        lines.append(_line(f"      and {len(running) - len(shown)} more running", "dim"))
+    return lines
+
+
+def _named(name: str, text: str) -> Text:
+    return _line(f"{name:<8}  {text}")
+
+
+def _line(text: str, style: str = "") -> Text:
+    return Text(text, style=style, no_wrap=True, overflow="ellipsis")

@@ -1,0 +1,143 @@
+"""How a running sweep stands: what has ended, what runs, the front so far, the time that is left."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pandas as pd
+
+from analysis.findings.front import mark_front
+from analysis.findings.reuse import Reuse, reuse
+from sweeps.display.durations import Range
+from sweeps.display.time_left import Pace
+from sweeps.search.objectives import DIRECTIONS
+from trainables.records.trial import TrialRecord, read_trial
+
+STATES = ("finished", "stopped", "infeasible", "failed")
+ESTIMATE_S = 5.0  # an estimate is kept this long and counted down meanwhile
+
+
+class Standing:
+    """State of the sweep; nothing in it is needed to resume."""
+
+    def __init__(
+        self,
+        *,
+        phase: str,
+        title: str,
+        trials: int,
+        done: int,
+        concurrency: int,
+        teacher: str | None = None,
+        folder: Path | None = None,
+        stops: bool = False,
+        until: Callable[[], float] | None = None,
+    ) -> None:
+        """Begin at `done` of `trials`.
+
+        Args:
+            phase: `teacher`, `trials` or `champions`.
+            title: first line.
+            trials: finished trials wanted in all.
+            done: of them, those finished by earlier runs.
+            concurrency: trials at once.
+            teacher: second line, if there is a teacher yet.
+            folder: OUT/sweeps/NAME, whose records tell what earlier runs have found.
+            stops: whether trials are stopped early.
+            until: seconds that the sweep may still take, if that is limited.
+        """
+        self.phase, self.title, self.teacher = phase, title, teacher
+        self.trials, self.done, self.concurrency = trials, done, concurrency
+        self.states: Counter[str] = Counter()
+        self.running: dict[str, str] = {}
+        since = time.time()
+        self.pace = Pace(concurrency=concurrency, stops=stops, labels_s=lambda: label_seconds(folder, since))
+        self._rows: dict[str, dict[str, Any]] = {}
+        self._started = time.monotonic()
+        self._until = until
+        self._estimate: tuple[float, Range | None] = (-ESTIMATE_S, None)
+        self._frame: pd.DataFrame | None = None
+        for record in _earlier(folder):
+            self.note(_name(record), record)
+        self._teacher_row = _teacher_row(folder)
+
+    @property
+    def elapsed_s(self) -> float:
+        """Since this run of the sweep began."""
+        return time.monotonic() - self._started
+
+    def note(self, label: str, record: TrialRecord) -> None:
+        """A trial has ended, now or in an earlier run; controls are counted, but compete with nobody."""
+        self.states[record.status] += 1
+        if record.status == "finished" and "control" not in record.tags:
+            self._rows[label] = _row(record)
+            self._frame = None
+
+    def front(self) -> pd.DataFrame:
+        """The finished trials that no other one dominates, most accurate first; index: their labels."""
+        frame = self._finished()
+        if frame.empty:
+            return frame
+        return frame[frame["pareto"]].sort_values(["val_accuracy", "latency_p50_ms"], ascending=[False, True])
+
+    def teacher_metrics(self) -> Mapping[str, Any]:
+        """The teacher's row; empty before there is one."""
+        return self._teacher_row or {}
+
+    def reused(self) -> Reuse:
+        """What the store has saved."""
+        rows = [*([self._teacher_row] if self._teacher_row else []), *self._rows.values()]
+        return reuse(pd.DataFrame(rows)) if self._rows else Reuse(trials=0, of=0, seconds=0.0)
+
+    def left(self) -> Range | None:
+        """Seconds until the last trial has ended, or until the sweep has to; None while nobody can know."""
+        at, estimate = self._estimate
+        since = time.monotonic() - at
+        if since >= ESTIMATE_S:
+            waiting = max(0, self.trials - self.done - len(self.running))
+            self._estimate, since = (time.monotonic(), self.pace.left(waiting)), 0.0
+            estimate = self._estimate[1]
+        if estimate is None:
+            return None
+        most = self._until() if self._until else float("inf")
+        return Range(*(min(most, max(0.0, s - since)) for s in (estimate.low, estimate.expected, estimate.high)))
+
+    def _finished(self) -> pd.DataFrame:
+        if self._frame is None:
+            frame = pd.DataFrame(list(self._rows.values()), index=list(self._rows))
+            self._frame = mark_front(frame, DIRECTIONS) if len(frame) else frame
+        return self._frame
+
+
+def label_seconds(folder: Path | None, since: float) -> float:
+    """Median seconds that the soft labels of a view took since a Unix time; 0 if none were computed.
+
+    Args:
+        folder: OUT/sweeps/NAME; the labels are in OUT/store.
+        since: seconds.
+    """
+    paths = [] if folder is None else folder.parents[1].glob("store/soft_labels/*/record.json")
+    seconds = [json.loads(path.read_text("utf-8"))["seconds"] for path in paths if path.stat().st_mtime >= since]
+    return float(median(seconds)) if seconds else 0.0
+
+
+def _row(record: TrialRecord) -> dict[str, Any]:
+    return {**record.params, **record.metrics, "stage": record.stage, "status": record.status}
+
+
+def _name(record: TrialRecord) -> str:
+    return str(record.trial_number)
+
+
+def _earlier(folder: Path | None) -> list[TrialRecord]:
+    return [] if folder is None else [read_trial(path.parent) for path in sorted(folder.glob("trials/*/record.json"))]
+
+
+def _teacher_row(folder: Path | None) -> dict[str, Any] | None:
+    if folder is None or not (folder / "teacher" / "record.json").exists():
+        return None
+    return _row(read_trial(folder / "teacher"))

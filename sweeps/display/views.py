@@ -1,0 +1,148 @@
+"""The ways to watch a sweep: a live screen, plain lines, nothing but the result, JSON for programs."""
+
+from typing import Protocol
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live
+
+from sweeps.cluster.usage import Usage
+from sweeps.display.console import Screen
+from sweeps.display.durations import Range
+from sweeps.display.live import remaining, screen
+from sweeps.display.standing import Standing
+from trainables.records.trial import TrialRecord
+
+REFRESHES_PER_S = 1.0
+
+
+class View(Protocol):
+    """Shows a standing to somebody."""
+
+    def start(self) -> None:
+        """The sweep goes on."""
+
+    def ended(self, label: str, record: TrialRecord, score: float | None, summary: str) -> None:
+        """A trial is over; `score` in points and `summary` on one line, if it has a result."""
+
+    def stop(self) -> None:
+        """The sweep has ended, or was ended."""
+
+
+def view_of(console: Console, standing: Standing, *, gpus: bool) -> View:
+    """The view that the console's reader can use."""
+    mode = console.mode if isinstance(console, Screen) else "people"
+    if mode == "json":
+        assert isinstance(console, Screen)
+        return JsonView(console, standing)
+    if mode == "quiet":
+        return NoView()
+    return LiveView(console, standing, gpus=gpus) if console.is_terminal else LineView(console, standing)
+
+
+class NoView:
+    """Shows nothing."""
+
+    def start(self) -> None:
+        """Nothing."""
+
+    def ended(self, label: str, record: TrialRecord, score: float | None, summary: str) -> None:
+        """Nothing."""
+
+    def stop(self) -> None:
+        """Nothing."""
+
+
+class LineView:
+    """One line a trial, for logs."""
+
+    def __init__(self, console: Console, standing: Standing) -> None:
+        self._console, self._standing = console, standing
+
+    def start(self) -> None:
+        """Say what runs."""
+        for line in (self._standing.title, self._standing.teacher):
+            if line:
+                self._console.print(line, soft_wrap=True, markup=False)
+
+    def ended(self, label: str, record: TrialRecord, score: float | None, summary: str) -> None:
+        """Say what became of it."""
+        now = self._standing
+        text = f"[{now.done}/{now.trials}] trial {label}  {summary or f'{record.status}: {record.reason}'}"
+        style = {"finished": "", "failed": "yellow"}.get(record.status, "dim")
+        left = now.left() if now.done < now.trials else None
+        ahead = remaining(left) if left and left.high >= 1 else ""
+        self._console.print(f"{text}  {ahead}".rstrip(), style=style, markup=False, soft_wrap=True)
+
+    def stop(self) -> None:
+        """Nothing: the result speaks."""
+
+
+class LiveView:
+    """One screen, drawn again once a second; only what has failed leaves a line of its own."""
+
+    def __init__(self, console: Console, standing: Standing, *, gpus: bool) -> None:
+        self._console, self._standing = console, standing
+        self._usage = Usage(gpus=gpus)
+        self._live: Live | None = None
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield screen(self._standing, self._usage.text, width=options.max_width, height=console.size.height)
+
+    def start(self) -> None:
+        """Draw until `stop`, in a thread: the clock goes on while a trial is delivered."""
+        self._usage.start()
+        self._live = Live(self, console=self._console, refresh_per_second=REFRESHES_PER_S, transient=True)
+        self._live.start()
+
+    def ended(self, label: str, record: TrialRecord, score: float | None, summary: str) -> None:
+        """Say why a trial has failed; the others are in the next picture."""
+        if record.status == "failed":
+            text = f"trial {label}  failed: {record.reason}"
+            self._console.print(text, style="yellow", markup=False, soft_wrap=True)
+
+    def stop(self) -> None:
+        """Take the screen away: the result follows."""
+        self._usage.stop()
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+
+class JsonView:
+    """One JSON object a line: `started` and `trial`; the command adds `finished`."""
+
+    def __init__(self, screen: Screen, standing: Standing) -> None:
+        self._screen, self._standing = screen, standing
+
+    def start(self) -> None:
+        """Tell what runs."""
+        now = self._standing
+        counts = {"done": now.done, "trials": now.trials, "concurrency": now.concurrency}
+        self._screen.event("started", phase=now.phase, title=now.title, teacher=now.teacher, **counts)
+
+    def ended(self, label: str, record: TrialRecord, score: float | None, summary: str) -> None:
+        """Tell everything that is known of a trial."""
+        now = self._standing
+        self._screen.event(
+            "trial",
+            phase=now.phase,
+            trial=label,
+            status=record.status,
+            reason=record.reason,
+            score=score,
+            metrics=dict(record.metrics),
+            params=dict(record.params),
+            done=now.done,
+            trials=now.trials,
+            left_s=_seconds(now.left()),
+        )
+
+    def stop(self) -> None:
+        """Nothing: the command tells the end."""
+
+
+def _seconds(left: Range | None) -> dict[str, float] | None:
+    """An estimate as JSON, in whole tenths."""
+    if left is None:
+        return None
+    return {name: round(getattr(left, name), 1) for name in ("low", "expected", "high")}

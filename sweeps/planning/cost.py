@@ -1,0 +1,207 @@
+"""What a sweep will cost, known before it is spent: time, memory and disk, reckoned from a probe of a few steps."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from optuna.distributions import CategoricalDistribution
+from rich.console import Console
+
+from sweeps.display.durations import Range, in_words
+from sweeps.search.config import SweepConfig
+from sweeps.search.space import STUDENT_PARAMS, size
+
+MB = 1e6
+START_S = 15.0
+"""Ray, MLflow's database and the first worker took 10 to 15 s on two cores: reckoned with until a sweep has measured
+it (`sweeps.planning.budget.start_seconds`)."""
+ARMS = 4
+"""Runs a champion and seed: `sweeps.running.champions.arms`."""
+QAT_COST = 1.5
+"""A quantisation-aware epoch, in epochs of recovery."""
+ARM_STUDENTS = 3
+"""Of them, those that train a student or a shape of their own; `not_pruned` finds the champion's in the store."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """Seconds that steps took with the sweep's threads, alone on the machine, and how many the real stages have."""
+
+    teacher_step_s: Sequence[float]
+    student_step_s: Sequence[float]
+    """Training with soft labels."""
+    labels_batch_s: Sequence[float]
+    """The teacher's inference on `FILL_BATCH` images."""
+    teacher_check_s: float
+    """BatchNorm re-estimation and validation at an epoch's end."""
+    student_check_s: float
+    export_s: float
+    steps: int
+    """An epoch."""
+    label_batches: int
+    """A view."""
+    peak_bytes: int
+    """Most CUDA memory allocated, or this process's resident memory."""
+    student_bytes: int
+    """ONNX file of the dense student."""
+    teacher_bytes: int
+    view_bytes: int
+    """Soft labels of one view."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hits:
+    """What an earlier sweep has left in the store, and this one in its folder."""
+
+    trials: int = 0
+    """Of this sweep, that need no more work."""
+    teacher: bool = False
+    views: int = 0
+    """Of soft labels."""
+    views_needed: int = 0
+    students: int = 0
+    """Of the first trials' `first_students` different ones."""
+    first_students: int = 0
+    champion_runs: int = 0
+    """Of champions and controls, that need no more work."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The cost of a sweep."""
+
+    concurrency: int
+    trials: int
+    """To run."""
+    students: float
+    """Expected to be trained."""
+    start_s: float
+    """Until the first trial begins."""
+    teacher_s: Range
+    labels_s: Range
+    trial_s: Range
+    """One whole trial that finds no student in the store."""
+    champion_runs: int
+    """Champions and their controls, trained when the search is over."""
+    champions_s: Range
+    alone_s: float
+    """Of it, measuring, while nobody else uses the device."""
+    total_s: Range
+    memory_bytes: int
+    """A trial at its peak."""
+    trial_bytes: int
+    disk_bytes: int
+
+
+def distinct_students(space: Mapping[str, Any], trials: float) -> float:
+    """Expected number of different students among different trials drawn evenly from a space.
+
+    With M students of P prunings each, and n trials: M (1 - C(MP - P, n) / C(MP, n)). M is infinite where a
+    student's parameter is continuous: then every trial has a student of its own.
+    """
+    students = size({name: values for name, values in space.items() if name in STUDENT_PARAMS})
+    everything = size(space)
+    if not math.isfinite(students):
+        return trials
+    if not math.isfinite(everything):
+        return float(students * (1 - (1 - 1 / students) ** trials))
+    others = everything - everything / students
+    if trials > others:
+        return float(students)
+    return float(students * (1 - math.exp(_log_choose(others, trials) - _log_choose(everything, trials))))
+
+
+def estimate(probe: Probe, config: SweepConfig, hits: Hits, *, start_s: float = START_S) -> Plan:
+    """The cost of what is missing of a sweep.
+
+    A trial is its student's epochs, recovery at the dense student's cost (pruned, it is a little cheaper), the share of
+    quantisation-aware epochs that chance gives it, two exports and two measurements. Trials run at once, measurements
+    one after the other. Low: the probe's fastest steps and only as many students as are expected to be different; high:
+    the slowest steps, and every trial its own student.
+    Champions are trained `seeds` times, beside `ARMS - 1` controls each, all whole.
+    """
+    base = config.base
+    most = size(config.space)
+    trials = int(max(0, min(config.trials, most) - hits.trials))
+    at_once = max(1, min(config.concurrency, trials))
+    alone_s = 4 * base.measure.latency_seconds  # shape and file, beside the teacher's file each, warm-up included
+    fixed_s = 2 * probe.export_s
+    epoch = Range.of(probe.student_step_s) * probe.steps + probe.student_check_s
+    recovered = epoch * (base.prune.recovery_epochs + QAT_COST * qat_epochs(config)) + fixed_s
+    teacher = Range.of(probe.teacher_step_s) * probe.steps + probe.teacher_check_s
+    teacher_s = teacher * base.teacher.teacher_epochs + fixed_s + 3 * alone_s / 2  # its own time twice, then its file
+    missing = hits.views_needed - hits.views
+    labels_s = Range.of(probe.labels_batch_s) * probe.label_batches * missing
+    fresh = max(1.0, trials * (1 - config.reuse_probability)) if trials else 0.0
+    expected = max(0.0, distinct_students(config.space, fresh) - hits.students)
+    taught = epoch * base.student.student_epochs
+    work = Range(taught.low * expected, taught.expected * expected, taught.high * trials) + recovered * trials
+    teacher_s = teacher_s * (not hits.teacher)
+    runs = max(0, ARMS * config.champions * config.seeds - hits.champion_runs)
+    arms = taught * (runs * ARM_STUDENTS / ARMS) + recovered * runs
+    champions_s = arms * (1 / max(1, min(config.concurrency, runs))) + alone_s * runs
+    trial_bytes = 4 * probe.student_bytes  # student, pruned student, ONNX and TorchScript
+    return Plan(
+        concurrency=config.concurrency,
+        trials=trials,
+        students=expected,
+        start_s=start_s,
+        teacher_s=teacher_s,
+        labels_s=labels_s,
+        trial_s=taught + recovered + alone_s,
+        champion_runs=runs,
+        champions_s=champions_s,
+        alone_s=alone_s,
+        total_s=(work * (1 / at_once) + alone_s * trials + labels_s + teacher_s + champions_s + start_s)
+        * bool(trials or runs),
+        memory_bytes=probe.peak_bytes,
+        trial_bytes=trial_bytes,
+        disk_bytes=(trials + runs) * trial_bytes
+        + missing * probe.view_bytes
+        + (not hits.teacher) * 3 * probe.teacher_bytes,
+    )
+
+
+def qat_epochs(config: SweepConfig) -> float:
+    """Quantisation-aware epochs of an average trial: those of `int8_qat`, by its share of the precisions searched."""
+    asked = config.space.get("precision")
+    precisions = asked.choices if isinstance(asked, CategoricalDistribution) else (config.base.export.precision,)
+    return config.base.export.qat_epochs * precisions.count("int8_qat") / len(precisions)
+
+
+def _log_choose(n: float, k: float) -> float:
+    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+
+
+def show(console: Console, plan: Plan, config: SweepConfig, hits: Hits, *, measured_start: bool = False) -> None:
+    """Print a plan; `measured_start` says whether a sweep on this machine has told how long it takes to begin."""
+    for name, text in _lines(plan, config, hits, measured_start).items():
+        console.print(f"{name:<12} {text}", soft_wrap=True, markup=False)
+
+
+def _lines(plan: Plan, config: SweepConfig, hits: Hits, measured_start: bool) -> dict[str, str]:
+    base = config.base
+    where = f"{config.gpus} GPUs" if config.gpus else f"{config.cpus} CPU cores"
+    of_memory = "CUDA memory" if config.gpus else "resident memory, Ray's own not counted"
+    start = "as the last sweep here needed" if measured_start else "on other machines; the first sweep here measures it"
+    champions = f"{config.champions} with {config.seeds} seeds and {ARMS - 1} controls each, {plan.champions_s}"
+    quantising = f" {qat:g} quantising," if (qat := qat_epochs(config)) else ""
+    early = "; trials that are stopped early make it less" if config.stopper != "off" else ""
+    return {
+        f"Plan of sweep {config.name}:": "nothing is trained but a few steps of a probe",
+        "start": f"{in_words(plan.start_s)} {start}",
+        "teacher": f"{base.teacher.teacher_model}, "
+        + ("in the store" if hits.teacher else f"{base.teacher.teacher_epochs} epochs, {plan.teacher_s}"),
+        "soft labels": f"{hits.views} of {hits.views_needed} views in the store; the rest {plan.labels_s}",
+        "students": f"{base.student.student_model}, {hits.students} of the first {hits.first_students} in the store;"
+        f" about {plan.students:.0f} to train",
+        "one trial": f"{plan.trial_s}: {base.student.student_epochs} + {base.prune.recovery_epochs} epochs,"
+        f"{quantising} export, {in_words(plan.alone_s)} of measuring",
+        "trials": f"{plan.trials} to run, {hits.trials} there; {plan.concurrency} at once on {where}",
+        **({"champions": champions} if plan.champion_runs else {}),
+        "in all": f"{plan.total_s}{early}",
+        "memory": f"{plan.memory_bytes / MB:.0f} MB a trial, {plan.memory_bytes * plan.concurrency / MB:.0f} MB at once"
+        f" ({of_memory})",
+        "disk": f"{plan.disk_bytes / MB:.0f} MB, of which {plan.trial_bytes / MB:.1f} MB a trial",
+    }

@@ -1,0 +1,269 @@
+"""How many trials share a GPU, or the cores: measured with trials of this sweep, decided by total images a second."""
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from sweeps.cluster.mps import MpsError, mps
+from sweeps.cluster.usage import usable_cores
+from sweeps.display.console import Screen
+from sweeps.search.config import AUTO, SweepConfig
+from trainables.files import write_text
+from trainables.records.encoding import to_json
+
+MOST = 16
+WORTH = 1.05
+"""Total images a second with more trials, as a multiple of that before: with less, still more are not even tried."""
+AS_GOOD = 0.97
+"""Of the best total: fewer trials that reach it leave more memory, and each of them ends sooner."""
+HEADROOM = 1.1
+"""Memory a trial may get, as a multiple of the probe's peak: validation and export come on top."""
+SECONDS = 5.0
+READY_S = 600.0
+OUT_OF_MEMORY_CODE = 3  # of trainables.stages.training.throughput, which imports torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Together:
+    """What was measured with several trials on one device at once."""
+
+    trials: int
+    images_per_s: float
+    """Of all of them."""
+    peak_bytes: int
+    """Of one of them."""
+    device_bytes: int
+    """Of the device."""
+
+
+class ProbeError(RuntimeError):
+    """A probe's process failed; its last line says why."""
+
+
+def fits(trials: int, alone: Together) -> bool:
+    """Whether that many trials have enough memory, each `HEADROOM` times the peak of one."""
+    return trials * HEADROOM * alone.peak_bytes <= alone.device_bytes
+
+
+def choose(measured: Sequence[Together]) -> int:
+    """Trials on one device at once: the fewest within 3 % of the best total of images a second that fit into memory.
+
+    `measured` begins with one trial alone, which always fits.
+    """
+    assert measured and measured[0].trials == 1, measured
+    fitting = [measured[0], *(one for one in measured[1:] if fits(one.trials, measured[0]))]
+    best = max(one.images_per_s for one in fitting)
+    return min(one.trials for one in fitting if one.images_per_s >= AS_GOOD * best)
+
+
+def search(measure: Callable[[int], Together | None], *, most: int = MOST) -> list[Together]:
+    """Measurements of 1, 2, 4, ... trials, as long as they fit, pay and succeed; then one in between.
+
+    Args:
+        measure: what that many trials do together; None if their memory did not suffice.
+        most: trials that are tried.
+    """
+    alone = measure(1)
+    if alone is None:
+        raise ProbeError("one trial alone does not fit into the memory of the device; take a smaller batch_size.")
+    found, paying = [alone], True
+    while paying and (more := 2 * found[-1].trials) <= most and fits(more, alone):
+        if (together := measure(more)) is None:
+            break
+        found.append(together)
+        paying = together.images_per_s >= WORTH * found[-2].images_per_s
+    last = found[-1].trials
+    between = last * 3 // 2 if paying else last * 3 // 4
+    untried = between not in (one.trials for one in found)
+    if untried and between <= most and fits(between, alone) and (together := measure(between)) is not None:
+        found.append(together)
+    return sorted(found, key=lambda one: one.trials)
+
+
+def search_cores(measure: Callable[[int], Together | None], cores: int) -> list[Together]:
+    """Measurements of as many trials as get 1, 2, 3, ... cores each, fewest first, as long as they fit and pay.
+
+    Args:
+        measure: see `search`.
+        cores: of this machine, for the sweep.
+    """
+    alone = measure(1)
+    if alone is None:
+        raise ProbeError("one trial alone does not fit into memory; take a smaller batch_size.")
+    found = [alone]
+    for trials in sorted({cores // each for each in range(1, cores)} - {1}):
+        if not fits(trials, alone) or (one := measure(trials)) is None:
+            break
+        found.append(one)
+        if one.images_per_s < WORTH * found[-2].images_per_s:
+            break
+    return found
+
+
+def together(config: SweepConfig, trials: int, *, seconds: float = SECONDS) -> Together | None:
+    """Train that many students of the sweep at once, each in a process of its own, on one device, for some seconds.
+
+    On a CPU they share the sweep's cores evenly. Data must have been prepared. None if memory did not suffice.
+
+    Raises:
+        ProbeError: if a process failed for another reason.
+    """
+    cores = usable_cores()[: max(1, config.cpus // max(1, config.gpus))]
+    task = {
+        "device": config.device,
+        "candidate": config.base.flat(),
+        "data_dir": str(config.data_dir.resolve()),
+        "threads": max(1, len(cores) // trials),
+        "cores": cores,
+        "memory_share": 1 / trials,
+    }
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        folder = Path(name)
+        write_text(folder / "task.json", to_json(task))
+        running = [_Process(folder, number) for number in range(trials)]
+        for process in running:
+            stack.callback(process.end)
+        if not _ready(running):
+            return None
+        (folder / "go").touch()
+        time.sleep(seconds)
+        (folder / "stop").touch()
+        answers = [process.answer() for process in running]
+    if None in answers:
+        return None
+    rows = [answer for answer in answers if answer is not None]
+    return Together(
+        trials=trials,
+        images_per_s=sum(row["images"] / row["seconds"] for row in rows),
+        peak_bytes=max(int(row["peak_bytes"]) for row in rows),
+        device_bytes=int(rows[0]["device_bytes"]),
+    )
+
+
+def packed(config: SweepConfig, screen: Screen) -> SweepConfig:
+    """The sweep with `gpus_per_trial` and `cpus_per_trial` as numbers: what was given, or what a probe finds best.
+
+    Raises:
+        ValueError: if GPUs are to be shared that the sweep has not got, or the probe fails.
+    """
+    if config.gpus_per_trial == AUTO and not config.gpus:
+        raise ValueError("gpus_per_trial=auto: it needs --gpus 1 or more; on a CPU take --cpus-per-trial.")
+
+    def measure(trials: int) -> Together | None:
+        return together(config, trials)
+
+    if config.gpus_per_trial == AUTO:
+        try:
+            with mps(config.mps):  # as the sweep will run them
+                trials = _found("gpus_per_trial", lambda: search(measure), "a GPU", screen)
+        except MpsError as error:
+            raise ValueError(str(error)) from error
+        return dataclasses.replace(config, gpus_per_trial=1 / trials)
+    if config.cpus_per_trial == AUTO:
+        cores = min(config.cpus, len(usable_cores()))
+        trials = _found("cpus_per_trial", lambda: search_cores(measure, cores), "the CPU", screen)
+        return dataclasses.replace(config, cpus_per_trial=cores // trials)
+    return config
+
+
+def _found(name: str, measure: Callable[[], list[Together]], where: str, screen: Screen) -> int:
+    with screen.busy(f"Measuring how many trials share {where} best"):
+        try:
+            measured = measure()
+        except ProbeError as error:
+            raise ValueError(f"{name}=auto: {error}") from error
+    trials = choose(measured)
+    screen.print(f"{AUTO}: {trials} trial{'s' * (trials > 1)} at once on {where}. {described(measured)}")
+    return trials
+
+
+def prices(config: SweepConfig, *, seconds: float = SECONDS) -> list[str]:
+    """What `deterministic` and `compile` cost or gain here, a line each that is on: the time of a step as a multiple.
+
+    Nothing is measured for a cluster: this machine need not be like its nodes.
+
+    Raises:
+        ValueError: if a probe fails.
+    """
+    if config.address is not None:
+        return []
+    asked = [name for name in ("deterministic", "compile") if getattr(config.base.training, name)]
+    return [f"{name}: {_times(config, name, seconds):.2f} x the time of a step here" for name in asked]
+
+
+def _times(config: SweepConfig, name: str, seconds: float) -> float:
+    """The time of a step with a setting of training as a multiple of the time without; what compiles is not counted."""
+    rates = []
+    for on in (False, True):
+        base = config.base.replace(**{name: on})
+        try:
+            one = together(dataclasses.replace(config, base=base), 1, seconds=seconds)
+        except ProbeError as error:
+            raise ValueError(f"{name}=True: {error}") from error
+        if one is None:
+            raise ValueError(f"{name}=True: a trial does not fit into memory; take a smaller batch_size.")
+        rates.append(one.images_per_s)
+    return rates[0] / rates[1]
+
+
+def described(measured: Sequence[Together]) -> str:
+    """What was measured, on one line."""
+    rates = ", ".join(f"{one.trials}: {one.images_per_s:.0f}" for one in measured)
+    return f"Images/s of all by trials at once: {rates}; one takes {measured[0].peak_bytes / 1e6:.0f} MB."
+
+
+class _Process:
+    """One probe."""
+
+    def __init__(self, folder: Path, number: int) -> None:
+        self._folder, self._number = folder, number
+        self._log = (folder / f"{number}.log").open("w+")
+        command = [sys.executable, "-m", "trainables.stages.training.throughput", str(folder), str(number)]
+        self._process = subprocess.Popen(command, stdout=self._log, stderr=subprocess.STDOUT)
+
+    def ready(self) -> bool:
+        return (self._folder / f"{self._number}.ready").exists()
+
+    def over(self) -> bool:
+        return self._process.poll() is not None
+
+    def answer(self) -> dict[str, float] | None:
+        """Its result; None if it ran out of memory."""
+        code = self._process.wait(READY_S)
+        if code in (OUT_OF_MEMORY_CODE, -signal.SIGKILL):  # the kernel kills whoever takes more than there is
+            return None
+        if code:
+            self._log.seek(0)
+            lines = self._log.read().strip().splitlines() or [f"exit code {code}"]
+            if "DefaultCPUAllocator" in lines[-1]:
+                return None
+            raise ProbeError(f"the probe failed: {lines[-1]}")
+        row: dict[str, float] = json.loads((self._folder / f"{self._number}.json").read_text(encoding="utf-8"))
+        return row
+
+    def end(self) -> None:
+        if not self.over():
+            self._process.kill()
+            self._process.wait()
+        self._log.close()
+
+
+def _ready(running: Sequence[_Process]) -> bool:
+    """Wait until all are ready; False if memory did not suffice."""
+    until = time.monotonic() + READY_S
+    while not all(process.ready() for process in running):
+        for process in running:
+            if process.over() and process.answer() is None:
+                return False
+        if time.monotonic() > until:
+            raise ProbeError(f"the probe was not ready after {READY_S:.0f} s.")
+        time.sleep(0.05)
+    return True

@@ -1,0 +1,125 @@
+"""Whether limits can be kept at all: the narrowest student of a search space, measured before anything is trained."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+
+from sweeps.search.config import SweepConfig
+from trainables.config.flags import flag_name
+from trainables.records.latency import LatencyRecord
+from trainables.records.stages import DatasetRecord
+from trainables.stages.export.session import open_session
+from trainables.stages.export.stage import recipe
+from trainables.stages.export.writer import export_untrained
+from trainables.stages.measuring.timing import alternate
+from trainables.stages.models.inspection import count
+from trainables.stages.models.stored import build_for
+from trainables.stages.pruning.methods import prune
+from trainables.stages.runtimes.base import Runner
+
+LATENCY_MARGIN = 2.0
+"""A latency is taken while other programs run: a limit is out of reach if the narrowest student needs this many times
+as long."""
+TIMING_S = 0.3
+
+
+def check_reach(config: SweepConfig, dataset: DatasetRecord) -> None:
+    """Return if the narrowest student keeps to the limits of latency, size and MACs, or if there are none.
+
+    Where a share of MACs, size or latency is pruned (`pruning_of`), the dense student says nothing about how narrow
+    the answer is, so that nothing is refused; nor where the trained weights say (`pruning_scope` global) or a file is
+    not FP32.
+
+    Raises:
+        ValueError: naming the limit, what the narrowest student has, and what to change.
+    """
+    limits = config.limits
+    # a latency is taken in this process: another runtime's is nobody's to know yet
+    here = ["max_latency_ms"] if config.base.measure.latency_runtime == "onnxruntime_cpu" else []
+    bounded = [name for name in (*here, "max_size_mb", "max_macs") if getattr(limits, name) is not None]
+    if not bounded or config.base.prune.pruning_of != "channels" or not _known(config):
+        return
+    ratio = largest_ratio(config)
+    measured = narrowest(config, dataset, ratio)
+    excess = limits.excess(measured | {"latency_p50_ms": measured["latency_p50_ms"] / LATENCY_MARGIN})
+    over = [name for name in bounded if excess[name] > 0]
+    if over:
+        has = {
+            "max_latency_ms": f"{measured['latency_p50_ms']:.3g} ms",
+            "max_size_mb": f"{measured['size_bytes'] / 1e6:.3g} MB",
+            "max_macs": f"{measured['macs']:.3g} MACs",
+        }
+        told = ", ".join(f"{flag_name(name)} {getattr(limits, name):g} (it has {has[name]})" for name in over)
+        how = f"{100 * ratio:g} % of its channels removed" if ratio else "no channels removed"
+        raise ValueError(
+            f"{told}: the narrowest student of this space, {config.base.student.student_model} with {how}, is over it;"
+            " raise the limit, widen --pruning-ratio, or take a smaller --student-model."
+        )
+
+
+def _known(config: SweepConfig) -> bool:
+    """Whether the FP32 file of the same share of every layer is the least that a candidate can be."""
+    flat, usual = config.base.flat(), {"precision": "fp32", "pruning_scope": "layer"}
+    return all(set(_values(config.space, name) or [flat[name]]) == {value} for name, value in usual.items())
+
+
+def largest_ratio(config: SweepConfig) -> float:
+    """The most channels that any candidate loses; 0 where none loses any."""
+    flat = config.base.flat()
+    methods = _values(config.space, "pruning_method") or [flat["pruning_method"]]
+    ratios = _values(config.space, "pruning_ratio") or [flat["pruning_ratio"]]
+    return float(max(ratios)) if "structured" in methods else 0.0
+
+
+def narrowest(config: SweepConfig, dataset: DatasetRecord, ratio: float) -> dict[str, float]:
+    """`latency_p50_ms`, `size_bytes` and `macs` of the untrained student with this share of channels removed."""
+    sides: dict[str, Any] = {"image_size": dataset.image_size, "num_classes": dataset.num_classes}
+    with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
+        model = build_for(config.base.student.student_model, dataset)
+        prune(model, method="structured", ratio=ratio, must_remove=False, **sides)
+        path = Path(folder) / "narrowest.onnx"
+        size_bytes = export_untrained(
+            model,
+            mean=dataset.mean,
+            std=dataset.std,
+            image_size=dataset.image_size,
+            class_names=dataset.class_names,
+            recipe=recipe(config.base, dataset, "candidate"),
+            opset=config.base.export.opset,
+            path=path,
+        )
+        timed, _ = time_alternating(path, path, threads=config.base.measure.latency_threads, seconds=TIMING_S)
+        macs = count(model, dataset.image_size)[2]
+    return {"latency_p50_ms": timed.latency_p50_ms, "size_bytes": float(size_bytes), "macs": float(macs)}
+
+
+def _values(space: Mapping[str, BaseDistribution], name: str) -> list[Any]:
+    """All choices of a list, or the ends of a range; empty for what is not searched."""
+    values = space.get(name)
+    if isinstance(values, CategoricalDistribution):
+        return list(values.choices)
+    return [values.low, values.high] if isinstance(values, FloatDistribution) else []
+
+
+def time_alternating(
+    candidate_path: Path, reference_path: Path, *, threads: int, seconds: float
+) -> tuple[LatencyRecord, LatencyRecord]:
+    """Latency of one image through both files, timed in turn in this process: `timing.alternate`.
+
+    For comparisons by hand; what a sweep steers by is taken in a clean room. The two paths may be the same file.
+    """
+    ours, theirs = (_runner(path, threads) for path in (candidate_path, reference_path))
+    return alternate(ours, theirs, seconds=seconds)
+
+
+def _runner(path: Path, threads: int) -> Runner:
+    session = open_session(path, threads)
+    image = session.get_inputs()[0]
+    # random pixels, not zeros: zeros are faster than any picture
+    feed = {image.name: np.random.default_rng(0).random((1, *image.shape[1:]), dtype=np.float32)}
+    return Runner(run=lambda: session.run(None, feed), provider=session.get_providers()[0], device=f"cpu:{threads}")

@@ -1,0 +1,1 @@
+"""A sweep from start to end: command, teacher, trials, champions, outcome."""

@@ -1,0 +1,145 @@
+"""What every sweep command shares: flags that come to a checked `SweepConfig`, and how a run ends."""
+
+import errno
+import shutil
+import tempfile
+from pathlib import Path
+
+from sweeps.cluster.address import check_shared
+from sweeps.display.console import Screen
+from sweeps.planning.budget import TimedSweep, remember_start
+from sweeps.running.flags import with_flags
+from sweeps.search.config import SweepConfig
+from trainables.config.flags import OneLineParser, flag_name
+from trainables.config.limits import Limits
+from trainables.records.stages import DatasetRecord
+from trainables.store.entries import check_format
+
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+TRACKING_SCHEMES = ("sqlite:///", "http://", "https://", "postgresql", "mysql", "mssql")
+LEAST_FREE_BYTES = 100e6  # MLflow's database, a teacher and a few trials of the smallest sweep
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+EXIT_CODES = "exit codes: 0 all done, 1 some trials failed, 2 bad input, 130 or 143 interrupted"
+
+
+def check(config: SweepConfig) -> None:
+    """Refuse what cannot work before anything is trained."""
+    for folder, flag in ((config.out, "--out"), (config.data_dir, "--data-dir")):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise ValueError(f"{flag} {folder}: cannot be written ({error.strerror}); name a folder you own.") from None
+    free = shutil.disk_usage(config.out).free
+    if free < LEAST_FREE_BYTES:
+        raise ValueError(
+            f"--out {config.out}: {free / 1e6:.1f} MB are free on its disk, and the smallest sweep takes"
+            f" {LEAST_FREE_BYTES / 1e6:.0f} MB. {_room(config)} or name a folder on another disk."
+        )
+    try:
+        check_format(config.out / "store", None, str(config.out / "store"))
+    except ValueError as error:
+        raise ValueError(f"--out {config.out}: {error}") from error
+    check_shared(config.out, config.address, config.storage)
+    uri = config.tracking_uri
+    if uri is not None and not uri.startswith(TRACKING_SCHEMES):
+        raise ValueError(f"--tracking-uri {uri}: must begin with {', '.join(TRACKING_SCHEMES)}.")
+    import torch
+
+    from trainables.stages.models.build import check_model
+    from trainables.stages.runtimes.absence import check_runtime
+
+    for name in ("teacher_model", "student_model"):
+        try:
+            check_model(config.base.flat()[name])
+        except ValueError as error:
+            raise ValueError(f"{flag_name(name)}: {error}") from error
+    check_runtime(config.base.measure.latency_runtime, on_gpu=config.gpus > 0)
+    there = torch.cuda.device_count()
+    if config.gpus > there and config.address is None:
+        raise ValueError(f"--gpus {config.gpus}: this machine has {there}; ask for at most that, or 0 for the CPU.")
+
+
+def check_limits(config: SweepConfig, dataset: DatasetRecord) -> None:
+    """Refuse limits that no candidate of the space can keep to; a second or two, and only if there are limits."""
+    if config.limits != Limits():
+        from sweeps.planning.reachable import check_reach
+
+        check_reach(config, dataset)
+
+
+def run(config: SweepConfig, dataset: DatasetRecord, parser: OneLineParser, screen: Screen) -> int:
+    """Run a sweep; returns the exit code."""
+    from sweeps.cluster.interrupts import Interrupted  # Ray takes a second; bad flags need not wait for it
+    from sweeps.running.launch import run_sweep
+    from sweeps.search.folder import InputError
+
+    damaged = _moved_aside(config.out)
+    code = 0
+    screen.launch()
+    screen.wait("Starting Ray and MLflow")
+    try:
+        code = FAILED if run_sweep(config, dataset, screen) else 0
+    except InputError as error:
+        screen.go_on()
+        parser.error(with_flags(str(error)))
+    except KeyboardInterrupt as stop:
+        text = f"Stopped. What is finished is in {config.folder}; the same command goes on from there."
+        screen.print(text, soft_wrap=True)
+        asked = stop.code if isinstance(stop, Interrupted) else INTERRUPTED
+        code = 0 if isinstance(config, TimedSweep) and config.deadline.over() else asked
+    except Exception as error:  # Tune raises its own for what happens in its callbacks
+        if (full := _full_disk(error)) is None:
+            raise
+        text = f"{full.filename or config.out}: {full.strerror}. {_room(config)}; the same command goes on."
+        screen.print(text, style="yellow", soft_wrap=True)
+        code = FAILED
+    finally:
+        screen.go_on()
+    if screen.start_s is not None:
+        remember_start(config.out, screen.start_s)
+    for folder in sorted(_moved_aside(config.out) - damaged):
+        screen.print(f"{folder} was damaged: it was moved aside and computed again.", style="yellow", soft_wrap=True)
+    tell_end(config, screen, code)
+    return code
+
+
+def tell_end(config: SweepConfig, screen: Screen, code: int) -> None:
+    """The last event of a sweep, for programs."""
+    if screen.mode != "json":
+        return
+    from sweeps.display.standing import Standing
+
+    there = Standing(phase="end", title="", trials=0, done=0, concurrency=1, folder=config.folder)
+    reused, models = there.reused(), config.folder / "trials"
+    screen.event(
+        "finished",
+        sweep=config.name,
+        exit_code=code,
+        trials=dict(there.states),
+        front=[
+            {"trial": int(str(label)), "model": str(models / f"{int(str(label)):05}" / "model.onnx"), **row}
+            for label, row in there.front().to_dict("index").items()
+        ],
+        reuse={"trials": reused.trials, "of": reused.of, "seconds": round(reused.seconds, 1)},
+        folder=str(config.folder),
+    )
+
+
+def _full_disk(error: BaseException | None) -> OSError | None:
+    """The full disk, or quota, that is behind an error; None if there is none."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _moved_aside(out: Path) -> set[Path]:
+    """Damaged results of stages; workers speak to nobody, so that the command tells of new ones."""
+    return set((out / "store").glob("*/*.corrupt-*"))
+
+
+def _room(config: SweepConfig) -> str:
+    return f"Make room (python -m trainables.store gc --out {config.out})"

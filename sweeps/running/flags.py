@@ -1,0 +1,158 @@
+"""Flags of every sweep command, and the `SweepConfig` that they come to."""
+
+import argparse
+import dataclasses
+import inspect
+import textwrap
+from collections.abc import Callable, Collection, Mapping
+
+from optuna.distributions import BaseDistribution
+
+from sweeps.cluster.address import joined
+from sweeps.cluster.usage import usable_cores
+from sweeps.display.console import Screen
+from sweeps.display.durations import duration
+from sweeps.search import space
+from sweeps.search.config import SweepConfig
+from sweeps.search.presets import augment_for
+from trainables.config.candidate import KD_LOSSES
+from trainables.config.flags import (
+    add_config_flags,
+    add_flags,
+    config_from_flags,
+    field_docs,
+    flag_name,
+    given,
+)
+from trainables.config.flags import with_flags as said_as_flags
+from trainables.config.limits import Limits
+from trainables.config.score import ExchangeRates
+
+_SEARCHED_DOCS = {
+    "kd_loss": f"Soft, teacher term, of {', '.join(KD_LOSSES)}; a list such as kd,dkd,dist searches among them",
+    "alpha": "Weight of the soft, teacher term, 0 to 1; the labels get 1 - alpha",
+    "temperature": "Softens teacher and student logits, > 0; mse does without",
+    "dkd_beta": "Weight of the classes that are not the target, >= 0; asked for where kd_loss is dkd",
+    "learning_rate": "Peak of the student's schedule (AdamW)",
+    "pruning_method": "structured (removes channels), or zeroes weights: l1_unstructured, l1_global, nm_2_4",
+    "pruning_ratio": "Fraction removed, in [0, 1)",
+    "pruning_criterion": "What structured keeps: magnitude, lamp, taylor or bn_scale",
+    "pruning_scope": "Whether structured removes a share of every layer or of the network: layer or global",
+    "precision": "Of the ONNX file: fp32, fp16, int8_ptq or int8_qat; a list searches among them",
+}
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of descriptions, wraps those that are too long, and drops the backticks of docstrings."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        lines: list[str] = []
+        for line in text.splitlines():
+            lines += [line] if len(indent + line) <= width else textwrap.wrap(line, width - len(indent))
+        return "".join(f"{indent}{line}\n" for line in lines)
+
+    def _expand_help(self, action: argparse.Action) -> str:
+        return super()._expand_help(action).replace("`", "")
+
+
+def add_cost_flags(group: "argparse._ArgumentGroup") -> None:
+    """`--plan` and `--budget`, which are no settings of a sweep."""
+    text = "Say what the sweep would cost in time, memory and disk, after a probe of a few steps; train nothing"
+    group.add_argument("--plan", action="store_true", help=f"{text} (default: off)")
+    text = (
+        "Run as many trials as fit into 6h, 90m, 1h30m or 45s; the same command goes on with those it cuts off, and"
+        " after a crash has the rest of that time"
+    )
+    group.add_argument("--budget", type=duration, metavar="TIME", help=f"{text} (default: none)")
+
+
+def add_output_flags(group: "argparse._ArgumentGroup") -> None:
+    """`--quiet` and `--json`: who reads standard output."""
+    either = group.add_mutually_exclusive_group()
+    either.add_argument("--quiet", action="store_true", help="Print the result alone (default: off)")
+    text = "Print one JSON object a line for every event: started, trial, finished; what is for people goes to stderr"
+    either.add_argument("--json", action="store_true", help=f"{text} (default: off)")
+    group.add_argument("-h", "--help", action="help", help="Show this text and exit")
+
+
+def screen_of(flags: argparse.Namespace) -> Screen:
+    """Standard output as `add_output_flags` was answered."""
+    return Screen("json" if flags.json else "quiet" if flags.quiet else "people")
+
+
+def add_sweep_flags(
+    parser: argparse.ArgumentParser, preset: SweepConfig, *, leave_out: Collection[str] = (), limits: bool = True
+) -> None:
+    """One flag for every setting of a sweep, the preset's values shown as defaults.
+
+    Args:
+        leave_out: fields of `SweepConfig` that the command sets itself.
+        limits: whether a candidate may be held to limits.
+    """
+    group = parser.add_argument_group("run")
+    docs = field_docs(SweepConfig)
+    group.add_argument("--name", help=f"{docs['name']} (default: preset and a digest of the settings)")
+    group.add_argument("--cpus", type=int, metavar="N", help=f"{docs['cpus']} (default: all, {len(usable_cores())})")
+    shares = ("cpus_per_trial", "gpus_per_trial")
+    add_flags(group, preset, leave_out=("name", "cpus", *shares, "base", "space", "rates", "limits", *leave_out))
+    for name, number in zip(shares, (int, float), strict=True):
+        if name in leave_out:
+            continue
+        text = f"{docs[name]} (default: {getattr(preset, name)})"
+        group.add_argument(flag_name(name), type=_or_text(number), metavar="X", help=text)
+    searched = parser.add_argument_group("search space", "each takes one value, a list such as 1,2,4, or LOW:HIGH")
+    for name in (*space.SEARCHED, *space.OPTIONAL):
+        shown = space.show(preset.space[name]) if name in preset.space else preset.base.flat()[name]
+        searched.add_argument(flag_name(name), metavar="SPACE", help=f"{_SEARCHED_DOCS[name]} (default: {shown})")
+    if limits:
+        add_flags(parser.add_argument_group("limits", inspect.getdoc(Limits)), preset.limits)
+    add_flags(parser.add_argument_group("score", inspect.getdoc(ExchangeRates)), preset.rates)
+    add_config_flags(parser, preset.base, leave_out=(*space.SEARCHED, *space.OPTIONAL))
+
+
+def _or_text(number: type[int] | type[float]) -> Callable[[str], int | float | str]:
+    """Reads a number; other text stays what it is, and `SweepConfig` refuses all but `auto`."""
+
+    def read(text: str) -> int | float | str:
+        try:
+            return number(text)
+        except ValueError:
+            return text
+
+    return read
+
+
+def take_spaces(flags: argparse.Namespace) -> dict[str, str]:
+    """What was asked of searched parameters; taken out of `flags`, where they are no settings."""
+    names = (*space.SEARCHED, *space.OPTIONAL)
+    texts = {name: getattr(flags, name) for name in names if getattr(flags, name) is not None}
+    for name in names:
+        setattr(flags, name, None)
+    return texts
+
+
+def config_of(flags: argparse.Namespace, preset: SweepConfig, searched: Mapping[str, BaseDistribution]) -> SweepConfig:
+    """The preset with what the flags say, over a space; `take_spaces` comes first.
+
+    Raises:
+        ValueError: if a value is out of its range.
+    """
+    base = preset.base
+    if flags.dataset not in (None, base.data.dataset) or flags.image_size is not None:
+        base = dataclasses.replace(base, augment=augment_for(flags.dataset or base.data.dataset, flags.image_size))
+    return dataclasses.replace(
+        preset,
+        **{"cpus": len(usable_cores())}
+        | given(flags, SweepConfig)
+        | joined(flags.address, gpus=flags.gpus, cpus=flags.cpus),
+        base=config_from_flags(base, flags),
+        space=searched,
+        rates=dataclasses.replace(preset.rates, **given(flags, ExchangeRates)),
+        limits=dataclasses.replace(preset.limits, **given(flags, Limits)),
+    )
+
+
+def with_flags(message: str) -> str:
+    """The message with `alpha=2.0` said as `--alpha 2.0`: what the person typed."""
+    names = [f.name for f in dataclasses.fields(SweepConfig)] + list(SweepConfig(name="x").base.flat())
+    return said_as_flags(message, [*names, *(f.name for p in (ExchangeRates, Limits) for f in dataclasses.fields(p))])

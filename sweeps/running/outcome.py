@@ -1,0 +1,163 @@
+"""What a sweep says of itself: its headline, and at the end its front in MLflow, on disk and on the screen."""
+
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from analysis.findings.controls import controls, print_controls, write_controls
+from analysis.findings.front import choose, front_members, hypervolume_curve, retrained, with_teacher
+from analysis.findings.reuse import reuse
+from analysis.findings.selecting import in_words
+from analysis.pages.front_files import write_front
+from analysis.pages.front_table import front_table
+from analysis.pages.mlflow_view import addresses, view_of
+from analysis.pages.report import summary_of, write_report
+from analysis.reading.runs import Runs, read_runs
+from sweeps.search.config import SweepConfig
+from sweeps.search.folder import InputError, check_identity
+from trainables.records.latency import doubts
+from trainables.records.stages import DatasetRecord
+from trainables.records.trial import TrialRecord
+from trainables.tracking.deliveries import Score, deliver_all, hidden, note_where, outbox, scores_of
+from trainables.tracking.tracker import Tracker, TrackingError
+
+
+def headline(config: SweepConfig) -> str:
+    """What runs where, on one line."""
+    at = f"{config.gpus} GPUs" if config.gpus else f"{config.cpus} CPU cores"
+    base = config.base
+    return (
+        f"Sweep {config.name}: {base.teacher.teacher_model} -> {base.student.student_model} on {base.data.dataset},"
+        f" {config.concurrency} at once on {at}"
+    )
+
+
+def teacher_line(config: SweepConfig, teacher: TrialRecord) -> str:
+    """The teacher on one line."""
+    metrics = teacher.metrics
+    said = f" ({', '.join(found)})" if (found := doubts(metrics)) else ""
+    return (
+        f"teacher {config.base.teacher.teacher_model}: val {100 * metrics['val_accuracy']:.2f} %"
+        f"  {metrics['latency_p50_ms']:.3f} ms{said}"
+        f"  {metrics['size_bytes'] / 1e6:.2f} MB"
+    )
+
+
+def open_tracker(uri: str, config: SweepConfig, dataset: DatasetRecord, sweep_id: str) -> Tracker:
+    """The sweep in MLflow.
+
+    Raises:
+        InputError: if that store cannot be used.
+    """
+    experiment, artifacts = dataset.name.replace(":", "-"), config.out / "artifacts"
+    note_where(config.folder, uri, experiment=experiment, sweep=config.name, sweep_id=sweep_id, artifacts=artifacts)
+    try:
+        return Tracker(uri, experiment=experiment, sweep=config.name, sweep_id=sweep_id, artifacts=artifacts)
+    except TrackingError as error:
+        fix = "start that server with --allowed-hosts" if " 403 " in str(error) else "name another store"
+        raise InputError(f"--tracking-uri {hidden(uri)}: {error}; {fix}, or leave the flag out.") from error
+
+
+def tracking_uri(config: SweepConfig) -> str:
+    """Where MLflow keeps this sweep."""
+    return config.tracking_uri or f"sqlite:///{(config.out / 'mlflow.db').resolve()}"
+
+
+def announce(config: SweepConfig, teacher: TrialRecord, tracker: Tracker, score: Score) -> None:
+    """What `analysis` needs to read a sweep that still runs: its description and its teacher."""
+    try:
+        tracker.sweep_artifacts([config.folder / "sweep.json"])
+    except TrackingError:
+        return  # MLflow is away: told at the end, with everything else
+    tracker.deliver(config.folder / "teacher", scores_of(teacher, score))
+
+
+def finish(config: SweepConfig, tracker: Tracker, console: Console, status: str, *, score: Score) -> None:
+    """Deliver what is left in the outbox, then show the front: in MLflow, on disk, on the screen."""
+    tracker.try_again()
+    waiting = deliver_all(tracker, outbox(config.folder), score)
+    if waiting:
+        sync = f"python -m analysis sync --out {shlex.quote(str(config.out))}"
+        console.print(
+            f"{waiting} records wait in {config.folder} for MLflow ({tracker.away}); `{sync}` or the same command"
+            " delivers them.",
+            style="yellow",
+            markup=False,
+        )
+        return
+    uri = tracking_uri(config)
+    try:
+        tracker.sweep_artifacts([config.folder / "sweep.json"])
+        runs = publish(tracker, uri, config.folder / "front")
+        tracker.close(status)
+    except TrackingError as error:
+        said = f"MLflow went away ({error}); the same command draws the front."
+        console.print(said, style="yellow", markup=False, soft_wrap=True)
+        return
+    show(console, runs, uri, config.folder / "front")
+
+
+def publish(tracker: Tracker, tracking_uri: str, folder: Path) -> Runs:
+    """Write the front's files into `folder`, put them on the sweep's MLflow run and tag its members there."""
+    runs = read_runs(tracking_uri, parent_id=tracker.parent_id)
+    tracker.mark_front(set(front_members(runs).index))
+    tracker.sweep_metric("hypervolume", dict(hypervolume_curve(runs)))
+    drawn = [*write_front(runs, folder), *write_controls(controls(runs.frame), folder)]
+    tracker.sweep_artifacts(drawn)
+    _offer(tracker, runs, folder.parent / "report", drawn)
+    return runs
+
+
+def add_files(config: SweepConfig, dataset: DatasetRecord, make: Callable[[Runs], list[Path]]) -> list[Path]:
+    """Have files made of what MLflow has of a sweep, and put them on the sweep's own run; returns them.
+
+    Raises:
+        ValueError: if MLflow is away or cannot be used, or from `make`.
+    """
+    uri = tracking_uri(config)
+    tracker = open_tracker(uri, config, dataset, check_identity(config, dataset))
+    try:
+        files = make(read_runs(uri, parent_id=tracker.parent_id))  # names may repeat on a shared server
+        tracker.sweep_artifacts(files)
+    except TrackingError as error:
+        raise ValueError(f"MLflow went away ({error})") from error
+    return files
+
+
+def _offer(tracker: Tracker, runs: Runs, folder: Path, drawn: Sequence[Path]) -> None:
+    """Make MLflow's pages the place to browse: report, description, a view of the runs, registered front members."""
+    front = front_members(runs)
+    tracker.offer_view(runs.name, view_of(runs.name))
+    if front.empty:
+        return
+    tracker.sweep_artifacts(path for path in write_report(runs, folder, drawn=drawn) if path.stem == "report")
+    members = {str(run_id): in_words(row) for run_id, row in front.iterrows()}
+    model = tracker.register(runs.name, members, choose(front, runs.sweep["teacher"]))
+    tracker.describe(summary_of(runs, model=model))
+
+
+def show(console: Console, runs: Runs, tracking_uri: str, folder: Path) -> None:
+    """Print the front, where its files are, and how to browse every trial."""
+    front = front_members(runs)
+    searched = runs.frame[(runs.frame["stage"] == "candidate") & ~retrained(runs.frame)]
+    counts = ", ".join(f"{count} {status}" for status, count in searched["status"].value_counts().items())
+    console.print(f"\nSweep {runs.name}: {counts or 'no trials'}", soft_wrap=True, markup=False)
+    if front.empty:
+        console.print("No trial has finished, so there is no front yet.")
+    else:
+        console.print(front_table(with_teacher(runs, front), variants=choose(front, runs.sweep["teacher"])))
+        best = front.iloc[int(front["score"].argmax())]
+        model = folder.parent / "trials" / f"{int(best['trial_number']):05}" / "model.onnx"
+        console.print(
+            f"Best score {best['score']:.2f} points: trial {int(best['trial_number'])}, {model}", soft_wrap=True
+        )
+        console.print(str(reuse(runs.frame)), soft_wrap=True)
+    print_controls(console, controls(runs.frame))
+    console.print(f"Front: {folder / 'pareto.html'}")
+    served = tracking_uri.startswith("http")
+    browse = tracking_uri if served else f"mlflow ui --backend-store-uri {shlex.quote(tracking_uri)}"
+    console.print(f"Browse: {browse}", soft_wrap=True)
+    for what, address in addresses(runs).items():
+        console.print(f"        {what}: {address}", soft_wrap=True)

@@ -1,0 +1,218 @@
+"""Runs the cells of the table of runtimes as Ray trials, and writes the table."""
+
+import argparse
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from ray import tune
+from ray.tune.experiment import Trial
+from rich.console import Console
+
+from analysis.pages.runtime_table import runtime_frame, write_runtime_table
+from sweeps.cluster.joining import quiet, ray_for
+from sweeps.cluster.usage import usable_cores
+from sweeps.running.outcome import tracking_uri
+from sweeps.running.tune.fixed_runs import FixedRuns
+from sweeps.running.tune.tuning import tuner
+from sweeps.search.config import SweepConfig
+from trainables.config.candidate import CandidateConfig
+from trainables.files import write_text
+from trainables.records.encoding import to_json
+from trainables.records.trial import TrialRecord, read_trial
+from trainables.stages.data.folders import PREFIX
+from trainables.stages.data.prepared import prepare, public_name
+from trainables.stages.runtimes.base import RUNTIMES
+from trainables.stages.runtimes.cell import Cell
+from trainables.tracking.tracker import DELIVERED, Tracker, TrackingError
+from trainables.trials.runtime import RuntimeTrial
+
+
+def measure_cells(
+    flags: argparse.Namespace, cells: Sequence[Cell], models: Sequence[Path], *, sweep_id: str, console: Console
+) -> pd.DataFrame:
+    """Measure what is missing, then write OUT/sweeps/NAME/runtimes/runtimes.csv and .md; returns the table.
+
+    Raises:
+        ValueError: if MLflow cannot be used, or the images are not here.
+    """
+    quiet()
+    cuda = flags.gpus > 0 and any(RUNTIMES[cell.runtime].device == "cuda" for cell in cells)
+    config = SweepConfig(
+        name=flags.name,
+        out=flags.out,
+        data_dir=flags.data_dir,
+        tracking_uri=flags.tracking_uri,
+        gpus=flags.gpus if cuda else 0,
+        cpus=max(1, flags.gpus),
+    )
+    folder = config.folder / "runtimes"
+    asked = [_run(config, flags, model, cell) for model in models for cell in cells]
+    runs = [run for run in asked if not done(Path(run["trial_dir"]), again=flags.again)]
+    if runs:
+        _prepare_images(models, flags)
+    for run in runs:
+        Path(run["trial_dir"], DELIVERED).unlink(missing_ok=True)
+    tracker = _tracker(config, models[0], sweep_id)
+    asked_for = f"{_counted(len(models), 'model')}, {_counted(len(cells), 'cell')} each, {len(runs)} to measure"
+    console.print(f"Runtimes of sweep {flags.name}: {asked_for}", markup=False, soft_wrap=True)
+    if runs:
+        with ray_for(config):
+            tuner(
+                RuntimeTrial,
+                config,
+                resources=config.resources,
+                callbacks=[_Cells(console, tracker, len(runs))],
+                name="runtimes",
+                searcher=FixedRuns(runs),
+                trials=len(runs),
+            ).fit()
+    for path in sorted(folder.glob("*/record.json")):
+        tracker.deliver(path.parent, {})
+    frame = runtime_frame(folder)
+    files = write_runtime_table(frame, folder, heading=f"Runtimes, sweep {flags.name}")
+    try:
+        tracker.sweep_artifacts(files)
+    except TrackingError as error:
+        console.print(f"MLflow went away ({error}); the same command delivers the table.", style="yellow")
+    console.print(f"Table: {files[1]} and {files[0].name}", soft_wrap=True)
+    return frame
+
+
+def _run(config: SweepConfig, flags: argparse.Namespace, model: Path, cell: Cell) -> dict[str, Any]:
+    """The Tune config of a cell."""
+    record = read_trial(model)
+    folder = config.folder / "runtimes" / f"{model.name}-{cell.name}"
+    return {
+        "candidate": _recorded(record, flags).flat(),
+        "out": str(config.out.resolve()),
+        "data_dir": str(config.data_dir.resolve()),
+        "device": "cpu",
+        "threads": max(1, len(usable_cores()) // config.concurrency),
+        "trial_number": None,
+        "trial_dir": str(folder.resolve()),
+        "key": f"{config.name}/runtimes/{folder.name}",
+        "cell": dataclasses.asdict(cell),
+        "model": _called(record, model),
+        "source": str(model.resolve()),
+        "seconds": flags.seconds,
+        "tags": {} if record.stage == "teacher" else {"pruning": str(record.params.get("pruning_method", ""))},
+    }
+
+
+def _called(record: TrialRecord, model: Path) -> str:
+    """The name in the table: architecture, and which of the sweep's networks it is."""
+    if record.stage == "teacher":
+        return f"{record.params.get('teacher_model', '')} (teacher)"
+    which = model.name if record.trial_number is None else f"trial {record.trial_number}"
+    return f"{record.params.get('student_model', '')} ({which})"
+
+
+def _recorded(record: TrialRecord, flags: argparse.Namespace) -> CandidateConfig:
+    """The configuration behind a record, as far as records show it; its data set from the flag where one is given."""
+    default = CandidateConfig()
+    row = {name: record.params[name] for name in default.flat() if name in record.params}
+    if flags.dataset is not None:
+        if public_name(flags.dataset) != row["dataset"]:
+            raise ValueError(f"--dataset {flags.dataset}: the models were trained on {row['dataset']}.")
+        row["dataset"] = flags.dataset
+    return default.replace(**row)
+
+
+def _prepare_images(models: Sequence[Path], flags: argparse.Namespace) -> None:
+    """Have the images before the first cell needs them.
+
+    Raises:
+        ValueError: if they are not to be had.
+    """
+    for images in {_recorded(read_trial(model), flags).data for model in models}:
+        try:
+            prepare(images, flags.data_dir)
+        except ValueError as error:
+            if flags.dataset is not None or not images.dataset.startswith(PREFIX):
+                raise
+            raise ValueError(f"{error} Records hold its name alone: --dataset folder:PATH.") from error
+
+
+def _counted(count: int, word: str) -> str:
+    return f"{count} {word}{'s' * (count != 1)}"
+
+
+def done(folder: Path, *, again: bool) -> bool:
+    """Whether a cell has its numbers; what was absent or failed is tried again, and what is in doubt with `again`."""
+    if not (folder / "record.json").exists():
+        return False
+    record = read_trial(folder)
+    return record.status == "finished" and not (again and record.tags["latency_verdict"] != "clean")
+
+
+def _tracker(config: SweepConfig, model: Path, sweep_id: str) -> Tracker:
+    """The sweep's own MLflow run: cells become runs under it, of another kind than trials."""
+    uri = tracking_uri(config)
+    experiment = str(read_trial(model).params["dataset"]).replace(":", "-")
+    try:
+        return Tracker(
+            uri, experiment=experiment, sweep=config.name, sweep_id=sweep_id, artifacts=config.out / "artifacts"
+        )
+    except TrackingError as error:
+        raise ValueError(f"--tracking-uri {uri}: {error}; start that server, or leave the flag out.") from error
+
+
+class _Cells(tune.Callback):
+    """One line a cell that can be had here, and every cell's delivery to MLflow, which may be away."""
+
+    def __init__(self, console: Console, tracker: Tracker, cells: int) -> None:
+        self._console, self._tracker, self._cells, self._done = console, tracker, cells, 0
+        self._absent: Counter[str] = Counter()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles callbacks; consoles and connections do not belong to that."""
+        return {}
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Tune: a cell has its numbers, or the reason why it has none."""
+        folder = Path(trial.config["trial_dir"])
+        record = read_trial(folder)
+        found = record.metrics
+        told = f"{record.status}: {record.reason}"
+        if record.status == "finished":
+            told = f"{found['latency_p50_ms']:.3f} ms  {found['throughput_ips']:.0f} images/s"
+            told += f"  test {100 * found['test_accuracy']:.2f} %"
+        self._done += 1
+        if record.status == "infeasible":
+            self._absent[record.reason] += 1
+        else:
+            self._console.print(f"[{self._done}/{self._cells}] {folder.name}  {told}", markup=False, soft_wrap=True)
+        self._tracker.deliver(folder, {})
+
+    def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
+        """Tune: all is done; says how many cells this machine, or this model, has not got, and why."""
+        for reason, count in self._absent.most_common():
+            self._console.print(f"{_counted(count, 'cell')} absent: {reason}", markup=False, soft_wrap=True)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Tune: the cell's process has died for good."""
+        folder = Path(trial.config["trial_dir"])
+        folder.mkdir(parents=True, exist_ok=True)
+        row = {"model": trial.config["model"], "of_trial": Path(trial.config["source"]).name, **trial.config["cell"]}
+        now = time.time()
+        record = TrialRecord(
+            key=trial.config["key"],
+            trial_number=None,
+            stage="runtime",
+            status="failed",
+            reason=f"its process died; see {trial.error_file}",
+            params=row,
+            metrics={},
+            tags={"kind": "runtime"},
+            curve=(),
+            files=(),
+            started=now,
+            ended=now,
+        )
+        write_text(folder / "record.json", to_json(record))
+        self.on_trial_complete(iteration, trials, trial)

@@ -1,0 +1,1 @@
+"""Our side of Ray Tune: tuner, callbacks, schedulers."""

@@ -1,0 +1,178 @@
+"""Brings finished trials from their folders to MLflow, and their summary to the person who watches."""
+
+import dataclasses
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.experiment import Trial
+
+from sweeps.display.progress import Progress
+from sweeps.planning.budget import Deadline
+from trainables.files import write_text
+from trainables.records.encoding import to_json
+from trainables.records.latency import doubts
+from trainables.records.stages import EpochRecord
+from trainables.records.trial import TrialRecord, read_trial
+from trainables.stages.data.prepared import public_name
+from trainables.tracking.deliveries import Score, scores_of
+from trainables.tracking.tracker import Tracker
+from trainables.tracking.transport import fetch
+from trainables.trials.base import SHAPE_METRICS
+
+log = logging.getLogger(__name__)
+
+TIMESHEET_S = 5.0
+EPOCH_FIELDS = tuple(field.name for field in dataclasses.fields(EpochRecord))
+
+
+class Delivery(tune.Callback):
+    """Delivers a trial when Tune says it has ended. MLflow being away never stops a sweep."""
+
+    def __init__(self, tracker: Tracker, score: Score, progress: Progress, storage: str | None = None) -> None:
+        self._tracker, self._score, self._progress, self._storage = tracker, score, progress, storage
+        self._seen: dict[str, dict[tuple[str, int], dict[str, Any]]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles callbacks; connections do not belong to that."""
+        return {}
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: Mapping[str, Any], **info: Any
+    ) -> None:
+        """Tune: an epoch is over; kept for the record of a trial that will not write its own."""
+        if "train_loss" in result:
+            seen = self._seen.setdefault(trial.trial_id, {})
+            seen[str(result["stage"]), int(result["epoch"])] = dict(result)
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Tune: a trial has ended by itself."""
+        folder, seen = Path(trial.config["trial_dir"]), trial.last_result or {}
+        reports = list(self._seen.pop(trial.trial_id, {}).values())
+        if self._storage is not None and not collected(folder, trial.config["key"], self._storage) and left(seen):
+            return  # the storage does not answer: collected and delivered when the sweep ends, or goes on
+        if not (folder / "record.json").exists():
+            if "full" in seen:
+                return
+            reason = f"after {seen.get('step')} of {seen.get('steps')} epochs"
+            write_record(trial.config, status="stopped", reason=reason, seconds=_seconds(trial), reports=reports)
+        self._deliver(folder)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Tune: a trial has failed for good; its folder says why."""
+        reports = list(self._seen.pop(trial.trial_id, {}).values())
+        reason = _last_line(trial.error_file)
+        write_record(trial.config, status="failed", reason=reason, seconds=_seconds(trial), reports=reports)
+        self._deliver(Path(trial.config["trial_dir"]))
+
+    def _deliver(self, folder: Path) -> None:
+        record = read_trial(folder)
+        scores = scores_of(record, self._score)
+        label = str(record.trial_number)
+        if record.status == "finished":
+            self._progress.finished(label, record, scores["score"], summary(record, scores["score"]))
+        else:
+            self._progress.dropped(label, record)
+        self._tracker.deliver(folder, scores)
+
+
+class Allowance(tune.Callback):
+    """Gives a trial new attempts with every epoch: preemption is no failure, only dying without progress is."""
+
+    def __init__(self, attempts: int) -> None:
+        """`attempts`: how often a trial may die in a row before an epoch of it is over."""
+        self._attempts = attempts
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: Mapping[str, Any], **info: Any
+    ) -> None:
+        """Tune: an epoch is over."""
+        trial.max_failures = trial.run_metadata.num_failures + self._attempts
+
+
+class Timesheet(tune.Callback):
+    """Writes down what is spent of a budget: after a kill -9 the same command has the rest, not all of it again."""
+
+    def __init__(self, path: Path, deadline: Deadline) -> None:
+        self._path, self._deadline, self._written = path, deadline, -TIMESHEET_S
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Tune: several times a second."""
+        if time.monotonic() < self._written + TIMESHEET_S:
+            return
+        self._written = time.monotonic()
+        with suppress(OSError):  # a full disk is told by those who have more to lose
+            write_text(self._path, to_json({"seconds": round(self._deadline.spent(), 1)}))
+
+
+def collected(folder: Path, key: str, storage: str) -> bool:
+    """Whether a trial's record is on this machine, fetched if need be."""
+    try:
+        return fetch(folder, key, storage)
+    except OSError as error:
+        log.warning("trial %s was not fetched: %s", key, error)
+        return False
+
+
+def left(result: Mapping[str, Any]) -> bool:
+    """Whether a trial with this last report has left a record."""
+    return bool(result.get("final")) or "invalid" in result or any(name.startswith("excess") for name in result)
+
+
+def _seconds(trial: Trial) -> float:
+    return float((trial.last_result or {}).get("time_total_s", 0.0))
+
+
+def write_record(
+    config: Mapping[str, Any], *, status: str, reason: str, seconds: float, reports: Sequence[Mapping[str, Any]] = ()
+) -> None:
+    """The record of a trial that could not write its own: its epochs, and what was known of its shape before them."""
+    folder = Path(config["trial_dir"])
+    folder.mkdir(parents=True, exist_ok=True)
+    now = time.time()
+    params = config["candidate"]
+    record = TrialRecord(
+        key=config["key"],
+        trial_number=config["trial_number"],
+        stage="candidate",
+        status=status,
+        reason=reason,
+        params=params | {"dataset": public_name(params["dataset"])},
+        metrics={name: reports[-1][name] for name in SHAPE_METRICS if name in reports[-1]} if reports else {},
+        tags={},
+        curve=tuple(EpochRecord(**{name: report[name] for name in EPOCH_FIELDS}) for report in reports),
+        files=(),
+        started=now - seconds,
+        ended=now,
+    )
+    write_text(folder / "record.json", to_json(record))
+
+
+def summary(record: TrialRecord, score: float) -> str:
+    """A finished trial on one line."""
+    metrics, params = record.metrics, record.params
+    speed = metrics["latency_p50_ms"] / metrics["reference_latency_p50_ms"]
+    return (
+        f"score {score:.2f}  val {100 * metrics['val_accuracy']:.2f} %  {metrics['latency_p50_ms']:.3f} ms"
+        f" ({', '.join([f'{speed:.2f} x teacher', *doubts(metrics)])})  {metrics['size_bytes'] / 1e6:.2f} MB"
+        f"   {_recipe(params)} lr={params['learning_rate']:g}"
+    )
+
+
+def _recipe(params: Mapping[str, Any]) -> str:
+    """`T=4 alpha=0.9 structured 0.3`, with the loss and the precision where they are not the usual ones."""
+    taught = f"T={params['temperature']:g} alpha={params['alpha']:g}" if params["alpha"] else "alpha=0"
+    loss = "" if params.get("kd_loss") in ("kd", "none") else f"{params['kd_loss']} "
+    precision = "" if params.get("precision", "fp32") == "fp32" else f" {params['precision']}"
+    return f"{loss}{taught} {params['pruning_method']} {params['pruning_ratio']:g}{precision}"
+
+
+def _last_line(error_file: str | None) -> str:
+    if error_file is None or not Path(error_file).exists():
+        return "its process died"
+    lines = [line.strip() for line in Path(error_file).read_text(encoding="utf-8").splitlines() if line.strip()]
+    return f"{lines[-1]} (all of it: {error_file})" if lines else "its process died"

@@ -1,0 +1,91 @@
+"""What a driver that died in between left undone: records the study does not know, trials that have no record."""
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+from sweeps.running.tune.delivery import write_record
+from sweeps.search.config import SweepConfig
+from sweeps.search.folder import InputError
+from sweeps.search.sampling.searcher import StudySearcher, finished
+from trainables.records.trial import TrialRecord, read_trial
+from trainables.tracking.transport import RECORD, fetch
+
+PATIENCE_S = 60.0
+"""For a storage that does not answer."""
+
+TrialConfig = Callable[[int, Mapping[str, Any]], dict[str, Any]]
+
+
+def recover(
+    study: optuna.Study,
+    searcher: StudySearcher,
+    config: SweepConfig,
+    trial_config: TrialConfig,
+    *,
+    teacher: TrialRecord,
+) -> None:
+    """Make study and trial folders agree again.
+
+    A trial that had left its record when the driver died is told to the study instead of being run again. One that
+    the study knows to have ended, but that has no record (the driver stopped it, and died), gets one.
+
+    Raises:
+        InputError: if the storage does not answer.
+    """
+    for number in searcher.orphans():
+        if _has_record(config, number):
+            searcher.settle(number, _result(read_trial(trial_dir(config, number)), config, teacher))
+    for trial in finished(study):
+        if trial.params and not _has_record(config, trial.number):
+            reason = str(trial.user_attrs.get("reason", "its record was lost"))
+            status = "failed" if trial.state == optuna.trial.TrialState.FAIL else "stopped"
+            write_record(trial_config(trial.number, trial.params), status=status, reason=reason, seconds=0.0)
+
+
+def trial_dir(config: SweepConfig, number: int) -> Path:
+    """The outbox folder of a trial on the driver."""
+    return config.folder / "trials" / f"{number:05}"
+
+
+def fetch_late(study: optuna.Study, config: SweepConfig) -> int:
+    """Fetch what the storage did not give when its trial ended; returns how many records it still keeps to itself."""
+    missing = [trial.number for trial in finished(study) if trial.params and not _is_here(config, trial.number)]
+    with suppress(InputError):  # it does not answer: the next would wait as long
+        for number in missing:
+            _has_record(config, number)
+    return sum(not _is_here(config, number) for number in missing)
+
+
+def _is_here(config: SweepConfig, number: int) -> bool:
+    return (trial_dir(config, number) / RECORD).exists()
+
+
+def _has_record(config: SweepConfig, number: int) -> bool:
+    """Whether a trial has left a record, here or in the storage.
+
+    Raises:
+        InputError: if the storage does not answer: then nobody knows, and nothing may be taken for lost.
+    """
+    folder = trial_dir(config, number)
+    if config.storage is None:
+        return _is_here(config, number)
+    try:
+        return fetch(folder, f"{config.name}/{folder.name}", config.storage, patience_s=PATIENCE_S)
+    except OSError as error:
+        raise InputError(f"--storage {config.storage}: {error}; run the same command when it answers.") from error
+
+
+def _result(record: TrialRecord, config: SweepConfig, teacher: TrialRecord) -> dict[str, Any]:
+    """What the trial reported last."""
+    if record.status == "failed":
+        return {"invalid": record.reason, "final": False}
+    if record.status == "stopped":
+        return {"final": False}
+    trained = "val_accuracy" in record.metrics
+    known = {"teacher_val_accuracy": teacher.metrics["val_accuracy"]} if trained else {}
+    excess = config.limits.excess({**record.metrics, **known}) if record.metrics else {}
+    return {**record.metrics, "excess": excess, "final": trained}

@@ -1,0 +1,1 @@
+"""What one sweep is: settings, space, objectives, folder, study (no Ray)."""

@@ -1,0 +1,180 @@
+"""What makes a folder OUT/sweeps/NAME one sweep: one driver at a time, one identity, one description."""
+
+import errno
+import json
+import os
+import shlex
+import subprocess
+import sys
+import uuid
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from optuna.distributions import distribution_to_json, json_to_distribution
+
+from sweeps.search.config import SweepConfig
+from sweeps.search.objectives import DIRECTIONS, UNITS, reference_point
+from sweeps.search.rewriting import contains, holds, write_anew
+from sweeps.search.space import describe
+from trainables.files import write_text
+from trainables.layout import CHECKOUT
+from trainables.locks import file_lock_if_free
+from trainables.records.encoding import to_json
+from trainables.records.stages import DatasetRecord
+from trainables.records.trial import TrialRecord
+from trainables.stages.data.prepared import public_name
+
+PLACES = ("--out", "--data-dir", "--tracking-uri", "--storage", "--address")
+"""Flags that say where things lie: no matter of anybody else, and no part of what a sweep is."""
+
+
+class InputError(ValueError):
+    """The sweep cannot run as it was asked for; the message is for its user."""
+
+
+class NoRoomError(OSError):
+    """A trial found a disk full."""
+
+
+def no_room(path: str) -> NoRoomError:
+    """The error that the disk of `path` is full."""
+    return NoRoomError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+
+@contextmanager
+def sole_driver(folder: Path) -> Generator[None, None, None]:
+    """Hold the sweep's lock: two drivers on one study would take each other's trials for orphans.
+
+    Raises:
+        InputError: if another process holds it.
+    """
+    with file_lock_if_free(folder / "driver.lock") as free:
+        if not free:
+            raise InputError(
+                f"--name {folder.name}: another process runs this sweep; wait for it or take another --name."
+            )
+        yield
+
+
+def check_identity(config: SweepConfig, dataset: DatasetRecord) -> str:
+    """The sweep's id, new for a new folder. A name stands for one search on one data set: others would mix its numbers.
+
+    The space may have grown and the objective be another one: then the study is written anew.
+
+    Raises:
+        InputError: if the folder belongs to a sweep with other settings or images.
+    """
+    path = config.folder / "identity.json"
+    mine = json.loads(to_json(config.identity() | {"images": {"fingerprint of the images": dataset.fingerprint[:16]}}))
+    spaces = {name: distribution_to_json(values) for name, values in config.space.items()}
+    if not path.exists():
+        sweep_id = uuid.uuid4().hex
+        write_text(path, to_json({"sweep_id": sweep_id, "settings": mine, "space": spaces}))
+        return sweep_id
+    stored = _stored(path, config.name)
+    theirs = stored["settings"]
+    grown = _grown(config, theirs, stored.get("space", {}))
+    for part in mine | theirs:
+        old, new = theirs.get(part, {}), mine.get(part, {})
+        for name in old | new:
+            if old.get(name) != new.get(name) and name not in grown:
+                raise InputError(
+                    f"--name {config.name}: that sweep was made with {name}={old.get(name)}, not {new.get(name)};"
+                    " take another --name."
+                )
+    if grown:
+        fixed = {name: theirs["base"][name] for name in config.space if name in theirs["base"]}
+        journal = config.folder / "study.journal"
+        write_anew(journal, config.name, objective=config.objective, space=config.space, fixed=fixed)
+        write_text(path, to_json({"sweep_id": stored["sweep_id"], "settings": mine, "space": spaces}))
+    return str(stored["sweep_id"])
+
+
+def _stored(path: Path, name: str) -> dict[str, Any]:
+    try:
+        row: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return {**row, "settings": dict(row["settings"]), "sweep_id": str(row["sweep_id"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"--name {name}: {path} cannot be read ({error}); restore it, or take another --name."
+        ) from None
+
+
+def _grown(config: SweepConfig, theirs: Mapping[str, Any], spaces: Mapping[str, str]) -> set[str]:
+    """Settings that differ from those the sweep was made with, and soundly so."""
+    objective = {"objective"} if theirs.get("objective", {}) != {"objective": config.objective} else set()
+    grown = objective & set(theirs.get("objective", {}))
+    fixed = theirs.get("base", {})
+    for name, new in config.space.items():
+        if name in spaces:
+            old = json_to_distribution(spaces[name])
+            grown |= {name} if new != old and holds(new, old) else set()
+        elif name in fixed and fixed[name] is not None and contains(new, fixed[name]):
+            grown.add(name)
+    return grown
+
+
+def write_sweep_json(config: SweepConfig, teacher: TrialRecord, dataset: DatasetRecord) -> None:
+    """Describe the sweep for whoever reads its records; the reference point is fixed here, before the first trial."""
+    path = config.folder / "sweep.json"
+    settings = config.identity() | {"space": describe(config.space)}
+    settings["base"]["dataset"] = dataset.name
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if before["config"] != json.loads(to_json(settings)):  # the space has grown; the reference point stays
+            write_text(path, to_json(before | {"config": settings}))
+        return
+    content = {
+        "name": config.name,
+        "directions": DIRECTIONS,
+        "units": UNITS,
+        "reference_point": reference_point(dataset.num_classes),
+        "teacher": dict(teacher.metrics),
+        "config": settings,
+        "versions": versions(),
+        "commit": _commit(),
+        "command": typed_command(sys.argv),
+    }
+    write_text(path, to_json(content))
+
+
+def typed_command(argv: Sequence[str]) -> str | None:
+    """The command that a person typed, without what says where things lie; None where a program called us."""
+    script = Path(argv[0])
+    if script.resolve().parent != CHECKOUT.resolve() / "sweeps":
+        return None
+    return shlex.join(["python", f"sweeps/{script.name}", *public_words(argv[1:])])
+
+
+def public_words(words: Sequence[str]) -> list[str]:
+    """The words of a command without those that say where things lie, some of which hold passwords."""
+    told: list[str] = []
+    given = iter(words)
+    for word in given:
+        flag, equals, value = word.partition("=")
+        if flag in PLACES:
+            if not equals:
+                next(given, None)
+        elif flag == "--dataset" and equals:
+            told.append(f"{flag}={public_name(value)}")
+        else:
+            told.append(public_name(word))
+    return told
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    names = ("torch", "torchvision", "torch-pruning", "onnx", "ray", "optuna", "mlflow", "numpy")
+    return {name: version(name) for name in names}
+
+
+def _commit() -> str | None:
+    """The commit of the code that runs, where it runs from a git checkout."""
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()

@@ -1,0 +1,78 @@
+"""Shapes that nobody has to measure: they are wider than one that is over its limits already."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from trainables.config.candidate import CandidateConfig
+
+SHAPE_LIMITS = ("max_latency_ms", "max_size_mb", "max_macs")
+"""Limits that the untrained shape decides; each grows with its width."""
+LATENCY_MARGIN = 0.1
+"""A shape's latency speaks for wider ones only if it is over the limit by this share of it: a slightly wider layer may
+be a little faster (vector widths), and two measurements of one shape have differed by up to 6 % (tests/benchmarks/
+LOG.md, feasible)."""
+
+_Family = tuple[str, ...]
+
+
+class RuledOut:
+    """The shapes known to be over a limit, by what makes them comparable: file precision and way of pruning.
+
+    Shapes whose widths the trained weights decide (`pruning_scope` global) are left out: nobody knows them beforehand.
+    """
+
+    def __init__(self, base: CandidateConfig) -> None:
+        """Start with none.
+
+        Args:
+            base: the settings that no trial varies.
+        """
+        self._base = base
+        self._over: dict[_Family, list[tuple[float, dict[str, float]]]] = {}
+
+    def add(self, params: Mapping[str, Any], excess: Mapping[str, float]) -> None:
+        """Note what a trial's limits say of its shape; one that keeps them all is not noted.
+
+        Args:
+            params: what the trial varied.
+            excess: by limit, as `Limits.excess`.
+        """
+        over = {name: by for name, by in excess.items() if name in SHAPE_LIMITS and by > 0}
+        if not over:
+            return
+        config = self._base.replace(**params)
+        if not config.prune.shape_needs_weights:
+            self._over.setdefault(_family(config), []).append((_width(config), over))
+
+    def excess(self, params: Mapping[str, Any]) -> dict[str, float]:
+        """By how much a proposal is over each limit at least; empty if no shape that is known speaks against it."""
+        if not self._over:
+            return {}
+        config = self._base.replace(**params)
+        if config.prune.shape_needs_weights:
+            return {}
+        family, width = _family(config), _width(config)
+        # the dense student is the widest of every way of pruning
+        comparable = [family] if config.prune.removes_channels else [kin for kin in self._over if kin[0] == family[0]]
+        least: dict[str, float] = {}
+        for kin in comparable:
+            for narrower, over in self._over.get(kin, ()):
+                for name, by in over.items():
+                    alike = narrower == width and kin == family
+                    if alike or (narrower <= width and (name != "max_latency_ms" or by > LATENCY_MARGIN)):
+                        least[name] = max(by, least.get(name, by))
+        return least
+
+
+def _family(config: CandidateConfig) -> _Family:
+    """Shapes of one family are ordered by their width."""
+    precision, _, _ = config.export.precision.partition("_")
+    if not config.prune.removes_channels:
+        return (precision,)
+    spares = "bn_scale" if config.prune.pruning_criterion == "bn_scale" else ""  # layers without BatchNorm
+    return (precision, config.prune.pruning_of, spares)
+
+
+def _width(config: CandidateConfig) -> float:
+    """Share of the dense student that is left."""
+    return round(1 - config.prune.pruning_ratio, 10) if config.prune.removes_channels else 1.0

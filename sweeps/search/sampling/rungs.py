@@ -1,0 +1,237 @@
+"""Asynchronous successive halving where accuracy alone is a curve: what a candidate costs is known from the start.
+
+After MO-ASHA (Schmucker et al., arXiv:2106.12639) and ASHA (Li et al., arXiv:1810.05934, the variant that stops
+instead of pausing). What we do differently: a trial is compared only with trials that are nowhere worse in the
+objectives that are fixed before training, and it ends only if one of them leads by more than the noise of the
+validation split. So a member of the final front can be lost only where accuracies cross between rung and end.
+"""
+
+import bisect
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
+from types import MappingProxyType
+from typing import Any
+
+import moocore
+import numpy as np
+
+from analysis.findings.pareto import Floats, epsilon_net
+
+STANDARD_ERRORS = 2.0
+"""Lead that counts, in standard errors of the difference of two validation accuracies."""
+NO_PRICES: Mapping[str, float] = MappingProxyType({})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What a trial showed at a rung, and what was decided."""
+
+    accuracy: float
+    """On the validation split, 0 to 1."""
+    num_val: int
+    """Images behind it."""
+    fixed: Mapping[str, float]
+    """What is known before training, each better when lower."""
+    beaten_by: str | None = None
+    """The trial that leads it by most, if it was stopped; None if it went on."""
+
+
+class Rungs:
+    """Decides at fractions of a trial's own budget of epochs whether it goes on.
+
+    A rung keeps the trials that reported there before; nobody is waited for. Of n trials the best max(1, n // eta)
+    are kept: by non-dominated sorting over accuracy and fixed objectives, within a front in epsilon-net order. One
+    that is not kept is stopped only if a trial with no larger fixed objective leads it by more than
+    `STANDARD_ERRORS`.
+
+    Fixed objectives with a price are not compared but subtracted: the score is 100 * accuracy - sum(price * fixed),
+    in points. If all have one, this is ASHA on the score.
+    """
+
+    def __init__(self, *, prices: Mapping[str, float] = NO_PRICES, eta: int = 3, grace: float = 0.25) -> None:
+        """Take the rules.
+
+        Args:
+            prices: accuracy points per unit of a fixed objective.
+            eta: a rung keeps one trial in eta, and the next one is eta times as far.
+            grace: fraction of the budget before the first rung.
+
+        Raises:
+            ValueError: if `eta` or `grace` is out of range.
+        """
+        if eta < 2:
+            raise ValueError(f"`eta >= 2` must hold, but got {eta=}.")
+        if not 0 < grace < 1:
+            raise ValueError(f"`0 < grace < 1` must hold, but got {grace=}.")
+        self._prices, self._eta, self._grace = dict(prices), eta, grace
+        self._rungs: dict[str, _Rung] = {}
+        self._stopped: set[str] = set()
+        self._unsaved: list[tuple[str, str]] = []
+
+    def steps(self, budget: int) -> list[int]:
+        """Epochs, 1 for the first, after which a trial of so many is judged; never its last.
+
+        Example:
+            >>> Rungs(eta=3).steps(24), Rungs(eta=2).steps(24), Rungs().steps(1)
+            ([6, 18], [6, 12], [])
+        """
+        found: list[int] = []
+        fraction = self._grace
+        while (step := math.ceil(fraction * budget - 1e-9)) < budget:
+            found.append(step)
+            fraction *= self._eta
+        return sorted(set(found))
+
+    def is_rung(self, step: int, budget: int, *, milestone: bool = False) -> bool:
+        """Whether a trial is judged after this epoch; a `milestone` is judged anywhere between grace and end."""
+        steps = self.steps(budget)
+        return step in steps or (milestone and bool(steps) and steps[0] <= step < budget)
+
+    def report(
+        self,
+        trial: str,
+        *,
+        step: int,
+        budget: int,
+        accuracy: float,
+        num_val: int,
+        fixed: Mapping[str, float],
+        peers: str = "",
+        milestone: bool = False,
+    ) -> bool:
+        """Record a trial's epoch if it is a rung; True if the trial should stop.
+
+        The first record counts: a trial that comes by again after a crash gets the same answer.
+
+        Args:
+            step: epochs done, 1 for the first.
+            budget: epochs planned.
+            peers: only trials of the same peers, at the same fraction of their budgets, are compared.
+            milestone: see `is_rung`.
+
+        Raises:
+            ValueError: if `accuracy` or `num_val` is out of range.
+        """
+        if not (0 <= accuracy <= 1 and num_val >= 1):
+            raise ValueError(f"`0 <= accuracy <= 1` and `num_val >= 1` must hold, but got {accuracy=} and {num_val=}.")
+        if not self.is_rung(step, budget, milestone=milestone):
+            return False
+        name = f"{Fraction(step, budget)} {peers}".strip()
+        if name not in self._rungs or trial not in self._rungs[name].entries:
+            self._record(name, trial, Entry(accuracy=accuracy, num_val=num_val, fixed=dict(fixed)))
+        return self._rungs[name].entries[trial].beaten_by is not None
+
+    def has_stopped(self, trial: str) -> bool:
+        """Whether a trial was told to stop, at any rung."""
+        return trial in self._stopped
+
+    @property
+    def num_stopped(self) -> int:
+        """Trials that were told to stop."""
+        return len(self._stopped)
+
+    def restore(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Take over the `unsaved` rows of other rungs, even of other rules: later decisions follow the new ones.
+
+        Raises:
+            KeyError: or TypeError, if they are no such thing.
+        """
+        for row in rows:
+            entry = {name: value for name, value in row.items() if name not in ("rung", "trial")}
+            self._record(row["rung"], row["trial"], Entry(**entry), judged=True)
+
+    def unsaved(self) -> list[dict[str, Any]]:
+        """What was recorded since `saved`, in order, as plain data; the rules are not part of it."""
+        return [
+            {"rung": name, "trial": trial, **asdict(self._rungs[name].entries[trial])} for name, trial in self._unsaved
+        ]
+
+    def saved(self) -> None:
+        """Note that all of it is where `restore` will find it."""
+        self._unsaved.clear()
+
+    def _record(self, name: str, trial: str, entry: Entry, *, judged: bool = False) -> None:
+        rung = self._rungs.setdefault(name, _Rung(self._prices))
+        rung.add(trial, entry)
+        if not judged:
+            entry = rung.judge(trial, self._eta)
+            self._unsaved.append((name, trial))
+        if entry.beaten_by is not None:
+            self._stopped.add(trial)
+
+
+class _Rung:
+    """The entries of a rung, and their numbers in columns.
+
+    In order of the trials' names, not of their arrival, so that ties do not depend on it.
+    """
+
+    def __init__(self, prices: Mapping[str, float]) -> None:
+        self.entries: dict[str, Entry] = {}
+        self._prices = prices
+        self._names: list[str] = []
+        self._numbers = np.empty((0, 0))  # of every trial: score, its standard error, the costs that are compared
+
+    def add(self, trial: str, entry: Entry) -> None:
+        """Take an entry in; one of the same trial is replaced."""
+        at = bisect.bisect_left(self._names, trial)
+        if trial in self.entries:
+            del self._names[at]
+            self._numbers = np.delete(self._numbers, at, axis=0)
+        self.entries[trial] = entry
+        self._names.insert(at, trial)
+        score = 100 * entry.accuracy - sum(price * entry.fixed[name] for name, price in self._prices.items())
+        costs = [entry.fixed[name] for name in sorted(entry.fixed.keys() - self._prices.keys())]
+        row = np.array([[score, 100 * standard_error(entry.accuracy, entry.num_val), *costs]])
+        self._numbers = np.insert(self._numbers, at, row, axis=0) if len(self._numbers) else row
+
+    def judge(self, trial: str, eta: int) -> Entry:
+        """An entry with the decision about it."""
+        self.entries[trial] = replace(self.entries[trial], beaten_by=self._beaten_by(trial, eta))
+        return self.entries[trial]
+
+    def _beaten_by(self, trial: str, eta: int) -> str | None:
+        """The trial that leads this one by most, if it is none of the best of eta; None if it goes on."""
+        at = bisect.bisect_left(self._names, trial)
+        values, errors, costs = self._numbers[:, 0], self._numbers[:, 1], self._numbers[:, 2:]
+        lead = values - values[at] - STANDARD_ERRORS * np.hypot(errors, errors[at])
+        lead[(costs > costs[at]).any(axis=1)] = -np.inf
+        best = int(np.argmax(lead))
+        if lead[best] <= 0 or at in promotion_order(values, costs, max(1, len(values) // eta)):
+            return None
+        return self._names[best]
+
+
+def standard_error(accuracy: float, num_val: int) -> float:
+    """Binomial standard error of an accuracy, sqrt(p * (1 - p) / n).
+
+    Two models judged on the same images err together, so that the difference has less noise than independent errors
+    add up to: a margin built from this is on the safe side. Noise between training seeds is not part of it.
+    """
+    return math.sqrt(accuracy * (1 - accuracy) / num_val)
+
+
+def promotion_order(values: Floats, costs: Floats, count: int) -> list[int]:
+    """The first `count` indices to keep: front after front, each in epsilon-net order.
+
+    Args:
+        values: shape (n,), higher is better.
+        costs: shape (n, m), lower is better; m = 0 sorts by value alone.
+        count: at most n.
+
+    Example:
+        >>> promotion_order(np.array([90.0, 80.0, 70.0, 60.0]), np.array([[4.0], [3.9], [1.0], [2.0]]), 3)
+        [0, 2, 1]
+    """
+    points = np.column_stack([values, costs])
+    ranks = moocore.pareto_rank(points, maximise=[True, *[False] * costs.shape[1]])
+    order: list[int] = []
+    for rank in range(int(ranks.max()) + 1):
+        front = np.flatnonzero(ranks == rank)
+        front = front[np.argsort(-values[front], kind="stable")]
+        order += front[epsilon_net(points[front], count - len(order))].tolist()
+        if len(order) >= count:
+            break
+    return order

@@ -1,0 +1,300 @@
+"""Tune searcher over Optuna's ask and tell, with a study on disk that survives any driver.
+
+Own, because Ray's OptunaSearch tells stopped trials as complete, leaves trials running for ever when a metric is
+missing, and loses what was in flight when the driver dies.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.trial import TrialState
+from ray.tune.search import Searcher
+
+from sweeps.search.journal import open_journal
+from sweeps.search.objectives import DIRECTIONS, study_directions, study_values
+from sweeps.search.sampling.ruled_out import RuledOut
+from sweeps.search.sampling.samplers import Promising, keep_student, make_sampler
+from sweeps.search.space import STUDENT_PARAMS, Space, canonical, far_cuts, first_trials, size, suggest
+from trainables.config.candidate import CandidateConfig
+
+DUPLICATE = "duplicate"
+"""Attribute of a proposal that was dropped: an earlier trial is the same."""
+RULED_OUT = "ruled_out"
+"""Attribute of a proposal that was dropped: a shape that is known tells that it is over a limit."""
+MAX_DROPPED = 1000
+"""Proposals dropped in a row before the space is taken to be searched whole, where its size does not tell."""
+MAX_REUSED = 5
+"""Proposals dropped in a row before promising students are left alone: they have been pruned in every way there is."""
+MAX_STUCK = 10
+"""Proposals dropped in a row before chance takes over, or a list of what is left: samplers that learn from finished
+trials alone (`gp`) would propose the same for ever."""
+CUT = "far_cuts"
+"""Attribute of a study: the number of the trial whose student was pruned hard."""
+
+
+def open_study(path: Path, name: str, *, objective: str, space: Space) -> optuna.Study:
+    """The sweep's study in its journal file; made, with the literature's trials first, if there is none.
+
+    Of those that share a student only the first is queued here: run at once, the others would wait for it.
+
+    `optuna-dashboard PATH` opens it.
+    """
+    study = optuna.create_study(
+        storage=open_journal(path),
+        study_name=name,
+        directions=study_directions(objective),
+        load_if_exists=True,
+    )
+    if not study.get_trials(deepcopy=False):
+        for point in _by_student(space)[0]:
+            study.enqueue_trial(point)
+    return study
+
+
+def finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    """The trials that need no more work: measured, stopped or failed, but not proposals that were dropped."""
+    return [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished() and not dropped(trial)]
+
+
+def dropped(trial: optuna.trial.FrozenTrial) -> bool:
+    """Whether a proposal never became a trial."""
+    return DUPLICATE in trial.user_attrs or RULED_OUT in trial.user_attrs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposing:
+    """How new trials are proposed and judged."""
+
+    space: Space
+    sampler: str = "tpe"
+    """A name of `sweeps.search.sampling.samplers.make_sampler`."""
+    seed: int = 0
+    """The samplers' random state is not stored: it is seeded with the number of trials so far, so that a resumed
+    sweep does not propose the first ones again."""
+    reuse_probability: float = 0.0
+    """Share of proposals that keep the student of a promising trial."""
+    objective: str = "composite"
+    base: CandidateConfig = field(default_factory=CandidateConfig)
+    """What no trial varies."""
+
+
+class StudySearcher(Searcher):
+    """Hands the study's proposals to Tune and tells it what became of them.
+
+    Told to Optuna: COMPLETE for a finished candidate with finite values; PRUNED for one that was stopped or cannot
+    work, so that samplers avoid the place; FAIL, which samplers ignore, for broken machines and for proposals that
+    were dropped. A limit that is exceeded becomes a constraint, never a made-up value. A proposal whose shape is wider
+    than one that is over a limit is dropped with such a constraint, and costs no trial.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        proposing: Proposing,
+        *,
+        trial_config: Callable[[int, Mapping[str, Any]], dict[str, Any]],
+        score: Callable[[Mapping[str, float]], float],
+    ) -> None:
+        """Take the study over: no other driver may use it (the caller holds the sweep's lock).
+
+        Args:
+            trial_config: (trial number, proposed parameters) -> Tune config.
+            score: a finished trial's metrics -> points, higher is better.
+        """
+        super().__init__()
+        self._study, self._how = study, proposing
+        self._space = dict(proposing.space)
+        self._trial_config, self._score = trial_config, score
+        seed = proposing.seed + len(study.get_trials(deepcopy=False))
+        self._sampler = make_sampler(proposing.sampler, seed=seed)
+        self._rng = np.random.default_rng(seed)
+        self._numbers: dict[str, int] = {}
+        self.exhausted = False
+        self.ruled_out = 0
+        """Proposals of this driver that were dropped because of the limits."""
+        self.full: str | None = None
+        """What the disk said when it was full; nothing is proposed after that."""
+        asked = [t.system_attrs.get("fixed_params") or t.params for t in study.get_trials(deepcopy=False)]
+        later = _by_student(proposing.space)[1] if proposing.sampler != "grid" else []  # a grid holds them anyway
+        self._later = [point for point in later if point not in asked]
+        # No other driver is alive: what still runs in the study belongs to one that died, and is handed out again.
+        orphans = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        for trial in filter(dropped, orphans):  # it died between two words
+            study.tell(trial.number, state=TrialState.FAIL)
+        self._orphans = [trial.number for trial in orphans if not dropped(trial)]
+        self._over = {_identity(t.params) for t in study.get_trials(deepcopy=False) if RULED_OUT in t.user_attrs}
+        self._known = {
+            _identity(trial.params)
+            for trial in study.get_trials(deepcopy=False)
+            if trial.state not in (TrialState.WAITING, TrialState.FAIL) and not dropped(trial)
+        }
+        self._shapes = RuledOut(proposing.base)
+        self._promising = Promising()
+        for trial in finished(study):
+            self._shapes.add(trial.params, trial.constraints)
+            if trial.state == TrialState.COMPLETE:
+                self._promising.add(trial, trial.user_attrs["score"])
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The next trial's Tune config, or FINISHED when the space holds nothing new."""
+        if self.full is not None:
+            return str(Searcher.FINISHED)
+        trial = self._trial(self._orphans.pop(0)) if self._orphans else self._propose()
+        if trial is None:
+            self.exhausted = True
+            return str(Searcher.FINISHED)
+        self._numbers[trial_id] = trial.number
+        # an orphan keeps what it has; one whose driver died while asking gets the rest now
+        params = suggest(trial, self._space)
+        self._known.add(_identity(params))
+        return self._trial_config(trial.number, params)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Tell the study how a trial ended."""
+        number = self._numbers.pop(trial_id, None)
+        if number is None:
+            return
+        self._conclude(number, result, error=error)
+        while self._later:
+            self._study.enqueue_trial(self._later.pop(0))
+        self._cut_far()
+
+    def _conclude(self, number: int, result: dict[str, Any] | None, *, error: bool) -> None:
+        if error:
+            trial = self._trial(number)
+            trial.set_user_attr("reason", "infrastructure error after retries")
+            self._known.discard(_identity(trial.params))
+            self._study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
+        elif result and result.get("full"):
+            self.full, self.exhausted = str(result["full"]), True  # left running: the next driver hands it out again
+        else:
+            self._tell(number, result or {})
+
+    def _cut_far(self) -> None:
+        """Have the better of the first two students pruned hard: that costs little, and no trial is there yet."""
+        if not self._how.reuse_probability or self._how.sampler == "grid" or CUT in self._study.user_attrs:
+            return
+        done = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        if len({tuple(_student(trial.params).items()) for trial in done}) < 2:
+            return
+        best = max(done, key=lambda trial: (_feasible(trial), trial.user_attrs["score"]))
+        for point in far_cuts(self._space, _student(best.params)):
+            self._study.enqueue_trial(point, skip_if_exists=True)
+        self._study.set_user_attr(CUT, best.number)  # last: a driver that dies before it asks for them again
+
+    def orphans(self) -> list[int]:
+        """Trials that a dead driver left running, and that are handed out first."""
+        return list(self._orphans)
+
+    def settle(self, number: int, result: Mapping[str, Any]) -> None:
+        """Tell the study of an orphan that had ended when its driver died; it is not handed out again."""
+        self._orphans.remove(number)
+        self._tell(number, result)
+
+    def _tell(self, number: int, result: Mapping[str, Any]) -> None:
+        trial = self._trial(number)
+        excess = _excess(result)
+        for name, by in excess.items():
+            trial.set_constraint(name, by)
+        self._shapes.add(trial.params, excess)
+        values = self._values(result) if result.get("final") else []
+        if values and all(math.isfinite(value) for value in values):
+            for name in (*DIRECTIONS, "macs"):
+                trial.set_user_attr(name, result[name])
+            trial.set_user_attr("score", score := self._score(result))
+            self._promising.add(self._study.tell(number, values, skip_if_finished=True), score)
+            return
+        reason = result.get("invalid") or ("over its limits" if excess else "stopped before its end")
+        trial.set_user_attr("reason", str(reason))
+        self._study.tell(number, state=TrialState.PRUNED, skip_if_finished=True)
+
+    def _values(self, result: Mapping[str, Any]) -> list[float]:
+        return study_values(self._how.objective, result, self._score(result))
+
+    def _propose(self) -> optuna.Trial | None:
+        """A trial nobody has asked for before, that may keep to the limits; None where none is left."""
+        for count in range(MAX_DROPPED):
+            if len(self._known | self._over) >= size(self._space):
+                return None
+            self._study.sampler = self._next_sampler(count)
+            trial = self._study.ask()
+            params = suggest(trial, self._space)
+            if _identity(params) in self._known:
+                trial.set_user_attr(DUPLICATE, True)
+            elif excess := self._shapes.excess(params):
+                self._over.add(_identity(params))
+                self.ruled_out += 1
+                trial.set_user_attr(RULED_OUT, True)
+                for name, by in excess.items():
+                    trial.set_constraint(name, by)
+            else:
+                return trial
+            self._study.tell(trial, state=TrialState.FAIL)
+        return None
+
+    def _next_sampler(self, in_a_row: int) -> optuna.samplers.BaseSampler:
+        """The sampler, or now and then one that keeps the student of a promising trial in the store.
+
+        Args:
+            in_a_row: proposals that were dropped since the last trial.
+        """
+        if in_a_row >= MAX_STUCK and self._how.sampler != "grid":
+            return make_sampler("grid", seed=self._how.seed) if math.isfinite(size(self._space)) else self._chance()
+        if self._how.sampler == "gp":
+            # Optuna 5.0's GPSampler keeps kernels of constraints that do not fit once the number of parameters changes
+            self._sampler = make_sampler("gp", seed=int(self._rng.integers(2**31)))
+        if in_a_row >= MAX_REUSED or self._rng.random() >= self._how.reuse_probability:
+            return self._sampler
+        base = self._chance() if in_a_row else self._sampler  # what it would ask of that student has been asked
+        student = self._promising.draw(self._rng)
+        return keep_student(base, student) if student else self._sampler
+
+    def _chance(self) -> optuna.samplers.BaseSampler:
+        return make_sampler("random", seed=int(self._rng.integers(2**31)))
+
+    def _trial(self, number: int) -> optuna.Trial:
+        storage = self._study._storage
+        trial_id = storage.get_trial_id_from_study_id_trial_number(self._study._study_id, number)
+        return optuna.Trial(self._study, trial_id)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the study is the state, and resuming is running the same command again."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: see `save`."""
+
+
+def _feasible(trial: optuna.trial.FrozenTrial) -> bool:
+    return all(excess <= 0 for excess in trial.constraints.values())
+
+
+def _student(params: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: params[name] for name in STUDENT_PARAMS if name in params}
+
+
+def _identity(params: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """`canonical` as something that a set can hold."""
+    return tuple(sorted(canonical(params).items()))
+
+
+def _excess(result: Mapping[str, Any]) -> dict[str, float]:
+    """By how much each limit is exceeded; Tune hands nested results over as `excess/max_size_mb`."""
+    flat = {name.removeprefix("excess/"): by for name, by in result.items() if name.startswith("excess/")}
+    return {**result.get("excess", {}), **flat}
+
+
+def _by_student(space: Space) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The literature's trials: the first of every student, and those that find theirs in the store afterwards."""
+    first: list[dict[str, Any]] = []
+    later: list[dict[str, Any]] = []
+    students: list[dict[str, Any]] = []
+    for point in first_trials(space):
+        student = _student(point)
+        (later if student in students else first).append(point)
+        students.append(student)
+    return first, later

@@ -1,0 +1,296 @@
+"""The search space: one Optuna distribution for every parameter that a sweep varies.
+
+It is conditional: alpha exists only where `kd_loss` has a soft term, a setting of the soft term (temperature, ...) only
+where that loss reads it and alpha > 0. A space without `kd_loss` or alpha is one of plain `kd` with alpha > 0.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+)
+from optuna.trial import Trial
+
+from trainables.config.candidate import KD_LOSSES, LOSS_SETTINGS, CandidateConfig, StudentConfig
+from trainables.config.compression import PruneConfig
+
+STUDENT_PARAMS = ("kd_loss", "temperature", "alpha", "dkd_beta", "learning_rate")
+"""What decides the dense student: a trial that keeps these finds it in the store and only prunes and recovers."""
+
+SEARCHED = ("kd_loss", "alpha", "temperature", "dkd_beta", "learning_rate", "pruning_method", "pruning_ratio")
+"""In the order of asking: whether a parameter exists depends on earlier ones."""
+OPTIONAL = ("pruning_criterion", "pruning_scope", "precision")
+"""Searched where asked for with more than one value, settings otherwise; asked for after the others."""
+WORDS = ("kd_loss", "pruning_method", *OPTIONAL)
+STEPS = {"temperature": 0.5, "alpha": 0.1, "dkd_beta": 0.5, "pruning_ratio": 0.05}
+"""Grid of a range LOW:HIGH: coarse, so that trials share stages. A learning rate has none, it is searched in log."""
+
+Space = Mapping[str, BaseDistribution]
+
+_PRUNING = ("pruning_method", "pruning_ratio", "pruning_criterion", "pruning_scope")
+
+_COMMON = {"learning_rate": 3e-4, "pruning_method": "structured", "pruning_ratio": 0.3}
+LITERATURE: tuple[Mapping[str, Any], ...] = (
+    _COMMON | {"kd_loss": "kd", "alpha": 0.9, "temperature": 4.0, "pruning_ratio": 0.2},
+    _COMMON | {"kd_loss": "kd", "alpha": 0.9, "temperature": 4.0},
+    _COMMON | {"kd_loss": "logit_std", "alpha": 9 / 9.1, "temperature": 2.0},
+    _COMMON | {"kd_loss": "dkd", "alpha": 0.5, "temperature": 4.0, "dkd_beta": 8.0},
+    _COMMON | {"kd_loss": "dist", "alpha": 2 / 3, "temperature": 4.0},
+    _COMMON | {"kd_loss": "wttm", "alpha": 0.8, "temperature": 5.0},
+    _COMMON | {"kd_loss": "mse", "alpha": 1.0},
+    _COMMON | {"kd_loss": "none"},
+)
+"""First trials: what papers use, their weights as our alpha (`trainables.stages.training.losses` names them)."""
+
+
+def parse(name: str, text: str) -> BaseDistribution:
+    """What a flag like `--alpha 0.5:1.0` asks for.
+
+    Args:
+        name: one of `SEARCHED` or `OPTIONAL`.
+        text: `LOW:HIGH`, a comma-separated list of choices, or one value.
+
+    Raises:
+        ValueError: if the text is no such thing, or a value is out of the parameter's range.
+    """
+    if name in WORDS:
+        return _choices(name, [part.strip() for part in text.split(",")])
+    try:
+        values = [float(part) for part in text.replace(":", ",").split(",")]
+    except ValueError:
+        raise ValueError(f"{name}={text!r} must be a number, LOW:HIGH or a list such as 1,2,4.") from None
+    if ":" not in text:
+        return _choices(name, values)
+    if len(values) != 2 or not values[0] < values[1]:
+        raise ValueError(f"{name}={text!r} must be LOW:HIGH with LOW < HIGH.")
+    low, high = (_checked(name, value) for value in values)
+    if name == "learning_rate":
+        return FloatDistribution(low, high, log=True)
+    step = STEPS[name]
+    top = low + step * math.floor((high - low) / step + 1e-9)
+    return FloatDistribution(low, round(top, 10), step=step)
+
+
+def split(texts: Mapping[str, str]) -> tuple[dict[str, BaseDistribution], dict[str, Any]]:
+    """(What is searched, what is set) by flags of `SEARCHED` and `OPTIONAL`.
+
+    Raises:
+        ValueError: as `parse` does.
+    """
+    asked = {name: parse(name, text) for name, text in texts.items()}
+    fixed = {name: asked[name].choices[0] for name in OPTIONAL if name in asked and len(asked[name].choices) == 1}
+    return {name: values for name, values in asked.items() if name not in fixed}, fixed
+
+
+def default_space() -> dict[str, BaseDistribution]:
+    """The space of a plain `kd_prune` sweep."""
+    return {
+        "kd_loss": parse("kd_loss", "kd"),
+        "alpha": parse("alpha", "0:1"),
+        "temperature": parse("temperature", "1:8"),
+        "dkd_beta": parse("dkd_beta", "1:8"),
+        "learning_rate": parse("learning_rate", "3e-4,1e-3,3e-3"),
+        "pruning_method": parse("pruning_method", "l1_unstructured,structured"),
+        "pruning_ratio": parse("pruning_ratio", "0:0.7"),
+    }
+
+
+def suggest(trial: Trial, space: Space) -> dict[str, Any]:
+    """A trial's parameters, asked for one after the other; those that would be inert are left out.
+
+    What the trial already has, enqueued or from before a crash, it keeps.
+    """
+    params: dict[str, Any] = {}
+    for name in _in_order(space):
+        if not _inert(name, params):
+            params[name] = _ask(trial, name, space[name])
+    return params
+
+
+def tidy(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the rounding of a range's steps.
+
+    Example:
+        >>> tidy({"alpha": 0.1 + 0.2, "kd_loss": "kd"})
+        {'alpha': 0.3, 'kd_loss': 'kd'}
+    """
+    return {name: round(value, 10) if isinstance(value, float) else value for name, value in params.items()}
+
+
+def canonical(params: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells two trials apart: without inert parameters, and no teacher always as kd_loss=none."""
+    kept: dict[str, Any] = {}
+    params = tidy(params)
+    for name in _in_order(params):
+        if not _inert(name, kept):
+            kept[name] = params[name]
+    if kept.get("alpha") == 0:
+        del kept["alpha"]
+        kept["kd_loss"] = "none"
+    if kept.get("pruning_ratio") == 0:
+        kept.pop("pruning_method", None)
+    if kept.get("pruning_criterion") == "lamp" and kept.get("pruning_scope", PruneConfig.pruning_scope) == "layer":
+        kept["pruning_criterion"] = "magnitude"  # ranks the channels of one layer alike
+    return kept
+
+
+def first_trials(space: Space) -> list[dict[str, Any]]:
+    """The literature's settings for every loss of the space; a parameter outside takes its nearest value."""
+    points: list[dict[str, Any]] = []
+    for wanted in LITERATURE:
+        if wanted["kd_loss"] not in _losses(space):
+            continue
+        point: dict[str, Any] = {}
+        for name in _in_order(space):
+            if not _inert(name, point) and name in wanted:
+                point[name] = _nearest(space[name], wanted[name])
+        if canonical(point) not in map(canonical, points):
+            points.append(point)
+    return points
+
+
+def far_cuts(space: Space, student: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A trained student pruned hard: the ratio's upper end, then two thirds of it; none where no ratio is searched.
+
+    Such a trial costs a recovery alone, and the literature's ratios leave that end of the front bare.
+    """
+    ratios = space.get("pruning_ratio")
+    if ratios is None or "structured" not in _methods(space):
+        return []
+    top = max(_values(ratios))
+    method = {"pruning_method": "structured"} if "pruning_method" in space else {}
+    cuts = dict.fromkeys(_nearest(ratios, share * top) for share in (1, 2 / 3))
+    return [{**student, **method, "pruning_ratio": ratio} for ratio in cuts if ratio > 0]
+
+
+def size(space: Space) -> float:
+    """How many different trials there are, inert parameters not counted; infinity if one is continuous."""
+    apart = {"kd_loss", "alpha", *_PRUNING, *LOSS_SETTINGS}
+    others = math.prod(_count(space[name]) for name in space if name not in apart) * _prunings(space)
+    losses = set(_losses(space))
+    without = "none" in losses or ("alpha" in space and _holds_zero(space["alpha"]))
+    alphas = _count(space["alpha"]) - _holds_zero(space["alpha"]) if "alpha" in space else 1
+    taught = sum(
+        alphas * math.prod(_count(space[name]) for name in KD_LOSSES[loss] if name in space)
+        for loss in losses - {"none"}
+        if alphas
+    )
+    return others * (taught + without)
+
+
+def describe(space: Space) -> dict[str, str]:
+    """The space as its flags are written, with the steps of ranges, for people."""
+    return {name: show(values) + _steps(values) for name, values in space.items()}
+
+
+def _steps(distribution: BaseDistribution) -> str:
+    step = getattr(distribution, "step", None)
+    return f" in steps of {_number(step)}" if step else " (log scale)" if getattr(distribution, "log", False) else ""
+
+
+def show(distribution: BaseDistribution) -> str:
+    """A distribution as its flag is written."""
+    if isinstance(distribution, CategoricalDistribution):
+        return ",".join(
+            _number(choice) if isinstance(choice, float) else str(choice) for choice in distribution.choices
+        )
+    assert isinstance(distribution, FloatDistribution)
+    return f"{_number(distribution.low)}:{_number(distribution.high)}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.12g}"
+
+
+def _in_order(names: Mapping[str, Any]) -> Iterator[str]:
+    known = (*SEARCHED, *OPTIONAL)
+    yield from (name for name in known if name in names)
+    yield from (name for name in names if name not in known)
+
+
+def _inert(name: str, given: Mapping[str, Any]) -> bool:
+    """Whether a parameter changes nothing, given those before it."""
+    loss = given.get("kd_loss", StudentConfig.kd_loss)
+    if name == "alpha":
+        return bool(loss == "none")
+    if name in LOSS_SETTINGS:
+        return name not in KD_LOSSES[loss] or given.get("alpha", StudentConfig.alpha) == 0
+    method = given.get("pruning_method", PruneConfig.pruning_method)
+    if name == "pruning_ratio":
+        return bool(method == "nm_2_4")
+    if name in ("pruning_criterion", "pruning_scope"):
+        return bool(method != "structured" or given.get("pruning_ratio", PruneConfig.pruning_ratio) == 0)
+    return False
+
+
+def _losses(space: Space) -> tuple[str, ...]:
+    return tuple(space["kd_loss"].choices) if "kd_loss" in space else (StudentConfig.kd_loss,)
+
+
+def _methods(space: Space) -> tuple[str, ...]:
+    return tuple(space["pruning_method"].choices) if "pruning_method" in space else (PruneConfig.pruning_method,)
+
+
+def _ask(trial: Trial, name: str, distribution: BaseDistribution) -> Any:
+    if isinstance(distribution, CategoricalDistribution):
+        return trial.suggest_categorical(name, distribution.choices)
+    assert isinstance(distribution, FloatDistribution)
+    value = trial.suggest_float(name, distribution.low, distribution.high, step=distribution.step, log=distribution.log)
+    return tidy({name: value})[name]
+
+
+def _prunings(space: Space) -> float:
+    """Different prunings: ratio 0 is one, whatever the method."""
+    axes = {name: _values(space[name]) for name in _PRUNING if name in space}
+    points = (dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values()))
+    return len({tuple(sorted(canonical(point).items())) for point in points})
+
+
+def _values(distribution: BaseDistribution) -> list[Any]:
+    """Every value of a list or a stepped range."""
+    if isinstance(distribution, CategoricalDistribution):
+        return list(distribution.choices)
+    assert isinstance(distribution, FloatDistribution) and distribution.step is not None
+    return [round(distribution.low + i * distribution.step, 10) for i in range(int(_count(distribution)))]
+
+
+def _holds_zero(distribution: BaseDistribution) -> bool:
+    if isinstance(distribution, CategoricalDistribution):
+        return 0 in distribution.choices
+    assert isinstance(distribution, FloatDistribution)
+    return bool(distribution.low == 0)
+
+
+def _choices(name: str, values: list[Any]) -> CategoricalDistribution:
+    return CategoricalDistribution([_checked(name, value) for value in dict.fromkeys(values)])
+
+
+def _checked(name: str, value: Any) -> Any:
+    CandidateConfig().replace(**{name: value})
+    return value
+
+
+def _nearest(distribution: BaseDistribution, value: Any) -> Any:
+    if isinstance(distribution, CategoricalDistribution):
+        if value in distribution.choices:
+            return value
+        numbers = [choice for choice in distribution.choices if isinstance(choice, float)]
+        return min(numbers, key=lambda choice: abs(choice - value)) if numbers else distribution.choices[0]
+    assert isinstance(distribution, FloatDistribution)
+    if distribution.step is not None:
+        value = distribution.low + distribution.step * round((value - distribution.low) / distribution.step)
+    return round(min(max(value, distribution.low), distribution.high), 10)
+
+
+def _count(distribution: BaseDistribution) -> float:
+    if isinstance(distribution, CategoricalDistribution):
+        return len(distribution.choices)
+    assert isinstance(distribution, FloatDistribution)
+    return (
+        math.inf if distribution.step is None else round((distribution.high - distribution.low) / distribution.step) + 1
+    )

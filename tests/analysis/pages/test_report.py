@@ -1,0 +1,86 @@
+import dataclasses
+import re
+
+import pytest
+
+from analysis.findings.front import choose, front_members
+from analysis.pages.model_card import model_card
+from analysis.pages.report import markdown, summary_of, write_report
+from analysis.reading.runs import Runs, read_runs
+
+EVIL = "<img src=x onerror=alert(1)> `code` [x](javascript:1) | **b**"
+
+
+@pytest.fixture(scope="module")
+def runs(store: str) -> Runs:
+    return read_runs(store)
+
+
+def test_the_verdict_comes_first_and_every_part_is_there(runs: Runs) -> None:
+    text = markdown(runs)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    assert headings[:8] == [
+        "cifar10: report of sweep night",
+        "The front",
+        "What distillation and pruning were worth",
+        "Which setting moved what",
+        "What reuse saved",
+        "How latency was measured",
+        "How to reproduce",
+        headings[7],
+    ]
+    assert headings[7].startswith("Model card: ")
+    verdict = text.partition("## The front")[0]
+    row = front_members(runs).loc[choose(front_members(runs), runs.sweep["teacher"])["balanced"]]
+    assert f"{100 * row['test_accuracy']:.2f} %" in verdict
+    assert f"{row['size_bytes'] / 1e6:#.3g} MB" in verdict
+    assert "n = 10,000" in verdict and "cpu:1" in verdict
+
+
+def test_reuse_is_counted_in_runs_and_seconds(runs: Runs) -> None:
+    frame = runs.frame.assign(reused_time_s=0.0, train_time_s=10.0)
+    frame.loc[frame["trial_number"] < 2, "reused_time_s"] = 18.0  # the teacher's 10 among them
+    text = markdown(dataclasses.replace(runs, frame=frame))
+    assert "2 of 9 trials took their student, or a part of its training, from the store: 16 s" in text
+    assert "shared one teacher (10 s) and hold 90 s of student training" in text
+
+
+def test_files_are_written_and_the_page_loads_nothing(runs: Runs, tmp_path) -> None:
+    paths = {path.name for path in write_report(runs, tmp_path)}
+    assert {"report.md", "report.html", "pareto.png", "metrics_grid.svg", "pareto.csv"} <= paths
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    sources = re.findall(r"\bsrc=\"([^\"]{0,40})", page)
+    assert len(sources) == 4
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert "<script" not in page and "<link" not in page
+
+
+def test_texts_from_outside_stay_text(runs: Runs, tmp_path) -> None:
+    frame = runs.frame.assign(student_model=EVIL, dataset=EVIL, pruning_method=EVIL, latency_device=EVIL)
+    sweep = {**runs.sweep, "commit": EVIL, "versions": {EVIL: EVIL}, "config": {"space": {EVIL: EVIL}}}
+    write_report(dataclasses.replace(runs, frame=frame, sweeps={runs.name: sweep}), tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "&lt;img src=x" in page
+    assert "<img src=x" not in page and 'href="javascript' not in page
+    assert "<strong>b</strong>" not in page and "<code>code</code>" not in page
+
+
+def test_the_card_says_how_to_make_the_file_again(runs: Runs) -> None:
+    row = runs.frame[runs.frame["trial_number"] == 0].iloc[0]
+    card = model_card(runs, str(row.name), "0")
+    assert card.startswith("# night@0\n")
+    assert "python -m trainables.stages.candidate " in card
+    assert f"--pruning-ratio {row['pruning_ratio']:g}" in card and "--flip" in card and "--student-epochs 20" in card
+    assert "--image-size" not in card  # None is what it is without the flag
+
+
+def test_the_summary_for_mlflows_page_names_the_model_to_load(runs: Runs) -> None:
+    assert "models:/night@balanced" in summary_of(runs, model=runs.name)
+    assert summary_of(runs, model=runs.name).startswith("**Balanced**: trial ")
+
+
+def test_the_sweeps_command_is_told_and_cannot_leave_its_block(runs: Runs) -> None:
+    sweep = runs.sweep | {"command": "python sweeps/kd_prune.py --preset quick ```"}
+    text = markdown(dataclasses.replace(runs, sweeps={runs.name: sweep}))
+    assert "```\npython sweeps/kd_prune.py --preset quick '''\n```" in text
+    assert "sweeps/kd_prune.py" not in markdown(runs)

@@ -1,0 +1,314 @@
+"""Champions and their controls: which are chosen, what is trained, and the whole of it through the real command."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+from torch import nn
+
+from analysis.findings.front import front_members
+from analysis.reading.runs import Runs, read_runs
+from sweeps.planning.budget import Deadline, TimedSweep
+from sweeps.running import champions
+from sweeps.running.champions import ArmDelivery, arm_runs, arms, choose_champions, retrain
+from sweeps.running.tune.fixed_runs import FixedRuns
+from sweeps.search.config import SweepConfig
+from sweeps.search.presets import quick
+from trainables.config.candidate import CandidateConfig
+from trainables.records.encoding import to_json
+from trainables.records.stages import DatasetRecord
+from trainables.records.trial import TrialRecord, read_trial
+from trainables.stages.candidate.from_scratch import scratch, scratch_key
+from trainables.stages.data import prepared
+from trainables.stages.data.on_device import load_images
+from trainables.stages.pruning.recovery import recovery
+from trainables.stages.training import loop as loop_module
+from trainables.stages.training.student import student
+from trainables.stages.training.teacher import teacher, teacher_key
+from trainables.stages.workspace import Workspace
+from trainables.store.results import Store
+
+REPO = Path(__file__).parents[3]
+TEACHER = {"val_accuracy": 0.95, "latency_p50_ms": 4.0, "size_bytes": 16e6}
+CORNER = {"error_points": 90.0, "log2_latency_vs_teacher": 1.0, "log2_size_vs_teacher": 1.0}
+ARMS = ("champion", "no_distillation", "from_scratch", "not_pruned")
+
+
+def record(number: int, accuracy: float, latency: float, size: float, **changes: Any) -> TrialRecord:
+    metrics = {"val_accuracy": accuracy, "latency_p50_ms": latency, "size_bytes": size}
+    made = TrialRecord(
+        key=f"x/{number:05}",
+        trial_number=number,
+        stage="candidate",
+        status="finished",
+        reason="",
+        params={"alpha": number / 10},
+        metrics=metrics | {"reference_latency_p50_ms": 4.0, "test_accuracy": 1 - accuracy},
+        tags={},
+        curve=(),
+        files=(),
+        started=0.0,
+        ended=1.0,
+    )
+    return dataclasses.replace(made, **changes)
+
+
+def chosen(records: list[TrialRecord], count: int) -> list[int]:
+    return list(choose_champions(records, TEACHER, CORNER, count=count))
+
+
+def test_champions_are_the_front_members_that_the_hypervolume_would_miss_most() -> None:
+    # In points x doublings x doublings up to the corner: without 1 about 630 - 73 are lost; without 0 the (80 - 79) x 1
+    # x 1 over 3; without 3, a sliver faster than 0, (79 - 70) x log2(4 / 3.9) = 0.33. 1 dominates 2.
+    records = [
+        record(0, 0.9, 4.0, 16e6),
+        record(1, 0.8, 1.0, 4e6),
+        record(2, 0.7, 1.0, 4e6),
+        record(3, 0.89, 3.9, 16e6),
+    ]
+    assert chosen(records, 1) == [1]
+    assert chosen(records, 2) == [1, 0]
+    assert chosen(records, 9) == [1, 0, 3]
+
+
+def test_ties_of_hypervolume_go_to_accuracy_then_to_the_earlier_trial() -> None:
+    twins = [record(number, 0.9, 2.0, 8e6) for number in (5, 4)]  # each is worth nothing beside the other
+    assert chosen(twins, 2) == [4, 5]
+    far = [record(0, 0.5, 40.0, 16e6), record(1, 0.6, 41.0, 16e6)]  # both slower than the corner: no volume
+    assert chosen(far, 1) == [1]
+
+
+def test_only_finished_trials_of_the_search_can_be_champions() -> None:
+    dream = record(1, 1.0, 0.1, 1e3, status="stopped")
+    assert chosen([dream, record(0, 0.5, 2.0, 8e6), record(2, 1.0, 0.1, 1e3, trial_number=None)], 3) == [0]
+    assert chosen([dream], 3) == []
+
+
+def test_arms_differ_from_the_champion_in_one_thing_each() -> None:
+    champion = CandidateConfig().replace(alpha=0.7, pruning_ratio=0.5, seed=2)
+    found = arms(champion)
+    assert tuple(found) == ARMS
+    flat = champion.flat()
+    changed = {arm: {n: v for n, v in config.flat().items() if v != flat[n]} for arm, config in found.items()}
+    assert changed == {
+        "champion": {},
+        "no_distillation": {"alpha": 0.0},
+        "from_scratch": {},
+        "not_pruned": {"pruning_ratio": 0.0},
+    }
+
+
+def test_an_arm_that_is_the_champion_itself_is_left_out() -> None:
+    assert "no_distillation" not in arms(CandidateConfig().replace(kd_loss="none"))
+    assert "not_pruned" not in arms(CandidateConfig().replace(pruning_ratio=0.0))
+
+
+def test_the_list_is_handed_out_once_and_in_order() -> None:
+    searcher = FixedRuns({"n": n} for n in range(2))
+    assert [searcher.suggest(str(n)) for n in range(3)] == [{"n": 0}, {"n": 1}, FixedRuns.FINISHED]
+
+
+@pytest.mark.parametrize(("changes", "words"), [({"champions": -1}, "champions=-1"), ({"seeds": 0}, "seeds=0")])
+def test_out_of_range_counts_are_named(changes: dict[str, int], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        SweepConfig(name="x", **changes)
+
+
+def test_champions_may_be_asked_for_later() -> None:
+    assert dataclasses.replace(quick(), champions=3, seeds=9).identity() == quick().identity()
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[CandidateConfig, Workspace, DatasetRecord]:
+    folder = tmp_path_factory.mktemp("scratch")
+    words = {"train_limit": 100, "teacher_epochs": 1, "student_epochs": 2, "recovery_epochs": 1, "latency_seconds": 0.1}
+    config = quick().base.replace(pruning_ratio=0.4, **words)
+    place = Workspace(
+        store=Store(folder / "store"),
+        data_dir=folder / "data",
+        device="cpu",
+        threads=1,
+        lock_dir=folder / "leases",
+    )
+    return config, place, prepared.prepare(config.data, place.data_dir)
+
+
+def test_what_is_the_students_alone_does_not_retrain_the_teacher(
+    small: tuple[CandidateConfig, Workspace, DatasetRecord],
+) -> None:
+    config, _, dataset = small
+    key = teacher_key(config, dataset)
+    for change in ({"seed": 5}, {"weight_decay": 0.5}, {"learning_rate": 0.5}):
+        assert teacher_key(config.replace(**change), dataset) == key
+    own = [{"teacher_seed": 5}, {"teacher_weight_decay": 0.5}, {"teacher_optimizer": "sgd"}, {"label_smoothing": 0.2}]
+    for change in own:
+        assert teacher_key(config.replace(**change), dataset) != key
+
+
+def test_the_teacher_is_trained_by_its_own_settings(
+    small: tuple[CandidateConfig, Workspace, DatasetRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, place, dataset = small
+    loops: list[loop_module.Loop] = []
+
+    def seen(model: nn.Module, loop: loop_module.Loop, *rest: Any, **more: Any) -> Any:
+        loops.append(loop)
+        return loop_module.train(model, loop, *rest, **more)
+
+    monkeypatch.setattr("trainables.stages.training.loop.train", seen)
+    own = {"teacher_optimizer": "sgd", "teacher_learning_rate": 2e-3, "teacher_weight_decay": 0.01, "teacher_seed": 3}
+    result(teacher(config.replace(weight_decay=0.25, seed=7, **own), dataset, load_images(dataset, "cpu"), place))
+    (loop,) = loops
+    assert (loop.optimizer, loop.learning_rate) == ("sgd", 2e-3)
+    assert (loop.training.weight_decay, loop.training.seed) == (0.01, 3)
+
+
+def result(stage: Any) -> Any:
+    while True:
+        try:
+            next(stage)
+        except StopIteration as end:
+            return end.value
+
+
+@pytest.mark.parametrize("method", ["structured", "l1_unstructured"])
+def test_from_scratch_trains_the_champions_shape_for_as_many_epochs(
+    small: tuple[CandidateConfig, Workspace, DatasetRecord], method: str
+) -> None:
+    config, place, dataset = small
+    config, images = config.replace(pruning_method=method), load_images(dataset, place.device)
+    taught_by = result(teacher(config, dataset, images, place))
+    dense = result(student(config, dataset, images, taught_by, place))
+    champion = result(recovery(config, dataset, images, taught_by, dense, place, channel_ratio=0.4))
+    alone = result(scratch(config, dataset, images, taught_by, place, channel_ratio=0.4))
+    assert (alone.num_params, alone.macs) == (champion.num_params, champion.macs)
+    assert alone.num_nonzero_params == pytest.approx(champion.num_nonzero_params, rel=0.01)
+    assert (alone.num_params < dense.num_params) is (method == "structured")
+    assert len(alone.curve) == len(dense.curve) + len(champion.curve) == 3
+    assert alone.key not in (champion.key, dense.key)
+
+
+def test_what_decides_a_network_from_scratch_is_in_its_key(
+    small: tuple[CandidateConfig, Workspace, DatasetRecord],
+) -> None:
+    config, place, dataset = small
+    taught_by = result(teacher(config, dataset, load_images(dataset, place.device), place))
+    keys = [scratch_key(config, dataset, taught_by, channel_ratio=0.4)]
+    for change in ({"seed": 1}, {"recovery_epochs": 2}, {"student_epochs": 3}, {"alpha": 0.1}, {"data_seed": 1}):
+        keys.append(scratch_key(config.replace(**change), dataset, taught_by, channel_ratio=0.4))
+    keys.append(scratch_key(config, dataset, taught_by, channel_ratio=0.5))
+    assert len(set(keys)) == len(keys)
+
+
+def searched(out: Path) -> SweepConfig:
+    """A sweep whose search is over, with one trial on disk."""
+    config = dataclasses.replace(quick(), name="x", out=out, champions=1, seeds=2)
+    folder = config.folder / "trials" / "00000"
+    folder.mkdir(parents=True)
+    made = record(0, 0.9, 2.0, 8e6, params=config.base.replace(alpha=0.5).canonical().flat())
+    (folder / "record.json").write_text(to_json(made))
+    return config
+
+
+def refuse(*args: Any, **kwargs: Any) -> Any:
+    raise AssertionError("nothing may be started")
+
+
+def test_every_arm_gets_every_seed_and_a_folder_of_its_own(
+    small: tuple[CandidateConfig, Workspace, DatasetRecord], tmp_path: Path
+) -> None:
+    teacher_record = record(0, 0.95, 4.0, 16e6, stage="teacher")
+    runs = arm_runs(searched(tmp_path), teacher_record, small[2])
+    assert {run.folder.name for run in runs} == {f"0-{arm}-seed{seed}" for arm in ARMS for seed in (1, 2)}
+    assert {run.candidate.training.seed for run in runs} == {1, 2}
+    assert {run.candidate.student.alpha for run in runs if run.arm == "champion"} == {0.5}
+    assert {run.candidate.teacher.teacher_seed for run in runs} == {0}
+
+
+def test_when_the_time_is_over_the_arms_are_left_to_the_next_command(
+    small: tuple[CandidateConfig, Workspace, DatasetRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(champions, "tuner", refuse)
+    config = TimedSweep(**vars(searched(tmp_path)), deadline=Deadline(at=0.0, trial_s=1.0))
+    console = Console(width=200)
+    teacher_record = record(0, 0.95, 4.0, 16e6, stage="teacher")
+    with console.capture() as capture:
+        failed = retrain(config, teacher_record, small[2], Any, console, score=refuse)
+    assert failed == 0
+    assert "8 runs of champions and controls did not fit" in capture.get()
+
+
+def test_a_run_that_was_cut_leaves_no_record_and_one_that_died_keeps_its_arm(tmp_path: Path) -> None:
+    delivered: list[str] = []
+    tracker = SimpleNamespace(deliver=lambda folder, scores: delivered.append(folder.name))
+    progress = SimpleNamespace(dropped=lambda label, made: None)
+    delivery = ArmDelivery(tracker, refuse, progress)
+    folder = tmp_path / "7-not_pruned-seed1"
+    place = {"trial_dir": str(folder), "key": f"x/champions/{folder.name}", "trial_number": None}
+    trial = SimpleNamespace(
+        trial_id="t",
+        config=place | {"candidate": CandidateConfig().flat()},
+        last_result={"step": 1, "steps": 2},
+        error_file=None,
+    )
+    delivery.on_trial_complete(0, [], trial)
+    assert not (folder / "record.json").exists()
+    delivery.on_trial_error(0, [], trial)
+    assert delivered == [folder.name]
+    made = read_trial(folder)
+    assert (made.status, made.tags) == ("failed", {"control": "not_pruned", "champion": "7"})
+
+
+def command(out: Path) -> list[str]:
+    words = (
+        "--preset quick --name c --cpus 2 --trials 2 --champions 1 --seeds 2 --train-limit 200 --teacher-epochs 1"
+        " --student-epochs 1 --recovery-epochs 1 --latency-seconds 0.1 --pruning-ratio 0.2,0.3 --alpha 0.5,0.9"
+    )
+    where = ["--out", str(out), "--data-dir", str(out.parent / "data")]
+    return [sys.executable, str(REPO / "sweeps" / "kd_prune.py"), *words.split(), *where]
+
+
+def run(out: Path) -> str:
+    done = subprocess.run(command(out), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def arms_in(runs: Runs) -> dict[str, int]:
+    return dict(Counter(runs.frame["control"].dropna()))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_all_arms_reach_mlflow_none_the_front_and_the_same_command_runs_nothing_again(tmp_path: Path) -> None:
+    out = tmp_path / "runs"
+    shown = run(out)
+    runs = read_runs(f"sqlite:///{out / 'mlflow.db'}", "c")
+    assert arms_in(runs) == {"teacher": 1, **dict.fromkeys(ARMS, 2)}
+    assert set(runs.frame["status"]) == {"finished"}
+    retrained = runs.frame[runs.frame["control"].isin(ARMS)]
+    assert retrained["trial_number"].isna().all()
+    assert retrained["key"].str.match(r"c/champions/\d+-[a-z_]+-seed[12]$").all()
+    assert set(retrained["seed"]) == {1, 2}
+    front = front_members(runs)
+    assert len(front) and front["control"].isna().all()
+    assert len(list(out.glob("store/teacher/*/record.json"))) == 1
+    assert len(list(out.glob("store/scratch/*/record.json"))) == 2
+    assert "Champions and controls" in shown and "n = 2" in shown
+    assert (out / "sweeps" / "c" / "front" / "controls.csv").exists()
+    sizes = {name: group["num_params"].unique().tolist() for name, group in retrained.groupby("control")}
+    assert sizes["from_scratch"] == sizes["champion"] == sizes["no_distillation"]
+
+    before = {path: path.stat().st_mtime_ns for path in out.glob("**/record.json")}
+    ended = {path: json.loads(path.read_text())["ended"] for path in out.glob("sweeps/c/champions/*/record.json")}
+    assert len(ended) == 8
+    assert "Champions and controls" in run(out)
+    assert {path: path.stat().st_mtime_ns for path in out.glob("**/record.json")} == before
+    assert arms_in(read_runs(f"sqlite:///{out / 'mlflow.db'}", "c")) == {"teacher": 1, **dict.fromkeys(ARMS, 2)}

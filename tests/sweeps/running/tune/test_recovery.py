@@ -1,0 +1,213 @@
+"""Trial folders and study agree again, wherever the driver died between the two."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+from ray.tune.experiment import Trial
+from s3fs import S3FileSystem
+
+from sweeps.running.tune import recovery
+from sweeps.running.tune.delivery import Allowance, left, write_record
+from sweeps.running.tune.recovery import fetch_late, recover
+from sweeps.search.config import SweepConfig
+from sweeps.search.folder import InputError
+from sweeps.search.presets import quick
+from tests.sweeps.search.sampling.test_searcher import FINAL, ask, driver, space_of
+from trainables.config.limits import Limits
+from trainables.records.encoding import to_json
+from trainables.records.trial import TrialRecord, read_trial
+from trainables.tracking.deliveries import outbox
+from trainables.tracking.transport import INCOMING, fetch, send
+
+pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+SPACE = space_of(alpha="0.5:0.9", pruning_ratio="0.2:0.4")
+
+
+def trial_config(config: SweepConfig, number: int, params: Any) -> dict[str, Any]:
+    folder = config.folder / "trials" / f"{number:05}"
+    return {
+        "trial_dir": str(folder),
+        "key": f"{config.name}/{folder.name}",
+        "trial_number": number,
+        "candidate": config.base.replace(**params).flat(),
+    }
+
+
+def record(folder: Path, number: int, status: str, **metrics: float) -> None:
+    row = TrialRecord(
+        key=f"night/{number:05}",
+        trial_number=number,
+        stage="candidate",
+        status=status,
+        reason="because" if status == "failed" else "",
+        params={},
+        metrics=metrics,
+        tags={},
+        curve=(),
+        files=(),
+        started=1.0,
+        ended=2.0,
+    )
+    folder.mkdir(parents=True)
+    (folder / "record.json").write_text(to_json(row))
+
+
+def recovered(tmp_path: Path, config: SweepConfig) -> tuple[Any, Any]:
+    """Study and searcher of a new driver, after recovery."""
+    study, searcher = driver(config.folder, SPACE)
+    teacher_dir = tmp_path / "teacher"
+    if not teacher_dir.exists():
+        record(teacher_dir, 0, "finished", val_accuracy=0.95)
+    teacher = read_trial(teacher_dir)
+    recover(study, searcher, config, lambda n, p: trial_config(config, n, p), teacher=teacher)
+    return study, searcher
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> SweepConfig:
+    config = dataclasses.replace(quick(), name="night", out=tmp_path / "runs")
+    config.folder.mkdir(parents=True)
+    return config
+
+
+def test_a_trial_that_had_left_its_record_is_not_run_again(tmp_path: Path, config: SweepConfig) -> None:
+    _, searcher = driver(config.folder, SPACE)
+    ask(searcher, 4)  # and the driver dies
+    trials = config.folder / "trials"
+    metrics = {name: value for name, value in FINAL.items() if name != "final"}
+    record(trials / "00000", 0, "finished", **metrics)
+    record(trials / "00001", 1, "failed")
+    record(trials / "00002", 2, "infeasible", latency_p50_ms=9.0, size_bytes=1e6, macs=1e6)
+    config = dataclasses.replace(config, limits=Limits(max_latency_ms=3.0, max_drop=1.0))
+    study, searcher = recovered(tmp_path, config)
+    states = [trial.state for trial in study.trials[:4]]
+    assert states == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.PRUNED, TrialState.RUNNING]
+    assert study.trials[0].value == pytest.approx(90.0)
+    assert study.trials[1].user_attrs["reason"] == "because"
+    assert study.trials[2].constraints["max_latency_ms"] == pytest.approx(2.0)
+    assert ask(searcher, 2, name="next")[0]["trial_number"] == 3
+
+
+def test_a_trial_that_was_stopped_as_the_driver_died_gets_its_record(tmp_path: Path, config: SweepConfig) -> None:
+    _, searcher = driver(config.folder, SPACE)
+    ask(searcher, 2)
+    searcher.on_trial_complete("t0", {"final": False, "step": 2, "steps": 6})
+    searcher.on_trial_complete("t1", error=True)
+    recovered(tmp_path, config)
+    stopped, failed = (read_trial(config.folder / "trials" / name) for name in ("00000", "00001"))
+    assert (stopped.status, stopped.reason) == ("stopped", "stopped before its end")
+    assert (failed.status, failed.reason) == ("failed", "infrastructure error after retries")
+    assert stopped.params["alpha"] == study_params(config)[0]["alpha"]
+
+
+def study_params(config: SweepConfig) -> list[dict[str, Any]]:
+    return [trial.params for trial in driver(config.folder, SPACE)[0].trials]
+
+
+def test_a_record_that_is_still_in_storage_is_fetched(tmp_path: Path, config: SweepConfig) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    config = dataclasses.replace(config, storage=str(shared))
+    _, searcher = driver(config.folder, SPACE)
+    ask(searcher, 1)
+    elsewhere = tmp_path / "node" / "00000"
+    record(elsewhere, 0, "finished", **{name: value for name, value in FINAL.items() if name != "final"})
+    send(elsewhere, "night/00000", str(shared))
+    study, _ = recovered(tmp_path, config)
+    assert study.trials[0].state == TrialState.COMPLETE
+    assert read_trial(config.folder / "trials" / "00000") == read_trial(elsewhere)
+
+
+@pytest.fixture
+def no_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An S3 where nobody is; fsspec keeps its connections, and later tests shall not meet this one."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    S3FileSystem.clear_instance_cache()
+    yield
+    S3FileSystem.clear_instance_cache()
+
+
+@pytest.mark.usefixtures("no_s3")
+def test_what_the_storage_did_not_give_is_fetched_later_and_never_taken_for_lost(
+    tmp_path: Path, config: SweepConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "PATIENCE_S", 0.1)
+    away = dataclasses.replace(config, storage="s3://bucket/runs")
+    study, searcher = driver(config.folder, SPACE)
+    ask(searcher, 1)
+    searcher.on_trial_complete("t0", FINAL)
+    assert fetch_late(study, away) == 1
+    with pytest.raises(InputError, match=r"--storage s3://bucket/runs: .* run the same command"):
+        recovered(tmp_path, away)
+    assert not (config.folder / "trials" / "00000").exists()
+    shared, elsewhere = tmp_path / "shared", tmp_path / "node" / "00000"
+    shared.mkdir()
+    record(elsewhere, 0, "finished", val_accuracy=0.9)
+    send(elsewhere, "night/00000", str(shared))
+    assert fetch_late(study, dataclasses.replace(config, storage=str(shared))) == 0
+    assert read_trial(config.folder / "trials" / "00000") == read_trial(elsewhere)
+
+
+def test_dying_is_no_failure_as_long_as_epochs_are_finished_in_between() -> None:
+    trial, allowance = Trial("a trainable", stub=True, max_failures=3), Allowance(3)
+    for _ in range(5):
+        trial.run_metadata.num_failures += 3
+        assert trial.should_recover()
+        allowance.on_trial_result(0, [trial], trial, {"epoch": 1})
+    trial.run_metadata.num_failures += 4
+    assert not trial.should_recover()
+
+
+def test_half_a_trial_on_its_way_is_no_trial(tmp_path: Path, config: SweepConfig) -> None:
+    """A driver that was killed while it fetched: the half lies beside, is not delivered, and is fetched again."""
+    elsewhere, folder = tmp_path / "node" / "00000", config.folder / "trials" / "00000"
+    record(elsewhere, 0, "finished", val_accuracy=0.9)
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    send(elsewhere, "night/00000", str(shared))
+    half = folder.parent / INCOMING / "00000.download"
+    record(half, 0, "finished", val_accuracy=0.1)
+    assert outbox(config.folder) == list(config.folder.glob("trials/*/record.json")) == []
+    assert fetch(folder, "night/00000", str(shared))
+    assert outbox(config.folder) == [folder]
+    assert read_trial(folder) == read_trial(elsewhere)
+    assert not half.exists()
+
+
+def test_a_full_disk_leaves_the_trial_to_the_next_driver(tmp_path: Path) -> None:
+    study, searcher = driver(tmp_path, SPACE)
+    ask(searcher, 1)
+    searcher.on_trial_complete("t0", {"full": "/out: No space left on device", "final": False})
+    assert searcher.full == "/out: No space left on device"
+    assert searcher.suggest("t1") == "FINISHED"
+    assert study.trials[0].state == TrialState.RUNNING
+    _, again = driver(tmp_path, SPACE)
+    assert ask(again, 1)[0]["trial_number"] == 0
+
+
+@pytest.mark.parametrize(
+    ("result", "expected"),
+    [
+        ({"final": True}, True),
+        ({"invalid": "why", "final": False}, True),
+        ({"excess/max_drop": 1.0, "final": False}, True),
+        ({"step": 2, "final": False}, False),
+        ({"full": "disk", "final": False}, False),
+    ],
+)
+def test_who_has_left_a_record_is_known_from_the_last_report(result: dict[str, Any], expected: bool) -> None:
+    assert left(result) is expected
+
+
+def test_a_record_that_the_driver_writes_hides_local_paths(tmp_path: Path, config: SweepConfig) -> None:
+    settings = trial_config(config, 3, {"dataset": "folder:/home/me/photos"})
+    write_record(settings, status="stopped", reason="r", seconds=2.0)
+    written = read_trial(config.folder / "trials" / "00003")
+    assert written.params["dataset"] == "folder:photos"
+    assert written.ended - written.started == pytest.approx(2.0)

@@ -1,0 +1,207 @@
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+
+from trainables.config.candidate import (
+    KD_LOSSES,
+    AugmentConfig,
+    CandidateConfig,
+    DataConfig,
+    StudentConfig,
+    TeacherConfig,
+)
+from trainables.config.compression import ExportConfig, PruneConfig
+from trainables.config.flags import field_docs
+from trainables.config.training import TrainingConfig
+from trainables.stages.pruning.cuts import key_parts
+from trainables.stages.pruning.recovery import VERSION as RECOVERY_VERSION
+from trainables.stages.pruning.recovery import recovery_key
+from trainables.stages.training.student import student_key
+from trainables.store.results import Key, stage_key
+
+
+def test_field_names_are_unique_across_parts_so_that_a_candidate_is_one_row() -> None:
+    config = CandidateConfig()
+    names = [f.name for part in dataclasses.fields(config) for f in dataclasses.fields(getattr(config, part.name))]
+    assert len(names) == len(set(names)) == len(config.flat())
+
+
+def test_every_field_says_its_unit() -> None:
+    for part in dataclasses.fields(CandidateConfig()):
+        value = getattr(CandidateConfig(), part.name)
+        assert set(field_docs(type(value))) == {f.name for f in dataclasses.fields(value)}
+
+
+def test_the_device_names_the_precision_and_what_was_asked_for_stays() -> None:
+    config = CandidateConfig()
+    assert [config.on(device).training.train_precision for device in ("cpu", "cuda")] == ["fp32", "amp"]
+    assert config.replace(train_precision="fp32").on("cuda").training.train_precision == "fp32"
+    with pytest.raises(ValueError, match=r"train_precision` must be one of fp32, amp.*train_precision='int8'"):
+        config.replace(train_precision="int8")
+
+
+def test_students_of_different_precision_determinism_or_device_never_share() -> None:
+    place = (SimpleNamespace(fingerprint="f"), SimpleNamespace(key="teacher/t"))
+    config = CandidateConfig()
+    keys = [
+        student_key(one, *place)
+        for one in (
+            config.on("cpu"),
+            config.on("cuda"),
+            config.replace(deterministic=True),
+            config.replace(compile=True),
+        )
+    ]
+    assert len(set(keys)) == 4
+    assert student_key(config, *place) == keys[0]
+
+
+def test_flat_and_back() -> None:
+    config = CandidateConfig().replace(alpha=0.5, dataset="cifar10", train_limit=100)
+    assert CandidateConfig.from_flat(config.flat()) == config
+    assert config.student.alpha == 0.5
+
+
+def test_replace_refuses_unknown_names() -> None:
+    with pytest.raises(ValueError, match="alfa"):
+        CandidateConfig().replace(alfa=0.5)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: StudentConfig(alpha=1.5), r"0 <= alpha <= 1.*alpha=1.5"),
+        (lambda: StudentConfig(alpha=float("nan")), r"alpha=nan"),
+        (lambda: StudentConfig(temperature=0.0), r"temperature > 0.*temperature=0.0"),
+        (lambda: StudentConfig(kd_loss="hinton"), r"kd_loss.*kd, logit_std.*kd_loss='hinton'"),
+        (lambda: StudentConfig(dkd_beta=-1.0), r"dkd_beta >= 0.*dkd_beta=-1.0"),
+        (lambda: StudentConfig(dkd_beta=float("nan")), r"dkd_beta=nan"),
+        (lambda: StudentConfig(learning_rate=-1.0), r"learning_rate > 0.*learning_rate=-1.0"),
+        (lambda: StudentConfig(student_epochs=-1), r"student_epochs >= 0.*student_epochs=-1"),
+        (lambda: PruneConfig(pruning_ratio=1.0), r"0 <= pruning_ratio < 1.*pruning_ratio=1.0"),
+        (lambda: PruneConfig(pruning_method="l2"), r"pruning_method.*'l2'"),
+        (lambda: PruneConfig(pruning_criterion="l2"), r"pruning_criterion.*magnitude, lamp.*'l2'"),
+        (lambda: PruneConfig(pruning_scope="block"), r"pruning_scope.*layer, global.*'block'"),
+        (lambda: PruneConfig(pruning_steps=0), r"pruning_steps >= 1.*pruning_steps=0"),
+        (lambda: PruneConfig(pruning_scope="global", pruning_of="macs"), r"pruning_scope='global'.*pruning_of='macs'"),
+        (lambda: ExportConfig(precision="int4"), r"precision.*fp32, fp16, int8_ptq, int8_qat.*'int4'"),
+        (lambda: ExportConfig(calibration_images=0), r"calibration_images >= 1.*calibration_images=0"),
+        (lambda: ExportConfig(qat_epochs=0), r"qat_epochs >= 1.*qat_epochs=0"),
+        (lambda: DataConfig(val_fraction=0.0), r"val_fraction=0.0"),
+        (lambda: DataConfig(train_limit=1), r"train_limit=1"),
+        (lambda: AugmentConfig(crop="zoom"), r"crop='zoom'"),
+        (lambda: ExportConfig(precision="amp"), r"precision='amp' is no precision of a file.*train_precision=amp"),
+        (lambda: AugmentConfig(mixup_alpha=0.0), r"mixup_alpha=0.0"),
+        (lambda: TeacherConfig(teacher_optimizer="adam"), r"teacher_optimizer.*adamw, sgd.*'adam'"),
+        (lambda: TeacherConfig(teacher_weight_decay=float("nan")), r"teacher_weight_decay=nan"),
+        (lambda: TrainingConfig(weight_decay=-1.0), r"weight_decay >= 0.*weight_decay=-1.0"),
+    ],
+)
+def test_out_of_range_values_are_named(build, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"alpha": 0.0, "temperature": 2.0}, {"alpha": 0.0, "temperature": 7.0}),
+        ({"alpha": 0.0}, {"kd_loss": "none"}),
+        ({"alpha": 0.0, "kd_loss": "dkd", "dkd_beta": 2.0}, {"kd_loss": "none", "alpha": 0.3, "temperature": 1.0}),
+        ({"kd_loss": "mse", "temperature": 2.0, "dkd_beta": 1.0}, {"kd_loss": "mse"}),
+        ({"kd_loss": "kd", "dkd_beta": 2.0}, {}),
+        ({"kd_loss": "dist", "dkd_beta": 2.0}, {"kd_loss": "dist"}),
+    ],
+)
+def test_settings_that_a_loss_does_not_read_are_no_difference(one: dict, other: dict) -> None:
+    assert StudentConfig(**one) != StudentConfig(**other)
+    assert StudentConfig(**one).canonical() == StudentConfig(**other).canonical()
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({}, {"temperature": 2.0}),
+        ({}, {"alpha": 0.5}),
+        ({}, {"kd_loss": "logit_std"}),
+        ({"kd_loss": "dkd"}, {"kd_loss": "dkd", "dkd_beta": 2.0}),
+        ({"kd_loss": "dist"}, {"kd_loss": "dist", "temperature": 1.0}),
+        ({"kd_loss": "wttm"}, {"kd_loss": "wttm", "temperature": 1.0}),
+        ({"kd_loss": "mse"}, {"kd_loss": "mse", "alpha": 1.0}),
+        ({"kd_loss": "none"}, {"kd_loss": "none", "learning_rate": 1e-2}),
+        ({"kd_loss": "none"}, {"alpha": 0.1}),
+    ],
+)
+def test_settings_that_a_loss_reads_are_a_difference(one: dict, other: dict) -> None:
+    assert StudentConfig(**one).canonical() != StudentConfig(**other).canonical()
+
+
+@pytest.mark.parametrize("kd_loss", KD_LOSSES)
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+def test_canonical_is_final_and_records_no_teacher_as_none(kd_loss: str, alpha: float) -> None:
+    config = CandidateConfig().replace(kd_loss=kd_loss, alpha=alpha, temperature=7.0, dkd_beta=1.0)
+    student = config.canonical().student
+    assert config.canonical().canonical() == config.canonical()
+    assert student.soft_weight == config.student.soft_weight
+    assert (student.kd_loss, student.alpha) == ((kd_loss, alpha) if student.soft_weight else ("none", 0.0))
+    assert config.canonical().prune == config.prune
+
+
+def test_students_that_do_not_differ_share_a_place_in_the_store() -> None:
+    place = SimpleNamespace(fingerprint="data"), SimpleNamespace(key="teacher/t")
+
+    def key(**changes: object) -> Key:
+        return student_key(CandidateConfig().replace(**changes), *place)
+
+    assert key(kd_loss="none") == key(alpha=0.0, temperature=9.0) != key()
+    assert key(dkd_beta=1.0) == key() != key(temperature=9.0)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"pruning_ratio": 0.0, "pruning_method": "l1_global"}, {"pruning_ratio": 0.0, "pruning_criterion": "taylor"}),
+        ({"pruning_method": "nm_2_4", "pruning_ratio": 0.2}, {"pruning_method": "nm_2_4", "pruning_ratio": 0.7}),
+        ({"pruning_method": "l1_global", "pruning_scope": "global"}, {"pruning_method": "l1_global"}),
+        ({"pruning_method": "l1_global", "pruning_steps": 3}, {"pruning_method": "l1_global"}),
+        ({"pruning_criterion": "lamp"}, {}),
+        ({"calibration_images": 8, "qat_epochs": 5}, {}),
+        ({"precision": "int8_ptq", "qat_epochs": 5}, {"precision": "int8_ptq"}),
+        ({"precision": "fp16", "calibration_images": 5}, {"precision": "fp16"}),
+    ],
+)
+def test_settings_that_pruning_and_export_do_not_read_are_no_difference(one: dict, other: dict) -> None:
+    config = CandidateConfig()
+    assert config.replace(**one) != config.replace(**other)
+    assert config.replace(**one).canonical() == config.replace(**other).canonical()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pruning_criterion": "taylor"},
+        {"pruning_scope": "global"},
+        {"pruning_scope": "global", "pruning_criterion": "lamp"},
+        {"pruning_steps": 2},
+        {"pruning_method": "nm_2_4", "pruning_ratio": 0.5},
+        {"precision": "int8_ptq"},
+        {"precision": "int8_ptq", "calibration_images": 8},
+        {"precision": "int8_qat", "qat_epochs": 2},
+    ],
+)
+def test_settings_that_pruning_and_export_read_are_a_difference(change: dict) -> None:
+    config = CandidateConfig()
+    assert config.replace(**change).canonical() == config.replace(**change) != config.canonical()
+
+
+def test_what_older_stores_hold_is_found_again() -> None:
+    """Settings that came later are no part of a key while they are at their defaults."""
+    later = {"pruning_criterion", "pruning_scope", "pruning_steps"}
+    assert not later & key_parts(PruneConfig()).keys()
+    assert key_parts(PruneConfig(pruning_scope="global"))["pruning_scope"] == "global"
+    student = SimpleNamespace(key="student/s")
+    old = {"pruning_method": "structured", "pruning_ratio": 0.3, "pruning_of": "channels"}
+    old |= {"recovery_epochs": 4, "recovery_learning_rate_factor": 0.3}
+    key = stage_key("recovery", version=RECOVERY_VERSION, parents=["student/s"], channel_ratio=0.3, **old)
+    assert recovery_key(CandidateConfig(), student, channel_ratio=0.3) == key

@@ -1,0 +1,145 @@
+"""The whole chain in one process, by its command line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from trainables.stages.candidate.__main__ import main
+from trainables.stages.measuring.untrained_shape import BISECTIONS, solve
+
+TINY = [
+    *["--dataset", "digits", "--no-flip", "--train-limit", "120", "--batch-size", "32"],
+    *["--teacher-model", "alexnet", "--student-model", "alexnet_small", "--threads", "1"],
+    *["--teacher-epochs", "1", "--student-epochs", "1", "--recovery-epochs", "1", "--latency-seconds", "0.1"],
+]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    root = tmp_path_factory.mktemp("candidate")
+    return ["--out", str(root / "runs"), "--data-dir", str(root / "data")]
+
+
+def run(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, float], str]:
+    assert main(words) == 0
+    shown = capsys.readouterr()
+    return json.loads(shown.out.partition("files:")[0]), shown.err
+
+
+def test_a_candidate_is_made_once_and_shares_its_stages_with_the_next(
+    folders: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, told = run([*TINY, *folders, "--pruning-ratio", "0.5"], capsys)
+    assert [line.split()[0] for line in told.splitlines()] == ["teacher", "shape", "student", "recovery"]
+    assert 0 <= first["test_accuracy"] <= 1
+    assert first["num_params"] < 400_000 < 763_306  # half of the channels leave about a quarter of the parameters
+    assert first["reused_time_s"] == 0
+
+    again, told = run([*TINY, *folders, "--pruning-ratio", "0.5"], capsys)
+    assert [line.split()[0] for line in told.splitlines()] == ["shape"]
+    assert {**again, "reused_time_s": 0.0} == first
+    assert again["reused_time_s"] > 0
+
+    zeroed, told = run([*TINY, *folders, "--pruning-method", "l1_unstructured", "--pruning-ratio", "0.5"], capsys)
+    assert [line.split()[0] for line in told.splitlines()] == ["shape", "recovery"]
+    assert zeroed["num_params"] == 763_306
+    assert zeroed["num_nonzero_params"] < zeroed["num_params"]
+
+
+@pytest.mark.parametrize(("what", "metric"), [("macs", "macs"), ("size", "size_bytes")])
+def test_pruning_by_macs_or_size_finds_the_channels(
+    folders: list[str], capsys: pytest.CaptureFixture[str], what: str, metric: str
+) -> None:
+    dense, _ = run([*TINY, *folders, "--pruning-ratio", "0"], capsys)
+    found, _ = run([*TINY, *folders, "--pruning-of", what, "--pruning-ratio", "0.6"], capsys)
+    assert 0.25 * dense[metric] < found[metric] <= 0.4 * dense[metric]
+
+
+def test_a_candidate_of_enlarged_images_is_calibrated_and_judged_by_them(
+    folders: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--image-size", "48", "--pruning-criterion", "taylor", "--precision", "int8_ptq"]
+    words += ["--train-limit", "700", "--alpha", "0", "--learning-rate", "3e-3", "--student-epochs", "5"]
+    found, _ = run([*TINY, *folders, *words], capsys)
+    assert found["parity_agreement"] > 0.9
+    assert found["test_accuracy"] > 0.4
+
+
+@pytest.mark.parametrize("target", [0.9, 0.5, 0.1])
+def test_a_ratio_is_found_by_bisection(target: float) -> None:
+    ratio = solve(lambda ratio: (1 - ratio) ** 2, target)
+    assert (1 - ratio) ** 2 <= target < (1 - (ratio - 2.0**-BISECTIONS)) ** 2
+
+
+def test_a_share_that_no_ratio_leaves_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"no channel ratio leaves a share of 0\.1: the narrowest model still has 0\.2"
+    ):
+        solve(lambda ratio: max(0.2, 1 - ratio), 0.1)
+
+
+def test_lower_precisions_are_made_of_the_same_student(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*TINY, *folders, "--pruning-ratio", "0.5"]
+    plain, _ = run(words, capsys)
+    for precision, share, trained in (("fp16", 0.55, []), ("int8_ptq", 0.35, []), ("int8_qat", 0.35, ["qat"])):
+        found, told = run([*words, "--precision", precision], capsys)
+        assert [line.split()[0] for line in told.splitlines()] == ["shape", *trained]
+        assert found["size_bytes"] < share * plain["size_bytes"]
+        assert found["parity_max_abs"] > 0
+        assert found["parity_agreement"] > 0.8
+        assert found["num_params"] == plain["num_params"]
+        assert found["reference_latency_p50_ms"] > 0
+    again, told = run([*words, "--precision", "int8_qat"], capsys)
+    assert [line.split()[0] for line in told.splitlines()] == ["shape"]
+    assert again["val_accuracy"] == found["val_accuracy"]
+
+
+def test_cuts_in_steps_and_over_the_whole_network(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*TINY, *folders, "--pruning-ratio", "0.5", "--recovery-epochs", "3"]
+    once, _ = run(words, capsys)
+    steps, told = run([*words, "--pruning-steps", "2"], capsys)
+    epochs = [line.split()[1] for line in told.splitlines() if line.startswith("recovery")]
+    assert epochs == ["1/3", "2/3", "3/3"]
+    assert steps["num_params"] == once["num_params"]
+
+    ranked = ["--pruning-scope", "global", "--pruning-criterion", "taylor"]
+    over_all, told = run([*words, *ranked], capsys)
+    # an estimate first, then what the trained student's cut leaves
+    assert [line.split()[0] for line in told.splitlines()] == ["shape", "shape", *["recovery"] * 3]
+    macs = [float(line.split()[-3]) for line in told.splitlines() if line.startswith("shape")]
+    assert macs[1] == pytest.approx(over_all["macs"] / 1e6, abs=0.06) != macs[0]
+    assert over_all["num_params"] < 0.75 * 763_306
+    store = Path(folders[1]) / "store" / "recovery"
+    plans = [json.loads(file.read_text()) for file in store.glob("*/pruning.json")]
+    (plan,) = (plan for plan in plans if plan["num_params"] == over_all["num_params"])
+    assert plan["macs"] == over_all["macs"]
+    assert plan["achieved_params_ratio"] == pytest.approx(1 - over_all["num_params"] / 763_306)
+    assert all(width > 0 for width in plan["channels"].values())
+    assert not list(store.glob("*/cut*"))
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--alpha", "2"], "--alpha 2.0"),
+        (["--threads", "0"], "--threads 0"),
+        (["--device", "tpu"], "tpu"),
+        (["--student-model", "alexnet_smal"], "alexnet_small"),
+        (["--dataset", "digit"], "--dataset digit"),
+        (["--pruning-of", "weight"], "--pruning-of 'weight'"),
+        (["--latency-runtime", "onnx"], "--latency-runtime 'onnx'"),
+        (["--latency-runtime", "tensorrt"], "--latency-runtime tensorrt: "),
+        (["--precision", "int4"], "--precision 'int4'"),
+        (["--pruning-scope", "global", "--pruning-of", "macs"], "--pruning-scope 'global'"),
+    ],
+)
+def test_bad_input_is_one_line(
+    folders: list[str], capsys: pytest.CaptureFixture[str], words: list[str], named: str
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([*TINY, *folders, *words])
+    assert end.value.code == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert named in told

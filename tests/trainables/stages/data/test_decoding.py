@@ -1,0 +1,58 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trainables.stages.data.decoding import to_array
+
+
+def test_modes_become_rgb() -> None:
+    assert to_array(Image.new("L", (8, 8), 7), 8)[:, 0, 0].tolist() == [7, 7, 7]
+    assert to_array(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), 8)[:, 0, 0].tolist() == [255, 0, 0]
+    assert to_array(Image.new("1", (8, 8), 1), 8)[:, 0, 0].tolist() == [255, 255, 255]
+    assert to_array(Image.fromarray(np.full((8, 8), 0x8042, dtype=np.uint16)), 8)[:, 0, 0].tolist() == [128] * 3
+
+
+def test_transparency_is_laid_on_white() -> None:
+    assert to_array(Image.new("RGBA", (8, 8), (255, 0, 0, 0)), 8)[:, 0, 0].tolist() == [255, 255, 255]
+    assert to_array(Image.new("RGBA", (8, 8), (255, 0, 0, 255)), 8)[:, 0, 0].tolist() == [255, 0, 0]
+    assert to_array(Image.new("LA", (8, 8), (0, 0)), 8)[:, 0, 0].tolist() == [255, 255, 255]
+
+
+def test_transparent_palette_is_laid_on_white() -> None:
+    file = io.BytesIO()
+    image = Image.new("P", (8, 8), 3)
+    image.putpalette([10, 20, 30] * 4)
+    image.save(file, "PNG", transparency=3)
+    assert to_array(Image.open(file), 8)[:, 0, 0].tolist() == [255, 255, 255]
+
+
+def test_exif_rotation_is_applied() -> None:
+    image = Image.new("RGB", (8, 8), "black")
+    image.putpixel((0, 0), (255, 255, 255))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored on its side: turn 90 degrees clockwise to see it upright
+    file = io.BytesIO()
+    image.save(file, "PNG", exif=exif)
+    assert np.argwhere(to_array(Image.open(file), 8)[0] == 255).tolist() == [[0, 7]]
+
+
+@pytest.mark.parametrize("shape", [(8, 24), (24, 8)])
+def test_non_square_image_is_scaled_and_cropped_to_its_centre(shape: tuple[int, int]) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8))
+    half = image.resize((image.width // 2, image.height // 2), Image.Resampling.BILINEAR)
+    left, top = (half.width - 4) // 2, (half.height - 4) // 2
+    expected = np.asarray(half.crop((left, top, left + 4, top + 4))).transpose(2, 0, 1)
+    assert np.array_equal(to_array(image, 4), expected)
+    whole = np.asarray(image).transpose(2, 0, 1)
+    row, column = (shape[0] - 8) // 2, (shape[1] - 8) // 2
+    assert np.array_equal(to_array(image, 8), whole[:, row : row + 8, column : column + 8])
+
+
+def test_large_jpeg_keeps_its_colours_and_the_asked_size() -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (900, 600), (200, 100, 50)).save(file, "JPEG")
+    array = to_array(Image.open(file), 32)
+    assert array.shape == (3, 32, 32)
+    assert np.abs(array.astype(int) - np.array([200, 100, 50])[:, None, None]).max() <= 3

@@ -1,0 +1,39 @@
+"""Latencies made up, and a file to measure them with."""
+
+from pathlib import Path
+
+from tests.trainables.stages.measuring.linear_onnx import linear_model, random_weight
+from trainables.records.latency import LatencyRecord
+from trainables.records.stages import ExportRecord
+from trainables.stages.workspace import Workspace
+from trainables.store.results import Store
+
+
+def latency(p50_ms: float, *, noisy: bool = False, contaminated: str = "", half_width: float = 0.01) -> LatencyRecord:
+    return LatencyRecord(
+        latency_p50_ms=p50_ms,
+        latency_p90_ms=p50_ms,
+        latency_p99_ms=p50_ms,
+        latency_raw_p50_ms=p50_ms,
+        latency_p90_bound_ms=None,
+        latency_n=100,
+        latency_half_width=half_width,
+        latency_noisy=noisy,
+        latency_device="cpu:1",
+        latency_provider="CPUExecutionProvider",
+        latency_contaminated=contaminated,
+        latency_alone_s=1.0,
+    )
+
+
+def node(folder: Path) -> Workspace:
+    return Workspace(store=Store(folder), data_dir=folder, device="cpu", threads=1, lock_dir=folder)
+
+
+def linear_file(folder: Path) -> ExportRecord:
+    """A small network's `model.onnx` in `folder`."""
+    linear_model(folder / "model.onnx", random_weight())
+    return ExportRecord(
+        key="", folder=folder, size_bytes=1, torchscript_bytes=None, onnx_sha256="0",
+        parity_max_abs=0.0, parity_agreement=1.0, parity_images=1,
+    )  # fmt: skip

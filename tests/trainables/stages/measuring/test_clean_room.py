@@ -1,0 +1,172 @@
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.trainables.stages.measuring.busy_cpu import bound_to, busy, linux
+from tests.trainables.stages.measuring.linear_onnx import linear_model, random_weight
+from trainables.locks import DeviceLock
+from trainables.stages.measuring import clean_room
+from trainables.stages.measuring.clean_room import BrokenRoomError, Job, measure_apart
+from trainables.stages.runtimes.base import AbsentError, Artifact
+
+CALLER = """
+import sys
+from pathlib import Path
+from trainables.stages.backends import Artifact
+from trainables.stages.clean_room import Job, measure_apart
+from trainables.stages.lease import DeviceLock
+file = Artifact(onnx=Path(sys.argv[1]))
+job = Job(candidate=file, reference=file, runtime="onnxruntime_cpu", threads=1, seconds=60)
+measure_apart(job, DeviceLock(Path(sys.argv[2]), "cpu"))
+"""
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    small = linear_model(tmp_path / "small.onnx", random_weight())
+    large = linear_model(tmp_path / "large.onnx", random_weight(20_000))
+    return Job(
+        candidate=Artifact(onnx=small),
+        reference=Artifact(onnx=large),
+        runtime="onnxruntime_cpu",
+        threads=1,
+        seconds=0.2,
+        throughput_batch=64,
+    )
+
+
+@pytest.fixture
+def lease(tmp_path: Path) -> DeviceLock:
+    return DeviceLock(tmp_path / "leases", "cpu")
+
+
+def test_a_measurement_comes_from_another_process_and_says_how_it_was_taken(job: Job, lease: DeviceLock) -> None:
+    measured = measure_apart(job, lease)
+    small, large = measured.candidate, measured.reference
+    assert large.latency_p50_ms > 3 * small.latency_p50_ms
+    assert (small.latency_device, small.latency_provider) == ("cpu:1", "CPUExecutionProvider")
+    assert measured.throughput_ips is not None
+    assert measured.throughput_ips > 0
+    seen = small.conditions
+    assert seen is not None
+    assert seen.seconds >= 0.1
+    assert 1 <= small.latency_attempts <= clean_room.ATTEMPTS
+    assert small.latency_alone_s >= seen.seconds
+    if hasattr(os, "sched_setaffinity"):
+        assert len(seen.cores) == 1
+        assert os.sched_getaffinity(0) >= set(seen.cores)
+
+
+@linux
+def test_a_busy_process_on_its_cpu_contaminates_and_is_tried_again(
+    job: Job, lease: DeviceLock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clean_room, "PAUSE_S", 0.0)
+    core = max(os.sched_getaffinity(0))
+    with busy(core), bound_to(core):
+        disturbed = measure_apart(dataclasses.replace(job, seconds=0.6, throughput_batch=None), lease).candidate
+    assert disturbed.latency_attempts >= 2
+    assert "others ran in its place" in disturbed.latency_contaminated
+    assert disturbed.verdict.count("contaminated") == 1
+    assert disturbed.metrics()["latency_contaminated"] == 1
+
+
+def test_a_disturbance_that_passes_is_measured_away(
+    job: Job, lease: DeviceLock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first attempt only is disturbed: the second is the result."""
+    monkeypatch.setattr(clean_room, "PAUSE_S", 0.0)
+    measure = clean_room._Room.measure
+    taken: list[clean_room.Measured] = []
+
+    def remember(room: clean_room._Room) -> clean_room.Measured:
+        taken.append(measure(room))
+        return taken[-1]
+
+    monkeypatch.setattr(clean_room._Room, "measure", remember)
+    monkeypatch.setattr(clean_room, "_disturbance", lambda measured: {0: 30.0, 1: 0.0}[taken.index(measured)])
+    result = measure_apart(job, lease).candidate
+    assert result.latency_attempts == 2
+    assert result.latency_raw_p50_ms == taken[1].candidate.latency_raw_p50_ms
+
+
+def test_kill_9_of_the_caller_ends_the_measuring_process_and_frees_the_lease(job: Job, lease: DeviceLock) -> None:
+    folder = job.candidate.onnx.parent / "leases"
+    words = [sys.executable, "-c", CALLER, str(job.candidate.onnx), str(folder)]
+    caller = subprocess.Popen(words, stderr=subprocess.DEVNULL)
+    room = _child(caller.pid)
+    time.sleep(1)  # it is measuring, or about to
+    os.kill(caller.pid, signal.SIGKILL)
+    caller.wait()
+    with lease.alone():
+        pass
+    assert _ends(room)
+
+
+def test_a_measuring_process_that_dies_is_an_error_and_frees_the_lease(
+    job: Job, lease: DeviceLock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = clean_room._Room.measure
+
+    def killed(room: clean_room._Room) -> clean_room.Measured:
+        os.kill(room._process.pid, signal.SIGKILL)
+        return measure(room)
+
+    monkeypatch.setattr(clean_room._Room, "measure", killed)
+    with pytest.raises(BrokenRoomError, match="the measuring process ended"):
+        measure_apart(job, lease)
+    with lease.alone():
+        pass
+
+
+def test_the_measuring_process_has_the_gpu_as_a_user_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", "/tmp/mps/pipe")
+    assert "CUDA_MPS_PIPE_DIRECTORY" not in clean_room._environment(1)
+
+
+def test_a_file_that_cannot_be_opened_is_told(job: Job, lease: DeviceLock) -> None:
+    job.candidate.onnx.write_bytes(b"no model")
+    with pytest.raises(BrokenRoomError, match=r"with code 1: .*small\.onnx"):
+        measure_apart(job, lease)
+
+
+def test_a_runtime_that_is_absent_is_told(job: Job, lease: DeviceLock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    without = dataclasses.replace(job, runtime="onnxruntime_cuda")
+    with pytest.raises(AbsentError, match="no CUDA device"):
+        measure_apart(without, lease)
+
+
+def test_the_same_file_against_itself_is_as_fast(job: Job, lease: DeviceLock) -> None:
+    twin = dataclasses.replace(job, reference=job.candidate, throughput_batch=None)
+    measured = measure_apart(twin, lease)
+    assert measured.throughput_ips is None
+    assert measured.candidate.latency_p50_ms == pytest.approx(measured.reference.latency_p50_ms, rel=0.3)
+    assert np.isfinite(list(measured.candidate.metrics().values())).all()
+
+
+def _child(pid: int) -> int:
+    """The first child process of `pid`, as soon as it has one."""
+    while True:
+        found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout.split()
+        if found:
+            return int(found[0])
+        time.sleep(0.05)
+
+
+def _ends(pid: int) -> bool:
+    """Whether a process is gone within 10 s."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
+        if state in ("", "Z"):  # a zombie computes nothing; whoever adopted it may never ask for it
+            return True
+        time.sleep(0.05)
+    return False

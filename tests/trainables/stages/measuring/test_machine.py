@@ -1,0 +1,107 @@
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.trainables.stages.measuring.busy_cpu import bound_to, busy, linux
+from trainables.records.latency import ConditionsRecord
+from trainables.stages.measuring.machine import (
+    DRIFT_LIMIT,
+    ELSEWHERE_LIMIT,
+    OTHERS_LIMIT,
+    WAITED_LIMIT,
+    Counters,
+    bind,
+    conditions,
+    contamination,
+    disturbance,
+)
+
+QUIET = {"cores": (1,), "seconds": 1.0, "nice": 0, "load_1m": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("share", "limit", "words"),
+    [
+        ("waited_share", WAITED_LIMIT, "others ran in its place"),
+        ("steal_share", 0.02, "hypervisor"),
+        ("others_share", OTHERS_LIMIT, "used by others"),
+        ("elsewhere_share", ELSEWHERE_LIMIT, "other CPUs were busy"),
+        ("memory_stall_share", 0.01, "short of memory"),
+        ("gpu_others_share", 0.02, "others used the GPU"),
+        ("drift", DRIFT_LIMIT, "the reference took 15 % more than its own time"),
+        ("drift", -DRIFT_LIMIT, "the reference took 15 % less than its own time"),
+    ],
+)
+def test_a_share_over_its_limit_contaminates_and_one_at_it_does_not(share: str, limit: float, words: str) -> None:
+    assert contamination(ConditionsRecord(**QUIET, **{share: limit})) == ""
+    over = ConditionsRecord(**QUIET, **{share: 3 * limit}, busiest="make 7 used 90 % of a CPU")
+    assert words in contamination(over)
+    assert "make 7" in contamination(over)
+    assert disturbance(over) == pytest.approx(3)
+
+
+def test_a_throttled_gpu_contaminates() -> None:
+    assert "SwThermalSlowdown" in contamination(ConditionsRecord(**QUIET, gpu_throttled="SwThermalSlowdown"))
+
+
+def test_what_is_not_known_does_not_contaminate() -> None:
+    assert contamination(ConditionsRecord(**QUIET)) == ""
+    assert disturbance(ConditionsRecord(**QUIET)) == 0
+
+
+def test_shares_are_differences_over_time() -> None:
+    before = Counters(at=10.0, busy={0: 5.0, 1: 5.0}, stolen={0: 0.0, 1: 1.0}, own_s=1.0, waited_s=0.5)
+    after = Counters(at=12.0, busy={0: 5.5, 1: 7.0}, stolen={0: 0.0, 1: 1.2}, own_s=2.9, waited_s=0.6)
+    seen = conditions(before, after, (1,))
+    assert (seen.cores, seen.seconds) == ((1,), 2.0)
+    assert seen.others_share == pytest.approx(0.05)
+    assert seen.elsewhere_share == pytest.approx(0.25)
+    assert seen.steal_share == pytest.approx(0.1)
+    assert seen.waited_share == pytest.approx(0.05)
+    assert seen.memory_stall_share is None
+
+
+@linux
+def test_a_busy_process_on_the_same_cpu_is_seen_and_named() -> None:
+    core = max(os.sched_getaffinity(0))
+    with busy(core) as pid, bound_to(core):
+        before = Counters.now()
+        end = time.perf_counter() + 0.5
+        while time.perf_counter() < end:
+            pass
+        after = Counters.now()
+    seen = conditions(before, after, (core,))
+    assert seen.waited_share is not None
+    assert seen.waited_share > 5 * WAITED_LIMIT
+    assert "others ran in its place" in contamination(seen)
+    assert after.processes[pid][2] - before.processes[pid][2] > 0.05
+    assert f"CPU {core} at last" in seen.busiest
+
+
+@linux
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs: one to measure on, one to disturb")
+def test_binding_binds_every_thread_and_avoids_a_busy_cpu() -> None:
+    code = (
+        "import threading, time, os; threading.Thread(target=time.sleep, args=(9,), daemon=True).start();"
+        "from trainables.stages.measuring.machine import bind; cores = bind(1, sample_s=0.5);"
+        "print(*cores, [os.sched_getaffinity(int(t)) == set(cores) for t in os.listdir('/proc/self/task')])"
+    )
+    core = max(os.sched_getaffinity(0))
+    with busy(core):
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    chosen, _, bound = run.stdout.strip().partition(" ")
+    assert bound == "[True, True]"
+    assert int(chosen) in os.sched_getaffinity(0)
+    if os.getloadavg()[0] < 1.5:
+        assert int(chosen) != core
+
+
+def test_more_threads_than_cpus_are_bound_to_all() -> None:
+    before = os.sched_getaffinity(0)
+    try:
+        assert set(bind(1000, sample_s=0)) == before
+    finally:
+        os.sched_setaffinity(0, before)

@@ -1,0 +1,214 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainables.config.candidate import AugmentConfig, CandidateConfig
+from trainables.config.training import TrainingConfig
+from trainables.records.stages import DatasetRecord, ModelRecord, read_model
+from trainables.stages.data import prepared
+from trainables.stages.data.augment.views import Views
+from trainables.stages.data.on_device import Images, load_images
+from trainables.stages.models.stored import build_for, load_model, write_model
+from trainables.stages.training.lessons import Distillation
+from trainables.stages.training.loop import Batch, Loop, Turn, train
+from trainables.stages.training.soft_labels import SoftLabels
+from trainables.store.results import Key, Store
+
+AUGMENTS = {
+    "crop": AugmentConfig(crop_padding=2),
+    "mixup": AugmentConfig(crop_padding=2, mixup_alpha=0.4),
+    "randaugment": AugmentConfig(crop_padding=2, randaugment_magnitude=9),
+}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetRecord:
+    config = CandidateConfig().replace(dataset="digits", train_limit=100)
+    return prepared.prepare(config.data, tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def images(dataset: DatasetRecord) -> Images:
+    return load_images(dataset, "cpu")
+
+
+@pytest.fixture(scope="module")
+def teacher(dataset: DatasetRecord, images: Images, tmp_path_factory: pytest.TempPathFactory) -> ModelRecord:
+    """BatchNorm, no dropout: its evaluation mode differs from its training mode, and tells images apart."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("teacher")
+    model = build_for("mobilenet_v3_small", dataset)
+    pixels = Views(AUGMENTS["crop"], num_samples=dataset.num_train, epoch=0, image_size=32).batch(
+        images.train_images, torch.arange(96)
+    )
+    with torch.no_grad():
+        model.train()
+        for _ in range(60):  # statistics of real images; untrained ones would call all of them alike
+            model(images.normalise(pixels))
+        model.eval()
+        spread = model(images.normalise(pixels)).std(dim=0).mean()
+        model.classifier[-1].weight.mul_(2 / spread)
+    write_model(model, folder, key=Key("teacher", "t"), name="mobilenet_v3_small", dataset=dataset, curve=())
+    return read_model(folder)
+
+
+class LiveTeacher(SoftLabels):
+    """What the bank replaces: the teacher runs on every batch's own pixels."""
+
+    def open(self, view: int, turn: Turn) -> None:
+        self._network = load_model(self._teacher)
+
+    def see(self, batch: Batch) -> torch.Tensor:
+        with torch.no_grad():
+            return self._network(self._images.normalise(batch.pixels))
+
+
+class NextView(SoftLabels):
+    """A bank that is off by one."""
+
+    def open(self, view: int, turn: Turn) -> None:
+        super().open(view + 1, turn)
+
+    def __call__(self, view: int, index: torch.Tensor) -> torch.Tensor:
+        return super().__call__(view + 1, index)
+
+
+class LiveDistillation(Distillation):
+    def __call__(self, logits_BC: torch.Tensor, batch: Batch) -> torch.Tensor:
+        logits = self._soft_labels.see(batch)
+        self._soft_labels.__class__ = type("Bound", (LiveTeacher,), {"__call__": lambda self, view, index: logits})
+        return super().__call__(logits_BC, batch)
+
+
+@pytest.mark.parametrize("augment", AUGMENTS.values(), ids=AUGMENTS)
+def test_a_student_of_the_bank_equals_one_of_the_live_teacher(
+    dataset: DatasetRecord, images: Images, teacher: ModelRecord, augment: AugmentConfig, tmp_path: Path
+) -> None:
+    """Equal but for float16 in the bank: 11 bits of each logit."""
+    config = CandidateConfig().replace(alpha=1.0, temperature=2.0, batch_size=32)
+    loop = Loop(stage="student", epochs=1, learning_rate=1e-3, training=config.training, augment=augment)
+    students = []
+    for kind, lesson in ((SoftLabels, Distillation), (LiveTeacher, LiveDistillation), (NextView, Distillation)):
+        folder = tmp_path / kind.__name__
+        folder.mkdir()
+        torch.manual_seed(1)
+        model = build_for("alexnet_small", dataset)
+        soft = kind(teacher, dataset, images, augment, Store(tmp_path / "store"), training=config.training)
+        *_, last = train(model, loop, images, lesson(config, soft), folder)
+        students.append((model, last))
+    (from_bank, bank), (from_live, live), (from_next, wrong) = students
+    assert bank.train_loss == pytest.approx(live.train_loss, rel=1e-3)
+    far, near = (_distance(other, from_live) for other in (from_next, from_bank))
+    assert near < 0.1 * far
+    assert wrong.train_loss != pytest.approx(live.train_loss, rel=1e-2)
+
+
+def _distance(one: torch.nn.Module, other: torch.nn.Module) -> float:
+    """Root of the summed squares of what differs in their weights."""
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    return sum((a - b).detach().pow(2).sum().item() for a, b in pairs) ** 0.5
+
+
+def test_the_bank_is_mapped_not_read(
+    dataset: DatasetRecord, images: Images, teacher: ModelRecord, tmp_path: Path
+) -> None:
+    """Trials of one node share its pages."""
+    bank = SoftLabels(teacher, dataset, images, AUGMENTS["mixup"], Store(tmp_path), training=TrainingConfig())
+    bank.open(0, nullcontext)
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("what a process has mapped is read from /proc")
+    assert "logits.npy" in maps.read_text()
+
+
+def test_the_bank_holds_the_teachers_logits_of_that_view_for_any_batch(
+    dataset: DatasetRecord, images: Images, teacher: ModelRecord, tmp_path: Path
+) -> None:
+    augment = AUGMENTS["mixup"]
+    bank = SoftLabels(teacher, dataset, images, augment, Store(tmp_path), training=TrainingConfig())
+    bank.open(3, nullcontext)
+    index = torch.tensor([7, 90, 0])
+    pixels = Views(augment, num_samples=dataset.num_train, epoch=3, image_size=32).batch(images.train_images, index)
+    with torch.no_grad():
+        expected = load_model(teacher)(images.normalise(pixels))
+    torch.testing.assert_close(bank(3, index), expected, rtol=2e-3, atol=2e-3)
+
+
+def test_a_view_is_computed_once_and_shared(
+    dataset: DatasetRecord, images: Images, teacher: ModelRecord, tmp_path: Path
+) -> None:
+    steps = []
+
+    def turn() -> nullcontext[None]:
+        steps.append(1)
+        return nullcontext()
+
+    first = SoftLabels(teacher, dataset, images, AUGMENTS["crop"], Store(tmp_path), training=TrainingConfig())
+    first.open(0, turn)
+    filled = len(steps)
+    second = SoftLabels(teacher, dataset, images, AUGMENTS["crop"], Store(tmp_path), training=TrainingConfig())
+    second.open(0, turn)
+    assert len(steps) == filled > 0
+    index = torch.arange(dataset.num_train)
+    torch.testing.assert_close(first(0, index), second(0, index), rtol=0, atol=0)
+
+
+def test_who_would_wait_for_a_view_fills_a_later_one(
+    dataset: DatasetRecord, images: Images, teacher: ModelRecord, tmp_path: Path
+) -> None:
+    """Two trials that start together; the first is held in view 0 until the second has filled view 1."""
+    filling, ahead = threading.Event(), threading.Event()
+
+    def held() -> nullcontext[None]:
+        filling.set()
+        assert ahead.wait(60), "nothing was filled ahead"
+        return nullcontext()
+
+    def free() -> nullcontext[None]:
+        ahead.set()
+        return nullcontext()
+
+    def bank() -> SoftLabels:
+        return SoftLabels(
+            teacher, dataset, images, AUGMENTS["crop"], Store(tmp_path), training=TrainingConfig(), views=2
+        )
+
+    with ThreadPoolExecutor(1) as other:
+        first = other.submit(bank().open, 0, held)
+        assert filling.wait(60)
+        second = bank()
+        second.open(0, free)
+        first.result()
+    assert len(list(tmp_path.glob("soft_labels/*/logits.npy"))) == 2
+    steps: list[int] = []
+    second.open(1, lambda: nullcontext(steps.append(1)))
+    assert not steps
+
+
+def test_views_augmentations_and_teachers_do_not_share(
+    dataset: DatasetRecord, images: Images, teacher: ModelRecord, tmp_path: Path
+) -> None:
+    store = Store(tmp_path)
+    for augment in (AUGMENTS["crop"], AUGMENTS["mixup"]):
+        for view in (0, 1):
+            SoftLabels(teacher, dataset, images, augment, store, training=TrainingConfig()).open(view, nullcontext)
+    assert len(list(tmp_path.glob("soft_labels/*/logits.npy"))) == 4
+
+
+def test_precisions_do_not_share(dataset: DatasetRecord, images: Images, teacher: ModelRecord, tmp_path: Path) -> None:
+    for training in (TrainingConfig(), TrainingConfig(train_precision="amp"), TrainingConfig(train_precision="fp32")):
+        SoftLabels(teacher, dataset, images, AUGMENTS["crop"], Store(tmp_path), training=training).open(0, nullcontext)
+    assert len(list(tmp_path.glob("soft_labels/*/logits.npy"))) == 2  # none is fp32 on a CPU
+
+
+def test_alpha_0_asks_no_teacher(dataset: DatasetRecord, images: Images, teacher: ModelRecord, tmp_path: Path) -> None:
+    lesson = Distillation(
+        CandidateConfig().replace(alpha=0.0),
+        SoftLabels(teacher, dataset, images, AUGMENTS["crop"], Store(tmp_path), training=TrainingConfig()),
+    )
+    lesson.open(0, nullcontext)
+    assert not list(tmp_path.iterdir())

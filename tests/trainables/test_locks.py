@@ -1,0 +1,162 @@
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from trainables.locks import DeviceLock
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from trainables.stages.lease import DeviceLock
+with getattr(DeviceLock(Path(sys.argv[1]), "cuda:0"), sys.argv[2])():
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+STEPPER = """
+import sys, time
+from pathlib import Path
+from trainables.stages.lease import DeviceLock
+lease = DeviceLock(Path(sys.argv[1]), "cuda:0")
+print("stepping", flush=True)
+while True:
+    with lease.shared():
+        time.sleep(0.005)
+"""
+
+
+@contextmanager
+def _process(code: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _enters(lease: DeviceLock, mode: str) -> threading.Event:
+    """Set once a thread is in; the thread leaves at once."""
+    entered = threading.Event()
+
+    def enter() -> None:
+        with getattr(lease, mode)():
+            entered.set()
+
+    threading.Thread(target=enter, daemon=True).start()
+    return entered
+
+
+@pytest.mark.parametrize(
+    ("held", "wanted", "together"),
+    [("shared", "shared", True), ("shared", "alone", False), ("alone", "shared", False), ("alone", "alone", False)],
+)
+def test_who_may_be_in_with_whom(tmp_path: Path, held: str, wanted: str, together: bool) -> None:
+    lease = DeviceLock(tmp_path, "cpu")
+    with getattr(lease, held)():
+        entered = _enters(lease, wanted)
+        assert entered.wait(5 if together else 0.2) is together
+    assert entered.wait(5)
+
+
+def test_devices_do_not_exclude_each_other(tmp_path: Path) -> None:
+    with DeviceLock(tmp_path, "cuda:0").alone():
+        assert _enters(DeviceLock(tmp_path, "cuda:1"), "alone").wait(5)
+
+
+@pytest.mark.parametrize("held", ["shared", "alone"])
+def test_kill_9_of_a_holder_frees_the_lease(tmp_path: Path, held: str) -> None:
+    with _process(HOLDER, str(tmp_path), held) as holder:
+        entered = _enters(DeviceLock(tmp_path, "cuda:0"), "alone")
+        assert not entered.wait(0.2)
+        os.kill(holder.pid, signal.SIGKILL)
+        assert entered.wait(5)
+
+
+def test_a_waiting_measurer_keeps_new_trials_out(tmp_path: Path) -> None:
+    lease = DeviceLock(tmp_path, "cpu")
+    with lease.shared():
+        measurer = _enters(lease, "alone")
+        assert not measurer.wait(0.2)
+        trial = _enters(lease, "shared")
+        assert not trial.wait(0.2)
+    assert measurer.wait(5)
+    assert trial.wait(5)
+
+
+def test_measurer_is_not_starved_by_overlapping_trials(tmp_path: Path) -> None:
+    lease = DeviceLock(tmp_path, "cuda:0")
+    with _process(STEPPER, str(tmp_path)), _process(STEPPER, str(tmp_path)), _process(STEPPER, str(tmp_path)):
+        for _ in range(5):
+            start = time.perf_counter()
+            with lease.alone():
+                assert time.perf_counter() - start < 2
+                time.sleep(0.02)
+
+
+def test_a_trial_waits_for_what_it_has_queued_before_it_lets_a_measurer_in(tmp_path: Path) -> None:
+    order: list[str] = []
+    lease = DeviceLock(tmp_path, "cpu", drain=lambda: order.append("drained"))
+    with lease.shared():
+        pass
+    assert not order  # nobody waits: the host may run ahead of its device
+
+    def measure() -> None:
+        with DeviceLock(tmp_path, "cpu").alone():
+            order.append("measured")
+
+    measurer = threading.Thread(target=measure, daemon=True)
+    with lease.shared():
+        measurer.start()
+        until = time.monotonic() + 5
+        while not lease._wanted() and time.monotonic() < until:
+            time.sleep(0.01)
+    measurer.join(5)
+    assert order == ["drained", "measured"]
+
+
+def test_an_exception_inside_lets_go(tmp_path: Path) -> None:
+    lease = DeviceLock(tmp_path, "cpu")
+    for mode in ("shared", "alone"):
+        with pytest.raises(RuntimeError, match="inside"), getattr(lease, mode)():
+            raise RuntimeError("inside")
+    assert _enters(lease, "alone").wait(5)
+
+
+def _leave_at_once(lease: DeviceLock) -> None:
+    with lease.shared():
+        pass
+
+
+def test_a_forked_child_does_not_let_go_for_its_parent(tmp_path: Path) -> None:
+    lease = DeviceLock(tmp_path, "cpu")
+    with lease.shared():
+        child = multiprocessing.get_context("fork").Process(target=_leave_at_once, args=(lease,))
+        child.start()
+        child.join(10)
+        assert child.exitcode == 0
+        assert not _enters(lease, "alone").wait(0.2)
+
+
+def test_shared_costs_tens_of_microseconds(tmp_path: Path) -> None:
+    lease = DeviceLock(tmp_path, "cpu")
+    best = min(_seconds(lease) for _ in range(200))
+    assert best < 200e-6
+
+
+def _seconds(lease: DeviceLock) -> float:
+    start = time.perf_counter()
+    with lease.shared():
+        pass
+    return time.perf_counter() - start

@@ -1,0 +1,66 @@
+"""The Tune trainables on their own: student and pruning, without a sweep around them."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray import tune
+
+from trainables.config.candidate import CandidateConfig
+from trainables.trials.base import StageTrial
+from trainables.trials.pruned import PruneTrial
+from trainables.trials.student import StudentTrial
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray() -> Iterator[None]:
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    yield
+    ray.shutdown()
+
+
+def run(trainable: type[StageTrial], folder: Path, **changes: Any) -> dict[str, Any]:
+    settings = {"train_limit": 120, "flip": False, "batch_size": 32, "latency_seconds": 0.1}
+    epochs = {"teacher_epochs": 1, "student_epochs": 1, "recovery_epochs": 1}
+    models = {"teacher_model": "alexnet", "student_model": "alexnet_small"}
+    config = CandidateConfig().replace(**settings, **epochs, **models, **changes)
+    space = {
+        "candidate": config.flat(),
+        "out": str(folder / "runs"),
+        "data_dir": str(folder / "data"),
+        "device": "cpu",
+        "threads": 1,
+    }
+    (result,) = tune.Tuner(
+        trainable,
+        param_space=space,
+        run_config=tune.RunConfig(
+            storage_path=str(folder / "tune"),
+            verbose=0,
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+        ),
+    ).fit()
+    assert result.error is None
+    return dict(result.metrics or {})
+
+
+def test_pruning_and_student_share_what_they_have_in_common(tmp_path: Path) -> None:
+    pruned = run(PruneTrial, tmp_path, pruning_ratio=0.5)
+    assert pruned["final"] and pruned["key"].startswith("recovery/")
+    assert pruned["training_iteration"] == 1 + 1 + 1 + 1  # teacher, student, recovery, the end
+    student = run(StudentTrial, tmp_path)
+    assert student["final"] and student["key"].startswith("student/")
+    assert student["training_iteration"] == 1  # everything was in the store
+    assert student["num_params"] == 763_306 > pruned["num_params"]
+    assert student["macs"] > 2 * pruned["macs"]
+
+
+def test_a_configuration_that_cannot_work_ends_the_trial_with_its_reason(tmp_path: Path) -> None:
+    broken = run(StudentTrial, tmp_path, learning_rate=1e30)
+    assert broken["final"] is False
+    assert "diverged" in broken["invalid"]

@@ -1,0 +1,1 @@
+"""What goes in: frozen settings, limits, prices, and the flags made of them (standard library only)."""

@@ -1,0 +1,229 @@
+"""Frozen configurations of the stages (standard library only).
+
+Every field name is unique across the classes, so that a candidate flattens into one row: config field = Optuna
+parameter = MLflow parameter = CSV column.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from trainables.config.checks import check_epochs, check_not_negative, check_positive, check_word
+from trainables.config.compression import ExportConfig, PruneConfig
+from trainables.config.training import TrainingConfig as TrainingConfig
+
+CROPS = ("none", "padded", "resized")
+OPTIMIZERS = ("adamw", "sgd")
+LATENCY_RUNTIMES = ("onnxruntime_cpu", "onnxruntime_cuda", "tensorrt", "openvino")
+KD_LOSSES: Mapping[str, tuple[str, ...]] = {
+    "kd": ("temperature",),
+    "logit_std": ("temperature",),
+    "dkd": ("temperature", "dkd_beta"),
+    "dist": ("temperature",),
+    "wttm": ("temperature",),
+    "mse": (),
+    "none": (),
+}
+"""The soft, teacher terms (`trainables.stages.training.losses`) and the settings that each reads besides alpha."""
+LOSS_SETTINGS = frozenset(name for names in KD_LOSSES.values() for name in names)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images, and how train is split. Where they lie on disk is not part of it."""
+
+    dataset: str = "digits"
+    """`digits`, `cifar10`, `cifar100`, `tiny-imagenet` or `folder:PATH`."""
+    image_size: int | None = None
+    """Pixels of a side; None takes the data set's own size."""
+    val_fraction: float = 0.1
+    """Share of train cut off for validation, stratified, in (0, 1)."""
+    split_seed: int = 0
+    """Decides which images are validation images."""
+    train_limit: int | None = None
+    """Images left for training after the split, stratified; None keeps all."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.val_fraction < 1:
+            raise ValueError(f"`0 < val_fraction < 1` must hold, but got val_fraction={self.val_fraction}.")
+        if self.image_size is not None and not 8 <= self.image_size <= 1024:
+            raise ValueError(f"`8 <= image_size <= 1024` must hold, but got image_size={self.image_size}.")
+        if self.train_limit is not None and self.train_limit < 2:
+            raise ValueError(f"`train_limit >= 2` must hold, but got train_limit={self.train_limit}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Augmentation as a pure function of (data_seed, epoch, sample)."""
+
+    flip: bool = True
+    """Mirror half of the images."""
+    crop: str = "padded"
+    """`none`, `padded` (shift by up to `crop_padding` pixels) or `resized` (RandomResizedCrop)."""
+    crop_padding: int = 4
+    """Pixels of the stored image, which is scaled afterwards; used by `padded` only."""
+    randaugment_magnitude: int | None = None
+    """RandAugment strength 0 to 30 with two operations an image; None is off."""
+    mixup_alpha: float | None = None
+    """Beta(mixup_alpha, mixup_alpha) of Mixup, arXiv:1710.09412; None is off."""
+    data_seed: int = 0
+    """Decides every view."""
+
+    def __post_init__(self) -> None:
+        if self.crop not in CROPS:
+            raise ValueError(f"`crop` must be one of {', '.join(CROPS)}, but got crop={self.crop!r}.")
+        if self.crop_padding < 0:
+            raise ValueError(f"`crop_padding >= 0` must hold, but got crop_padding={self.crop_padding}.")
+        if self.randaugment_magnitude is not None and not 0 <= self.randaugment_magnitude <= 30:
+            value = self.randaugment_magnitude
+            raise ValueError(f"`0 <= randaugment_magnitude <= 30` must hold, but got randaugment_magnitude={value}.")
+        if self.mixup_alpha is not None and not self.mixup_alpha > 0:
+            raise ValueError(f"`mixup_alpha > 0` must hold, but got mixup_alpha={self.mixup_alpha}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """The large model the student learns from."""
+
+    teacher_model: str = "resnet18"
+    """A model name of `trainables.stages.models.build` or `package.module:function`."""
+    pretrained: bool = False
+    """Start from torchvision's ImageNet weights."""
+    teacher_epochs: int = 30
+    """Passes over the training split; 0 keeps the weights as they are."""
+    teacher_learning_rate: float = 1e-3
+    """Peak of the cosine schedule; usually 1e-3 with `adamw`, and 0.1 with `sgd` and 128 images a step."""
+    teacher_optimizer: str = "adamw"
+    """`adamw`, or `sgd` (Nesterov, momentum 0.9): for networks with BatchNorm, from random weights, and long runs; give
+    its rate and decay with it."""
+    teacher_weight_decay: float = 1e-4
+    """Of the teacher's optimizer: apart from the gradient (decoupled) with `adamw`, part of it with `sgd`, where it is
+    usually 5e-4."""
+    teacher_seed: int = 0
+    """The teacher's weights, batch order and dropout; apart from `seed`, so that more seeds share one teacher."""
+
+    def __post_init__(self) -> None:
+        check_epochs("teacher_epochs", self.teacher_epochs)
+        check_positive("teacher_learning_rate", self.teacher_learning_rate)
+        check_word("teacher_optimizer", self.teacher_optimizer, OPTIMIZERS)
+        check_not_negative("teacher_weight_decay", self.teacher_weight_decay)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentConfig:
+    """The small model and how it is distilled."""
+
+    student_model: str = "mobilenet_v3_small"
+    """A model name of `trainables.stages.models.build` or `package.module:function`."""
+    student_pretrained: bool = False
+    """Start from torchvision's ImageNet weights."""
+    student_epochs: int = 20
+    """Passes over the training split."""
+    learning_rate: float = 3e-4
+    """Peak of AdamW's cosine schedule."""
+    kd_loss: str = "kd"
+    """Soft, teacher term: `kd`, `logit_std`, `dkd`, `dist`, `wttm`, `mse` or `none` (labels only)."""
+    temperature: float = 4.0
+    """Softens teacher and student logits, > 0; `mse` does without, `wttm` softens the teacher alone."""
+    alpha: float = 0.9
+    """Weight of the soft, teacher term in [0, 1]; the labels get 1 - alpha."""
+    dkd_beta: float = 8.0
+    """Weight of the classes that are not the target, >= 0; used by `dkd` only."""
+
+    def __post_init__(self) -> None:
+        check_epochs("student_epochs", self.student_epochs)
+        check_positive("learning_rate", self.learning_rate)
+        check_positive("temperature", self.temperature)
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"`0 <= alpha <= 1` must hold, but got alpha={self.alpha}.")
+        if self.kd_loss not in KD_LOSSES:
+            raise ValueError(f"`kd_loss` must be one of {', '.join(KD_LOSSES)}, but got kd_loss={self.kd_loss!r}.")
+        check_not_negative("dkd_beta", self.dkd_beta)
+
+    @property
+    def soft_weight(self) -> float:
+        """alpha, or 0 where there is no soft term."""
+        return 0.0 if self.kd_loss == "none" else self.alpha
+
+    def canonical(self) -> "StudentConfig":
+        """The same student with every setting that its loss does not read at its default.
+
+        No teacher is one thing by two names: alpha=0 and kd_loss=none both become kd_loss=none, alpha=0.
+        """
+        taught = self if self.soft_weight > 0 else dataclasses.replace(self, kd_loss="none", alpha=0.0)
+        inert = LOSS_SETTINGS.difference(KD_LOSSES[taught.kd_loss])
+        defaults: dict[str, Any] = {f.name: f.default for f in fields(self) if f.name in inert}
+        return dataclasses.replace(taught, **defaults)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureConfig:
+    """How the exported file is timed."""
+
+    latency_runtime: str = "onnxruntime_cpu"
+    """What runs the file: `onnxruntime_cpu`, `onnxruntime_cuda`, `tensorrt` or `openvino`."""
+    latency_threads: int = 1
+    """CPU threads of the runtime."""
+    latency_seconds: float = 2.0
+    """Time spent on timing one file, at most; less if its p50 is known within 2 % before, up to four times that if its
+    calls are too slow for 8 blocks."""
+
+    def __post_init__(self) -> None:
+        if self.latency_runtime not in LATENCY_RUNTIMES:
+            known, value = ", ".join(LATENCY_RUNTIMES), self.latency_runtime
+            raise ValueError(f"`latency_runtime` must be one of {known}, but got latency_runtime={value!r}.")
+        if self.latency_threads < 1:
+            raise ValueError(f"`latency_threads >= 1` must hold, but got latency_threads={self.latency_threads}.")
+        check_positive("latency_seconds", self.latency_seconds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidateConfig:
+    """Everything that decides one candidate, from data to measured file."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
+    prune: PruneConfig = field(default_factory=PruneConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    measure: MeasureConfig = field(default_factory=MeasureConfig)
+
+    def flat(self) -> dict[str, Any]:
+        """One row: every field of every part by its own name."""
+        row: dict[str, Any] = {}
+        for part in fields(self):
+            row |= dataclasses.asdict(getattr(self, part.name))
+        return row
+
+    def replace(self, **changes: Any) -> "CandidateConfig":
+        """A copy with fields changed by their flat names.
+
+        Raises:
+            ValueError: if a name is no field of any part, or a value is out of its range.
+        """
+        parts: dict[str, Any] = {}
+        for part in fields(self):
+            value = getattr(self, part.name)
+            own = {f.name: changes.pop(f.name) for f in fields(value) if f.name in changes}
+            parts[part.name] = dataclasses.replace(value, **own)
+        if changes:
+            raise ValueError(f"Unknown configuration fields: {', '.join(sorted(changes))}.")
+        return CandidateConfig(**parts)
+
+    def canonical(self) -> "CandidateConfig":
+        """The same candidate with every inert setting at its default: what records show and keys are made of."""
+        return dataclasses.replace(
+            self, student=self.student.canonical(), prune=self.prune.canonical(), export=self.export.canonical()
+        )
+
+    def on(self, device: str) -> "CandidateConfig":
+        """The same candidate with everything named that depends on where it trains: `cpu` or `cuda`."""
+        return dataclasses.replace(self, training=self.training.on(device))
+
+    @classmethod
+    def from_flat(cls, row: Mapping[str, Any]) -> "CandidateConfig":
+        """The inverse of `flat`."""
+        return cls().replace(**row)

@@ -1,0 +1,116 @@
+"""How a student is pruned and the file to ship is written: two parts of a candidate's configuration."""
+
+import dataclasses
+from dataclasses import dataclass
+
+from trainables.config.checks import check_epochs, check_positive, check_word
+
+PRUNING_METHODS = ("l1_unstructured", "structured", "l1_global", "nm_2_4")
+PRUNING_CRITERIA = ("magnitude", "lamp", "taylor", "bn_scale")
+PRUNING_SCOPES = ("layer", "global")
+PRUNED_SHARES = ("channels", "macs", "size", "latency")
+PRECISIONS = ("fp32", "fp16", "int8_ptq", "int8_qat")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneConfig:
+    """How the student is pruned and recovered."""
+
+    pruning_method: str = "structured"
+    """`structured` removes channels (faster everywhere). The others zero weights (size after compression only):
+    `l1_unstructured` the smallest of every convolution, `l1_global` of all convolutions, `nm_2_4` two of every four."""
+    pruning_ratio: float = 0.3
+    """Fraction removed, in [0, 1): of what `pruning_of` says, or of Conv2d weights; `nm_2_4` always zeroes half.
+    0 removes nothing; the recovery epochs still run."""
+    pruning_criterion: str = "magnitude"
+    """What `structured` keeps: channels of large weights (`magnitude`; `lamp` makes layers comparable), those that
+    the loss needs (`taylor`), or of large BatchNorm scale (`bn_scale`)."""
+    pruning_scope: str = "layer"
+    """`layer` removes the same share of every layer's channels, `global` the worst of the whole network."""
+    pruning_steps: int = 1
+    """`structured` only: cuts on the way to `pruning_ratio`, each followed by its share of `recovery_epochs`."""
+    pruning_of: str = "channels"
+    """What `structured` removes a fraction of: `channels` of every layer, or the dense student's `macs`, `size` (file
+    bytes) or `latency` (p50); the last three find the channel ratio by bisection on the untrained student."""
+    recovery_epochs: int = 4
+    """Passes over the training split after pruning, with the distillation loss of the student."""
+    recovery_learning_rate_factor: float = 0.3
+    """Peak learning rate of recovery as a multiple of `learning_rate`, > 0."""
+
+    def __post_init__(self) -> None:
+        check_word("pruning_method", self.pruning_method, PRUNING_METHODS)
+        check_word("pruning_criterion", self.pruning_criterion, PRUNING_CRITERIA)
+        check_word("pruning_scope", self.pruning_scope, PRUNING_SCOPES)
+        check_word("pruning_of", self.pruning_of, PRUNED_SHARES)
+        if not 0 <= self.pruning_ratio < 1:
+            raise ValueError(f"`0 <= pruning_ratio < 1` must hold, but got pruning_ratio={self.pruning_ratio}.")
+        if self.pruning_steps < 1:
+            raise ValueError(f"`pruning_steps >= 1` must hold, but got pruning_steps={self.pruning_steps}.")
+        if self.pruning_of != "channels" and self.pruning_scope == "global":
+            raise ValueError(
+                f"pruning_scope='global' finds its shape in the trained weights, but pruning_of={self.pruning_of!r} "
+                "asks for one before training; take pruning_of='channels' or pruning_scope='layer'."
+            )
+        check_epochs("recovery_epochs", self.recovery_epochs)
+        check_positive("recovery_learning_rate_factor", self.recovery_learning_rate_factor)
+
+    @property
+    def removes_channels(self) -> bool:
+        """Whether the pruned network is narrower than the dense one."""
+        return self.pruning_method == "structured" and self.pruning_ratio > 0
+
+    @property
+    def shape_needs_weights(self) -> bool:
+        """Whether nobody knows the pruned widths before the student is trained."""
+        return self.removes_channels and self.pruning_scope == "global"
+
+    def canonical(self) -> "PruneConfig":
+        """The same pruning with inert settings at their defaults.
+
+        Ratio 0 removes nothing by any method; zeroed weights know no criterion of channels; 2:4 has no ratio; within
+        one layer LAMP ranks as magnitude does.
+        """
+        if not self.removes_channels:
+            names = ("pruning_criterion", "pruning_scope", "pruning_steps", "pruning_of")
+            plain = dataclasses.replace(self, **{name: getattr(PruneConfig, name) for name in names})
+            if self.pruning_ratio == 0:
+                return dataclasses.replace(plain, pruning_method="structured")
+            return dataclasses.replace(plain, pruning_ratio=0.5) if self.pruning_method == "nm_2_4" else plain
+        if self.pruning_criterion == "lamp" and self.pruning_scope == "layer":
+            return dataclasses.replace(self, pruning_criterion="magnitude")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """How the file to ship is written."""
+
+    opset: int = 20
+    """ONNX operator set; 18 to 22 are written, older ones are not supported by the exporter."""
+    precision: str = "fp32"
+    """Numbers of the ONNX file: `fp32`, `fp16`, `int8_ptq` (quantised after training) or `int8_qat` (trained on with
+    quantisation in the loop first). What INT8 costs or gains is measured, never assumed."""
+    calibration_images: int = 256
+    """Training images that set INT8's ranges, > 0."""
+    qat_epochs: int = 1
+    """Passes over the training split of `int8_qat`, with the student's distillation loss; > 0."""
+
+    def __post_init__(self) -> None:
+        if not 18 <= self.opset <= 22:
+            raise ValueError(f"`18 <= opset <= 22` must hold, but got opset={self.opset}.")
+        if self.precision == "amp":
+            raise ValueError("precision='amp' is no precision of a file; train_precision=amp trains in it.")
+        check_word("precision", self.precision, PRECISIONS)
+        if self.calibration_images < 1:
+            raise ValueError(
+                f"`calibration_images >= 1` must hold, but got calibration_images={self.calibration_images}."
+            )
+        if self.qat_epochs < 1:
+            raise ValueError(f"`qat_epochs >= 1` must hold, but got qat_epochs={self.qat_epochs}.")
+
+    def canonical(self) -> "ExportConfig":
+        """The same export with inert settings at their defaults."""
+        unread: tuple[str, ...] = ("qat_epochs",) if self.precision != "int8_qat" else ()
+        if not self.precision.startswith("int8"):
+            unread += ("calibration_images",)
+        return dataclasses.replace(self, **{name: getattr(ExportConfig, name) for name in unread})

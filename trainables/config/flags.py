@@ -1,0 +1,104 @@
+"""Command-line flags out of configurations: one flag a field, its docstring the help (standard library only)."""
+
+import argparse
+import ast
+import dataclasses
+import difflib
+import inspect
+import re
+import sys
+import textwrap
+import types
+import typing
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, NoReturn
+
+from trainables.config.candidate import CandidateConfig
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Answers bad input with one line that names flag, value and fix, and exit code 2."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        """Print `message` on one line and exit with 2."""
+        sys.stderr.write(f"{self.prog}: {' '.join(message.split())}\n")
+        raise SystemExit(2)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse; an unknown flag is answered with the closest known one."""
+        flags, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            known = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
+            close = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
+            self.error(f"unknown flag {unknown[0]}; {f'did you mean {close[0]}?' if close else 'see --help.'}")
+        return flags
+
+
+def flag_name(field_name: str) -> str:
+    """`pruning_ratio` is set by `--pruning-ratio`."""
+    return "--" + field_name.replace("_", "-")
+
+
+def add_config_flags(
+    parser: argparse.ArgumentParser, defaults: CandidateConfig, *, leave_out: Collection[str] = ()
+) -> None:
+    """One flag for every field of every part of a candidate; what is not given stays `None` in the namespace."""
+    for part in dataclasses.fields(defaults):
+        value = getattr(defaults, part.name)
+        add_flags(parser.add_argument_group(part.name, inspect.getdoc(type(value))), value, leave_out=leave_out)
+
+
+def add_flags(group: Any, defaults: Any, *, leave_out: Collection[str] = ()) -> None:
+    """One flag for every field of a dataclass instance; what is not given stays `None` in the namespace."""
+    docs = field_docs(type(defaults))
+    hints = typing.get_type_hints(type(defaults))
+    for field in dataclasses.fields(defaults):
+        if field.name not in leave_out:
+            _add_flag(group, field.name, hints[field.name], docs[field.name], getattr(defaults, field.name))
+
+
+def given(flags: argparse.Namespace, config_class: type) -> dict[str, Any]:
+    """The fields of a dataclass that the command line sets."""
+    names = (field.name for field in dataclasses.fields(config_class))
+    return {name: value for name in names if (value := getattr(flags, name, None)) is not None}
+
+
+def config_from_flags(config: CandidateConfig, flags: argparse.Namespace) -> CandidateConfig:
+    """`config` with every field that was given on the command line.
+
+    Raises:
+        ValueError: if a value is out of its range.
+    """
+    given = {name: getattr(flags, name, None) for name in config.flat()}
+    return config.replace(**{name: value for name, value in given.items() if value is not None})
+
+
+def field_docs(config_class: type) -> dict[str, str]:
+    """The docstring under every field of a dataclass, on one line."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(config_class))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    docs: dict[str, str] = {}
+    for field, doc in zip(body.body, body.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(doc, ast.Expr):
+            docs[field.target.id] = " ".join(str(ast.literal_eval(doc.value)).split())
+    return docs
+
+
+def _add_flag(group: Any, name: str, hint: Any, doc: str, default: Any) -> None:
+    kind = next(t for t in typing.get_args(hint) if t is not types.NoneType) if typing.get_args(hint) else hint
+    text = f"{doc} (default: {'none' if default is None else default})".replace("%", "%%")
+    if kind is bool:
+        group.add_argument(flag_name(name), action=argparse.BooleanOptionalAction, default=None, help=text)
+    else:
+        metavar = {int: "N", float: "X", str: "NAME", Path: "PATH"}[kind]
+        group.add_argument(flag_name(name), type=kind, default=None, metavar=metavar, help=text)
+
+
+def with_flags(message: str, names: Collection[str]) -> str:
+    """The message with `alpha=2.0` said as `--alpha 2.0`: what the person typed."""
+    pattern = re.compile(rf"(?<![\w-])({'|'.join(sorted(names, key=len, reverse=True))})=")
+    return pattern.sub(lambda match: f"{flag_name(match[1])} ", message)

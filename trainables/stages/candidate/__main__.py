@@ -1,0 +1,95 @@
+"""One candidate, from data to measured file, in one process and without Ray.
+
+python -m trainables.stages.candidate --dataset digits --teacher-model alexnet --student-model alexnet_small
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from trainables.config.candidate import CandidateConfig
+from trainables.config.flags import OneLineParser, add_config_flags, config_from_flags, with_flags
+from trainables.records.encoding import to_json
+from trainables.records.stages import (
+    CandidateRecord,
+    ShapeRecord,
+)
+from trainables.stages.candidate.chain import (
+    Steps,
+    candidate,
+)
+from trainables.stages.models.build import check_model
+from trainables.stages.runtimes.absence import check_runtime
+from trainables.stages.workspace import Workspace
+from trainables.store.results import Store
+
+
+def _shown(steps: Steps) -> CandidateRecord:
+    """Run to the end, one line an epoch on standard error."""
+    while True:
+        try:
+            step = next(steps)
+        except StopIteration as end:
+            result: CandidateRecord = end.value
+            return result
+        if isinstance(step, ShapeRecord):
+            line = f"shape  {step.latency_p50_ms:.3f} ms  {step.size_bytes / 1e6:.2f} MB  {step.macs / 1e6:.1f} M MACs"
+        else:
+            line = (
+                f"{step.stage} {step.epoch}/{step.epochs}  loss {step.train_loss:.3f}"
+                f"  val {100 * step.val_accuracy:.1f} %  {step.seconds:.1f} s"
+            )
+        sys.stderr.write(line + "\n")
+
+
+def _check(flags: argparse.Namespace, config: CandidateConfig) -> None:
+    """Refuse what cannot work before anything is trained."""
+    if flags.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: this machine has no CUDA device; take cpu.")
+    if flags.threads < 1:
+        raise ValueError(f"--threads {flags.threads}: must be 1 or more.")
+    for folder, flag in ((flags.out, "--out"), (flags.data_dir, "--data-dir")):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"{flag} {folder}: cannot be written ({error.strerror}); name a folder you own.") from None
+    check_runtime(config.measure.latency_runtime, on_gpu=flags.device == "cuda")
+    check_model(config.teacher.teacher_model)
+    check_model(config.student.student_model)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = OneLineParser(prog="python -m trainables.stages.candidate", description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder that holds the store (default: runs)")
+    parser.add_argument(
+        "--data-dir", type=Path, default=Path("data"), help="downloads and decoded images (default: data)"
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to train (default: cpu)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads (default: all)")
+    add_config_flags(parser, CandidateConfig())
+    flags = parser.parse_args(argv)
+    try:
+        config = config_from_flags(CandidateConfig(), flags)
+        _check(flags, config)
+        place = Workspace(
+            store=Store(flags.out / "store"),
+            data_dir=flags.data_dir,
+            device=flags.device,
+            threads=flags.threads,
+            lock_dir=flags.out / "leases",
+        )
+        place.enter()
+        record = _shown(candidate(config, place))
+    except ValueError as error:
+        parser.error(with_flags(str(error), list(CandidateConfig().flat())))
+    print(to_json(record.metrics()))
+    print(f"files: {record.export.folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

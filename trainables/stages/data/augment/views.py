@@ -1,0 +1,157 @@
+"""Batched augmentation as a pure function of (data seed, epoch, sample), on the device that holds the images.
+
+All random numbers of an epoch are drawn once, one row a sample, so the view of sample i never depends on the batch it
+is in, on the number of workers or on the device's generator. Teacher and student that ask for the same epoch see the
+same pixels ("consistent teaching", arXiv:2106.05237), and the teacher's logits can be stored.
+
+Only integer sums, gathers and single elementwise operations are used on pixels: results are equal bit for bit whatever
+the batch size. Shape legend: N samples, B batch, C = 3 channels, H = W = pixels of a side.
+"""
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from trainables.config.candidate import AugmentConfig
+from trainables.stages.data.augment import randaugment
+from trainables.stages.data.augment.draws import (
+    _draw,
+)
+from trainables.stages.data.augment.pixels import pick, scaled, sent
+from trainables.stages.data.on_device import Images
+from trainables.stages.data.streaming import Streamed
+
+
+class Views:
+    """The augmented views of all samples in one epoch.
+
+    Order of operations: RandAugment on uint8, crop, flip, scaling to `output_size`, Mixup.
+
+    Args:
+        config: which augmentations.
+        num_samples: N, the length of the training split.
+        epoch: which epoch's views, >= 0.
+        image_size: pixels of a side of the images that are stored.
+        output_size: of the views; None: the same.
+        device: where views are computed; None: where the images are.
+    """
+
+    def __init__(
+        self,
+        config: AugmentConfig,
+        *,
+        num_samples: int,
+        epoch: int,
+        image_size: int,
+        output_size: int | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if config.crop == "padded" and config.crop_padding >= image_size:
+            raise ValueError(
+                f"`crop_padding` must be less than the side of the stored images, but got"
+                f" crop_padding={config.crop_padding} and images of {image_size} pixels."
+            )
+        self.config = config
+        self.image_size, self.output_size = image_size, output_size or image_size
+        self.num_samples = num_samples
+        self.device = device if device is None else torch.device(device)
+        drawn = _draw(config, num_samples, epoch, image_size)
+        self._host = {name: torch.from_numpy(rows) for name, rows in drawn.items()}
+        self._drawn, self._drawn_for = self._host, torch.device("cpu")
+        self._pairs: dict[int, Tensor] = {}
+
+    def batch(self, images_N3HW: Tensor | Streamed, index_B: Tensor) -> Tensor:
+        """Views of samples `index_B`: float32 in [0, 1], B3HW, H = W = output_size, not normalised.
+
+        `images_N3HW` (uint8) holds all samples, on any device, as a memory map too. With Mixup the view is
+        `lam * view(i) + (1 - lam) * view(partner)`, both augmented, neither mixed before; see `partners`.
+        An index on the CPU costs a GPU no waiting.
+        """
+        assert len(images_N3HW) == self.num_samples and images_N3HW.shape[-1] == self.image_size, images_N3HW.shape
+        device = self.device or images_N3HW.device
+        view = self._single(images_N3HW, index_B, device)
+        if self.config.mixup_alpha is None:
+            return view
+        other = self._single(images_N3HW, self._partner(index_B), device)
+        lam = self._drawn_on(device)["lam"][sent(index_B, device)].view(-1, 1, 1, 1)
+        return lam * view + (1 - lam) * other
+
+    def partners(self, index_B: Tensor) -> tuple[Tensor, Tensor]:
+        """With whom each sample is mixed (int64, B) and its own weight `lam` (float32, B).
+
+        Without Mixup: itself, and 1. Targets mix in the same way: `lam * y[i] + (1 - lam) * y[partner]`.
+        """
+        index_B = sent(index_B, self.device or index_B.device)
+        if self.config.mixup_alpha is None:
+            return index_B, torch.ones(len(index_B), device=index_B.device)
+        drawn = self._drawn_on(index_B.device)
+        return drawn["partner"][index_B], drawn["lam"][index_B]
+
+    def announce(self, images_N3HW: Tensor | Streamed, batches: Sequence[Tensor]) -> None:
+        """`batch` is called with these index tensors next: streamed images are read ahead."""
+        if isinstance(images_N3HW, Streamed):
+            mixed = self.config.mixup_alpha is not None
+            self._pairs = {id(index): self._host["partner"][index] for index in batches} if mixed else {}
+            wanted = ((index, self._pairs[id(index)]) if mixed else (index,) for index in batches)
+            images_N3HW.announce(itertools.chain.from_iterable(wanted))
+
+    def _partner(self, index_B: Tensor) -> Tensor:
+        announced = self._pairs.get(id(index_B))
+        return self.partners(index_B)[0] if announced is None else announced
+
+    def _drawn_on(self, device: torch.device) -> dict[str, Tensor]:
+        """The epoch's random numbers, moved to a device once."""
+        if device.type == "cpu":
+            return self._host
+        if self._drawn_for != device:
+            self._drawn = {name: sent(rows, device) for name, rows in self._host.items()}
+            self._drawn_for = device
+        return self._drawn
+
+    def _single(self, images_N3HW: Tensor | Streamed, index_B: Tensor, device: torch.device) -> Tensor:
+        if isinstance(images_N3HW, Tensor):
+            images = sent(images_N3HW[sent(index_B, images_N3HW.device)], device)
+        else:
+            images = sent(images_N3HW[index_B], device)
+        if self.config.randaugment_magnitude is not None:
+            # operations are sorted by kind on the host: on a GPU, counting them would wait for everything before
+            operations, negative = (self._host[name][index_B.cpu()] for name in ("operations", "negative"))
+            images = randaugment.apply(images, operations, negative, self.config.randaugment_magnitude)
+        index = sent(index_B, device)
+        own = {name: rows[index] for name, rows in self._drawn_on(device).items()}
+        if self.config.crop == "resized":
+            return _to_unit(_flipped(scaled(images, self.output_size, own["box"]), own["flip"]))
+        if self.config.crop == "padded" and self.config.crop_padding:
+            view = _shifted(images, own["shift"], own["flip"])
+        else:
+            view = _flipped(images, own["flip"])
+        return _to_unit(view if self.output_size == self.image_size else scaled(view, self.output_size))
+
+
+def views_of(images: Images, config: AugmentConfig, *, epoch: int) -> Views:
+    """The views of a data set's training images, of the size that the networks take."""
+    return Views(
+        config,
+        num_samples=len(images.train_labels),
+        epoch=epoch,
+        image_size=images.train_images.shape[-1],
+        output_size=images.image_size,
+    )
+
+
+def _shifted(images_BCHW: Tensor, shift_B2: Tensor, flip_B: Tensor) -> Tensor:
+    """Padded with zeros, cropped at an offset, then mirrored where `flip_B`: one gather."""
+    size = images_BCHW.shape[-1]
+    line = torch.arange(size, device=images_BCHW.device)
+    columns = torch.where(flip_B[:, None], size - 1 - line, line) + shift_B2[:, 1:]
+    return pick(images_BCHW, (line + shift_B2[:, :1])[:, :, None], columns[:, None, :])
+
+
+def _flipped(images_BCHW: Tensor, flip_B: Tensor) -> Tensor:
+    return torch.where(flip_B.view(-1, 1, 1, 1), images_BCHW.flip(-1), images_BCHW)
+
+
+def _to_unit(images: Tensor) -> Tensor:
+    return torch.div(images, 255)

@@ -1,0 +1,76 @@
+"""Archives of public data sets: fetched once, checked, never unpacked to disk (members are read in place)."""
+
+import hashlib
+import http.client
+import logging
+import shutil
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainables.locks import file_lock
+
+_TIMEOUT_S = 30.0  # of one socket operation, not of the whole download
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A file on the web and what it must contain."""
+
+    url: str
+    md5: str
+    """Hexadecimal, as its publisher states it."""
+
+    @property
+    def file_name(self) -> str:
+        """What it is called on disk."""
+        return self.url.rpartition("/")[2]
+
+
+ARCHIVES = {
+    "cifar10": Archive("https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a"),
+    "cifar100": Archive("https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85"),
+    "tiny-imagenet": Archive("http://cs231n.stanford.edu/tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de"),
+}
+
+
+def fetch(dataset: str, data_dir: Path) -> Path:
+    """The checked archive of a data set: the one that lies in `data_dir`, or a new download.
+
+    Raises:
+        ValueError: if it cannot be downloaded, or its checksum is wrong.
+    """
+    archive = ARCHIVES[dataset]
+    path = data_dir / archive.file_name
+    with file_lock(data_dir / f".{archive.file_name}.lock"):
+        if path.exists():
+            _check(dataset, path, archive, fix=f"delete {path} and run again")
+            return path
+        part = path.with_name(path.name + ".part")
+        try:
+            _download(dataset, archive, part)
+            _check(dataset, part, archive, fix="run again, or download it by other means")
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+    return path
+
+
+def _download(dataset: str, archive: Archive, part: Path) -> None:
+    _log.info("Downloading %s to %s", archive.url, part.parent)
+    try:
+        with urllib.request.urlopen(archive.url, timeout=_TIMEOUT_S) as answer, part.open("wb") as file:
+            shutil.copyfileobj(answer, file, 1 << 20)
+    except (OSError, http.client.HTTPException) as error:
+        raise ValueError(
+            f"--dataset {dataset}: cannot download {archive.url} ({error}); "
+            f"put the file {archive.file_name} into {part.parent} yourself and run again."
+        ) from error
+
+
+def _check(dataset: str, path: Path, archive: Archive, *, fix: str) -> None:
+    with path.open("rb") as file:
+        md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    if md5 != archive.md5:
+        raise ValueError(f"--dataset {dataset}: {archive.file_name} has checksum md5={md5}, not {archive.md5}; {fix}.")

@@ -1,0 +1,150 @@
+"""The user's own images: `folder:PATH` with train/<class>/, test/<class>/ and, optionally, val/<class>/."""
+
+import functools
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from trainables.config.candidate import DataConfig
+from trainables.stages.data.decoding import READ_ERRORS, RawDataset, RawSplit
+
+PREFIX = "folder:"
+_SPLITS = ("train", "test", "val")
+
+
+class _File(NamedTuple):
+    path: str
+    relative: str
+    label: int
+    size: int
+    modified_ns: int
+
+
+def folder_of(dataset: str) -> Path:
+    """The absolute folder that `folder:PATH` names."""
+    return Path(dataset.removeprefix(PREFIX)).expanduser().resolve()
+
+
+def signature(dataset: str) -> str:
+    """Changes when a file is added, removed, renamed or written; reads no pixels (0.5 s for 60,000 files)."""
+    digest = hashlib.sha256(os.fsencode(folder_of(dataset)))
+    for _, files in _list_splits(dataset).values():
+        rows = [f"{file.relative}\0{file.size}\0{file.modified_ns}\0" for file in files]
+        digest.update("".join(rows).encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def read_folder(config: DataConfig, data_dir: Path) -> RawDataset:
+    """The images of `folder:PATH`; `data_dir` is not used.
+
+    Raises:
+        ValueError: if the layout is wrong, or the images differ in size and `image_size` is None.
+    """
+    splits = _list_splits(config.dataset)
+    class_names = splits["train"][0]
+    if len(class_names) < 2:
+        raise _error(config.dataset, f"only the class {class_names[0]!r} in train/; two classes are needed")
+    for name, (classes, _) in splits.items():
+        if classes != class_names:
+            raise _error(config.dataset, _difference(name, class_names, classes))
+    raw = {name: _raw(files) for name, (_, files) in splits.items()}
+    size = config.image_size or _common_size(config.dataset, [f for _, files in splits.values() for f in files])
+    return RawDataset(
+        image_size=size, class_names=class_names, train=raw["train"], test=raw["test"], val=raw.get("val")
+    )
+
+
+def _list_splits(dataset: str) -> dict[str, tuple[tuple[str, ...], list[_File]]]:
+    root = folder_of(dataset)
+    if not root.is_dir():
+        raise _error(dataset, "no such folder; give an existing one with train/<class>/ and test/<class>/ in it")
+    found = {}
+    for split in _SPLITS:
+        if (root / split).is_dir():
+            found[split] = _list_split(dataset, root, split)
+        elif split != "val":
+            raise _error(dataset, f"no folder {split!r} in it; put images in {split}/<class>/")
+    return found
+
+
+def _list_split(dataset: str, root: Path, split: str) -> tuple[tuple[str, ...], list[_File]]:
+    entries = sorted((root / split).iterdir())
+    classes = tuple(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    if not classes:
+        raise _error(dataset, f"no class folder in {split}/; put images in {split}/<class>/")
+    files: list[_File] = []
+    for label, name in enumerate(classes):
+        entries_of_class = sorted(_image_files(str(root / split / name)), key=lambda entry: entry.path)
+        if not entries_of_class:
+            raise _error(dataset, f"no images in {split}/{name}/; add some or remove the folder")
+        files += [_file(dataset, root, entry, label) for entry in entries_of_class]
+    return classes, files
+
+
+def _image_files(folder: str) -> Iterator[os.DirEntry[str]]:
+    """Every file below with a suffix that Pillow opens; nothing hidden; links to folders are not followed."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                yield from _image_files(entry.path)
+            elif os.path.splitext(entry.name)[1].lower() in _suffixes():  # noqa: PTH122 (Path.suffix: 10 times slower)
+                yield entry
+
+
+def _file(dataset: str, root: Path, entry: os.DirEntry[str], label: int) -> _File:
+    relative = entry.path[len(str(root)) + 1 :]
+    try:
+        stat = entry.stat()
+    except OSError as error:
+        raise _error(dataset, f"{relative} cannot be read ({error.strerror}); replace it or remove it") from error
+    return _File(entry.path, relative, label, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.cache
+def _suffixes() -> frozenset[str]:
+    """Suffixes such as `.jpg` of all formats that Pillow opens."""
+    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN)
+
+
+def _raw(files: list[_File]) -> RawSplit:
+    labels = np.array([file.label for file in files], dtype=np.int64)
+    return RawSplit(labels, [file.relative for file in files], lambda i: Image.open(files[i].path))
+
+
+def _common_size(dataset: str, files: list[_File]) -> int:
+    """The side of all images when they are squares of one size, from their headers alone."""
+    first: tuple[int, int] | None = None
+    for file in files:
+        try:
+            with Image.open(file.path) as image:
+                size = image.size
+        except READ_ERRORS as error:
+            problem = f"cannot read image {file.relative} ({' '.join(str(error).split())}); replace it or remove it"
+            raise _error(dataset, problem) from error
+        first = first or size
+        if size != first or size[0] != size[1]:
+            width, height = size
+            raise ValueError(
+                f"--image-size is not given and the images of --dataset {dataset} are not squares of one size "
+                f"({file.relative} is {width} x {height}); add --image-size, such as --image-size 64."
+            )
+    assert first is not None
+    return first[0]
+
+
+def _difference(split: str, expected: tuple[str, ...], classes: tuple[str, ...]) -> str:
+    missing, extra = sorted(set(expected) - set(classes)), sorted(set(classes) - set(expected))
+    parts = [f"{split}/ lacks {', '.join(missing)}"] if missing else []
+    parts += [f"train/ lacks {', '.join(extra)}"] if extra else []
+    return f"train/ and {split}/ must have the same classes, but {' and '.join(parts)}; add or remove these folders"
+
+
+def _error(dataset: str, problem: str) -> ValueError:
+    return ValueError(f"--dataset {dataset}: {problem}.")

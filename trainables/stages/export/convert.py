@@ -1,0 +1,143 @@
+"""ONNX files of lower precision, made of a finished FP32 file: FP16, and INT8 with explicit Q and DQ nodes (no torch).
+
+Which integers are fast depends on who runs them. ONNX Runtime on x86 wants unsigned activations and signed weights;
+signed activations are 2.6 times slower there. TensorRT takes symmetric signed integers alone, ARM prefers them.
+"""
+
+import contextlib
+import io
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from trainables.files import write_bytes
+from trainables.stages.export.onnx_files import about, strip
+from trainables.stages.export.scheme import Scheme
+
+CALIBRATION_BATCH = 16
+
+
+def quantize_int8(source: Path, target: Path, pixels: npt.NDArray[np.float32], scheme: Scheme) -> None:
+    """Writes `source` with INT8 weights and activations to `target`; metadata is kept.
+
+    Static, QDQ, weights per channel. A range is the mean over batches of a tensor's least and largest value: the
+    extremes of all images are set by outliers, and more images made them worse.
+
+    Args:
+        pixels: calibration images (N, 3, H, W) in [0, 1], from the training split.
+
+    Raises:
+        ValueError: if there are no images, or ONNX Runtime's quantiser refuses the file.
+    """
+    from onnxruntime import quantization  # only here: it takes a second
+
+    if len(pixels) == 0:
+        raise ValueError("INT8 needs calibration images, but got 0.")
+    integers = quantization.QuantType.QUInt8 if scheme.activation == "uint8" else quantization.QuantType.QInt8
+    with tempfile.TemporaryDirectory() as folder, _refusing("INT8"), _quiet():
+        prepared, written = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
+        quantization.quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+        quantization.quantize_static(
+            str(prepared),
+            str(written),
+            _reader(source, pixels),
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True,
+            reduce_range=scheme.reduce_range,
+            activation_type=integers,
+            weight_type=quantization.QuantType.QInt8,
+            calibrate_method=quantization.CalibrationMethod.MinMax,
+            extra_options={"ActivationSymmetric": scheme.symmetric, "CalibMovingAverage": True},
+        )
+        proto = onnx.load(written)
+        if not any(node.op_type == "DequantizeLinear" for node in proto.graph.node):
+            raise ValueError("no operator of this network can be quantised.")
+    write_bytes(target, _finished(proto, source))
+
+
+def convert_fp16(source: Path, target: Path) -> None:
+    """Writes `source` with FP16 weights and arithmetic to `target`; image and logits stay float32, metadata is kept.
+
+    Raises:
+        ValueError: if the converter refuses the file.
+    """
+    from onnxruntime.transformers import float16  # only here: it takes a second
+
+    with _refusing("FP16"), _quiet():
+        proto = float16.convert_float_to_float16(onnx.load(source), keep_io_types=True)
+    write_bytes(target, _finished(proto, source))
+
+
+def _finished(proto: Any, source: Path) -> bytes:
+    strip(proto)
+    _sort(proto.graph)
+    proto.producer_name, proto.producer_version = "", ""
+    for key, value in about(source).items():
+        proto.metadata_props.add(key=key, value=value)
+    onnx.checker.check_model(proto)
+    data: bytes = proto.SerializeToString()
+    return data
+
+
+def _sort(graph: Any) -> None:
+    """Puts nodes behind those whose outputs they read: the FP16 converter appends its casts."""
+    known = {"", *(entry.name for entry in (*graph.input, *graph.initializer))}
+    waiting, ordered = list(graph.node), []
+    while waiting:
+        ready = [node for node in waiting if known.issuperset(node.input)]
+        if not ready:
+            raise ValueError("the converted graph has a cycle.")
+        ordered += ready
+        known.update(name for node in ready for name in node.output)
+        waiting = [node for node in waiting if not known.issuperset(node.output)]
+    del graph.node[:]
+    graph.node.extend(ordered)
+
+
+def _reader(source: Path, pixels: npt.NDArray[np.float32]) -> Any:
+    """The images as ONNX Runtime's quantiser asks for them: one feed after the other, then None."""
+    from onnxruntime.quantization import CalibrationDataReader
+
+    name = onnx.load(source, load_external_data=False).graph.input[0].name
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self._starts = iter(range(0, len(pixels), CALIBRATION_BATCH))
+
+        def get_next(self) -> dict[str, npt.NDArray[np.float32]] | None:
+            start = next(self._starts, None)
+            return None if start is None else {name: pixels[start : start + CALIBRATION_BATCH]}
+
+    return Reader()
+
+
+@contextlib.contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:  # the converters raise whatever they meet
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"This network cannot be written in {what} ({type(error).__name__}: {reason[0]}).") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences the converters, which log to the root logger and print."""
+    root = logging.getLogger()
+    level, nowhere = root.level, io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(nowhere):
+        warnings.simplefilter("ignore")
+        root.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            root.setLevel(level)

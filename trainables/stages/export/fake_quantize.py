@@ -1,0 +1,100 @@
+"""Quantisation in the training loop: convolutions and linear layers see the INT8 values that the file will hold.
+
+Placed as ONNX Runtime places its Q and DQ nodes: the input of a layer per tensor, its weight per output channel. A
+weight's scale follows from its largest |w|, so that folding BatchNorm, which multiplies a channel by one number,
+changes the scale and leaves the integers: what is trained is what is written.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from trainables.stages.export.scheme import Scheme
+
+MOMENTUM = 0.05
+"""Of the moving averages of a tensor's least and largest value; the first batch sets them."""
+
+
+class FakeInput(nn.Module):
+    """Rounds a layer's input to 256 values, straight through for gradients; learns the range while training."""
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, scheme: Scheme) -> None:
+        super().__init__()
+        self._scheme = scheme
+        self.register_buffer("low", torch.tensor(0.0))
+        self.register_buffer("high", torch.tensor(0.0))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """The values as INT8 holds them."""
+        values = values.float()
+        if self.training:
+            self._observe(values.detach())
+        if self._scheme.symmetric:
+            scale = torch.maximum(-self.low, self.high).clamp(min=1e-12) / 127
+            zero = torch.zeros_like(scale, dtype=torch.int32)  # what CUDA's kernel takes; the CPU's takes anything
+            return torch.fake_quantize_per_tensor_affine(values, scale, zero, -127, 127)
+        scale = (self.high - self.low).clamp(min=1e-12) / 255
+        zero = (-self.low / scale).round().clamp(0, 255).to(torch.int32)
+        return torch.fake_quantize_per_tensor_affine(values, scale, zero, 0, 255)
+
+    @torch.no_grad()
+    def _observe(self, values: Tensor) -> None:
+        low, high = values.aminmax()
+        low, high = low.clamp(max=0), high.clamp(min=0)  # zero must have a value of its own: padding
+        share = torch.where(self.high == self.low, 1.0, MOMENTUM)
+        self.low.lerp_(low, share)
+        self.high.lerp_(high, share)
+
+
+class FakeWeight(nn.Module):
+    """Rounds a weight to 8 bits (7 with `reduce_range`), a scale for every output channel."""
+
+    def __init__(self, scheme: Scheme) -> None:
+        super().__init__()
+        self._most = 64 if scheme.reduce_range else 127
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weight as INT8 holds it."""
+        scale = weight.detach().abs().flatten(1).amax(dim=1).clamp(min=1e-12).float() / self._most
+        zero = torch.zeros_like(scale)  # integers would be asked for their range, which a GPU is waited for
+        return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -self._most, self._most)
+
+
+def insert(model: nn.Module, scheme: Scheme) -> None:
+    """Puts fake quantisation before every Conv2d and Linear and on its weight.
+
+    Raises:
+        ValueError: if there is no such layer.
+    """
+    layers = list(_layers(model))
+    if not layers:
+        raise ValueError("Quantisation-aware training needs a Conv2d or Linear layer, but the network has none.")
+    for layer in layers:
+        device = layer.weight.device
+        layer.add_module("fake_input", FakeInput(scheme).to(device))
+        layer.register_forward_pre_hook(_hook)
+        parametrize.register_parametrization(layer, "weight", FakeWeight(scheme))
+
+
+def remove(model: nn.Module) -> None:
+    """Takes everything out again; the weights stay as they were trained, not rounded."""
+    for layer in list(_layers(model)):
+        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+        del layer.fake_input
+        layer._forward_pre_hooks.clear()
+
+
+def _hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    fake = layer.get_submodule("fake_input")
+    return (fake(inputs[0]), *inputs[1:])
+
+
+def _layers(model: nn.Module) -> Iterator[nn.Conv2d | nn.Linear]:
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            yield layer

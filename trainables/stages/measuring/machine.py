@@ -1,0 +1,260 @@
+"""What else the machine does while a latency is taken, and whether that spoils it (no torch)."""
+
+import contextlib
+import os
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trainables.records.latency import ConditionsRecord
+from trainables.stages.measuring.gpu_state import GpuState
+
+PROC = Path("/proc")
+TICK_S = 1 / os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 0.01
+
+WAITED_LIMIT = 0.02
+"""If all waiting hits the timed runs, their mean grows by this share: it must stay within the 2 % aimed at for p50."""
+STEAL_LIMIT = 0.02
+"""The same, one level below: the hypervisor took the CPU away."""
+OTHERS_LIMIT = 0.05
+"""Looser than WAITED_LIMIT, since ticks are coarse: in one second two ticks of 10 ms more or less are 2 %. Catches
+interrupts and whoever runs while our threads sleep."""
+ELSEWHERE_LIMIT = 0.25
+"""A quarter of the other CPUs at work shares caches, memory and clock with us; single daemons stay below."""
+MEMORY_STALL_LIMIT = 0.01
+"""A machine that reclaims memory stops processes for milliseconds at a time: p99 would be its doing."""
+GPU_OTHERS_LIMIT = 0.02
+"""Kernels of others run before ours: as with WAITED_LIMIT."""
+DRIFT_LIMIT = 0.05
+"""What slows the machine slows no two files alike (tests/benchmarks/LOG.md, drift), and correcting for a larger drift
+would be guessing. Also tells of neighbours that no counter of this machine shows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counters:
+    """Seconds used since boot, as the kernel counts them; empty or None where it does not."""
+
+    at: float
+    """Seconds of a monotonic clock."""
+    busy: Mapping[int, float] = field(default_factory=dict)
+    """CPU -> time in user, nice, system and interrupts."""
+    stolen: Mapping[int, float] = field(default_factory=dict)
+    """CPU -> time that the hypervisor took."""
+    own_s: float = 0.0
+    """CPU time of this process, all threads."""
+    waited_s: float | None = None
+    """Time that this process's threads were ready and did not run."""
+    memory_stall_s: float | None = None
+    processes: Mapping[int, tuple[str, int, float]] = field(default_factory=dict)
+    """Other processes: pid -> name, CPU that it ran on last, CPU seconds."""
+
+    @classmethod
+    def now(cls, *, processes: bool = True) -> "Counters":
+        """Read them all; a few milliseconds on a machine with hundreds of processes."""
+        others = _processes() if processes else {}
+        busy, stolen = _cpus()
+        return cls(
+            at=time.monotonic(),
+            busy=busy,
+            stolen=stolen,
+            own_s=time.process_time(),
+            waited_s=_waited_s(),
+            memory_stall_s=_memory_stall_s(),
+            processes=others,
+        )
+
+
+def conditions(
+    before: Counters,
+    after: Counters,
+    cores: Collection[int],
+    *,
+    drift: float | None = None,
+    gpu: GpuState | None = None,
+    gpu_others_share: float | None = None,
+) -> ConditionsRecord:
+    """What the machine did between two readings, to a process bound to `cores` (to none: all count as its own)."""
+    seconds = max(after.at - before.at, 1e-9)
+    ours = sorted(cores) or sorted(after.busy)
+    rest = [core for core in after.busy if core not in ours]
+    busy = {core: after.busy[core] - before.busy.get(core, 0.0) for core in after.busy}
+    stolen = sum(after.stolen[core] - before.stolen.get(core, 0.0) for core in ours if core in after.stolen)
+    own = after.own_s - before.own_s
+    known = bool(busy) and all(core in busy for core in ours)
+    span = seconds * max(len(ours), 1)
+    return ConditionsRecord(
+        cores=tuple(sorted(cores)),
+        seconds=seconds,
+        nice=os.getpriority(os.PRIO_PROCESS, 0),
+        load_1m=os.getloadavg()[0],
+        cpu_mhz=_mhz(ours),
+        waited_share=_rate(before.waited_s, after.waited_s, span),
+        others_share=max(0.0, sum(busy[core] for core in ours) - own) / span if known else None,
+        steal_share=stolen / span if known else None,
+        elsewhere_share=sum(busy[core] for core in rest) / (seconds * len(rest)) if rest else None,
+        drift=drift,
+        memory_stall_share=_rate(before.memory_stall_s, after.memory_stall_s, seconds),
+        busiest=_busiest(before, after, ours),
+        gpu_mhz=gpu.mhz if gpu else None,
+        gpu_celsius=gpu.celsius if gpu else None,
+        gpu_throttled=gpu.throttled if gpu else "",
+        gpu_contexts=gpu.contexts if gpu else None,
+        gpu_others_share=gpu_others_share,
+    )
+
+
+def contamination(seen: ConditionsRecord) -> str:
+    """Why a latency taken under these conditions cannot be trusted; empty if it can.
+
+    What the system does not tell counts as quiet.
+    """
+    reasons = [what.format(f"{100 * share:.0f} %") for share, limit, what in _rules(seen) if share > limit]
+    if seen.gpu_throttled:
+        reasons.append(f"the GPU was throttled: {seen.gpu_throttled}")
+    if reasons and seen.busiest:
+        reasons.append(seen.busiest)
+    return ", ".join(reasons)
+
+
+def disturbance(seen: ConditionsRecord) -> float:
+    """The worst share as a multiple of its limit, to compare attempts; 0 if nothing is known."""
+    return max((share / limit for share, limit, _ in _rules(seen)), default=0.0) + bool(seen.gpu_throttled)
+
+
+def _rules(seen: ConditionsRecord) -> list[tuple[float, float, str]]:
+    """(share, limit, what to say of it) of all that is known."""
+    drift = seen.drift or 0.0
+    rules = (
+        (seen.waited_share, WAITED_LIMIT, "{} of the time others ran in its place"),
+        (seen.steal_share, STEAL_LIMIT, "{} of the time the hypervisor ran other machines"),
+        (seen.others_share, OTHERS_LIMIT, "{} of its CPUs were used by others"),
+        (seen.elsewhere_share, ELSEWHERE_LIMIT, "{} of the other CPUs were busy"),
+        (seen.memory_stall_share, MEMORY_STALL_LIMIT, "{} of the time the machine was short of memory"),
+        (abs(drift), DRIFT_LIMIT, f"the reference took {{}} {'more' if drift > 0 else 'less'} than its own time"),
+        (seen.gpu_others_share, GPU_OTHERS_LIMIT, "{} of the time others used the GPU"),
+    )
+    return [(share, limit, what) for share, limit, what in rules if share is not None]
+
+
+def bind(threads: int, *, sample_s: float = 0.05) -> tuple[int, ...]:
+    """Bind all threads of this process to the `threads` idlest CPUs it may use; returns them, or nothing.
+
+    Fast cores first where the kernel says that they differ, then the idlest during `sample_s` of our own sleep, then
+    the last ones, as interrupts come to the first. One CPU of every physical core comes before their twins.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        return ()
+    allowed = sorted(os.sched_getaffinity(0))
+    before, _ = _cpus()
+    time.sleep(sample_s)
+    after, _ = _cpus()
+    idle = {core: round(after.get(core, 0.0) - before.get(core, 0.0), 2) for core in allowed}
+    twins: dict[int, int] = {}
+    first_of: dict[str, int] = {}
+    for core in allowed:
+        siblings = _read(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list") or str(core)
+        twins[core] = int(first_of.setdefault(siblings, core) != core)
+    order = sorted(allowed, key=lambda core: (-_capacity(core), idle[core] > TICK_S, twins[core], idle[core], -core))
+    cores = tuple(sorted(order[:threads]))
+    for task in (PROC / "self/task").iterdir() if PROC.exists() else ():
+        with contextlib.suppress(ProcessLookupError):  # a thread that has just ended
+            os.sched_setaffinity(int(task.name), cores)
+    return cores
+
+
+def normal_priority() -> None:
+    """Undo a lowered priority, where that is allowed: the file's user will not run it `nice`d."""
+    with contextlib.suppress(PermissionError, OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, 0)
+    if hasattr(os, "SCHED_IDLE") and os.sched_getscheduler(0) in (os.SCHED_IDLE, os.SCHED_BATCH):
+        with contextlib.suppress(PermissionError, OSError):
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
+def _cpus() -> tuple[dict[int, float], dict[int, float]]:
+    """CPU -> busy seconds, and CPU -> stolen seconds, since boot."""
+    busy, stolen = {}, {}
+    for line in (_read("/proc/stat") or "").splitlines():
+        name, *values = line.split()
+        if name.startswith("cpu") and name != "cpu":
+            user, nice, system, _, _, hard, soft, steal = (int(value) * TICK_S for value in values[:8])
+            busy[int(name[3:])] = user + nice + system + hard + soft
+            stolen[int(name[3:])] = steal
+    return busy, stolen
+
+
+def _waited_s() -> float | None:
+    """Seconds that threads of this process stood in the run queue."""
+    total = 0
+    try:
+        for task in (PROC / "self/task").iterdir():
+            with contextlib.suppress(ProcessLookupError):
+                total += int((task / "schedstat").read_text().split()[1])
+    except (OSError, IndexError):
+        return None
+    return total / 1e9
+
+
+def _memory_stall_s() -> float | None:
+    """`some` of the kernel's pressure information."""
+    line, _, _ = (_read("/proc/pressure/memory") or "").partition("\n")
+    return int(line.rpartition("total=")[2]) / 1e6 if "total=" in line else None
+
+
+def _processes() -> dict[int, tuple[str, int, float]]:
+    """pid -> name, last CPU and CPU seconds of every process but this one."""
+    found = {}
+    for entry in PROC.iterdir() if PROC.exists() else ():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            text = _read(f"/proc/{entry.name}/stat")
+            if text is not None:
+                # the name stands in brackets and may hold any character
+                name, _, fields = text.partition("(")[2].rpartition(")")
+                values = fields.split()
+                found[int(entry.name)] = (name, int(values[36]), (int(values[11]) + int(values[12])) * TICK_S)
+    return found
+
+
+def _busiest(before: Counters, after: Counters, cores: Collection[int]) -> str:
+    """Who used most, first of all on these CPUs."""
+    seconds = after.at - before.at
+    used: dict[int, float] = {}
+    for pid, (_, _, total) in after.processes.items():
+        share = (total - before.processes[pid][2] if pid in before.processes else total) / max(seconds, TICK_S)
+        if share > OTHERS_LIMIT:
+            used[pid] = share
+    if not used:
+        return ""
+    pid = max(used, key=lambda pid: (after.processes[pid][1] in cores, used[pid]))
+    name, cpu, _ = after.processes[pid]
+    return f"{name} {pid} used {100 * used[pid]:.0f} % of a CPU, CPU {cpu} at last"
+
+
+def _mhz(cores: Collection[int]) -> float | None:
+    """Mean clock of some CPUs: the governor's figure, or the one in /proc/cpuinfo."""
+    values = [_read(f"/sys/devices/system/cpu/cpu{core}/cpufreq/scaling_cur_freq") for core in cores]
+    mhz = [int(value) / 1000 for value in values if value]
+    if not mhz:
+        lines = [line for line in (_read("/proc/cpuinfo") or "").splitlines() if line.startswith("cpu MHz")]
+        mhz = [float(line.rpartition(":")[2]) for core, line in enumerate(lines) if core in cores]
+    return sum(mhz) / len(mhz) if mhz else None
+
+
+def _capacity(core: int) -> int:
+    """Relative speed of a CPU, 0 if the kernel does not tell."""
+    for name in ("cpu_capacity", "cpufreq/cpuinfo_max_freq"):
+        if text := _read(f"/sys/devices/system/cpu/cpu{core}/{name}"):
+            return int(text)
+    return 0
+
+
+def _rate(before: float | None, after: float | None, seconds: float) -> float | None:
+    return None if before is None or after is None else (after - before) / seconds
+
+
+def _read(path: str) -> str | None:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return None

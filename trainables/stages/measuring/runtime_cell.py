@@ -1,0 +1,264 @@
+"""One trained network in one runtime, precision and batch: what its user gets from that."""
+
+import dataclasses
+import gc
+import importlib
+import json
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Never
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow
+
+from trainables.config.candidate import CandidateConfig
+from trainables.files import sha256, write_text
+from trainables.records.encoding import to_json
+from trainables.records.latency import LatencyRecord
+from trainables.records.stages import DatasetRecord, ModelRecord, read_model
+from trainables.records.trial import TrialRecord
+from trainables.stages.data import prepared
+from trainables.stages.measuring.beside_teacher import hardware
+from trainables.stages.measuring.clean_room import Job, measure_apart
+from trainables.stages.runtimes.absence import absence
+from trainables.stages.runtimes.base import RUNTIMES, AbsentError, Artifact, Logits, Opened
+from trainables.stages.runtimes.cell import Cell
+from trainables.stages.runtimes.opening import open_runtime
+from trainables.stages.workspace import Workspace
+from trainables.store.results import Key, Store, stage_key
+
+TESTED_VERSION = 1
+CALIBRATION_IMAGES = 256
+EVALUATION_BATCH = 64
+"""Of all evaluations, the last one filled up: runtimes that compile for a shape do so once."""
+ZSTD_LEVEL = 3
+"""Level 19 is smaller by 0.02 % on these files and takes minutes on large ones."""
+TRAINING_STAGES = ("teacher", "student", "scratch", "recovery", "qat")
+"""Stages that leave weights, of which a trial's last one is its network."""
+EAGER = {"cpu": "eager_cpu", "cuda": "eager_cuda"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellRecord:
+    """What was found."""
+
+    latency: LatencyRecord
+    """Of one call, `batch_images` images."""
+    metrics: Mapping[str, float]
+    """Everything by the name it has in MLflow and CSV."""
+
+
+def measured_cell(
+    cell: Cell,
+    trial: TrialRecord,
+    folder: Path,
+    config: CandidateConfig,
+    place: Workspace,
+    *,
+    scratch: Path,
+    seconds: float,
+) -> Generator[Never, None, CellRecord]:
+    """Accuracy on test, parity, size and latency of a finished trial's network in one cell.
+
+    Parity is against the same network's FP32 file in ONNX Runtime on the CPU, over the test images, where the trial
+    ships one; `speedup` against FP32 in eager PyTorch on the same device with the same threads, timed in alternation.
+    Cells that differ in batch or threads alone share accuracy and parity.
+
+    Args:
+        trial: its record, and `folder` where its files lie.
+        scratch: an empty folder for files of other precisions.
+        seconds: for timing, at most.
+
+    Raises:
+        AbsentError: if this cell cannot exist here; the message says why.
+        ValueError: if the network cannot be written in this precision.
+    """
+    dataset = prepared.prepare(config.data, place.data_dir)
+    plain = artifact_of(trial, folder, dataset, place.store)
+    shipped = str(trial.params.get("precision", "fp32"))
+    if shipped == "fp32":
+        artifact = in_precision(plain, cell, dataset, scratch)
+    elif RUNTIMES[cell.runtime].source == "onnx" and shipped == cell.precision:
+        artifact = plain
+    else:
+        raise AbsentError(f"this trial ships an ONNX file in {shipped} and nothing else")
+    reference = plain if shipped == "fp32" else None
+    tested = yield from _tested(cell, artifact, reference, dataset, place)
+    took, speedup = _time(cell, artifact, plain, place, seconds)
+    file = _file(cell, artifact)
+    metrics = (
+        tested
+        | took.metrics()
+        | {
+            "throughput_ips": cell.batch_images / (took.latency_p50_ms / 1e3),
+            "file_bytes": float(file.stat().st_size),
+            "zstd_bytes": float(_zstd_bytes(file)),
+            "num_test": float(dataset.num_test),
+        }
+    )
+    return CellRecord(latency=took, metrics=metrics | speedup)
+
+
+def artifact_of(trial: TrialRecord, folder: Path, dataset: DatasetRecord, store: Store) -> Artifact:
+    """The files of a finished trial, and its weights where the store still has them."""
+    script = folder / "model.torchscript.pt"
+    artifact = Artifact(
+        onnx=folder / "model.onnx",
+        torchscript=script if script.exists() else None,
+        image_size=dataset.image_size,
+        num_classes=dataset.num_classes,
+        mean=dataset.mean,
+        std=dataset.std,
+    )
+    network = _network(trial, store)
+    if network is None:
+        return artifact
+    return dataclasses.replace(artifact, weights=network.folder / "weights.pt", model_name=network.model_name)
+
+
+def in_precision(plain: Artifact, cell: Cell, dataset: DatasetRecord, scratch: Path) -> Artifact:
+    """The network as this cell runs it; ONNX files are written anew, PyTorch's runtimes convert by themselves.
+
+    Raises:
+        AbsentError: if nobody can run this precision there.
+        ValueError: if the network cannot be written in it.
+    """
+    if cell.precision == "fp32":
+        return plain
+    if cell.precision == "int8_qat":
+        raise AbsentError("training with the rounding in the loop is part of a trial: --precision int8_qat")
+    source, device = RUNTIMES[cell.runtime].source, RUNTIMES[cell.runtime].device
+    if source != "onnx":
+        if cell.precision == "int8_ptq":
+            raise AbsentError("INT8 is written for ONNX runtimes only; PyTorch's runtimes get FP32 and FP16")
+        if device == "cpu":
+            raise AbsentError("PyTorch on the CPU computes FP16 through FP32, slower than FP32 itself")
+        return dataclasses.replace(plain, half=True)
+    if cell.precision == "int8_ptq" and cell.runtime == "onnxruntime_cuda":
+        raise AbsentError("ONNX Runtime's CUDA provider has no INT8 convolutions; TensorRT has")
+    return dataclasses.replace(plain, onnx=_converted(plain.onnx, cell, dataset, scratch))
+
+
+def _converted(source: Path, cell: Cell, dataset: DatasetRecord, scratch: Path) -> Path:
+    from trainables.stages.export.convert import convert_fp16, quantize_int8
+    from trainables.stages.export.scheme import scheme_for
+    from trainables.stages.export.stage import calibration_pixels
+
+    target = scratch / f"{cell.precision}.onnx"
+    if cell.precision == "fp16":
+        convert_fp16(source, target)
+    else:
+        pixels = calibration_pixels(dataset, CALIBRATION_IMAGES)
+        quantize_int8(source, target, pixels, scheme_for(cell.runtime))
+    return target
+
+
+def _network(trial: TrialRecord, store: Store) -> ModelRecord | None:
+    """The last network that the trial trained, or None if the store has been cleaned of it.
+
+    One before it is no substitute: its teacher, or itself unpruned, is another network.
+    """
+    trained = [key for key in trial.keys if key.partition("/")[0] in TRAINING_STAGES]
+    if not trained:
+        return None
+    stage, _, digest = trained[-1].partition("/")
+    found = store.find(Key(stage, digest))
+    return read_model(found) if found is not None and (found / "weights.pt").exists() else None
+
+
+def _tested(
+    cell: Cell, artifact: Artifact, reference: Artifact | None, dataset: DatasetRecord, place: Workspace
+) -> Generator[Never, None, dict[str, float]]:
+    """Accuracy on test, and how far the logits are from the reference's; from the store if they are there.
+
+    Raises:
+        AbsentError: if the runtime cannot be opened.
+        ValueError: if there are logits that are not finite.
+    """
+    package = RUNTIMES[cell.runtime].needs[0]
+    if reason := absence(cell.runtime):
+        raise AbsentError(reason)
+    key = stage_key(
+        "tested",
+        version=TESTED_VERSION,
+        parents=[sha256((reference or artifact).onnx), dataset.fingerprint],
+        runtime=cell.runtime,
+        package=str(importlib.import_module(package).__version__),
+        precision=cell.precision,
+        processor=hardware(cell.runtime),
+    )
+
+    def compute(folder: Path) -> Generator[Never, None, None]:
+        with place.device_lock().shared():
+            opened = open_runtime(cell.runtime, artifact, threads=place.threads, batch=EVALUATION_BATCH)
+            found = _quality(opened, reference, dataset, threads=place.threads)
+            del opened
+            gc.collect()
+        write_text(folder / "record.json", to_json(found))
+        yield from ()
+
+    path = (yield from place.store.obtain(key, compute)) / "record.json"
+    found: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _quality(opened: Opened, other: Artifact | None, dataset: DatasetRecord, *, threads: int) -> dict[str, float]:
+    images, labels = prepared.load(dataset, "test")
+    got_BC = _all_logits(opened, images)
+    if not np.isfinite(got_BC).all():
+        raise ValueError("in this precision the network gives logits that are nan or inf.")
+    found = {"test_accuracy": float((got_BC.argmax(axis=1) == labels).mean())}
+    if other is None:
+        return found
+    expected_BC = _all_logits(open_runtime("onnxruntime_cpu", other, threads=threads, batch=EVALUATION_BATCH), images)
+    return found | {
+        "parity_max_abs": float(np.abs(got_BC - expected_BC).max()),
+        "parity_agreement": float((got_BC.argmax(axis=1) == expected_BC.argmax(axis=1)).mean()),
+    }
+
+
+def _all_logits(opened: Opened, images: npt.NDArray[np.uint8]) -> Logits:
+    return np.concatenate(list(_logits(opened, images)))
+
+
+def _logits(opened: Opened, images: npt.NDArray[np.uint8]) -> Iterator[Logits]:
+    for start in range(0, len(images), EVALUATION_BATCH):
+        chunk = images[start : start + EVALUATION_BATCH].astype(np.float32) / np.float32(255)
+        missing = EVALUATION_BATCH - len(chunk)
+        full = np.pad(chunk, ((0, missing), (0, 0), (0, 0), (0, 0)))
+        yield opened.logits(full)[: len(chunk)]
+
+
+def _time(
+    cell: Cell, artifact: Artifact, plain: Artifact, place: Workspace, seconds: float
+) -> tuple[LatencyRecord, dict[str, float]]:
+    """Latency of a call, and how many times as fast as eager PyTorch in FP32 that is, where that can run."""
+    eager = EAGER[RUNTIMES[cell.runtime].device] if plain.weights is not None else None
+    job: dict[str, Any] = {
+        "candidate": artifact,
+        "reference": plain if eager else artifact,
+        "runtime": cell.runtime,
+        "reference_runtime": eager,
+        "threads": cell.runtime_threads,
+        "seconds": seconds,
+        "batch": cell.batch_images,
+    }
+    place.make_room()
+    found = measure_apart(Job(**job), place.device_lock())
+    ratio = found.reference.latency_p50_ms / found.candidate.latency_p50_ms
+    return found.candidate, {"speedup": ratio} if eager else {}
+
+
+def _file(cell: Cell, artifact: Artifact) -> Path:
+    """What has to be shipped for this runtime."""
+    source = RUNTIMES[cell.runtime].source
+    file = {"onnx": artifact.onnx, "torchscript": artifact.torchscript, "network": artifact.weights}[source]
+    assert file is not None
+    return file
+
+
+def _zstd_bytes(file: Path) -> int:
+    codec = pyarrow.Codec("zstd", compression_level=ZSTD_LEVEL)
+    return len(codec.compress(file.read_bytes(), asbytes=True))

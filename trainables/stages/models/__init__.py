@@ -1,0 +1,1 @@
+"""Networks: built, counted, placed on a device, stored."""

@@ -1,0 +1,108 @@
+"""Builds teachers and students by name: torchvision's classifiers, CIFAR variants, or the user's own function.
+
+Shape letters: B images, C classes.
+"""
+
+import difflib
+import hashlib
+import importlib
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torchvision
+from torch import nn
+
+from trainables.stages.models.inspection import (
+    OUT_OF_MEMORY,
+    _first_line,
+    check_logits,
+)
+from trainables.stages.models.small_images import LATER, SMALL_IMAGE, adapt, alexnet_cifar
+from trainables.stages.models.torchvision_zoo import (
+    _torchvision_model,
+)
+
+MODEL_NAMES = ("resnet18", "mobilenet_v3_small", "alexnet", "alexnet_small", *LATER)
+"""Names tuned for small images too; every torchvision classifier and `package.module:function` work beside them."""
+
+
+def build_model(name: str, *, num_classes: int, image_size: int, pretrained: bool = False) -> nn.Module:
+    """A network that takes normalised float images (B, 3, image_size, image_size) and returns logits (B, C).
+
+    Raises:
+        ValueError: if the name is unknown, the weights cannot be had, or one image does not give (1, num_classes).
+    """
+    check_model(name)
+    if ":" in name:
+        model = _users_model(name, num_classes=num_classes, pretrained=pretrained)
+    elif name == "alexnet_small" or (name == "alexnet" and image_size < SMALL_IMAGE):
+        if pretrained:
+            raise ValueError(f"--pretrained: no weights exist for model {name!r} at image_size={image_size}.")
+        model = alexnet_cifar(num_classes, image_size, small=name == "alexnet_small")
+    else:
+        model = _torchvision_model(name, num_classes=num_classes, image_size=image_size, pretrained=pretrained)
+        if image_size < SMALL_IMAGE:
+            adapt(name, model, pretrained=pretrained, num_classes=num_classes)
+    check_logits(model, name=name, num_classes=num_classes, image_size=image_size)
+    return model
+
+
+def check_model(name: str) -> None:
+    """Returns if `build_model` knows the name; builds nothing, but imports the user's module.
+
+    Raises:
+        ValueError: one line with close names, or what is wrong with `package.module:function`.
+    """
+    if ":" in name:
+        _users_function(name)
+        return
+    known = [*MODEL_NAMES, *torchvision.models.list_models(module=torchvision.models)]
+    if name not in known:
+        close = difflib.get_close_matches(name, dict.fromkeys(known), n=3)
+        hint = f"Did you mean {' or '.join(close)}? " if close else ""
+        raise ValueError(
+            f"Unknown model {name!r}. {hint}Use {', '.join(MODEL_NAMES)}, another torchvision classification model, "
+            "or package.module:function."
+        )
+
+
+def source_of(name: str) -> str:
+    """Digest of the file that defines a user's model, empty for most known names: an edited model is another model.
+
+    Files that this one imports are not looked at.
+    """
+    if ":" not in name:
+        return "small-1" if name in LATER else ""
+    file = inspect.getsourcefile(importlib.import_module(name.partition(":")[0]))
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if file else ""
+
+
+def _users_function(name: str) -> Callable[..., Any]:
+    module_name, _, attribute = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # the user's module may raise anything while it is imported
+        raise ValueError(
+            f"Model {name!r}: cannot import {module_name!r} ({_first_line(error)}); is its folder on PYTHONPATH?"
+        ) from error
+    function: Any = getattr(module, attribute, None)
+    if not callable(function):
+        raise ValueError(f"Model {name!r}: {module_name!r} has no function {attribute!r}.")
+    found: Callable[..., Any] = function
+    return found
+
+
+def _users_model(name: str, *, num_classes: int, pretrained: bool) -> nn.Module:
+    if pretrained:
+        raise ValueError(f"--pretrained is for torchvision models; load weights inside the function of model {name!r}.")
+    try:
+        model = _users_function(name)(num_classes=num_classes)
+    except OUT_OF_MEMORY:
+        raise
+    except Exception as error:  # the user's function may raise anything
+        raise ValueError(f"Model {name!r}: the function raised {_first_line(error)}.") from error
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"Model {name!r} must return a torch.nn.Module, but got {type(model).__name__}.")
+    return model

@@ -1,0 +1,49 @@
+"""A trained network goes into the store: plain weights and its record."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from trainables.files import write_text
+from trainables.records.encoding import to_json
+from trainables.records.stages import DatasetRecord, EpochRecord, ModelRecord
+from trainables.stages.models.build import build_model
+from trainables.stages.models.inspection import count
+from trainables.stages.models.weights import load_weights, save_weights
+from trainables.store.results import Key
+
+
+def write_model(
+    model: nn.Module, folder: Path, *, key: Key, name: str, dataset: DatasetRecord, curve: tuple[EpochRecord, ...]
+) -> None:
+    """Leave `weights.pt` and `record.json` in a stage's folder and drop the state that only resuming needed."""
+    model.to("cpu").to(memory_format=torch.contiguous_format)
+    num_params, num_nonzero_params, macs = count(model, dataset.image_size)
+    save_weights(model, folder / "weights.pt")
+    record = ModelRecord(
+        key=str(key),
+        folder=folder,
+        model_name=name,
+        num_classes=dataset.num_classes,
+        image_size=dataset.image_size,
+        curve=curve,
+        num_params=num_params,
+        num_nonzero_params=num_nonzero_params,
+        macs=macs,
+        train_time_s=sum(epoch.seconds for epoch in curve),
+    )
+    write_text(folder / "record.json", to_json(record))
+    (folder / "state.pt").unlink(missing_ok=True)
+
+
+def build_for(name: str, dataset: DatasetRecord, *, pretrained: bool = False) -> torch.nn.Module:
+    """A fresh model that fits the data set."""
+    return build_model(name, num_classes=dataset.num_classes, image_size=dataset.image_size, pretrained=pretrained)
+
+
+def load_model(record: ModelRecord) -> torch.nn.Module:
+    """The trained network of a record, on the CPU, in evaluation mode."""
+    model = build_model(record.model_name, num_classes=record.num_classes, image_size=record.image_size)
+    load_weights(model, record.folder / "weights.pt")
+    return model.eval()

@@ -1,0 +1,1 @@
+"""Channels and weights removed, and the accuracy recovered."""

@@ -1,0 +1,230 @@
+"""Removes whole channels, coupled layers together, by score within each layer or over the whole network."""
+
+import copy
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from trainables.stages.models.inspection import OUT_OF_MEMORY, check_logits, evaluating
+from trainables.stages.models.weights import check_reload, is_scale
+from trainables.stages.pruning.criteria import Batches, Score, add_gradients, scorer
+
+LEAST_GLOBAL = 0.1
+"""Share of a layer's channels that global ranking leaves at least: without it, it empties whole layers."""
+
+Plan = Mapping[str, int]
+"""Output channels of layers by name."""
+
+
+class _RefusedError(ValueError):
+    """Said by us: it needs no wrapping, unlike what the tracer raises."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Group:
+    """Channels of one layer, with all that has to go with them."""
+
+    name: str
+    """Of the layer that gives the group its width."""
+    layer: nn.Module
+    remove: Any
+    """torch-pruning's function that takes channels out of the layer."""
+    scores: Tensor
+    """One a channel; one a channel of a convolution group where that is grouped."""
+    parts: int
+    """Groups of the convolution; 1 mostly."""
+
+
+def widths(model: nn.Module) -> dict[str, int]:
+    """Output channels of every Conv2d and Linear by name."""
+    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    return {name: int(layer.weight.shape[0]) for name, layer in layers}
+
+
+def remove_channels(
+    model: nn.Module,
+    ratio: float,
+    *,
+    criterion: str,
+    scope: str,
+    image_size: int,
+    num_classes: int,
+    dense: Plan | None = None,
+    plan: Plan | None = None,
+    batches: Batches | None = None,
+) -> None:
+    """Removes `ratio` of the channels in place: of every layer, or of the network.
+
+    Args:
+        dense: widths that `ratio` is a fraction of, those of the model itself if None: a second cut says its first.
+        plan: how many channels to keep, by layer, instead of `ratio` and `scope`.
+        batches: for the gradients of `taylor`.
+
+    Raises:
+        ValueError: if the architecture cannot be pruned, run or stored; the model may then be unusable.
+    """
+    _check_layers(model)
+    whole = copy.deepcopy(model)
+    device = next(model.parameters()).device
+    image = torch.zeros(1, 3, image_size, image_size, device=device)
+    output = _output_layer(model, image, num_classes)
+    # the graph is traced through autograd, which frozen parameters would cut
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    model.requires_grad_(True)
+    if criterion == "taylor":
+        add_gradients(model, batches or (list))
+    try:
+        _cut(model, image, output, scorer(criterion), ratio, scope, dense=dense or widths(model), plan=plan)
+    except (*OUT_OF_MEMORY, _RefusedError):
+        raise
+    except Exception as error:  # whatever the tracer meets in an architecture that it does not know
+        kind = type(error).__name__
+        raise ValueError(f"Structured pruning cannot handle this architecture ({kind}: {error}).") from error
+    model.zero_grad(set_to_none=True)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    check_logits(model, name="after structured pruning", num_classes=num_classes, image_size=image_size)
+    check_reload(model, whole, image_size)
+
+
+def _cut(
+    model: nn.Module,
+    image: Tensor,
+    output: nn.Module,
+    score: Score,
+    ratio: float,
+    scope: str,
+    *,
+    dense: Plan,
+    plan: Plan | None,
+) -> None:
+    import torch_pruning  # only here: machines that only train or load need torch alone
+
+    with evaluating(model), torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        graph = torch_pruning.DependencyGraph()
+        graph.build_dependency(model, example_inputs=image, unwrapped_parameters=_scales(model))
+        groups = _groups(graph, model, output, score)
+        if not groups:
+            raise _RefusedError(
+                "This criterion has a score for no layer of the network (bn_scale needs BatchNorm); "
+                "take pruning_criterion='magnitude'."
+            )
+        if plan is not None:
+            removed = [max(0, len(group.scores) - plan[group.name] // group.parts) for group in groups]
+        elif scope == "global":
+            removed = _ranked_together(groups, ratio, dense)
+        else:
+            removed = [_of_one(group, ratio, dense[group.name]) for group in groups]
+        for group, count in zip(groups, removed, strict=True):
+            _remove(graph, group, count)
+
+
+def _groups(graph: Any, model: nn.Module, output: nn.Module, score: Score) -> list[_Group]:
+    names = {layer: name for name, layer in model.named_modules()}
+    found: list[_Group] = []
+    roots = [nn.Conv2d, nn.Linear]
+    for group in graph.get_all_groups(ignored_layers=[output], root_module_types=roots):
+        root = group[0].dep.target.module
+        parts = max((_parts(item.dep.target.module) for item in group), default=1)
+        scores = score(group)
+        if scores is None:
+            continue
+        if not bool(scores.isfinite().all()):
+            raise _RefusedError(f"The scores of layer {names[root]} must be finite, but got nan or inf.")
+        scores = scores.detach().cpu().view(parts, -1).mean(dim=0)
+        found.append(_Group(name=names[root], layer=root, remove=group[0].dep.handler, scores=scores, parts=parts))
+    return found
+
+
+def _parts(layer: nn.Module) -> int:
+    """How many equal parts a grouped convolution splits its channels into; a depthwise one has a part a channel."""
+    return layer.groups if isinstance(layer, nn.Conv2d) and 1 < layer.groups != layer.out_channels else 1
+
+
+def _of_one(group: _Group, ratio: float, dense: int) -> int:
+    """Channels to remove so that (1 - ratio) of the dense width is left."""
+    width = len(group.scores)
+    if group.parts > 1:  # of each part
+        return max(0, width - int(dense // group.parts * (1 - ratio)))
+    return max(0, width - rounded(dense * (1 - ratio), dense))
+
+
+def _ranked_together(groups: Sequence[_Group], ratio: float, dense: Plan) -> list[int]:
+    """Channels to remove of each group when the lowest scores of all go first."""
+    total = sum(dense[group.name] // group.parts for group in groups)
+    budget = sum(len(group.scores) for group in groups) - round(total * (1 - ratio))
+    owner = torch.cat([torch.full((len(group.scores),), index) for index, group in enumerate(groups)])
+    order = torch.cat([group.scores for group in groups]).argsort(stable=True)
+    room = [len(group.scores) - math.ceil(LEAST_GLOBAL * dense[group.name] / group.parts) for group in groups]
+    removed = [0] * len(groups)
+    for index in owner[order].tolist():
+        if budget <= 0:
+            break
+        if removed[index] < room[index]:
+            removed[index] += 1
+            budget -= 1
+    return [
+        count if group.parts > 1 else max(0, len(group.scores) - rounded(len(group.scores) - count, dense[group.name]))
+        for group, count in zip(groups, removed, strict=True)
+    ]
+
+
+def rounded(keep: float, width: int) -> int:
+    """The multiple of 8 nearest to `keep`, of 4 for layers of 16 to 31 channels, of 1 below; never none."""
+    step = 8 if width >= 32 else 4 if width >= 16 else 1
+    return min(width, max(step, step * math.floor(keep / step + 0.5)))
+
+
+def _remove(graph: Any, group: _Group, count: int) -> None:
+    """Takes the `count` lowest channels out, of every part."""
+    if count <= 0:
+        return
+    lowest = group.scores.argsort()[:count]
+    indices = [int(index) + part * len(group.scores) for part in range(group.parts) for index in lowest]
+    coupled = graph.get_pruning_group(group.layer, group.remove, sorted(indices))
+    if graph.check_pruning_group(coupled):
+        coupled.prune()
+
+
+def _check_layers(model: nn.Module) -> None:
+    """Returns if every parameter can lose channels and be resized: of a known layer, or one number a channel."""
+    for name, layer in model.named_modules():
+        sizes = [parameter.shape for parameter in layer.parameters(recurse=False)]
+        if not isinstance(layer, nn.Conv2d | _BatchNorm | nn.Linear | nn.LayerNorm) and not all(map(is_scale, sizes)):
+            raise ValueError(
+                "Structured pruning handles Conv2d, BatchNorm, LayerNorm and Linear layers, but got "
+                f"{name or 'a model'} of type {type(layer).__name__}; take pruning_method='l1_unstructured'."
+            )
+
+
+def _scales(model: nn.Module) -> list[tuple[nn.Parameter, int]]:
+    """Parameters outside of layers, one number a channel, and the dimension that the channels lie along."""
+    known = (nn.Conv2d, _BatchNorm, nn.Linear, nn.LayerNorm)
+    own = [p for layer in model.modules() if not isinstance(layer, known) for p in layer.parameters(recurse=False)]
+    return [(parameter, int(torch.tensor(parameter.shape).argmax())) for parameter in own if parameter.numel() > 1]
+
+
+def _output_layer(model: nn.Module, image: Tensor, num_classes: int) -> nn.Module:
+    """The layer that ran last among those with num_classes outputs."""
+    ran: list[nn.Module] = []
+
+    def note(layer: nn.Module, inputs: Any, output: Any) -> None:
+        if getattr(layer, "out_features", getattr(layer, "out_channels", None)) == num_classes:
+            ran.append(layer)
+
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    hooks = [layer.register_forward_hook(note) for layer in layers]
+    with evaluating(model), torch.no_grad():
+        model(image)
+    for hook in hooks:
+        hook.remove()
+    if not ran:
+        raise ValueError(f"Structured pruning finds no Linear or Conv2d with {num_classes=} outputs; nothing to keep.")
+    return ran[-1]

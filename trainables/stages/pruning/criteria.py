@@ -1,0 +1,56 @@
+"""Which channels matter: scores of coupled channels by magnitude, LAMP, Taylor expansion or BatchNorm's scale."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainables.stages.models.inspection import evaluating
+
+Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
+"""Some labelled training images: normalised pixels (B, 3, H, W) and class indices (B)."""
+Score = Callable[[Any], Tensor | None]
+"""One importance a channel of a torch-pruning group; None for a group that the criterion has nothing to say about."""
+
+
+def scorer(criterion: str) -> Score:
+    """The score of a group of coupled channels.
+
+    - `magnitude`: mean squared weight over all that is coupled, relative to the group's (DepGraph, arXiv:2301.12900);
+    - `lamp`: that, over the sum of what would be left of the group (LAMP, arXiv:2010.07611), which compares layers;
+    - `taylor`: sum of |w dL/dw|, the first-order change of the loss (Molchanov et al., CVPR 2019);
+    - `bn_scale`: |gamma| of the BatchNorms in the group (arXiv:1708.06519); None without one.
+    """
+    import torch_pruning  # only here: machines that only train or load need torch alone
+
+    known = torch_pruning.importance
+    score: Score = {
+        "magnitude": lambda: known.GroupMagnitudeImportance(p=2),
+        "lamp": lambda: known.LAMPImportance(p=2),
+        "taylor": lambda: known.GroupTaylorImportance(),
+        "bn_scale": lambda: known.BNScaleImportance(),
+    }[criterion]()
+    return score
+
+
+def add_gradients(model: nn.Module, batches: Batches) -> None:
+    """Leaves the gradient of the mean cross-entropy over `batches` in `.grad`; running statistics stay as they are.
+
+    Raises:
+        ValueError: if there is no batch, or a gradient is not finite.
+    """
+    model.zero_grad(set_to_none=True)
+    seen = 0
+    with evaluating(model), torch.enable_grad():
+        for pixels, labels in batches():
+            F.cross_entropy(model(pixels), labels, reduction="sum").backward()
+            seen += len(labels)
+    if seen == 0:
+        raise ValueError("pruning_criterion='taylor' needs labelled images for its gradients, but got 0.")
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    for gradient in gradients:
+        gradient.div_(seen)
+    if not all(bool(gradient.isfinite().all()) for gradient in gradients):
+        raise ValueError("pruning_criterion='taylor' needs finite gradients, but got nan or inf.")

@@ -1,0 +1,158 @@
+"""The trained student's cuts on the way to its pruning ratio, and what they are told by: ratio, plan, gradients."""
+
+import dataclasses
+import json
+from collections.abc import Generator, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Never
+
+import torch
+from torch import Tensor, nn
+
+from trainables.config.compression import PruneConfig
+from trainables.files import write_text
+from trainables.records.encoding import to_json
+from trainables.records.stages import DatasetRecord, ModelRecord
+from trainables.stages.data.augment.pixels import scaled
+from trainables.stages.data.on_device import Images
+from trainables.stages.data.splits import evenly
+from trainables.stages.models.inspection import count
+from trainables.stages.models.stored import load_model
+from trainables.stages.pruning.channels import widths
+from trainables.stages.pruning.criteria import Batches
+from trainables.stages.pruning.methods import Counts, PruneSummary, check_removed, compare, prune
+from trainables.stages.workspace import Workspace
+from trainables.store.results import stage_key
+
+TAYLOR_IMAGES = 512
+TAYLOR_BATCH = 64
+PLAN_FILE = "pruning.json"
+_NEW = ("pruning_criterion", "pruning_scope", "pruning_steps")
+
+
+def key_parts(config: PruneConfig) -> dict[str, Any]:
+    """What of a pruning decides its result, for keys; a setting at its default is left out where old keys lack it."""
+    row = vars(config.canonical())
+    return {name: value for name, value in row.items() if name not in _NEW or value != getattr(PruneConfig, name)}
+
+
+def cut(
+    model: nn.Module,
+    config: PruneConfig,
+    dataset: DatasetRecord,
+    images: Images,
+    *,
+    channel_ratio: float,
+    dense: Mapping[str, int],
+    step: int = 1,
+) -> PruneSummary:
+    """Makes cut number `step` of `pruning_steps`, in place: `step / pruning_steps` of the ratio is gone after it.
+
+    Args:
+        channel_ratio: what `structured` removes in all.
+        dense: widths of the network before the first cut.
+    """
+    config = config.canonical()
+    structured = config.pruning_method == "structured"
+    return prune(
+        model,
+        method=config.pruning_method,
+        ratio=(channel_ratio if structured else config.pruning_ratio) * step / config.pruning_steps,
+        image_size=dataset.image_size,
+        num_classes=dataset.num_classes,
+        criterion=config.pruning_criterion,
+        scope=config.pruning_scope,
+        dense=dense,
+        batches=gradient_images(images, next(model.parameters()).device),
+        must_remove=config.pruning_steps == 1,
+    )
+
+
+def cut_untrained(
+    model: nn.Module,
+    config: PruneConfig,
+    dataset: DatasetRecord,
+    *,
+    channel_ratio: float,
+    plan: Mapping[str, int] | None = None,
+    must_remove: bool = True,
+) -> None:
+    """Gives an untrained model the shape that a trained one gets: which channels go is chance.
+
+    The shape follows from the ratio alone where every layer loses its share; `bn_scale` spares layers without
+    BatchNorm. For `global` scope it is the layer-wise shape of the same ratio, no more than an estimate, unless `plan`
+    says what was left of the trained one.
+    """
+    config = config.canonical()
+    structured = config.pruning_method == "structured"
+    prune(
+        model,
+        method=config.pruning_method,
+        ratio=channel_ratio if structured else config.pruning_ratio,
+        image_size=dataset.image_size,
+        num_classes=dataset.num_classes,
+        criterion="bn_scale" if config.pruning_criterion == "bn_scale" and plan is None else "magnitude",
+        plan=plan,
+        must_remove=must_remove,
+    )
+
+
+def planned(
+    config: PruneConfig,
+    dataset: DatasetRecord,
+    images: Images,
+    student: ModelRecord,
+    place: Workspace,
+    *,
+    channel_ratio: float,
+) -> Generator[Never, None, dict[str, int]]:
+    """The widths that one cut leaves of the trained student, or from the store: for `global` scope only it knows."""
+    config = config.canonical()
+    decides = {"criterion": config.pruning_criterion, "scope": config.pruning_scope, "channel_ratio": channel_ratio}
+    key = stage_key("plan", version=1, parents=[student.key], **decides)
+
+    def compute(folder: Path) -> Generator[Never, None, None]:
+        model = load_model(student)
+        before, dense = count(model, dataset.image_size), widths(model)
+        once = dataclasses.replace(config, pruning_steps=1)
+        with place.device_lock().shared():
+            cut(model, once, dataset, images, channel_ratio=channel_ratio, dense=dense)
+        write_plan(model, before, once, dataset, folder)
+        write_text(folder / "record.json", to_json({"student": student.key}))
+        yield from ()
+
+    return read_plan((yield from place.store.obtain(key, compute)))
+
+
+def gradient_images(images: Images, device: torch.device) -> Batches:
+    """Up to 512 training images, not augmented, evenly over the split: the same ones for everybody."""
+
+    def batches() -> Iterable[tuple[Tensor, Tensor]]:
+        picks = torch.from_numpy(evenly(len(images.train_labels), TAYLOR_IMAGES))
+        for part in picks.split(TAYLOR_BATCH):
+            index = part.to(images.train_labels.device)
+            plain = scaled(images.train_images[index].to(images.mean.device), images.image_size)
+            pixels = images.normalise(plain / 255)
+            yield pixels.to(device), images.train_labels[index].to(device)
+
+    return batches
+
+
+def write_plan(model: nn.Module, before: Counts, config: PruneConfig, dataset: DatasetRecord, folder: Path) -> None:
+    """Leaves what was achieved and the width of every layer beside the weights.
+
+    Raises:
+        ValueError: if all cuts together removed nothing.
+    """
+    config = config.canonical()
+    summary = compare(
+        model, before, method=config.pruning_method, ratio=config.pruning_ratio, image_size=dataset.image_size
+    )
+    check_removed(summary)
+    write_text(folder / PLAN_FILE, to_json(dataclasses.asdict(summary) | {"channels": widths(model)}))
+
+
+def read_plan(folder: Path) -> dict[str, int]:
+    """The width of every layer of a pruned network in the store."""
+    channels: dict[str, int] = json.loads((folder / PLAN_FILE).read_text(encoding="utf-8"))["channels"]
+    return channels

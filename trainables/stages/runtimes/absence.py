@@ -1,0 +1,78 @@
+"""What this machine lacks for a runtime, in one line (no torch until asked)."""
+
+import ctypes
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+
+from trainables.stages.runtimes.base import (
+    RUNTIMES,
+)
+
+TENSORRT_LIBRARIES = ("libnvinfer.so.10", "libnvonnxparser.so.10")
+"""Shared libraries that ONNX Runtime's TensorRT provider is linked with."""
+
+
+def absence(name: str) -> str:
+    """Why a runtime cannot be used on this machine, on one line; empty if nothing speaks against it.
+
+    Looks for packages, driver and libraries (and loads TensorRT's) only: opening the runtime has the last word.
+    """
+    runtime = RUNTIMES[name]
+    for package in runtime.needs:
+        if importlib.util.find_spec(package) is None:
+            return f"{package} is not installed; `uv sync --extra {package}` brings it"
+    if runtime.device == "cuda" and cuda_devices() == 0:
+        return "this machine has no CUDA device"
+    if name == "tensorrt" and not load_tensorrt():
+        return (
+            "TensorRT 10 (libnvinfer.so.10), for which ONNX Runtime's provider is built, is not installed;"
+            " `uv pip install 'tensorrt-cu13-libs<11'` brings it"
+        )
+    if name == "torch_compile_cpu" and not any(map(shutil.which, ("g++", "clang++"))):
+        return "torch.compile needs a C++ compiler on the CPU, and neither g++ nor clang++ is installed"
+    if name == "torch_compile_cuda" and not any(map(shutil.which, ("gcc", "clang", "cc"))):
+        return "torch.compile needs a C compiler on CUDA, and neither gcc nor clang is installed"
+    return ""
+
+
+def check_runtime(name: str, *, on_gpu: bool) -> None:
+    """Return if a sweep whose trials have a GPU, or have not, can measure in a runtime.
+
+    Raises:
+        ValueError: if it cannot; the message says what is missing.
+    """
+    if reason := absence(name):
+        raise ValueError(f"latency_runtime={name}: {reason}; take onnxruntime_cpu.")
+    if RUNTIMES[name].device == "cuda" and not on_gpu:
+        raise ValueError(f"latency_runtime={name}: trials without a GPU cannot measure on one; ask for a GPU.")
+
+
+def cuda_devices() -> int:
+    """How many CUDA devices this process may use; 0 without a driver. Starts no context."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1" if os.name == "posix" else "nvcuda.dll")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    return count.value if driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 else 0
+
+
+def load_tensorrt() -> bool:
+    """Load TensorRT 10 into this process; whether it is on this machine.
+
+    Wheels put its libraries into the package `tensorrt_libs`, where the loader does not look. What ONNX Runtime's
+    provider needs is found by its name once it has been loaded from wherever it lies.
+    """
+    wheel = importlib.util.find_spec("tensorrt_libs")
+    folders = [Path(), *map(Path, (wheel and wheel.submodule_search_locations) or ())]
+    return any(all(_loads(str(folder / library)) for library in TENSORRT_LIBRARIES) for folder in folders)
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Epochs: the loop, losses, soft labels, teacher and student."""

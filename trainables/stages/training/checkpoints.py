@@ -1,0 +1,38 @@
+"""The state of a training stage after its last epoch, so that a killed stage goes on there."""
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from torch import nn
+
+from trainables.records.stages import EpochRecord, epochs_from_json
+
+
+def save(model: nn.Module, optimizer: torch.optim.Optimizer, curve: list[EpochRecord], path: Path) -> None:
+    """Write the state; a reader sees the old file or the whole new one."""
+    temporary = path.with_suffix(".tmp")
+    rows = json.dumps([asdict(record) for record in curve])
+    with temporary.open("wb") as file:
+        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "curve": rows}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def resume(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path, device: torch.device) -> list[EpochRecord]:
+    """Load the state, if there is one, and return the epochs that led to it."""
+    if not path.exists():
+        return []
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except torch.OutOfMemoryError:  # a RuntimeError, too, and the file is fine
+        raise
+    except (RuntimeError, EOFError, UnpicklingError):  # damaged by a power loss: begin again
+        return []
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    return list(epochs_from_json(json.loads(state["curve"])))

@@ -1,0 +1,283 @@
+"""The training loop of every stage: one epoch at a time, resumable after each, CPU or GPU.
+
+Shape letters: B batch, C classes.
+"""
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainables.config.candidate import AugmentConfig
+from trainables.config.training import TrainingConfig
+from trainables.records.stages import EpochRecord
+from trainables.stages.data.augment import draws, views
+from trainables.stages.data.on_device import Images
+from trainables.stages.data.splits import evenly
+from trainables.stages.data.streaming import Streamed
+from trainables.stages.models.inspection import recalibrate_bn
+from trainables.stages.models.placement import autocast, compiled, layout, move, refusal, settle
+from trainables.stages.training import checkpoints
+
+WARMUP_SHARE = 0.05
+MOMENTUM = 0.9
+EVAL_BATCH = 512
+RECALIBRATION_IMAGES = 2048
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One step's augmented images and what is known about them."""
+
+    index: Tensor
+    """Samples of the training split, int64 [B]."""
+    view: int
+    """Which of the samples' augmented views; (view, index) names the pixels exactly."""
+    pixels: Tensor
+    """float32 [B, 3, H, W] in [0, 1]."""
+    target: Tensor
+    """Class indices [B], or probabilities [B, C] under Mixup."""
+
+
+Turn = Callable[[], AbstractContextManager[None]]
+"""Entered around a step's work on the device; blocks while somebody measures there."""
+
+
+class Lesson(Protocol):
+    """What a stage is taught by."""
+
+    def open(self, view: int, turn: Turn) -> None:
+        """Have everything at hand that the view's batches need."""
+
+    def __call__(self, logits_BC: Tensor, batch: Batch) -> Tensor:
+        """The loss of a batch, a scalar in nats."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loop:
+    """One training stage in numbers."""
+
+    stage: str
+    """`teacher`, `student` or `recovery`."""
+    epochs: int
+    learning_rate: float
+    """Peak; 5 % linear warm-up, then a cosine to 0."""
+    training: TrainingConfig
+    optimizer: str = "adamw"
+    """One of `OPTIMIZERS`; its weight decay is that of `training`."""
+    augment: AugmentConfig
+    first_view: int = 0
+    """Index of the first epoch's augmented views; recovery goes on where the student stopped."""
+
+
+def seed_for(seed: int, *parts: object) -> int:
+    """A seed in [0, 2^63) that depends on every part: the same stage and epoch draw the same numbers again."""
+    digest = hashlib.sha256(repr((seed, *parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def train(
+    model: nn.Module,
+    loop: Loop,
+    images: Images,
+    lesson: Lesson,
+    folder: Path,
+    *,
+    after_step: Callable[[], None] | None = None,
+    turn: Turn = nullcontext,
+) -> Generator[EpochRecord, None, tuple[EpochRecord, ...]]:
+    """Train `model` in place, yield each epoch's record once its state is safely in `folder`, return all of them.
+
+    A second call with the same folder goes on after the last epoch that was stored and yields the rest: on one
+    device 2 epochs, a kill and 2 epochs give the weights of 4, on a CPU bit for bit, on a GPU so with `deterministic`.
+
+    Args:
+        after_step: called after every optimiser step (pruning masks).
+        turn: entered around every step.
+    """
+    trainer = Trainer(model, loop, images, lesson, after_step=after_step, turn=turn)
+    curve = checkpoints.resume(model, trainer.optimizer, folder / "state.pt", images.mean.device)
+    for epoch in range(len(curve) + 1, loop.epochs + 1):
+        record = trainer.epoch(epoch)
+        curve.append(record)
+        checkpoints.save(model, trainer.optimizer, curve, folder / "state.pt")
+        yield record
+    return tuple(curve)
+
+
+class Trainer:
+    """A network on the device of its images, its optimiser, and one epoch after the other."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loop: Loop,
+        images: Images,
+        lesson: Lesson,
+        *,
+        after_step: Callable[[], None] | None = None,
+        turn: Turn = nullcontext,
+    ) -> None:
+        device, training = images.mean.device, loop.training
+        assert training.train_precision is not None or device.type == "cpu", "CandidateConfig.on(device) comes first"
+        settle(device, training)
+        move(model, device, image_size=images.image_size)
+        self.optimizer = optimizer_of(model, loop)
+        self._model, self._loop, self._images, self._lesson = model, loop, images, lesson
+        self._after_step, self._turn = after_step, turn
+        self._device, self._layout = device, layout(model)
+        self._compiled = compiled(model, training)
+
+    def epoch(self, epoch: int) -> EpochRecord:
+        """One pass over the training split, BatchNorm estimated anew, validation."""
+        loop, started = self._loop, time.perf_counter()
+        train_loss, train_accuracy = self.learn(epoch)
+        with self._turn():
+            recalibrate(self._model, loop, self._images)
+            val_loss, val_accuracy = evaluate(self._model, self._images, loop.training)
+        return EpochRecord(
+            stage=loop.stage,
+            epoch=epoch,
+            epochs=loop.epochs,
+            train_loss=train_loss,
+            train_accuracy=train_accuracy,
+            val_loss=val_loss,
+            val_accuracy=val_accuracy,
+            learning_rate=self.optimizer.param_groups[0]["lr"],
+            seconds=time.perf_counter() - started,
+        )
+
+    def learn(self, epoch: int) -> tuple[float, float]:
+        """One pass over the training split; mean loss in nats and accuracy on the augmented images.
+
+        A GPU is waited for once, at the end.
+        """
+        loop, images = self._loop, self._images
+        settle(self._device, loop.training)
+        torch.manual_seed(seed_for(loop.training.seed, loop.stage, epoch))
+        view = loop.first_view + epoch - 1
+        batches = _batches(loop, images, epoch)
+        seen = views.views_of(images, loop.augment, epoch=view)
+        self._lesson.open(view, self._turn)
+        seen.announce(images.train_images, batches)
+        total_loss = torch.zeros((), device=self._device)
+        correct = torch.zeros((), device=self._device)
+        self._model.train()
+        for step, host_index in enumerate(batches):
+            with self._turn():
+                for group in self.optimizer.param_groups:
+                    group["lr"] = learning_rate(loop, (epoch - 1 + (step + 1) / len(batches)) / loop.epochs)
+                index = host_index.to(self._device, non_blocking=True)
+                pixels = seen.batch(images.train_images, host_index)
+                batch = Batch(index=index, view=view, pixels=pixels, target=_target(seen, index, images))
+                value, logits_BC = self._step(batch)
+                total_loss += value * len(index)
+                correct += (logits_BC.argmax(1) == images.train_labels[index]).sum()
+        count = sum(len(index) for index in batches)
+        with self._turn():  # a GPU still computes
+            mean_loss = total_loss.item() / count
+        if not math.isfinite(mean_loss):
+            raise ValueError(
+                f"training diverged: {loop.stage} loss is {mean_loss} in epoch {epoch} at learning rate"
+                f" {loop.learning_rate}."
+            )
+        return mean_loss, correct.item() / count
+
+    def _step(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Forward, backward and update; loss and logits [B, C], both detached."""
+        whole = len(batch.index) == self._loop.training.batch_size
+        network = self._compiled if whole else self._model  # a rest would be compiled for its own shape
+        with autocast(self._device, self._loop.training):
+            logits_BC = network(self._images.normalise(batch.pixels, self._layout))
+        value = self._lesson(logits_BC, batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        try:
+            value.backward()
+        except RuntimeError as error:
+            raise refusal(error) or error from None
+        self.optimizer.step()
+        if self._after_step is not None:
+            self._after_step()
+        return value.detach(), logits_BC.detach()
+
+
+def optimizer_of(model: nn.Module, loop: Loop) -> torch.optim.Optimizer:
+    """The optimizer that `loop.optimizer` names, over all weights, BatchNorm's included.
+
+    AdamW's weight decay is apart from the gradient (decoupled), Nesterov SGD's is part of it.
+    """
+    decay = loop.training.weight_decay
+    if loop.optimizer == "sgd":
+        return torch.optim.SGD(
+            model.parameters(), lr=loop.learning_rate, weight_decay=decay, momentum=MOMENTUM, nesterov=True, fused=True
+        )
+    return torch.optim.AdamW(model.parameters(), lr=loop.learning_rate, weight_decay=decay, fused=True)
+
+
+def learning_rate(loop: Loop, progress: float) -> float:
+    """Linear warm-up over the first 5 % of the stage, then a cosine to 0; progress in (0, 1]."""
+    if progress < WARMUP_SHARE:
+        return loop.learning_rate * progress / WARMUP_SHARE
+    return loop.learning_rate * 0.5 * (1 + math.cos(math.pi * (progress - WARMUP_SHARE) / (1 - WARMUP_SHARE)))
+
+
+def recalibrate(model: nn.Module, loop: Loop, images: Images) -> None:
+    """Estimate BatchNorm statistics anew from the first views of some training images, evenly over the split.
+
+    Short runs leave torchvision's running averages near their start, which reads as chance accuracy. Every batch has
+    images from all over the split: in folders they lie class by class, and a batch of one class has the wrong variance.
+    """
+    seen = views.views_of(images, loop.augment, epoch=loop.first_view)
+    picks = torch.from_numpy(evenly(len(images.train_labels), RECALIBRATION_IMAGES))
+    rounds = -(-len(picks) // loop.training.batch_size)
+    parts = [picks[first::rounds] for first in range(rounds) if len(picks[first::rounds]) > 1]
+    batches = (images.normalise(seen.batch(images.train_images, part), layout(model)) for part in parts)
+    with torch.no_grad(), autocast(images.mean.device, loop.training):
+        recalibrate_bn(model, batches)
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, images: Images, training: TrainingConfig) -> tuple[float, float]:
+    """Cross-entropy in nats and accuracy (0 to 1) on the validation split, in evaluation mode.
+
+    A GPU is waited for once, at the end.
+    """
+    model.eval()
+    device, count = images.mean.device, len(images.val_labels)
+    total = torch.zeros((), device=device)
+    correct = torch.zeros((), device=device)
+    parts = [slice(start, start + EVAL_BATCH) for start in range(0, count, EVAL_BATCH)]
+    if isinstance(images.val_images, Streamed):
+        images.val_images.announce(parts)
+    for part in parts:
+        labels = images.val_labels[part]
+        with autocast(device, training):
+            logits_BC = model(images.normalise(torch.div(images.val_images[part], 255), layout(model)))
+        total += F.cross_entropy(logits_BC.float(), labels, reduction="sum")
+        correct += (logits_BC.argmax(1) == labels).sum()
+    return total.item() / count, correct.item() / count
+
+
+def _batches(loop: Loop, images: Images, epoch: int) -> list[Tensor]:
+    """Index tensors of an epoch, on the CPU."""
+    order = draws.batch_order(seed_for(loop.training.seed, loop.stage), epoch, len(images.train_labels))
+    parts = order.split(loop.training.batch_size)
+    return [part for part in parts if len(part) > 1]  # BatchNorm cannot train on a single image
+
+
+def _target(seen: views.Views, index: Tensor, images: Images) -> Tensor:
+    labels = images.train_labels[index]
+    if seen.config.mixup_alpha is None:
+        return labels
+    partner, share = seen.partners(index)
+    one_hot = F.one_hot(labels, images.num_classes).float()
+    other = F.one_hot(images.train_labels[partner], images.num_classes).float()
+    return share[:, None] * one_hot + (1 - share[:, None]) * other

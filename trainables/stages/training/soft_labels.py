@@ -1,0 +1,146 @@
+"""Teacher logits of every view, computed once and shared by all trials.
+
+A view's pixels are a pure function of (data_seed, view, sample), Mixup included, so the teacher says the same about
+them in every trial. The bank holds them as float16 in the store, one file [sample, class] a view (1 MB for CIFAR-10),
+filled by whoever needs the view first; who would have to wait for one fills a later one meanwhile, so that trials that
+start together fill the bank together. It is exact where one fixed set of logits for augmented images is not: teacher
+and student see the same pixels ("consistent teaching", arXiv:2106.05237, section 3).
+
+Shape letters: N samples, B batch, C classes.
+"""
+
+import time
+from collections.abc import Generator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Never
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trainables.config.candidate import AugmentConfig
+from trainables.config.training import TrainingConfig
+from trainables.files import write_text
+from trainables.records.encoding import to_json
+from trainables.records.stages import DatasetRecord, ModelRecord
+from trainables.stages.data.augment.views import views_of
+from trainables.stages.data.on_device import Images
+from trainables.stages.models.placement import autocast, layout, move
+from trainables.stages.models.stored import load_model
+from trainables.stages.training.loop import Turn
+from trainables.store.results import Key, Store, stage_key
+
+VERSION = 2
+FILL_BATCH = 256
+
+
+def soft_labels_key(
+    teacher: ModelRecord, dataset: DatasetRecord, augment: AugmentConfig, training: TrainingConfig, *, view: int
+) -> Key:
+    """Where a view's logits lie in the store; of `training` only what the teacher's forward pass depends on counts."""
+    training = training.on("cpu")
+    return stage_key(
+        "soft_labels",
+        version=VERSION,
+        parents=[dataset.fingerprint, teacher.key],
+        view=view,
+        train_precision=training.train_precision,
+        deterministic=training.deterministic,
+        **vars(augment),
+    )
+
+
+class SoftLabels:
+    """The bank of one teacher on one data set under one augmentation and precision."""
+
+    def __init__(
+        self,
+        teacher: ModelRecord,
+        dataset: DatasetRecord,
+        images: Images,
+        augment: AugmentConfig,
+        store: Store,
+        *,
+        training: TrainingConfig,
+        views: int = 0,
+    ) -> None:
+        """Nothing is computed yet.
+
+        Args:
+            views: those that the candidate needs in all, from 0; only these are filled ahead.
+        """
+        self._teacher, self._dataset, self._images = teacher, dataset, images
+        self._augment, self._store, self._training, self._views = augment, store, training, views
+        self._view: int | None = None
+        self._logits_NC = torch.empty(0)
+
+    def open(self, view: int, turn: Turn) -> None:
+        """Have a view's logits at hand, computing them if nobody has; waits while somebody else does."""
+        if view == self._view:
+            return
+        while self._store.busy(self._key(view)) and (ahead := self._first_free(view + 1)) is not None:
+            self._obtain(ahead, turn)
+        # mapped, so that all trials of a node share its pages; "c" (copy on write) as torch knows no read-only memory
+        logits = np.load(self._obtain(view, turn) / "logits.npy", mmap_mode="c")
+        self._logits_NC = torch.from_numpy(logits).to(self._images.mean.device)
+        self._view = view
+
+    def __call__(self, view: int, index: Tensor) -> Tensor:
+        """The teacher's logits [B, C], float32, for samples of the opened view."""
+        assert view == self._view, f"view {view} was not opened"
+        return self._logits_NC[index].float()
+
+    def _key(self, view: int) -> Key:
+        return soft_labels_key(self._teacher, self._dataset, self._augment, self._training, view=view)
+
+    def _first_free(self, start: int) -> int | None:
+        """The first view from `start` that nobody has filled and nobody is filling."""
+        keys = ((view, self._key(view)) for view in range(start, self._views))
+        return next((view for view, key in keys if self._store.find(key) is None and not self._store.busy(key)), None)
+
+    def _obtain(self, view: int, turn: Turn) -> Path:
+        filling = self._store.obtain(self._key(view), lambda folder: self._fill(view, folder, turn))
+        try:
+            next(filling)
+        except StopIteration as end:
+            return Path(end.value)
+        raise AssertionError("filling a view reports nothing")
+
+    def _fill(self, view: int, folder: Path, turn: Turn) -> Generator[Never, None, None]:
+        started = time.perf_counter()
+        network = load_model(self._teacher)
+        move(network, self._images.mean.device, image_size=self._images.image_size)
+        logits_NC = logits_of(network, self._images, self._augment, self._training, view=view, turn=turn)
+        with turn():  # a GPU still computes
+            logits = logits_NC.cpu().numpy()
+        np.save(folder / "logits.npy", logits)
+        write_text(folder / "record.json", to_json({"view": view, "seconds": time.perf_counter() - started}))
+        yield from ()
+
+
+@torch.no_grad()
+def logits_of(
+    network: nn.Module,
+    images: Images,
+    augment: AugmentConfig,
+    training: TrainingConfig,
+    *,
+    view: int,
+    turn: Turn = nullcontext,
+) -> Tensor:
+    """What a network, in evaluation mode, says about one view of all training images: float16 [N, C] on their device.
+
+    Args:
+        turn: entered around every batch.
+    """
+    count, device = len(images.train_labels), images.mean.device
+    views = views_of(images, augment, epoch=view)
+    logits_NC = torch.empty((count, images.num_classes), dtype=torch.float16, device=device)
+    batches = torch.arange(count).split(FILL_BATCH)
+    views.announce(images.train_images, batches)
+    for index in batches:
+        with turn(), autocast(device, training):
+            pixels = views.batch(images.train_images, index)
+            logits_NC[index[0] : index[-1] + 1] = network(images.normalise(pixels, layout(network))).half()
+    return logits_NC

@@ -1,0 +1,1 @@
+"""Results of stages, found by content: computed once, shared between nodes, collected (no torch, no Ray)."""

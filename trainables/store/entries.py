@@ -1,0 +1,118 @@
+"""Folders of a store on this disk: what is in them, whether it is whole, and the layout's format (no torch, no Ray)."""
+
+import json
+import logging
+from pathlib import Path
+from typing import TypedDict
+
+from trainables.files import write_text
+from trainables.records.encoding import to_json
+from trainables.store.manifest import FORMAT, MANIFEST, Manifest, describe, fault, is_scratch, other_format, parse
+from trainables.store.objects import Objects
+from trainables.store.remote import PARTIAL, Remote
+
+log = logging.getLogger(__name__)
+
+FORMAT_FILE = "store.json"
+PROGRESS = ".progress.json"
+
+
+class Progress(TypedDict):
+    """How far unfinished work is."""
+
+    seconds: float
+    reports: int
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a finished result; None if its files are as they were written.
+
+    Raises:
+        ValueError: if it was written in another format.
+    """
+    try:
+        text = (folder / MANIFEST).read_bytes()
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    manifest = parse(text, str(folder / MANIFEST))
+    return f"{MANIFEST} cannot be read" if manifest is None else fault(folder, manifest)
+
+
+def move_aside(folder: Path) -> None:
+    """Make room for a new result where a damaged one lies, and say so."""
+    reason, number = damage(folder), 1
+    while (aside := folder.with_name(f"{folder.name}.corrupt-{number}")).exists():
+        number += 1
+    folder.rename(aside)
+    log.warning("store: %s is damaged (%s); moved to %s and computed again", folder, reason, aside.name)
+
+
+def progress(partial: Path) -> Progress:
+    """What `note_progress` wrote last; zeros for new work."""
+    try:
+        row = json.loads((partial / PROGRESS).read_text(encoding="utf-8"))
+        return Progress(seconds=float(row["seconds"]), reports=int(row["reports"]))
+    except (FileNotFoundError, ValueError, KeyError):
+        return Progress(seconds=0.0, reports=0)
+
+
+def note_progress(partial: Path, done: Progress) -> None:
+    """Keep seconds and reports with the work."""
+    (partial / PROGRESS).write_text(to_json(dict(done)), encoding="utf-8")
+
+
+def described(partial: Path, *, key: str, version: int) -> Manifest:
+    """The manifest of a folder in work, with its progress."""
+    done = progress(partial)
+    return describe(partial, key=key, version=version, seconds=done["seconds"], reports=done["reports"])
+
+
+def drop_scratch(partial: Path) -> None:
+    """Remove what killed writers left."""
+    for path in list(partial.rglob("*")):
+        if path.is_file() and is_scratch(path) and path.name != PROGRESS:
+            path.unlink()
+
+
+def take_newest(remote: Remote, partial: Path) -> None:
+    """Go on from another node's unfinished work if it is further than this node's."""
+    there = remote.manifest(PARTIAL)
+    if there is not None and there.reports > progress(partial)["reports"] and remote.pull(there, partial, PARTIAL):
+        note_progress(partial, Progress(seconds=there.seconds, reports=there.reports))
+
+
+def check_format(root: Path | None, objects: Objects | None, where: str) -> None:
+    """Refuse a store of another format, on this disk, below a URL, or both.
+
+    Raises:
+        ValueError: naming the store, both formats, and what to do.
+    """
+    if root is not None and (root / FORMAT_FILE).exists():
+        _check((root / FORMAT_FILE).read_bytes(), str(root))
+    elif root is not None and any(map(_without_manifest, root.glob("*/*/record.json"))):
+        raise ValueError(other_format(str(root), 1))
+    if objects is not None and (text := objects.read(FORMAT_FILE)) is not None:
+        _check(text, where)
+
+
+def mark_format(root: Path, objects: Objects | None) -> None:
+    """Name the format in a new store."""
+    text = to_json({"format": FORMAT})
+    if not (root / FORMAT_FILE).exists():
+        root.mkdir(parents=True, exist_ok=True)
+        write_text(root / FORMAT_FILE, text)
+    if objects is not None and objects.read(FORMAT_FILE) is None:
+        objects.write(FORMAT_FILE, text.encode())
+
+
+def _without_manifest(record: Path) -> bool:
+    return "." not in record.parent.name and not (record.parent / MANIFEST).exists()
+
+
+def _check(text: bytes, where: str) -> None:
+    try:
+        found = json.loads(text)["format"]
+    except (ValueError, KeyError, TypeError):
+        found = "unknown"
+    if found != FORMAT:
+        raise ValueError(other_format(where, found))

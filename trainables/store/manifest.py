@@ -1,0 +1,122 @@
+"""What a stored result consists of: the size and SHA-256 of every file, and what it cost (standard library only)."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from trainables.files import _sync, sha256
+
+FORMAT = 2
+"""Of the store's layout; 1 had no manifests."""
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileEntry:
+    """One file of a result."""
+
+    sha256: str
+    size: int
+    """Bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """All files of a result, or of unfinished work."""
+
+    key: str
+    """`STAGE/DIGEST`."""
+    version: int
+    """Of the stage's code."""
+    seconds: float
+    """Wall time of computing, over all attempts; what a stage had others compute for it is counted there too."""
+    reports: int
+    """How often the stage reported: epochs, for training."""
+    created: float
+    """Unix time, seconds."""
+    files: Mapping[str, FileEntry]
+    """By path below the result's folder, with forward slashes."""
+    format: int = FORMAT
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all files."""
+        return sum(entry.size for entry in self.files.values())
+
+
+def describe(folder: Path, *, key: str, version: int, seconds: float, reports: int) -> Manifest:
+    """The manifest of a folder as it is now, its files flushed to the disk; hidden and temporary ones are left out."""
+    files = {}
+    for path in result_files(folder):
+        _sync(path)
+        files[path.relative_to(folder).as_posix()] = FileEntry(sha256=sha256(path), size=path.stat().st_size)
+    return Manifest(key=key, version=version, seconds=seconds, reports=reports, created=time.time(), files=files)
+
+
+def result_files(folder: Path) -> Iterator[Path]:
+    """The files of a result; not its manifest, and not what writers leave when they are killed."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not is_scratch(path) and path != folder / MANIFEST:
+            yield path
+
+
+def is_scratch(path: Path) -> bool:
+    """Whether a file is some writer's temporary one: `.name` or `name.tmp`."""
+    return path.name.startswith(".") or path.suffix == ".tmp"
+
+
+def parse(text: str | bytes, where: str) -> Manifest | None:
+    """The manifest that `to_json` wrote; None if the text is none.
+
+    Raises:
+        ValueError: if it is one of another format.
+    """
+    try:
+        row: dict[str, Any] = json.loads(text)
+        found = row["format"]
+        if found == FORMAT:
+            files = {inside(name): FileEntry(**entry) for name, entry in row["files"].items()}
+            return Manifest(**row | {"files": files})
+    except (KeyError, TypeError, AttributeError, ValueError):  # a damaged text can be any JSON, or none
+        return None
+    raise ValueError(other_format(where, found))
+
+
+def inside(name: str) -> str:
+    """The path itself if it stays below the folder it is joined to; who wrote it may have meant us harm.
+
+    Raises:
+        ValueError: if it does not.
+    """
+    path = PurePosixPath(name)
+    if path.is_absolute() or not path.parts or ".." in path.parts or "\\" in name or "\0" in name:
+        raise ValueError(f"{name!r} is no path below a folder.")
+    return name
+
+
+def other_format(where: str, found: object) -> str:
+    """What to say about a store that this version cannot read."""
+    return (
+        f"{where} was written in store format {found}, but this version reads format {FORMAT}: "
+        "take another --out, or empty that store with `python -m trainables.store gc --all`."
+    )
+
+
+def fault(folder: Path, manifest: Manifest) -> str | None:
+    """What is wrong with a folder that should hold the manifest's files; None if they are all as written.
+
+    Sizes are compared always, contents on a file's first use in this process and whenever its size or time changed.
+    """
+    for name, entry in manifest.files.items():
+        path = folder / name
+        try:
+            if (size := path.stat().st_size) != entry.size:
+                return f"{name} has {size} bytes instead of {entry.size}"
+            if sha256(path) != entry.sha256:
+                return f"{name} does not have its SHA-256"
+        except FileNotFoundError:
+            return f"{name} is missing"
+    return None

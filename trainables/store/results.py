@@ -1,0 +1,289 @@
+"""Content-addressed results of stages: computed once, found again by whoever needs them (no torch, no Ray).
+
+STORE/store.json                     the format of this layout
+STORE/student/3f9a.../               a finished result: files, `record.json` and the manifest, put in place by a rename
+STORE/student/3f9a....partial/       work under way, kept when it is interrupted: the next one goes on from there
+STORE/student/3f9a....failed.json    why this can never succeed
+STORE/student/3f9a....corrupt-1/     a result whose files were not as written; computed again
+STORE/student/3f9a....lock           held while somebody computes; the kernel lets go of it when that process dies
+
+python -m trainables.store ls|du|gc --out runs
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from trainables.files import write_text
+from trainables.locks import file_lock, file_lock_if_free
+from trainables.records.encoding import to_json
+from trainables.store.entries import (
+    PROGRESS,
+    check_format,
+    damage,
+    described,
+    drop_scratch,
+    mark_format,
+    move_aside,
+    note_progress,
+    progress,
+    take_newest,
+)
+from trainables.store.lease import Lease
+from trainables.store.manifest import MANIFEST
+from trainables.store.objects import Objects
+from trainables.store.remote import FAILED, LEASE, PARTIAL, Remote
+
+Report = TypeVar("Report")
+Compute = Callable[[Path], Generator[Report, None, None]]
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Key:
+    """The address of one result: stage name and digest of everything that decides it."""
+
+    stage: str
+    digest: str
+    version: int = field(default=0, compare=False)
+    """Of the stage's code; part of the digest, and here for people to read."""
+
+    def __str__(self) -> str:
+        return f"{self.stage}/{self.digest}"
+
+
+def stage_key(stage: str, *, version: int, parents: Sequence[str] = (), **decides: Any) -> Key:
+    """The key of a stage's result.
+
+    Args:
+        stage: such as `student`.
+        version: of the stage's code; raised when a change of code changes results.
+        parents: keys and fingerprints of what the stage starts from, in order.
+        decides: every setting that influences the result, as JSON values.
+    """
+    text = json.dumps([stage, version, list(parents), decides], sort_keys=True, separators=(",", ":"))
+    return Key(stage, hashlib.sha256(text.encode()).hexdigest()[:24], version)
+
+
+def store_below(out: Path, storage: str | None) -> "Store":
+    """The store of sweeps that keep their things in `out` and share, if `storage` is given, what is below that.
+
+    Args:
+        out: a folder of this node.
+        storage: a folder that all nodes see at this path, or a URL; None where there is one node.
+    """
+    if storage is None:
+        return Store(out / "store")
+    if "://" not in storage:
+        return Store(Path(storage) / "store")
+    cache = hashlib.sha256(storage.encode()).hexdigest()[:8]  # what one URL has, another one lacks
+    return Store(f"{storage.rstrip('/')}/store", cache=out / "cache" / cache)
+
+
+class Store:
+    """Results of stages under one folder, or under one URL with a folder of this node as its cache."""
+
+    def __init__(self, root: Path | str, *, cache: Path | None = None, stale_s: float = 60.0) -> None:
+        """Nothing is opened or written yet.
+
+        Args:
+            root: a folder on a disk whose kernel locks all users share, or a URL that fsspec knows: `s3://bucket/runs`,
+                or `file:///shared/runs` for a shared disk without trustworthy locks.
+            cache: for a URL, the local folder that its results are downloaded into once and computed in.
+            stale_s: for a URL, seconds of silence after which another node takes unfinished work over.
+
+        Raises:
+            ValueError: if a URL comes without a cache.
+        """
+        self.root = root
+        self._objects: Objects | None = None
+        if isinstance(root, Path) or "://" not in root:
+            self._local = Path(root)
+        elif cache is None:
+            raise ValueError(f"the store {root} needs a local folder, but got {cache=}: Store({root!r}, cache=FOLDER).")
+        else:
+            self._local, self._objects = cache, Objects(root)
+        self._stale_s, self._checked = stale_s, False
+
+    def find(self, key: Key) -> Path | None:
+        """The folder of a finished and undamaged result on this node, downloaded if need be; or None.
+
+        Raises:
+            ValueError: if the store was written in another format.
+        """
+        self._check_format()
+        if (folder := self._sound(key)) is not None or self._objects is None:
+            return folder
+        remote = Remote(self._objects, str(key))
+        if remote.manifest() is None:
+            return None
+        with file_lock(self._beside(key, ".lock")):
+            return self._sound(key) or self._download(key, remote)
+
+    def busy(self, key: Key) -> bool:
+        """Whether somebody on this node is computing `key` now."""
+        with file_lock_if_free(self._beside(key, ".lock")) as free:
+            return not free
+
+    def failure(self, key: Key) -> str | None:
+        """Why computing `key` is known to fail always, or None."""
+        path = self._beside(key, f".{FAILED}")
+        text: str | bytes | None = path.read_text(encoding="utf-8") if path.exists() else None
+        if text is None and self._objects is not None:
+            text = self._objects.read(f"{key}/{FAILED}")
+        return None if text is None else str(json.loads(text)["reason"])
+
+    def obtain(self, key: Key, compute: Compute[Report]) -> Generator[Report, None, Path]:
+        """Take the result under `key`, computing it if nobody has; yields the reports of computing.
+
+        `compute` gets a folder that may hold what an interrupted attempt left there and must write `record.json`
+        last. While another process computes the same key, this one waits, then takes its result. Closing the
+        generator early keeps the unfinished folder and lets others in. With a URL the folder is uploaded after every
+        report, so that another node can go on from there. A damaged result is moved aside, logged and computed again.
+
+        Raises:
+            ValueError: as raised by `compute`. It is remembered, and raised again without computing. Not remembered are
+                its subclasses and those raised `from` another error (a broken file, a module that cannot be imported),
+                nor any other exception: they leave the unfinished folder to the next attempt.
+            ConnectionError: if another node has taken the work over.
+        """
+        if (found := self.find(key)) is not None:
+            return found
+        self._raise_remembered(key)
+        with self._work(key) as work:
+            if (found := self._settled(work)) is not None:
+                return found
+            self._raise_remembered(key)
+            if work.remote is not None:
+                take_newest(work.remote, work.partial)
+            work.partial.mkdir(parents=True, exist_ok=True)
+            if not (work.partial / "record.json").exists():  # or nothing is left but to put it in place
+                yield from self._computed(work, compute)
+            return self._finish(work)
+
+    def _computed(self, work: "_Work", compute: Compute[Report]) -> Generator[Report, None, None]:
+        done = progress(work.partial)
+        with closing(compute(work.partial)) as reports:
+            while True:
+                started = time.perf_counter()
+                try:
+                    report = next(reports)
+                except StopIteration:
+                    break
+                except ValueError as error:
+                    if type(error) is ValueError and error.__cause__ is None:
+                        self._remember(work.key, str(error))
+                        shutil.rmtree(work.partial, ignore_errors=True)
+                    raise
+                finally:
+                    done["seconds"] += time.perf_counter() - started
+                done["reports"] += 1
+                note_progress(work.partial, done)
+                work.share()
+                yield report
+        assert (work.partial / "record.json").exists(), f"stage {work.key} wrote no record.json"
+        note_progress(work.partial, done)
+
+    def _finish(self, work: "_Work") -> Path:
+        """Commit: manifest, then the upload if there is one, then the rename."""
+        drop_scratch(work.partial)
+        manifest = described(work.partial, key=str(work.key), version=work.key.version)
+        write_text(work.partial / MANIFEST, to_json(manifest))
+        if work.remote is not None:
+            work.check()
+            work.remote.push(work.partial, manifest, MANIFEST)
+            work.remote.tidy()
+        folder = self._folder(work.key)
+        work.partial.rename(folder)
+        (folder / PROGRESS).unlink(missing_ok=True)
+        return folder
+
+    def _settled(self, work: "_Work") -> Path | None:
+        """What `find` finds, with a damaged result moved aside."""
+        if (found := self._sound(work.key)) is not None:
+            return found
+        if (folder := self._folder(work.key)).exists():
+            move_aside(folder)
+        if work.remote is None or work.remote.manifest() is None:
+            return None
+        if (found := self._download(work.key, work.remote)) is None:
+            work.remote.forget(MANIFEST)
+        return found
+
+    def _sound(self, key: Key) -> Path | None:
+        folder = self._folder(key)
+        return folder if folder.exists() and damage(folder) is None else None
+
+    def _download(self, key: Key, remote: Remote) -> Path | None:
+        manifest, folder = remote.manifest(), self._folder(key)
+        return folder if manifest is not None and remote.pull(manifest, folder, MANIFEST) else None
+
+    def _remember(self, key: Key, reason: str) -> None:
+        row = {"key": str(key), "version": key.version, "reason": reason, "created": time.time()}
+        write_text(self._beside(key, f".{FAILED}"), to_json(row))
+        if self._objects is not None:
+            self._objects.write(f"{key}/{FAILED}", to_json(row).encode())
+
+    def _raise_remembered(self, key: Key) -> None:
+        if (reason := self.failure(key)) is not None:
+            log.warning("store: %s failed before; `python -m trainables.store gc --failures` lets it try again", key)
+            raise ValueError(reason)
+
+    def _check_format(self) -> None:
+        if not self._checked:
+            check_format(self._local, self._objects, str(self.root))
+            self._checked = True
+
+    @contextmanager
+    def _work(self, key: Key) -> Generator["_Work", None, None]:
+        """The sole right to make `key`: on this node by a lock, among nodes by a lease."""
+        partial = self._beside(key, ".partial")
+        with file_lock(self._beside(key, ".lock")):
+            mark_format(self._local, self._objects)
+            if self._objects is None:
+                yield _Work(key, partial)
+                return
+            lease = Lease(self._objects, f"{key}/{LEASE}", stale_s=self._stale_s)
+            lease.acquire()
+            try:
+                yield _Work(key, partial, Remote(self._objects, str(key)), lease)
+            finally:
+                lease.release()
+
+    def _folder(self, key: Key) -> Path:
+        return self._local / key.stage / key.digest
+
+    def _beside(self, key: Key, suffix: str) -> Path:
+        return self._local / key.stage / (key.digest + suffix)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A key that this process alone works on."""
+
+    key: Key
+    partial: Path
+    remote: Remote | None = None
+    lease: Lease | None = None
+
+    def check(self) -> None:
+        """Raise ConnectionError if another node has taken it over."""
+        if self.lease is not None:
+            self.lease.check()
+
+    def share(self) -> None:
+        """Let other nodes go on from here."""
+        self.check()
+        if self.remote is not None:
+            try:
+                manifest = described(self.partial, key=str(self.key), version=self.key.version)
+                self.remote.push(self.partial, manifest, PARTIAL)
+            except OSError as error:  # the next report tries again; training need not wait for a network
+                log.warning("store: unfinished %s was not uploaded: %s", self.key, error)

@@ -1,0 +1,1 @@
+"""From a trial's folder to MLflow, each trial exactly once: the only writer."""

@@ -1,0 +1,62 @@
+"""A trial's folder on its way from the node that made it to the driver, through storage that both see.
+
+STORAGE/outbox/SWEEP/00012/   the files, named by their digests, and a manifest that is written last: whole or absent
+"""
+
+import shutil
+import time
+from pathlib import Path
+
+from trainables.files import sha256
+from trainables.records.trial import read_trial
+from trainables.store.manifest import MANIFEST, FileEntry, Manifest
+from trainables.store.objects import Objects
+from trainables.store.remote import Remote
+
+RECORD = "record.json"
+INCOMING = ".incoming"
+
+
+def send(folder: Path, key: str, storage: str) -> None:
+    """Upload a trial's record and the files it names; what an earlier attempt left there is replaced.
+
+    Args:
+        folder: of the trial, on this node.
+        key: `SWEEP/00012`.
+        storage: a shared folder or a URL.
+    """
+    names = (RECORD, *read_trial(folder).files)
+    files = {name: FileEntry(sha256=sha256(folder / name), size=(folder / name).stat().st_size) for name in names}
+    about = Manifest(key=key, version=0, seconds=0.0, reports=0, created=time.time(), files=files)
+    _remote(key, storage, patience_s=300.0).push(folder, about, MANIFEST)
+
+
+def fetch(folder: Path, key: str, storage: str, *, patience_s: float = 0.0) -> bool:
+    """Have a trial's record and files in `folder`, all or none; False if there are none, or they are damaged.
+
+    They come into a folder beside it, deeper by one: who lists trials never finds half of one.
+
+    Args:
+        folder: of the trial, on this machine.
+        key: `SWEEP/00012`.
+        storage: a shared folder or a URL.
+        patience_s: seconds to wait for a storage that does not answer.
+
+    Raises:
+        ConnectionError: if it still does not.
+    """
+    if (folder / RECORD).exists():
+        return True
+    remote = _remote(key, storage, patience_s=patience_s)
+    manifest = remote.manifest()
+    coming = folder.parent / INCOMING / folder.name
+    if manifest is None or not remote.pull(manifest, coming, MANIFEST):
+        return False
+    shutil.rmtree(folder, ignore_errors=True)
+    coming.rename(folder)
+    return True
+
+
+def _remote(key: str, storage: str, *, patience_s: float) -> Remote:
+    url = storage if "://" in storage else f"file://{Path(storage).resolve()}"
+    return Remote(Objects(f"{url.rstrip('/')}/outbox", patience_s=patience_s), key)

@@ -1,0 +1,1 @@
+"""Thin Ray Tune trainables over the stages."""
