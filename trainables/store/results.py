@@ -19,7 +19,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Never, TypeVar
 
 from trainables.files import write_text
 from trainables.locks import file_lock, file_lock_if_free
@@ -167,6 +167,20 @@ class Store:
             if not (work.partial / "record.json").exists():  # or nothing is left but to put it in place
                 yield from self._computed(work, compute)
             return self._finish(work)
+
+    def once(self, key: Key, compute: Callable[[Path], None]) -> Path:
+        """As `obtain`, for work that reports nothing."""
+
+        def reporting_nothing(folder: Path) -> Generator[Never, None, None]:
+            compute(folder)
+            yield from ()
+
+        stage = self.obtain(key, reporting_nothing)
+        try:
+            next(stage)
+        except StopIteration as end:
+            return Path(end.value)
+        raise AssertionError(f"{key} reported something")
 
     def _computed(self, work: "_Work", compute: Compute[Report]) -> Generator[Report, None, None]:
         done = progress(work.partial)

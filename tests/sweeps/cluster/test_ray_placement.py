@@ -35,11 +35,11 @@ def test_a_node_that_leaves_before_it_is_asked_for_the_storage_is_no_fault(
 ) -> None:
     gone = {"NodeID": "ab" * 28, "NodeManagerAddress": "10.0.0.9"}
     monkeypatch.setattr(joining, "_alive", lambda: [gone, *(node for node in ray.nodes() if node["Alive"])])
-    joining._check_nodes(SweepConfig(name="probe", out=tmp_path, cpus=2))
+    joining._check_nodes(SweepConfig(name="probe").replace(out=tmp_path, cpus=2))
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(joining, "_sees", lambda path: False)
     with pytest.raises(InputError, match="does not see"):
-        joining._check_nodes(SweepConfig(name="probe", out=tmp_path, cpus=2))
+        joining._check_nodes(SweepConfig(name="probe").replace(out=tmp_path, cpus=2))
 
 
 def probe() -> type[tune.Trainable]:
@@ -63,14 +63,14 @@ def probe() -> type[tune.Trainable]:
     ids=["sixteen quarters on two cores", "three GPUs on two cores"],
 )
 def test_all_trials_run_at_once_spread_evenly(tmp_path: Path, gpus: int, share: float, at_once: int) -> None:
-    config = SweepConfig(name="probe", out=tmp_path, gpus=gpus, gpus_per_trial=share, cpus=2)
-    assert config.concurrency == at_once
+    config = SweepConfig(name="probe").replace(out=tmp_path, gpus=gpus, gpus_per_trial=share, cpus=2)
+    assert config.devices.concurrency == at_once
     markers = tmp_path / "markers"
     markers.mkdir()
     results = tuner(
         probe(),
         config,
-        resources=config.resources,
+        resources=config.devices.resources,
         callbacks=[],
         name="probe",
         param_space={"markers": str(markers), "wanted": at_once},
@@ -98,14 +98,14 @@ def hungry() -> type[tune.Trainable]:
 
 def test_a_trial_out_of_memory_runs_again_with_a_gpu_of_its_own_and_it_is_said(tmp_path: Path) -> None:
     said = io.StringIO()
-    config = SweepConfig(name="hungry", out=tmp_path, gpus=4, gpus_per_trial=0.5, cpus=2)
+    config = SweepConfig(name="hungry").replace(out=tmp_path, gpus=4, gpus_per_trial=0.5, cpus=2)
     results = tuner(
         hungry(),
         config,
-        resources=config.resources,
+        resources=config.devices.resources,
         callbacks=[SayRetry(Console(file=said, width=200))],
         name="hungry",
-        param_space={"memory_share": config.share, "trial_number": 7},
+        param_space={"memory_share": config.devices.share, "trial_number": 7},
     ).fit()
     assert not results.errors
     assert [(row.metrics or {})["gpu"] for row in results] == [1.0]

@@ -51,7 +51,7 @@ SMALL = ["--preset", "quick", "--train-limit", "100", "--teacher-epochs", "1", "
 
 def sweep(**changes: object) -> SweepConfig:
     """Teacher 2 epochs, student 3, recovery 1, 1 s of timing, two at once, every trial its own student."""
-    base = quick().base.replace(teacher_epochs=2, student_epochs=3, recovery_epochs=1, latency_seconds=1.0)
+    base = quick().search.base.replace(teacher_epochs=2, student_epochs=3, recovery_epochs=1, latency_seconds=1.0)
     space = {"learning_rate": parse("learning_rate", "1e-4:1e-2"), "pruning_ratio": parse("pruning_ratio", "0.2,0.3")}
     settings = {"base": base, "space": space, "trials": 6, "cpus": 2, "reuse_probability": 0.0} | changes
     return replace(quick(), **settings)
@@ -75,7 +75,7 @@ def test_a_plan_by_hand() -> None:
 @pytest.mark.parametrize(("asked", "share"), [("fp32,int8_qat", 0.5), ("fp32,int8_ptq", 0.0)])
 def test_quantisation_aware_epochs_are_reckoned_with_by_their_share(asked: str, share: float) -> None:
     config = sweep(space=sweep().space | {"precision": parse("precision", asked)})
-    config = replace(config, base=config.base.replace(qat_epochs=2))
+    config = replace(config, base=config.search.base.replace(qat_epochs=2))
     plain = estimate(PROBE, sweep(), Hits(views_needed=4)).trial_s.expected
     assert estimate(PROBE, config, Hits(views_needed=4)).trial_s.expected - plain == pytest.approx(
         2 * share * QAT_COST * 12
@@ -140,7 +140,7 @@ def test_what_is_no_length_of_time(text: str) -> None:
 
 
 def reckoned(config: SweepConfig) -> tuple[Plan, Hits]:
-    hits = Hits(views_needed=config.base.student.student_epochs + config.base.prune.recovery_epochs)
+    hits = Hits(views_needed=config.search.base.student.student_epochs + config.search.base.prune.recovery_epochs)
     return estimate(PROBE, config, hits), hits
 
 
@@ -240,8 +240,8 @@ def test_a_plan_writes_nothing_and_says_what_it_would_cost(tmp_path: Path) -> No
 
 
 def test_looking_up_an_empty_store(tmp_path: Path) -> None:
-    config = sweep(out=tmp_path / "runs", base=quick().base.replace(train_limit=100))
-    dataset = prepared.prepare(config.base.data, tmp_path / "data")
+    config = sweep(out=tmp_path / "runs", base=quick().search.base.replace(train_limit=100))
+    dataset = prepared.prepare(config.search.base.data, tmp_path / "data")
     point = {"pruning_ratio": 0.2, "learning_rate": 1e-3}
     assert look_up(config, dataset, [point]) == Hits(views_needed=4 + 2, first_students=1)
     assert look_up(config, dataset, [point | {"kd_loss": "none"}]).views_needed == 0

@@ -14,7 +14,7 @@ from trainables.stages.data import prepared
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> DatasetRecord:
-    return prepared.prepare(quick().base.replace(train_limit=100).data, tmp_path_factory.mktemp("data"))
+    return prepared.prepare(quick().search.base.replace(train_limit=100).data, tmp_path_factory.mktemp("data"))
 
 
 def sweep(ratio: str = "0.2,0.6", method: str = "structured", **limits: float) -> SweepConfig:
@@ -26,7 +26,7 @@ def test_the_most_that_any_candidate_loses() -> None:
     assert largest_ratio(sweep("0.2,0.6")) == 0.6
     assert largest_ratio(sweep("0:0.7", "l1_unstructured,structured")) == 0.7
     assert largest_ratio(sweep("0.2,0.6", "l1_unstructured")) == 0
-    fixed = replace(quick(), space={}, base=quick().base.replace(pruning_method="structured", pruning_ratio=0.3))
+    fixed = replace(quick(), space={}, base=quick().search.base.replace(pruning_method="structured", pruning_ratio=0.3))
     assert largest_ratio(fixed) == 0.3
 
 
@@ -52,5 +52,5 @@ def test_a_latency_must_be_out_of_reach_by_a_margin(digits: DatasetRecord) -> No
 
 def test_what_is_pruned_to_a_share_or_has_no_such_limit_is_not_refused(digits: DatasetRecord) -> None:
     config = sweep(max_size_mb=1e-6)
-    check_reach(replace(config, base=config.base.replace(pruning_of="size")), digits)
+    check_reach(replace(config, base=config.search.base.replace(pruning_of="size")), digits)
     check_reach(sweep(max_drop=0.0), digits)

@@ -57,7 +57,7 @@ def record(number: int, accuracy: float, latency: float, size: float, **changes:
         started=0.0,
         ended=1.0,
     )
-    return dataclasses.replace(made, **changes)
+    return made.replace(**changes)
 
 
 def chosen(records: list[TrialRecord], count: int) -> list[int]:
@@ -118,18 +118,18 @@ def test_the_list_is_handed_out_once_and_in_order() -> None:
 @pytest.mark.parametrize(("changes", "words"), [({"champions": -1}, "champions=-1"), ({"seeds": 0}, "seeds=0")])
 def test_out_of_range_counts_are_named(changes: dict[str, int], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        SweepConfig(name="x", **changes)
+        SweepConfig(name="x").replace(**changes)
 
 
 def test_champions_may_be_asked_for_later() -> None:
-    assert dataclasses.replace(quick(), champions=3, seeds=9).identity() == quick().identity()
+    assert quick().replace(champions=3, seeds=9).identity() == quick().identity()
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[CandidateConfig, Workspace, DatasetRecord]:
     folder = tmp_path_factory.mktemp("scratch")
     words = {"train_limit": 100, "teacher_epochs": 1, "student_epochs": 2, "recovery_epochs": 1, "latency_seconds": 0.1}
-    config = quick().base.replace(pruning_ratio=0.4, **words)
+    config = quick().search.base.replace(pruning_ratio=0.4, **words)
     place = Workspace(
         store=Store(folder / "store"),
         data_dir=folder / "data",
@@ -209,10 +209,10 @@ def test_what_decides_a_network_from_scratch_is_in_its_key(
 
 def searched(out: Path) -> SweepConfig:
     """A sweep whose search is over, with one trial on disk."""
-    config = dataclasses.replace(quick(), name="x", out=out, champions=1, seeds=2)
+    config = quick().replace(name="x", out=out, champions=1, seeds=2)
     folder = config.folder / "trials" / "00000"
     folder.mkdir(parents=True)
-    made = record(0, 0.9, 2.0, 8e6, params=config.base.replace(alpha=0.5).canonical().flat())
+    made = record(0, 0.9, 2.0, 8e6, params=config.search.base.replace(alpha=0.5).canonical().flat())
     (folder / "record.json").write_text(to_json(made))
     return config
 

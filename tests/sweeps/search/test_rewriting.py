@@ -30,14 +30,14 @@ IMAGES = DatasetRecord(
 
 
 def sweep(tmp_path: Path, objective: str = "composite", **space: str) -> SweepConfig:
-    return dataclasses.replace(quick(), name="night", out=tmp_path, objective=objective, space=space_of(**space))
+    return quick().replace(name="night", out=tmp_path, objective=objective, space=space_of(**space))
 
 
 def begun(config: SweepConfig, *, told: int, asked: int) -> list[dict]:
     """A sweep whose driver died with some trials told and some running; the parameters of all."""
     config.folder.mkdir(parents=True, exist_ok=True)
     check_identity(config, IMAGES)
-    study, searcher = driver(config.folder, config.space, objective=config.objective)
+    study, searcher = driver(config.folder, config.search.space, objective=config.search.objective)
     ask(searcher, asked)
     for number in range(told):
         searcher.on_trial_complete(f"t{number}", FINAL | {"excess": {"max_drop": -0.5}})
@@ -55,7 +55,7 @@ def test_lists_and_ranges_may_grow_and_a_new_parameter_may_come(tmp_path: Path) 
     study.set_user_attr("far_cuts", 1)
     before = study.user_attrs
     assert check_identity(wider, IMAGES) == identity
-    study, searcher = driver(wider.folder, wider.space)
+    study, searcher = driver(wider.folder, wider.search.space)
     assert study.user_attrs == before
     assert [trial.params for trial in study.trials[:4]] == params
     assert [trial.state for trial in study.trials[:4]] == [TrialState.COMPLETE] * 3 + [TrialState.RUNNING]
@@ -69,11 +69,11 @@ def test_lists_and_ranges_may_grow_and_a_new_parameter_may_come(tmp_path: Path) 
 def test_what_was_fixed_may_be_searched(tmp_path: Path) -> None:
     first = sweep(tmp_path, alpha="0.5:0.9")
     space = {name: values for name, values in first.space.items() if name != "learning_rate"}
-    first = dataclasses.replace(first, space=space, base=first.base.replace(learning_rate=1e-3))
+    first = first.replace(space=space, base=first.base.replace(learning_rate=1e-3))
     begun(first, told=2, asked=2)
-    wider = dataclasses.replace(first, space={**space, "learning_rate": parse("learning_rate", "1e-3,3e-3")})
+    wider = first.replace(space={**space, "learning_rate": parse("learning_rate", "1e-3,3e-3")})
     check_identity(wider, IMAGES)
-    study, _ = driver(wider.folder, wider.space)
+    study, _ = driver(wider.folder, wider.search.space)
     assert [trial.params["learning_rate"] for trial in study.trials[:2]] == [1e-3, 1e-3]
 
 

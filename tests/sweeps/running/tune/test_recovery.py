@@ -33,7 +33,7 @@ def trial_config(config: SweepConfig, number: int, params: Any) -> dict[str, Any
         "trial_dir": str(folder),
         "key": f"{config.name}/{folder.name}",
         "trial_number": number,
-        "candidate": config.base.replace(**params).flat(),
+        "candidate": config.search.base.replace(**params).flat(),
     }
 
 
@@ -69,7 +69,7 @@ def recovered(tmp_path: Path, config: SweepConfig) -> tuple[Any, Any]:
 
 @pytest.fixture
 def config(tmp_path: Path) -> SweepConfig:
-    config = dataclasses.replace(quick(), name="night", out=tmp_path / "runs")
+    config = quick().replace(name="night", out=tmp_path / "runs")
     config.folder.mkdir(parents=True)
     return config
 
@@ -82,7 +82,7 @@ def test_a_trial_that_had_left_its_record_is_not_run_again(tmp_path: Path, confi
     record(trials / "00000", 0, "finished", **metrics)
     record(trials / "00001", 1, "failed")
     record(trials / "00002", 2, "infeasible", latency_p50_ms=9.0, size_bytes=1e6, macs=1e6)
-    config = dataclasses.replace(config, limits=Limits(max_latency_ms=3.0, max_drop=1.0))
+    config = config.replace(limits=Limits(max_latency_ms=3.0, max_drop=1.0))
     study, searcher = recovered(tmp_path, config)
     states = [trial.state for trial in study.trials[:4]]
     assert states == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.PRUNED, TrialState.RUNNING]
@@ -111,7 +111,7 @@ def study_params(config: SweepConfig) -> list[dict[str, Any]]:
 def test_a_record_that_is_still_in_storage_is_fetched(tmp_path: Path, config: SweepConfig) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
-    config = dataclasses.replace(config, storage=str(shared))
+    config = config.replace(storage=str(shared))
     _, searcher = driver(config.folder, SPACE)
     ask(searcher, 1)
     elsewhere = tmp_path / "node" / "00000"
@@ -138,7 +138,7 @@ def test_what_the_storage_did_not_give_is_fetched_later_and_never_taken_for_lost
     tmp_path: Path, config: SweepConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recovery, "PATIENCE_S", 0.1)
-    away = dataclasses.replace(config, storage="s3://bucket/runs")
+    away = config.replace(storage="s3://bucket/runs")
     study, searcher = driver(config.folder, SPACE)
     ask(searcher, 1)
     searcher.on_trial_complete("t0", FINAL)
@@ -150,7 +150,7 @@ def test_what_the_storage_did_not_give_is_fetched_later_and_never_taken_for_lost
     shared.mkdir()
     record(elsewhere, 0, "finished", val_accuracy=0.9)
     send(elsewhere, "night/00000", str(shared))
-    assert fetch_late(study, dataclasses.replace(config, storage=str(shared))) == 0
+    assert fetch_late(study, config.replace(storage=str(shared))) == 0
     assert read_trial(config.folder / "trials" / "00000") == read_trial(elsewhere)
 
 

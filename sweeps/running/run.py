@@ -1,0 +1,45 @@
+"""A sweep under way: what everybody needs who brings it forward."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from sweeps.planning.budget import Deadline
+from sweeps.search.config import SweepConfig
+from sweeps.search.objectives import composite_score
+from trainables.records.stages import DatasetRecord
+from trainables.records.trial import TrialRecord
+from trainables.tracking.tracker import Tracker
+from trainables.trials.task import Worker
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One command's run of a sweep."""
+
+    config: SweepConfig
+    dataset: DatasetRecord
+    teacher: TrialRecord
+    tracker: Tracker
+    console: Console
+    deadline: Deadline | None = None
+    """When it has to stop; None where it may take its time."""
+
+    def score(self, metrics: Mapping[str, float]) -> float:
+        """A finished candidate in points, higher is better."""
+        size = self.teacher.metrics["size_bytes"]
+        return composite_score(metrics, teacher_size_bytes=size, rates=self.config.rates)
+
+
+def worker_of(config: SweepConfig) -> Worker:
+    """What a trial's process works with."""
+    return Worker(
+        out=config.places.out.resolve(),
+        data=config.search.base.data,
+        data_dir=config.places.data_dir.resolve(),
+        storage=config.places.storage,
+        device=config.devices.device,
+        threads=config.devices.threads,
+        memory_share=min(1.0, config.devices.share),
+    )
