@@ -1,7 +1,7 @@
 """A sweep under way: what everybody needs who brings it forward."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from rich.console import Console
 
@@ -10,6 +10,7 @@ from sweeps.search.config import SweepConfig
 from sweeps.search.objectives import composite_score
 from trainables.records.stages import DatasetRecord
 from trainables.records.trial import TrialRecord
+from trainables.tracking.deliveries import Score
 from trainables.tracking.tracker import Tracker
 from trainables.trials.task import Worker
 
@@ -26,10 +27,10 @@ class Run:
     deadline: Deadline | None = None
     """When it has to stop; None where it may take its time."""
 
-    def score(self, metrics: Mapping[str, float]) -> float:
-        """A finished candidate in points, higher is better."""
-        size = self.teacher.metrics["size_bytes"]
-        return composite_score(metrics, teacher_size_bytes=size, rates=self.config.rates)
+    @property
+    def score(self) -> Score:
+        """A finished candidate's metrics -> points, higher is better; Tune pickles what holds it."""
+        return partial(composite_score, teacher_size_bytes=self.teacher.metrics["size_bytes"], rates=self.config.rates)
 
 
 def worker_of(config: SweepConfig) -> Worker:

@@ -15,7 +15,7 @@ from sweeps.planning.budget import Deadline
 from sweeps.running.outcome import headline, teacher_line
 from sweeps.running.run import Run, worker_of
 from sweeps.running.tune.delivery import Delivery
-from sweeps.running.tune.recovery import fetch_late, recover, trial_dir
+from sweeps.running.tune.recovery import TaskOf, fetch_late, recover, trial_dir
 from sweeps.running.tune.retry import SayRetry
 from sweeps.running.tune.stopper import FrontStopper
 from sweeps.running.tune.tuning import tuner
@@ -23,7 +23,9 @@ from sweeps.search.config import STOPPERS, Search, SweepConfig
 from sweeps.search.folder import InputError, no_room
 from sweeps.search.sampling.searcher import StudySearcher, finished, open_study
 from sweeps.search.space import tidy
-from trainables.records.trial import read_trial
+from trainables.records.stages import DatasetRecord
+from trainables.records.trial import TrialRecord, read_trial
+from trainables.tracking.deliveries import Score
 from trainables.trials.candidate import CandidateTrial
 from trainables.trials.task import TrialTask
 
@@ -31,8 +33,10 @@ from trainables.trials.task import TrialTask
 class InTime(StudySearcher):
     """Proposes nothing that would end after the deadline, if there is one."""
 
-    def __init__(self, study: optuna.Study, search: Search, *, deadline: Deadline | None, **hooks: Any) -> None:
-        super().__init__(study, search, **hooks)
+    def __init__(
+        self, study: optuna.Study, search: Search, *, task_of: TaskOf, score: Score, deadline: Deadline | None
+    ) -> None:
+        super().__init__(study, search, tune_config=partial(_tune_config, task_of), score=score)
         self._deadline = deadline
 
     def late(self) -> bool:
@@ -56,12 +60,8 @@ def run_trials(run: Run) -> int:
     config, console = run.config, run.console
     search, storage = config.search, config.places.storage
     study = open_study(config.folder / "study.journal", config.name, search)
-    task_of = partial(_task, run)
-
-    def tune_config(number: int, params: Mapping[str, Any]) -> dict[str, Any]:
-        return task_of(number, params).tune_config()
-
-    searcher = InTime(study, search, tune_config=tune_config, score=run.score, deadline=run.deadline)
+    task_of = partial(_task, config, run.dataset, run.teacher)
+    searcher = InTime(study, search, task_of=task_of, score=run.score, deadline=run.deadline)
     recover(study, searcher, config, task_of, teacher=run.teacher)
     done = len(finished(study))
     if done >= search.trials:
@@ -91,18 +91,24 @@ def run_trials(run: Run) -> int:
     return _count_failed(config) + away
 
 
-def _task(run: Run, number: int, params: Mapping[str, Any]) -> TrialTask:
+def _tune_config(task_of: TaskOf, number: int, params: Mapping[str, Any]) -> dict[str, Any]:
+    return task_of(number, params).tune_config()
+
+
+def _task(
+    config: SweepConfig, dataset: DatasetRecord, teacher: TrialRecord, number: int, params: Mapping[str, Any]
+) -> TrialTask:
     """A trial of the search: here its configuration takes the one form in which it travels."""
-    config, folder = run.config, trial_dir(run.config, number)
+    folder = trial_dir(config, number)
     return TrialTask(
-        candidate=config.search.base.replace(**tidy(params)).resolve(run.dataset, device=config.devices.device),
+        candidate=config.search.base.replace(**tidy(params)).resolve(dataset, device=config.devices.device),
         worker=worker_of(config),
         key=f"{config.name}/{folder.name}",
         folder=folder.resolve(),
         trial_number=number,
         limits=config.limits,
-        teacher_val_accuracy=run.teacher.metrics["val_accuracy"],
-        num_val=run.dataset.num_val,
+        teacher_val_accuracy=teacher.metrics["val_accuracy"],
+        num_val=dataset.num_val,
     )
 
 

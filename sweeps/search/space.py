@@ -172,8 +172,6 @@ def size(space: Space, base: CandidateConfig) -> float:
 def _size_of_part(space: Space, base: CandidateConfig) -> float:
     """As `size`; every value of the settings that decide is tried, others are counted where they are read."""
     counts = {name: _count(values) for name, values in space.items()}
-    if math.inf in counts.values():
-        return math.inf
     deciding = {name: _values(space[name]) for name in space if name in DECIDING}
     different: dict[CandidateConfig, float] = {}
     for point in itertools.product(*deciding.values()):

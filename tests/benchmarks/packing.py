@@ -8,7 +8,6 @@ The last line is what auto would take, and how much less that is than the best o
 """
 
 import argparse
-import dataclasses
 import os
 import sys
 from pathlib import Path

@@ -369,9 +369,17 @@ def run(config: SweepConfig, dataset: DatasetRecord, workers: int, max_seconds: 
     out = config.places.out.resolve()
     arrays = {split: tuple(np.array(array) for array in prepared.load(dataset, split)) for split in ("train", "val")}
     device = "cuda" if config.devices.gpus else "cpu"
-    task = Task(config=config.search.base, dataset=dataset, rates=config.rates, device=device, workers=workers, folder=out)
+    task = Task(
+        config=config.search.base, dataset=dataset, rates=config.rates, device=device, workers=workers, folder=out
+    )
     train_teacher(task, arrays, config.devices.cpus)
-    ray.init(address="local", num_cpus=config.devices.cpus, num_gpus=config.devices.gpus, include_dashboard=False, log_to_driver=False)
+    ray.init(
+        address="local",
+        num_cpus=config.devices.cpus,
+        num_gpus=config.devices.gpus,
+        include_dashboard=False,
+        log_to_driver=False,
+    )
     epochs = config.search.base.student.student_epochs + config.search.base.prune.recovery_epochs
     tracking_uri = f"sqlite:///{out / 'mlflow.db'}"
     MlflowClient(tracking_uri).create_experiment("plain", artifact_location=(out / "artifacts").as_uri())
@@ -464,7 +472,9 @@ def parsed(words: list[str], *, lenient: bool = False) -> tuple[OneLineParser, A
     own.add_argument("--max-seconds", type=float, metavar="S", help="stop after S seconds in all (default: never)")
     searched = parser.add_argument_group("search space", "each takes one value, a list such as 1,2,4, or LOW:HIGH")
     for name in SEARCHED:
-        searched.add_argument(flag_name(name), metavar="SPACE", help=f"(default: {spaces.show(preset.search.space[name])})")
+        searched.add_argument(
+            flag_name(name), metavar="SPACE", help=f"(default: {spaces.show(preset.search.space[name])})"
+        )
     add_config_flags(parser, preset.search.base, leave_out=spaces.SEARCHED)
     return parser, parser.parse_known_args(words)[0] if lenient else parser.parse_args(words)
 
@@ -483,7 +493,9 @@ def sweep_config(flags: Any) -> SweepConfig:
         preset,
         name="plain",
         base=config_from_flags(base, flags),
-        space={name: spaces.parse(name, given[name]) if name in given else preset.search.space[name] for name in SEARCHED},
+        space={
+            name: spaces.parse(name, given[name]) if name in given else preset.search.space[name] for name in SEARCHED
+        },
         **{name: getattr(flags, name) for name in names},
     )
 

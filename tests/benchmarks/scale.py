@@ -80,7 +80,10 @@ def run(flags: argparse.Namespace) -> None:
     searcher = StudySearcher(
         study,
         Proposing(
-            space=space, sampler=flags.sampler, objective=config.search.objective, reuse_probability=config.search.reuse_probability
+            space=space,
+            sampler=flags.sampler,
+            objective=config.search.objective,
+            reuse_probability=config.search.reuse_probability,
         ),
         trial_config=lambda number, params: {"trial_number": number, **quick().search.base.replace(**params).flat()},
         score=score,
@@ -175,7 +178,9 @@ def write_model(path: Path) -> None:
 def tracker_of(config: SweepConfig) -> Tracker:
     """MLflow in a SQLite file, with the sweep's description."""
     uri = f"sqlite:///{config.places.out.resolve() / 'mlflow.db'}"
-    tracker = Tracker(uri, experiment="scale", sweep="scale", sweep_id="scale", artifacts=config.places.out / "artifacts")
+    tracker = Tracker(
+        uri, experiment="scale", sweep="scale", sweep_id="scale", artifacts=config.places.out / "artifacts"
+    )
     about = {"name": "scale", "directions": DIRECTIONS, "units": UNITS, "reference_point": reference_point(10)}
     described = about | {"teacher": TEACHER, "config": {"dataset": "none"}, "versions": {}}
     write_text(config.folder / "sweep.json", json.dumps(described))

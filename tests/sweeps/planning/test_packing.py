@@ -1,4 +1,3 @@
-import dataclasses
 import io
 import os
 import re
@@ -176,7 +175,11 @@ def test_auto_becomes_a_share(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sweeps.planning.packing.together", lambda config, trials: at(trials, 1000.0 * min(trials, 3)))
     said = io.StringIO()
     config = packed(SweepConfig(name="x").replace(gpus=2, gpus_per_trial="auto", cpus=8), Screen(file=said, width=200))
-    assert (config.devices.gpus_per_trial, config.devices.concurrency, config.devices.resources["gpu"]) == (1 / 4, 8, 1 / 4)
+    assert (config.devices.gpus_per_trial, config.devices.concurrency, config.devices.resources["gpu"]) == (
+        1 / 4,
+        8,
+        1 / 4,
+    )
     assert said.getvalue() == (
         "auto: 4 trials at once on a GPU. Images/s of all by trials at once: 1: 1000, 2: 2000, 4: 3000, 6: 3000,"
         " 8: 3000; one takes 2000 MB.\n"

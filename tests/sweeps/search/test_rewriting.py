@@ -1,6 +1,5 @@
 """A sweep that goes on with more than it began with: wider lists and ranges, new parameters, other objectives."""
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -51,7 +50,7 @@ def test_lists_and_ranges_may_grow_and_a_new_parameter_may_come(tmp_path: Path) 
         tmp_path, learning_rate="3e-4,1e-3,3e-3", alpha="0.3:1.0", pruning_method="structured,l1_unstructured"
     )
     identity = check_identity(first, IMAGES)
-    study, _ = driver(first.folder, first.space)
+    study, _ = driver(first.folder, first.search.space)
     study.set_user_attr("far_cuts", 1)
     before = study.user_attrs
     assert check_identity(wider, IMAGES) == identity
@@ -68,8 +67,8 @@ def test_lists_and_ranges_may_grow_and_a_new_parameter_may_come(tmp_path: Path) 
 
 def test_what_was_fixed_may_be_searched(tmp_path: Path) -> None:
     first = sweep(tmp_path, alpha="0.5:0.9")
-    space = {name: values for name, values in first.space.items() if name != "learning_rate"}
-    first = first.replace(space=space, base=first.base.replace(learning_rate=1e-3))
+    space = {name: values for name, values in first.search.space.items() if name != "learning_rate"}
+    first = first.replace(space=space, base=first.search.base.replace(learning_rate=1e-3))
     begun(first, told=2, asked=2)
     wider = first.replace(space={**space, "learning_rate": parse("learning_rate", "1e-3,3e-3")})
     check_identity(wider, IMAGES)
@@ -81,11 +80,11 @@ def test_the_objective_may_change_both_ways(tmp_path: Path) -> None:
     begun(sweep(tmp_path, alpha="0.5:0.9"), told=2, asked=2)
     three = sweep(tmp_path, "pareto", alpha="0.5:0.9")
     check_identity(three, IMAGES)
-    study, searcher = driver(three.folder, three.space, objective="pareto")
+    study, searcher = driver(three.folder, three.search.space, objective="pareto")
     assert study.trials[0].values == [0.9, 1.5, 1_000_000]
     ask(searcher, 1, name="more")
     check_identity(sweep(tmp_path, alpha="0.5:0.9"), IMAGES)
-    study, _ = driver(three.folder, three.space)
+    study, _ = driver(three.folder, three.search.space)
     assert study.trials[0].value == pytest.approx(90.0)
 
 

@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import subprocess
 import sys
@@ -33,7 +32,9 @@ from trainables.records.encoding import to_json
 def test_what_runs_at_once_and_on_what(
     gpus: int, gpus_per_trial: float, cpus: int, cpus_per_trial: int, at_once: int, cpu: float, threads: int
 ) -> None:
-    config = SweepConfig(name="x").replace(gpus=gpus, gpus_per_trial=gpus_per_trial, cpus=cpus, cpus_per_trial=cpus_per_trial)
+    config = SweepConfig(name="x").replace(
+        gpus=gpus, gpus_per_trial=gpus_per_trial, cpus=cpus, cpus_per_trial=cpus_per_trial
+    )
     assert config.devices.concurrency == at_once
     assert config.devices.resources == ({"cpu": cpu, "gpu": gpus_per_trial} if gpus else {"cpu": cpu})
     assert config.devices.threads == threads
@@ -69,7 +70,7 @@ def test_all_trials_at_once_fit_the_machine(cpus: int, gpus: int, share: float) 
 )
 def test_out_of_range_values_are_named(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        SweepConfig(**({"name": "x"} | changes))
+        SweepConfig(name="x").replace(**changes)
 
 
 @pytest.mark.parametrize("share", [float("nan"), float("inf")])
@@ -84,7 +85,7 @@ def changed(**changes: object) -> SweepConfig:
 
 def test_the_default_name_is_the_same_in_every_process() -> None:
     name = default_name("quick", quick().identity())
-    script = "from sweeps.search.config import default_name, quick; print(default_name('quick', quick().identity()))"
+    script = "from sweeps.search.presets import default_name, quick; print(default_name('quick', quick().identity()))"
     other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert other.stdout.strip() == name
 
