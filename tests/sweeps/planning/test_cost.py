@@ -4,7 +4,6 @@ import math
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,7 +75,7 @@ def test_a_plan_by_hand() -> None:
 @pytest.mark.parametrize(("asked", "share"), [("fp32,int8_qat", 0.5), ("fp32,int8_ptq", 0.0)])
 def test_quantisation_aware_epochs_are_reckoned_with_by_their_share(asked: str, share: float) -> None:
     config = sweep(space=sweep().space | {"precision": parse("precision", asked)})
-    config = replace(config, base=config.search.base.replace(qat_epochs=2))
+    config = config.replace(base=config.search.base.replace(qat_epochs=2))
     plain = estimate(PROBE, sweep(), Hits(views_needed=4)).trial_s.expected
     assert estimate(PROBE, config, Hits(views_needed=4)).trial_s.expected - plain == pytest.approx(
         2 * share * QAT_COST * 12
