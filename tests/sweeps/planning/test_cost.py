@@ -74,7 +74,7 @@ def test_a_plan_by_hand() -> None:
 
 @pytest.mark.parametrize(("asked", "share"), [("fp32,int8_qat", 0.5), ("fp32,int8_ptq", 0.0)])
 def test_quantisation_aware_epochs_are_reckoned_with_by_their_share(asked: str, share: float) -> None:
-    config = sweep(space=sweep().space | {"precision": parse("precision", asked)})
+    config = sweep(space=sweep().search.space | {"precision": parse("precision", asked)})
     config = config.replace(base=config.search.base.replace(qat_epochs=2))
     plain = estimate(PROBE, sweep(), Hits(views_needed=4)).trial_s.expected
     assert estimate(PROBE, config, Hits(views_needed=4)).trial_s.expected - plain == pytest.approx(
@@ -123,7 +123,7 @@ def test_trials_within_a_budget(trials: int, more: float) -> None:
 def test_a_budget_too_small_says_what_one_trial_needs() -> None:
     needs = in_words(88 + START_S + 60)
     with pytest.raises(ValueError, match=rf"--budget 2 min: one trial needs about {needs} .*trial 60 s"):
-        fit_to_budget(sweep(), reckoned, at=time.monotonic() + 120 + FINISH_S, budget_s=120.0)
+        fit_to_budget(sweep(), reckoned, at=time.monotonic() + 120 + FINISH_S, budget_s=120.0, shares=(1.0,))
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_champions_come_out_of_a_budget() -> None:
     seconds = 88 + START_S + plan.champions_s.expected + 5 * 32
     assert trials_within(seconds, plan) == 5
     with pytest.raises(ValueError, match=r"trial 60 s, champions 110 s, probe and start"):
-        fit_to_budget(sweep(), lambda _: (plan, Hits()), at=time.monotonic() + 60, budget_s=60.0)
+        fit_to_budget(sweep(), lambda _: (plan, Hits()), at=time.monotonic() + 60, budget_s=60.0, shares=(1.0,))
 
 
 def test_a_measured_start_replaces_the_guess(tmp_path: Path) -> None:

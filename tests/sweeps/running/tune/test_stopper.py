@@ -114,7 +114,8 @@ def test_a_resumed_sweep_has_its_rungs_again(tmp_path: Path) -> None:
     assert judge(resumed, trial("s/00001"), epoch(0.5)) == "STOP"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(row["rung"], row["trial"], row["beaten_by"]) for row in rows] == [
-        ("1/4 student", "s/00000", None), ("1/4 student", "s/00001", "s/00000")
+        ("1/4 student structured channels layer", "s/00000", None),
+        ("1/4 student structured channels layer", "s/00001", "s/00000"),
     ]  # fmt: skip
     restarted = SimpleNamespace(trial_id="another id", config=trial("s/00001").config)
     assert judge(FrontStopper("pareto", RATES, path), restarted, epoch(0.99)) == "STOP"
@@ -204,7 +205,12 @@ def test_tune_stops_the_trial_and_optuna_is_told_pruned(tmp_path: Path) -> None:
         study.enqueue_trial({"learning_rate": quality})
     searcher = StudySearcher(
         study,
-        Search(space={"learning_rate": FloatDistribution(1, 9)}, sampler="random", reuse_probability=0.0),
+        Search(
+            space={"learning_rate": FloatDistribution(1, 9)},
+            sampler="random",
+            objective="composite",
+            reuse_probability=0.0,
+        ),
         tune_config=lambda number, params: {"task": task(number, params["learning_rate"])},
         score=lambda metrics: 100 * metrics["val_accuracy"],
     )
