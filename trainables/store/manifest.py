@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from trainables.files import _sync, sha256
+from trainables.files import sha256, sync
 
 FORMAT = 2
 """Of the store's layout; 1 had no manifests."""
@@ -51,7 +51,7 @@ def describe(folder: Path, *, key: str, version: int, seconds: float, reports: i
     """The manifest of a folder as it is now, its files flushed to the disk; hidden and temporary ones are left out."""
     files = {}
     for path in result_files(folder):
-        _sync(path)
+        sync(path)
         files[path.relative_to(folder).as_posix()] = FileEntry(sha256=sha256(path), size=path.stat().st_size)
     return Manifest(key=key, version=version, seconds=seconds, reports=reports, created=time.time(), files=files)
 

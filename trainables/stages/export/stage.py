@@ -1,7 +1,6 @@
 """A trained network becomes the files to ship, once per network and precision."""
 
 import dataclasses
-import hashlib
 import json
 import shutil
 from collections.abc import Generator, Mapping
@@ -14,7 +13,7 @@ import torch
 
 from trainables.config.candidate import CandidateConfig
 from trainables.config.compression import ExportConfig
-from trainables.files import write_text
+from trainables.files import sha256, write_text
 from trainables.records.encoding import to_json
 from trainables.records.stages import DatasetRecord, ExportRecord, ModelRecord, read_export
 from trainables.stages.data import prepared
@@ -138,14 +137,13 @@ def _converted(
             convert(plain.folder / ONNX_FILE, file, config, dataset)
             describe(file, {"recipe": padded(json.dumps(dict(made_by), sort_keys=True, default=str))})
             max_abs, agreement = distance(file, plain.folder / ONNX_FILE, parity_images(dataset))
-        content = file.read_bytes()
         record = dataclasses.replace(
             plain,
             key=str(key),
             folder=folder,
-            size_bytes=len(content),
+            size_bytes=file.stat().st_size,
             torchscript_bytes=None,
-            onnx_sha256=hashlib.sha256(content).hexdigest(),
+            onnx_sha256=sha256(file),
             parity_max_abs=max_abs,
             parity_agreement=agreement,
         )
