@@ -17,6 +17,7 @@ from sweeps.cluster.usage import usable_cores
 from sweeps.display.console import Screen
 from sweeps.search.config import AUTO, SweepConfig
 from trainables.files import write_text
+from trainables.layout import TASK
 from trainables.records.encoding import to_json
 
 MOST = 16
@@ -127,7 +128,7 @@ def together(config: SweepConfig, trials: int, *, seconds: float = SECONDS) -> T
     }
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
-        write_text(folder / "task.json", to_json(task))
+        write_text(folder / TASK, to_json(task))
         running = [_Process(folder, number) for number in range(trials)]
         for process in running:
             stack.callback(process.end)

@@ -17,6 +17,7 @@ import torch
 
 from sweeps.planning.cost import Probe
 from sweeps.search.config import SweepConfig
+from trainables.layout import STORE, WEIGHTS
 from trainables.locks import DeviceLock
 from trainables.records.stages import DatasetRecord
 from trainables.stages.data.on_device import Images, load_images
@@ -74,7 +75,7 @@ def _probed(config: SweepConfig, dataset: DatasetRecord, images: tuple[Images, I
     whole, few = images
     clock = _Clock(device)
     place = _TimedPlace(
-        store=Store(folder / "store"),
+        store=Store(folder / STORE),
         data_dir=config.data_dir,
         device=device,
         threads=config.threads,
@@ -105,7 +106,7 @@ def _probed(config: SweepConfig, dataset: DatasetRecord, images: tuple[Images, I
         label_batches=math.ceil(len(whole.train_labels) / FILL_BATCH),
         peak_bytes=peak,
         student_bytes=student_bytes,
-        teacher_bytes=(large.folder / "weights.pt").stat().st_size,
+        teacher_bytes=(large.folder / WEIGHTS).stat().st_size,
         view_bytes=2 * len(whole.train_labels) * whole.num_classes,
     )
 

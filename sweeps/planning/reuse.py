@@ -5,6 +5,7 @@ from typing import Any
 
 from sweeps.planning.cost import Hits, qat_epochs
 from sweeps.search.config import SweepConfig
+from trainables.layout import CHAMPIONS, TRIALS, recorded
 from trainables.records.stages import DatasetRecord, read_model
 from trainables.stages.training.soft_labels import soft_labels_key
 from trainables.stages.training.student import student_key
@@ -20,7 +21,7 @@ def look_up(config: SweepConfig, dataset: DatasetRecord, points: Sequence[Mappin
     soft = any(candidate.student.soft_weight > 0 for candidate in base)
     quantising = own.export.qat_epochs * (qat_epochs(config) > 0)
     views_needed = (own.student.student_epochs + own.prune.recovery_epochs + quantising) * soft
-    trials, runs = (len(list((config.folder / name).glob("*/record.json"))) for name in ("trials", "champions"))
+    trials, runs = (len(recorded(config.folder / name)) for name in (TRIALS, CHAMPIONS))
     folder = store.find(teacher_key(own, dataset))
     if folder is None:
         return Hits(trials=trials, champion_runs=runs, views_needed=views_needed, first_students=len(points))

@@ -29,6 +29,7 @@ from sweeps.search.config import SweepConfig
 from sweeps.search.objectives import DIRECTIONS, reference_point
 from trainables.config.candidate import CandidateConfig
 from trainables.files import write_text
+from trainables.layout import CHAMPIONS, RECORD, TRIALS, has_record, recorded
 from trainables.records.encoding import to_json
 from trainables.records.stages import DatasetRecord
 from trainables.records.trial import TrialRecord, read_trial
@@ -52,7 +53,7 @@ class ArmRun:
     @property
     def done(self) -> bool:
         """Whether it has left its record; what has is not run again."""
-        return (self.folder / "record.json").exists()
+        return has_record(self.folder)
 
     @property
     def tags(self) -> dict[str, str]:
@@ -76,7 +77,7 @@ class ArmDelivery(Delivery):
         folder = Path(trial.config["trial_dir"])
         if self._storage is not None:
             collected(folder, trial.config["key"], self._storage)
-        if (folder / "record.json").exists():
+        if has_record(folder):
             super().on_trial_complete(iteration, trials, trial, **info)
 
     def _deliver(self, folder: Path) -> None:
@@ -84,7 +85,7 @@ class ArmDelivery(Delivery):
         if "control" not in record.tags:
             champion, arm, _ = folder.name.split("-")
             record = dataclasses.replace(record, tags={**record.tags, "control": arm, "champion": champion})
-            write_text(folder / "record.json", to_json(record))
+            write_text(folder / RECORD, to_json(record))
         scores = scores_of(record, self._score)
         if record.status == "finished":
             self._progress.finished(folder.name, record, scores["score"], summary(record, scores["score"]))
@@ -149,7 +150,7 @@ def arm_runs(config: SweepConfig, teacher: TrialRecord, dataset: DatasetRecord) 
     """Every run that the sweep's champions ask for, done or not; after seed 0 of the search, seeds are 1 to S."""
     if not config.champions:
         return []
-    records = [read_trial(path.parent) for path in sorted(config.folder.glob("trials/*/record.json"))]
+    records = [read_trial(trial) for trial in recorded(config.folder / TRIALS)]
     corner = reference_point(dataset.num_classes)
     chosen = choose_champions(records, teacher.metrics, corner, count=config.champions)
     first = config.base.training.seed + 1
@@ -158,7 +159,7 @@ def arm_runs(config: SweepConfig, teacher: TrialRecord, dataset: DatasetRecord) 
             champion=number,
             arm=arm,
             candidate=candidate.replace(seed=seed),
-            folder=config.folder / "champions" / f"{number}-{arm}-seed{seed}",
+            folder=config.folder / CHAMPIONS / f"{number}-{arm}-seed{seed}",
         )
         for number, params in chosen.items()
         for seed in range(first, first + config.seeds)

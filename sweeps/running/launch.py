@@ -11,7 +11,6 @@ from sweeps.cluster.interrupts import Interrupted
 from sweeps.cluster.joining import cores_of_a_node, quiet, ray_for
 from sweeps.cluster.mps import MpsError, mps
 from sweeps.display.progress import Progress
-from sweeps.planning.budget import SPENT
 from sweeps.running.champions import retrain
 from sweeps.running.outcome import announce, finish, open_tracker, tracking_uri
 from sweeps.running.trials import run_trials
@@ -21,9 +20,9 @@ from sweeps.running.tune.tuning import place, tuner
 from sweeps.search.config import SweepConfig
 from sweeps.search.folder import InputError, NoRoomError, check_identity, no_room, sole_driver, write_sweep_json
 from trainables.config.score import composite_score
+from trainables.layout import RECORD, SPENT, TEACHER, UNFINISHED, has_record
 from trainables.records.stages import DatasetRecord
 from trainables.records.trial import TrialRecord, read_trial
-from trainables.store.references import UNFINISHED
 from trainables.tracking.tracker import Tracker
 from trainables.trials.teacher import TeacherTrial
 
@@ -61,8 +60,8 @@ def run_sweep(config: SweepConfig, dataset: DatasetRecord, console: Console) -> 
 
 def _teacher(config: SweepConfig, console: Console) -> TrialRecord:
     """The teacher's record, made by a Tune run of its own if there is none yet."""
-    folder = config.folder / "teacher"
-    if not (folder / "record.json").exists():
+    folder = config.folder / TEACHER
+    if not has_record(folder):
         cores = cores_of_a_node(config)
         space = place(config, folder, number=None) | {
             "candidate": config.base.on(config.device).flat(),
@@ -89,11 +88,11 @@ def _teacher(config: SweepConfig, console: Console) -> TrialRecord:
             raise no_room(str(full))
     if config.storage is not None:
         collected(folder, f"{config.name}/teacher", config.storage)
-    if not (folder / "record.json").exists():
+    if not has_record(folder):
         raise Interrupted
     record = read_trial(folder)
     if record.status != "finished":
-        (folder / "record.json").unlink()
+        (folder / RECORD).unlink()
         raise InputError(f"teacher: {record.reason}")
     return record
 

@@ -17,6 +17,17 @@ from analysis.pages.report import summary_of, write_report
 from analysis.reading.runs import Runs, read_runs
 from sweeps.search.config import SweepConfig
 from sweeps.search.folder import InputError, check_identity
+from trainables.layout import (
+    ARTIFACTS,
+    DATABASE,
+    FRONT,
+    FRONT_PAGE,
+    ONNX_FILE,
+    REPORT,
+    SWEEP_JSON,
+    TEACHER,
+    trial_folder,
+)
 from trainables.records.latency import doubts
 from trainables.records.stages import DatasetRecord
 from trainables.records.trial import TrialRecord
@@ -51,7 +62,7 @@ def open_tracker(uri: str, config: SweepConfig, dataset: DatasetRecord, sweep_id
     Raises:
         InputError: if that store cannot be used.
     """
-    experiment, artifacts = dataset.name.replace(":", "-"), config.out / "artifacts"
+    experiment, artifacts = dataset.name.replace(":", "-"), config.out / ARTIFACTS
     note_where(config.folder, uri, experiment=experiment, sweep=config.name, sweep_id=sweep_id, artifacts=artifacts)
     try:
         return Tracker(uri, experiment=experiment, sweep=config.name, sweep_id=sweep_id, artifacts=artifacts)
@@ -62,16 +73,16 @@ def open_tracker(uri: str, config: SweepConfig, dataset: DatasetRecord, sweep_id
 
 def tracking_uri(config: SweepConfig) -> str:
     """Where MLflow keeps this sweep."""
-    return config.tracking_uri or f"sqlite:///{(config.out / 'mlflow.db').resolve()}"
+    return config.tracking_uri or f"sqlite:///{(config.out / DATABASE).resolve()}"
 
 
 def announce(config: SweepConfig, teacher: TrialRecord, tracker: Tracker, score: Score) -> None:
     """What `analysis` needs to read a sweep that still runs: its description and its teacher."""
     try:
-        tracker.sweep_artifacts([config.folder / "sweep.json"])
+        tracker.sweep_artifacts([config.folder / SWEEP_JSON])
     except TrackingError:
         return  # MLflow is away: told at the end, with everything else
-    tracker.deliver(config.folder / "teacher", scores_of(teacher, score))
+    tracker.deliver(config.folder / TEACHER, scores_of(teacher, score))
 
 
 def finish(config: SweepConfig, tracker: Tracker, console: Console, status: str, *, score: Score) -> None:
@@ -89,14 +100,14 @@ def finish(config: SweepConfig, tracker: Tracker, console: Console, status: str,
         return
     uri = tracking_uri(config)
     try:
-        tracker.sweep_artifacts([config.folder / "sweep.json"])
-        runs = publish(tracker, uri, config.folder / "front")
+        tracker.sweep_artifacts([config.folder / SWEEP_JSON])
+        runs = publish(tracker, uri, config.folder / FRONT)
         tracker.close(status)
     except TrackingError as error:
         said = f"MLflow went away ({error}); the same command draws the front."
         console.print(said, style="yellow", markup=False, soft_wrap=True)
         return
-    show(console, runs, uri, config.folder / "front")
+    show(console, runs, uri, config.folder / FRONT)
 
 
 def publish(tracker: Tracker, tracking_uri: str, folder: Path) -> Runs:
@@ -106,7 +117,7 @@ def publish(tracker: Tracker, tracking_uri: str, folder: Path) -> Runs:
     tracker.sweep_metric("hypervolume", dict(hypervolume_curve(runs)))
     drawn = [*write_front(runs, folder), *write_controls(controls(runs.frame), folder)]
     tracker.sweep_artifacts(drawn)
-    _offer(tracker, runs, folder.parent / "report", drawn)
+    _offer(tracker, runs, folder.parent / REPORT, drawn)
     return runs
 
 
@@ -149,13 +160,13 @@ def show(console: Console, runs: Runs, tracking_uri: str, folder: Path) -> None:
     else:
         console.print(front_table(with_teacher(runs, front), variants=choose(front, runs.sweep["teacher"])))
         best = front.iloc[int(front["score"].argmax())]
-        model = folder.parent / "trials" / f"{int(best['trial_number']):05}" / "model.onnx"
+        model = trial_folder(folder.parent, int(best["trial_number"])) / ONNX_FILE
         console.print(
             f"Best score {best['score']:.2f} points: trial {int(best['trial_number'])}, {model}", soft_wrap=True
         )
         console.print(str(reuse(runs.frame)), soft_wrap=True)
     print_controls(console, controls(runs.frame))
-    console.print(f"Front: {folder / 'pareto.html'}")
+    console.print(f"Front: {folder / FRONT_PAGE}")
     served = tracking_uri.startswith("http")
     browse = tracking_uri if served else f"mlflow ui --backend-store-uri {shlex.quote(tracking_uri)}"
     console.print(f"Browse: {browse}", soft_wrap=True)

@@ -22,13 +22,14 @@ from sweeps.running.tune.tuning import tuner
 from sweeps.search.config import SweepConfig
 from trainables.config.candidate import CandidateConfig
 from trainables.files import write_text
+from trainables.layout import ARTIFACTS, CELLS, DELIVERED, RECORD, has_record, recorded
 from trainables.records.encoding import to_json
 from trainables.records.trial import TrialRecord, read_trial
 from trainables.stages.data.folders import PREFIX
 from trainables.stages.data.prepared import prepare, public_name
 from trainables.stages.runtimes.base import RUNTIMES
 from trainables.stages.runtimes.cell import Cell
-from trainables.tracking.tracker import DELIVERED, Tracker, TrackingError
+from trainables.tracking.tracker import Tracker, TrackingError
 from trainables.trials.runtime import RuntimeTrial
 
 
@@ -50,7 +51,7 @@ def measure_cells(
         gpus=flags.gpus if cuda else 0,
         cpus=max(1, flags.gpus),
     )
-    folder = config.folder / "runtimes"
+    folder = config.folder / CELLS
     asked = [_run(config, flags, model, cell) for model in models for cell in cells]
     runs = [run for run in asked if not done(Path(run["trial_dir"]), again=flags.again)]
     if runs:
@@ -71,8 +72,8 @@ def measure_cells(
                 searcher=FixedRuns(runs),
                 trials=len(runs),
             ).fit()
-    for path in sorted(folder.glob("*/record.json")):
-        tracker.deliver(path.parent, {})
+    for cell_folder in recorded(folder):
+        tracker.deliver(cell_folder, {})
     frame = runtime_frame(folder)
     files = write_runtime_table(frame, folder, heading=f"Runtimes, sweep {flags.name}")
     try:
@@ -86,7 +87,7 @@ def measure_cells(
 def _run(config: SweepConfig, flags: argparse.Namespace, model: Path, cell: Cell) -> dict[str, Any]:
     """The Tune config of a cell."""
     record = read_trial(model)
-    folder = config.folder / "runtimes" / f"{model.name}-{cell.name}"
+    folder = config.folder / CELLS / f"{model.name}-{cell.name}"
     return {
         "candidate": _recorded(record, flags).flat(),
         "out": str(config.out.resolve()),
@@ -144,7 +145,7 @@ def _counted(count: int, word: str) -> str:
 
 def done(folder: Path, *, again: bool) -> bool:
     """Whether a cell has its numbers; what was absent or failed is tried again, and what is in doubt with `again`."""
-    if not (folder / "record.json").exists():
+    if not has_record(folder):
         return False
     record = read_trial(folder)
     return record.status == "finished" and not (again and record.tags["latency_verdict"] != "clean")
@@ -156,7 +157,7 @@ def _tracker(config: SweepConfig, model: Path, sweep_id: str) -> Tracker:
     experiment = str(read_trial(model).params["dataset"]).replace(":", "-")
     try:
         return Tracker(
-            uri, experiment=experiment, sweep=config.name, sweep_id=sweep_id, artifacts=config.out / "artifacts"
+            uri, experiment=experiment, sweep=config.name, sweep_id=sweep_id, artifacts=config.out / ARTIFACTS
         )
     except TrackingError as error:
         raise ValueError(f"--tracking-uri {uri}: {error}; start that server, or leave the flag out.") from error
@@ -214,5 +215,5 @@ class _Cells(tune.Callback):
             started=now,
             ended=now,
         )
-        write_text(folder / "record.json", to_json(record))
+        write_text(folder / RECORD, to_json(record))
         self.on_trial_complete(iteration, trials, trial)

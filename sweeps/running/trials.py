@@ -22,6 +22,7 @@ from sweeps.search.config import STOPPERS, SweepConfig
 from sweeps.search.folder import InputError, no_room
 from sweeps.search.sampling.searcher import Proposing, StudySearcher, finished, open_study
 from sweeps.search.space import tidy
+from trainables.layout import JOURNAL, RUNGS, TRIALS, recorded
 from trainables.records.stages import DatasetRecord
 from trainables.records.trial import TrialRecord, read_trial
 from trainables.tracking.deliveries import Score
@@ -60,7 +61,7 @@ def run_trials(
         Interrupted: if Ctrl-C or SIGTERM ended it early.
         NoRoomError: if a disk is full.
     """
-    study = open_study(config.folder / "study.journal", config.name, objective=config.objective, space=config.space)
+    study = open_study(config.folder / JOURNAL, config.name, objective=config.objective, space=config.space)
     trial_config = partial(_trial_config, config, dataset, teacher)
     searcher = _searcher(study, config, trial_config, score)
     recover(study, searcher, config, trial_config, teacher=teacher)
@@ -120,7 +121,7 @@ def _searcher(study: optuna.Study, config: SweepConfig, trial_config: Any, score
 def _stopper(config: SweepConfig) -> FrontStopper | None:
     rule = STOPPERS[config.stopper]
     try:
-        return FrontStopper(rule, config.rates, config.folder / "rungs.jsonl") if rule else None
+        return FrontStopper(rule, config.rates, config.folder / RUNGS) if rule else None
     except ValueError as error:
         raise InputError(str(error)) from error
 
@@ -165,5 +166,5 @@ def _say_end(config: SweepConfig, study: optuna.Study, searcher: InTime, console
 
 def _failed(config: SweepConfig) -> int:
     """Trials whose configuration or process could not give a candidate."""
-    records = (read_trial(path.parent) for path in config.folder.glob("trials/*/record.json"))
+    records = (read_trial(trial) for trial in recorded(config.folder / TRIALS))
     return sum(record.status == "failed" for record in records)

@@ -13,6 +13,7 @@ from sweeps.search.space import default_space, size
 from trainables.config.candidate import CandidateConfig
 from trainables.config.limits import Limits
 from trainables.config.score import ExchangeRates
+from trainables.layout import sweep_folder
 
 OBJECTIVES = ("composite", "pareto")
 STOPPERS = {"front": "pareto", "score": "composite", "off": None}
@@ -130,7 +131,7 @@ class SweepConfig:
     @property
     def folder(self) -> Path:
         """OUT/sweeps/NAME."""
-        return self.out / "sweeps" / self.name
+        return sweep_folder(self.out, self.name)
 
     @property
     def device(self) -> str:

@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from trainables.layout import RECORD
+
 
 def to_json(record: Any) -> str:
     """A record, or a plain mapping, as JSON text; paths become strings, tuples lists."""
@@ -14,5 +16,5 @@ def to_json(record: Any) -> str:
 
 def read_row(folder: Path) -> dict[str, Any]:
     """The `record.json` of a folder."""
-    row: dict[str, Any] = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+    row: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     return row

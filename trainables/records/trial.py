@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainables.layout import RECORD
 from trainables.records.encoding import read_row
 from trainables.records.stages import EpochRecord, epochs_from_json
 
@@ -41,6 +42,6 @@ def read_trial(folder: Path) -> TrialRecord:
     """The `TrialRecord` that a trial wrote into its folder."""
     row = read_row(folder)
     if any(Path(name).name != name for name in row["files"]):
-        raise ValueError(f"{folder / 'record.json'} names files outside its folder: {row['files']}.")
+        raise ValueError(f"{folder / RECORD} names files outside its folder: {row['files']}.")
     tuples = {"curve": epochs_from_json(row["curve"]), "files": tuple(row["files"]), "keys": tuple(row.get("keys", ()))}
     return TrialRecord(**row | tuples)

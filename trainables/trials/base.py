@@ -20,6 +20,7 @@ from ray import tune
 from trainables.config.candidate import CandidateConfig
 from trainables.config.limits import SHAPE_LATENCY, InfeasibleError, Limits
 from trainables.files import write_text
+from trainables.layout import LEASES, ONNX_FILE, RECIPE, RECORD, TORCHSCRIPT_FILE
 from trainables.records.encoding import to_json
 from trainables.records.stages import CandidateRecord, EpochRecord, ShapeRecord
 from trainables.records.trial import TrialRecord
@@ -133,12 +134,12 @@ class OutboxTrial(StageTrial):
         """Put artifacts and record into the outbox."""
         folder = Path(self.config["trial_dir"])
         folder.mkdir(parents=True, exist_ok=True)
-        files = [record.export.folder / "model.onnx"]
+        files = [record.export.folder / ONNX_FILE]
         if record.export.torchscript_bytes is not None:
-            files.append(record.export.folder / "model.torchscript.pt")
+            files.append(record.export.folder / TORCHSCRIPT_FILE)
         for file in files:
             link(file, folder / file.name)
-        write_text(folder / "recipe.json", to_json(dict(record.params)))
+        write_text(folder / RECIPE, to_json(dict(record.params)))
         metrics = record.metrics() | {"trial_time_s": time.time() - self._started}
         if self._shape is not None and self._shape_is_final():
             metrics[SHAPE_LATENCY] = self._shape.latency_p50_ms
@@ -152,7 +153,7 @@ class OutboxTrial(StageTrial):
             metrics=metrics,
             tags=record.tags(),
             curve=record.curve,
-            files=(*(file.name for file in files), "recipe.json"),
+            files=(*(file.name for file in files), RECIPE),
             keys=record.keys,
         )
         return metrics | {"excess": excess}
@@ -199,7 +200,7 @@ class OutboxTrial(StageTrial):
             ended=time.time(),
             keys=keys,
         )
-        write_text(folder / "record.json", to_json(record))
+        write_text(folder / RECORD, to_json(record))
         if self.config.get("storage"):
             send(folder, self.config["key"], self.config["storage"])
 
@@ -212,7 +213,7 @@ def workspace(config: Mapping[str, Any]) -> Workspace:
         data_dir=Path(config["data_dir"]),
         device=config["device"],
         threads=config["threads"],
-        lock_dir=out / "leases",
+        lock_dir=out / LEASES,
         memory_share=config.get("memory_share", 1.0),
     )
 

@@ -14,6 +14,7 @@ import torch
 from trainables.config.candidate import CandidateConfig
 from trainables.config.compression import ExportConfig
 from trainables.files import sha256, write_text
+from trainables.layout import ONNX_FILE, RECORD
 from trainables.records.encoding import to_json
 from trainables.records.stages import DatasetRecord, ExportRecord, ModelRecord, read_export
 from trainables.stages.data import prepared
@@ -23,7 +24,7 @@ from trainables.stages.export.convert import convert_fp16, quantize_int8
 from trainables.stages.export.onnx_files import describe, padded
 from trainables.stages.export.scheme import scheme_for
 from trainables.stages.export.session import open_session, run_logits
-from trainables.stages.export.writer import ONNX_FILE, export, parity_chunks
+from trainables.stages.export.writer import export, parity_chunks
 from trainables.stages.models.stored import load_model
 from trainables.stages.workspace import Workspace
 from trainables.store.results import Key, stage_key
@@ -114,7 +115,7 @@ def _exported_fp32(
                 folder=folder,
                 key=str(key),
             )
-        write_text(folder / "record.json", to_json(record))
+        write_text(folder / RECORD, to_json(record))
         yield from ()
 
     return read_export((yield from place.store.obtain(key, compute)))
@@ -147,7 +148,7 @@ def _converted(
             parity_max_abs=max_abs,
             parity_agreement=agreement,
         )
-        write_text(folder / "record.json", to_json(record))
+        write_text(folder / RECORD, to_json(record))
         yield from ()
 
     return read_export((yield from place.store.obtain(key, compute)))

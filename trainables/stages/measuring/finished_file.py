@@ -6,6 +6,7 @@ from typing import Never
 
 from trainables.config.candidate import CandidateConfig
 from trainables.files import write_text
+from trainables.layout import ONNX_FILE, RECORD
 from trainables.records.encoding import to_json
 from trainables.records.stages import DatasetRecord, ExportRecord, Measurement, ModelRecord, read_measurement
 from trainables.stages.data import prepared
@@ -46,7 +47,7 @@ def measured(
     )
 
     def compute(folder: Path) -> Generator[Never, None, None]:
-        onnx_path = files.folder / "model.onnx"
+        onnx_path = files.folder / ONNX_FILE
         session = open_session(onnx_path, threads=place.threads)
         with place.device_lock().shared():
             val_accuracy = accuracy(session, *prepared.load(dataset, "val"))
@@ -65,7 +66,7 @@ def measured(
             num_nonzero_params=model.num_nonzero_params,
             macs=model.macs,
         )
-        write_text(folder / "record.json", to_json(record))
+        write_text(folder / RECORD, to_json(record))
         yield from ()
 
     record = read_measurement((yield from place.store.obtain(key, compute)))

@@ -9,6 +9,7 @@ from typing import Never
 
 from trainables.config.candidate import MeasureConfig
 from trainables.files import write_text
+from trainables.layout import ONNX_FILE, RECORD
 from trainables.records.encoding import read_row, to_json
 from trainables.records.latency import LatencyRecord, latency_from_json
 from trainables.records.stages import ExportRecord
@@ -93,11 +94,11 @@ def _keys(measure: MeasureConfig, reference: ExportRecord) -> Iterator[Key]:
 def _compute(
     measure: MeasureConfig, reference: ExportRecord, place: Workspace
 ) -> Callable[[Path], Generator[Never, None, None]]:
-    path = reference.folder / "model.onnx"
+    path = reference.folder / ONNX_FILE
 
     def compute(folder: Path) -> Generator[Never, None, None]:
         own = agreed(lambda: measured_beside(measure, path, path, place).candidate)
-        write_text(folder / "record.json", to_json(own))
+        write_text(folder / RECORD, to_json(own))
         yield from ()
 
     return compute
@@ -105,7 +106,7 @@ def _compute(
 
 def _outdated(own: LatencyRecord, measure: MeasureConfig, reference: ExportRecord, place: Workspace) -> bool:
     """Whether the machine is quiet now and the scale is not what it would measure."""
-    path = reference.folder / "model.onnx"
+    path = reference.folder / ONNX_FILE
     now = measured_beside(measure, path, path, place).candidate
     if now.verdict != "clean":
         return False

@@ -10,6 +10,7 @@ import torch
 
 from trainables.config.candidate import CandidateConfig
 from trainables.files import write_text
+from trainables.layout import RECORD
 from trainables.records.encoding import to_json
 from trainables.records.stages import DatasetRecord, ExportRecord, ShapeRecord, read_shape
 from trainables.stages.export.scheme import scheme_for
@@ -70,7 +71,7 @@ def shaped(
         record = sketch.measured(ratio)
         sketch.path.unlink()
         seconds = time.perf_counter() - started
-        write_text(folder / "record.json", to_json(vars(record) | {"seconds": seconds}))
+        write_text(folder / RECORD, to_json(vars(record) | {"seconds": seconds}))
         yield from ()
 
     return read_shape((yield from place.store.obtain(key, compute)))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from trainables.config.compression import PruneConfig
 from trainables.files import write_text
+from trainables.layout import RECORD
 from trainables.records.encoding import to_json
 from trainables.records.stages import DatasetRecord, ModelRecord
 from trainables.stages.data.augment.pixels import scaled
@@ -118,7 +119,7 @@ def planned(
         with place.device_lock().shared():
             cut(model, once, dataset, images, channel_ratio=channel_ratio, dense=dense)
         write_plan(model, before, once, dataset, folder)
-        write_text(folder / "record.json", to_json({"student": student.key}))
+        write_text(folder / RECORD, to_json({"student": student.key}))
         yield from ()
 
     return read_plan((yield from place.store.obtain(key, compute)))

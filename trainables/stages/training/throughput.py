@@ -21,6 +21,7 @@ from torch import Tensor
 
 from trainables.config.candidate import CandidateConfig
 from trainables.files import write_text
+from trainables.layout import TASK
 from trainables.records.encoding import to_json
 from trainables.stages.data import prepared
 from trainables.stages.data.on_device import Images, load_images
@@ -106,7 +107,7 @@ def trainer_of(config: CandidateConfig, images: Images, bank: _Bank) -> Trainer:
 
 def main(folder: Path, number: str) -> int:
     """Run one probe; returns the exit code: 0, or 3 if there was not enough memory."""
-    task = json.loads((folder / "task.json").read_text(encoding="utf-8"))
+    task = json.loads((folder / TASK).read_text(encoding="utf-8"))
     try:
         probed = _probe(task, folder, number)
     except OUT_OF_MEMORY:
