@@ -3,7 +3,6 @@
 import dataclasses
 import gc
 import importlib
-import json
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import pyarrow
 from trainables.config.candidate import CandidateConfig
 from trainables.files import sha256, write_text
 from trainables.layout import ONNX_FILE, RECORD, TORCHSCRIPT_FILE, WEIGHTS
-from trainables.records.encoding import to_json
+from trainables.records.encoding import read_record, to_json
 from trainables.records.latency import LatencyRecord
 from trainables.records.stages import DatasetRecord, ModelRecord, read_model
 from trainables.records.trial import TrialRecord
@@ -200,9 +199,7 @@ def _tested(
         write_text(folder / RECORD, to_json(found))
         yield from ()
 
-    path = (yield from place.store.obtain(key, compute)) / RECORD
-    found: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    return read_record(dict[str, float], (yield from place.store.obtain(key, compute)))
 
 
 def _quality(opened: Opened, other: Artifact | None, dataset: DatasetRecord, *, threads: int) -> dict[str, float]:

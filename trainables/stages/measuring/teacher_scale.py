@@ -10,8 +10,8 @@ from typing import Never
 from trainables.config.candidate import MeasureConfig
 from trainables.files import write_text
 from trainables.layout import ONNX_FILE, RECORD
-from trainables.records.encoding import read_row, to_json
-from trainables.records.latency import LatencyRecord, latency_from_json
+from trainables.records.encoding import read_record, to_json
+from trainables.records.latency import LatencyRecord
 from trainables.records.stages import ExportRecord
 from trainables.stages.measuring.beside_teacher import hardware, measured_beside
 from trainables.stages.measuring.machine import DRIFT_LIMIT
@@ -46,12 +46,12 @@ def scale(
     known = [next(keys)]
     newest = None
     while (folder := place.store.find(known[-1])) is not None:
-        newest = Scale(own=latency_from_json(read_row(folder)), keys=tuple(known))
+        newest = Scale(own=read_record(LatencyRecord, folder), keys=tuple(known))
         known.append(next(keys))
     if newest is not None and not (check and _outdated(newest.own, measure, reference, place)):
         return newest
     folder = yield from place.store.obtain(known[-1], _compute(measure, reference, place))
-    return Scale(own=latency_from_json(read_row(folder)), keys=tuple(known))
+    return Scale(own=read_record(LatencyRecord, folder), keys=tuple(known))
 
 
 def agreed(take: Callable[[], LatencyRecord]) -> LatencyRecord:

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from trainables.files import replacing
-from trainables.records.stages import EpochRecord, epochs_from_json
+from trainables.records.encoding import decode
+from trainables.records.stages import EpochRecord
 
 
 def save(model: nn.Module, optimizer: torch.optim.Optimizer, curve: list[EpochRecord], path: Path) -> None:
@@ -31,4 +32,4 @@ def resume(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path, devic
         return []
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
-    return list(epochs_from_json(json.loads(state["curve"])))
+    return list(decode(tuple[EpochRecord, ...], json.loads(state["curve"]), where=path))
