@@ -43,14 +43,14 @@ def ray_for(config: SweepConfig) -> Generator[None, None, None]:
         yield
         return
     # one path for all nodes, on which the driver's TMPDIR may not exist
-    service = Path("/tmp") / f"mps-{uuid.uuid4().hex}" if config.mps and config.address else None
-    if config.address is None:
+    service = Path("/tmp") / f"mps-{uuid.uuid4().hex}" if config.devices.mps and config.devices.address else None
+    if config.devices.address is None:
         _start(config)
     else:  # the workers of all nodes, of those that join later, too, are told of the service as the job begins
-        _join(config.address, client_environment(service) if service else {})
+        _join(config.devices.address, client_environment(service) if service else {})
     try:
         with stoppable():
-            if config.address is not None:
+            if config.devices.address is not None:
                 _check_nodes(config)
             with daemon_on_nodes(service) if service else nullcontext():
                 yield
@@ -60,10 +60,10 @@ def ray_for(config: SweepConfig) -> Generator[None, None, None]:
 
 def cores_of_a_node(config: SweepConfig) -> int:
     """The most CPU cores that one task may have: of the largest node that is up, but no more than the sweep has."""
-    if config.address is None:
-        return config.cpus
+    if config.devices.address is None:
+        return config.devices.cpus
     largest = max((node["Resources"].get("CPU", 0.0) for node in _alive()), default=0.0)
-    return int(min(config.cpus, largest)) or config.threads
+    return int(min(config.devices.cpus, largest)) or config.devices.threads
 
 
 def _start(config: SweepConfig) -> None:
@@ -72,8 +72,8 @@ def _start(config: SweepConfig) -> None:
     ray_constants.ENABLE_RAY_CLUSTER = False
     ray.init(
         address="local",
-        num_cpus=config.cpus,
-        num_gpus=config.gpus,
+        num_cpus=config.devices.cpus,
+        num_gpus=config.devices.gpus,
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
@@ -130,7 +130,7 @@ def _alive() -> list[dict[str, Any]]:
 
 def _check_nodes(config: SweepConfig) -> None:
     """Every node that is up sees what the sweep shares; later ones are taken on trust."""
-    shared = config.storage if config.storage is not None else str(config.out.resolve())
+    shared = config.places.storage if config.places.storage is not None else str(config.places.out.resolve())
     if "://" in shared:
         return
     marker = Path(shared) / f".seen-{uuid.uuid4().hex}"

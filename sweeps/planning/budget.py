@@ -52,21 +52,14 @@ class Deadline:
         return self.search_left() < self.trial_s
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TimedSweep(SweepConfig):
-    """A sweep that stops in time, with as many trials as are thought to fit."""
-
-    deadline: Deadline
-
-
-def fitted(
+def fit_to_budget(
     config: SweepConfig,
     plan_of: Callable[[SweepConfig], tuple[Plan, Hits]],
     *,
     at: float,
     budget_s: float,
     shares: Sequence[float] = EPOCH_SHARES,
-) -> TimedSweep:
+) -> tuple[SweepConfig, Deadline]:
     """The sweep with as many trials as fit until `at`, and with shorter ones where fewer than `MIN_TRIALS` would.
 
     Student and recovery epochs are cut together. A sweep that has begun keeps the epochs it has begun with, and adds
@@ -83,11 +76,10 @@ def fitted(
         ValueError: if not one trial fits.
     """
     begun = begun_with(config)
-    base = config.base.replace(**begun or {})
-    shares = (1.0,) if begun else shares
-    for share in shares:
+    base = config.search.base.replace(**begun or {})
+    for share in (1.0,) if begun else shares:
         epochs = {name: max(1, round(share * base.flat()[name])) for name in EPOCHS if base.flat()[name]}
-        shorter = dataclasses.replace(config, base=base.replace(**epochs))
+        shorter = config.replace(base=base.replace(**epochs))
         plan, hits = plan_of(shorter)
         deadline = Deadline(
             at=at - FINISH_S,
@@ -95,17 +87,12 @@ def fitted(
             champions_s=plan.champions_s.expected,
             budget_s=budget_s,
         )
-        try:
-            fit = trials_within(deadline.left(), plan, budget_s=budget_s)
-        except ValueError:
-            if share != shares[-1]:
-                continue
-            if not (hits.trials and spent_seconds(config.folder, budget_s)):
-                raise
-            fit = 0
-        if fit >= MIN_TRIALS:
+        trials, needs = trials_within(deadline.left(), plan), budget_s - deadline.left()
+        if trials >= MIN_TRIALS:
             break
-    return TimedSweep(**vars(shorter) | {"trials": hits.trials + fit, "deadline": deadline})
+    if trials == 0 and not (hits.trials and spent_seconds(config.folder, budget_s)):
+        raise ValueError(_too_short(plan, budget_s, needs))
+    return shorter.replace(trials=hits.trials + trials), deadline
 
 
 def begun_with(config: SweepConfig) -> dict[str, int] | None:
@@ -126,25 +113,27 @@ def spent_seconds(folder: Path, budget_s: float) -> float:
     return spent if spent < budget_s - FINISH_S else 0.0
 
 
-def trials_within(seconds: float, plan: Plan, *, budget_s: float) -> int:
+def trials_within(seconds: float, plan: Plan) -> int:
     """How many trials fit: floor((seconds - teacher - labels - champions - start) / seconds a trial adds).
 
     A trial adds what it does beside others divided by the number of those, and the time it measures alone.
-
-    Raises:
-        ValueError: if it is none; the message says what one needs.
     """
     before = plan.teacher_s.expected + plan.labels_s.expected + plan.champions_s.expected + plan.start_s
     one = plan.trial_s.expected
     if seconds - before < one:
-        needs = budget_s - seconds + before + one
-        champions = f" champions {in_words(plan.champions_s.expected)}," if plan.champion_runs else ""
-        raise ValueError(
-            f"--budget {in_words(budget_s)}: one trial needs about {in_words(needs)} (teacher"
-            f" {in_words(plan.teacher_s.expected)}, soft labels {in_words(plan.labels_s.expected)}, trial"
-            f" {in_words(one)},{champions} probe and start {in_words(budget_s - seconds + plan.start_s)})."
-        )
+        return 0
     return int((seconds - before) / ((one - plan.alone_s) / plan.concurrency + plan.alone_s) + 1e-9)
+
+
+def _too_short(plan: Plan, budget_s: float, gone_s: float) -> str:
+    """What one trial needs of a budget of which `gone_s` are over."""
+    before = plan.teacher_s.expected + plan.labels_s.expected + plan.champions_s.expected + plan.start_s
+    champions = f" champions {in_words(plan.champions_s.expected)}," if plan.champion_runs else ""
+    return (
+        f"--budget {in_words(budget_s)}: one trial needs about {in_words(gone_s + before + plan.trial_s.expected)}"
+        f" (teacher {in_words(plan.teacher_s.expected)}, soft labels {in_words(plan.labels_s.expected)}, trial"
+        f" {in_words(plan.trial_s.expected)},{champions} probe and start {in_words(gone_s + plan.start_s)})."
+    )
 
 
 def start_seconds(out: Path) -> float | None:

@@ -15,6 +15,7 @@ from analysis.pages.front_table import front_table
 from analysis.pages.mlflow_view import addresses, view_of
 from analysis.pages.report import summary_of, write_report
 from analysis.reading.runs import Runs, read_runs
+from sweeps.running.run import Run
 from sweeps.search.config import SweepConfig
 from sweeps.search.folder import InputError, check_identity
 from trainables.layout import (
@@ -31,17 +32,16 @@ from trainables.layout import (
 from trainables.records.latency import doubts
 from trainables.records.stages import DatasetRecord
 from trainables.records.trial import TrialRecord
-from trainables.tracking.deliveries import Score, deliver_all, hidden, note_where, outbox, scores_of
+from trainables.tracking.deliveries import deliver_all, hidden, note_where, outbox, scores_of
 from trainables.tracking.tracker import Tracker, TrackingError
 
 
 def headline(config: SweepConfig) -> str:
     """What runs where, on one line."""
-    at = f"{config.gpus} GPUs" if config.gpus else f"{config.cpus} CPU cores"
-    base = config.base
+    base = config.search.base
     return (
         f"Sweep {config.name}: {base.teacher.teacher_model} -> {base.student.student_model} on {base.data.dataset},"
-        f" {config.concurrency} at once on {at}"
+        f" {config.devices.concurrency} at once on {config.devices}"
     )
 
 
@@ -50,7 +50,7 @@ def teacher_line(config: SweepConfig, teacher: TrialRecord) -> str:
     metrics = teacher.metrics
     said = f" ({', '.join(found)})" if (found := doubts(metrics)) else ""
     return (
-        f"teacher {config.base.teacher.teacher_model}: val {100 * metrics['val_accuracy']:.2f} %"
+        f"teacher {config.search.base.teacher.teacher_model}: val {100 * metrics['val_accuracy']:.2f} %"
         f"  {metrics['latency_p50_ms']:.3f} ms{said}"
         f"  {metrics['size_bytes'] / 1e6:.2f} MB"
     )
@@ -62,7 +62,7 @@ def open_tracker(uri: str, config: SweepConfig, dataset: DatasetRecord, sweep_id
     Raises:
         InputError: if that store cannot be used.
     """
-    experiment, artifacts = dataset.name.replace(":", "-"), config.out / ARTIFACTS
+    experiment, artifacts = dataset.name.replace(":", "-"), config.places.out / ARTIFACTS
     note_where(config.folder, uri, experiment=experiment, sweep=config.name, sweep_id=sweep_id, artifacts=artifacts)
     try:
         return Tracker(uri, experiment=experiment, sweep=config.name, sweep_id=sweep_id, artifacts=artifacts)
@@ -73,24 +73,26 @@ def open_tracker(uri: str, config: SweepConfig, dataset: DatasetRecord, sweep_id
 
 def tracking_uri(config: SweepConfig) -> str:
     """Where MLflow keeps this sweep."""
-    return config.tracking_uri or f"sqlite:///{(config.out / DATABASE).resolve()}"
+    return config.places.tracking_uri or f"sqlite:///{(config.places.out / DATABASE).resolve()}"
 
 
-def announce(config: SweepConfig, teacher: TrialRecord, tracker: Tracker, score: Score) -> None:
+def announce(run: Run) -> None:
     """What `analysis` needs to read a sweep that still runs: its description and its teacher."""
+    folder = run.config.folder
     try:
-        tracker.sweep_artifacts([config.folder / SWEEP_JSON])
+        run.tracker.sweep_artifacts([folder / SWEEP_JSON])
     except TrackingError:
         return  # MLflow is away: told at the end, with everything else
-    tracker.deliver(config.folder / TEACHER, scores_of(teacher, score))
+    run.tracker.deliver(folder / TEACHER, scores_of(run.teacher, run.score))
 
 
-def finish(config: SweepConfig, tracker: Tracker, console: Console, status: str, *, score: Score) -> None:
+def finish(run: Run, status: str) -> None:
     """Deliver what is left in the outbox, then show the front: in MLflow, on disk, on the screen."""
+    config, tracker, console = run.config, run.tracker, run.console
     tracker.try_again()
-    waiting = deliver_all(tracker, outbox(config.folder), score)
+    waiting = deliver_all(tracker, outbox(config.folder), run.score)
     if waiting:
-        sync = f"python -m analysis sync --out {shlex.quote(str(config.out))}"
+        sync = f"python -m analysis sync --out {shlex.quote(str(config.places.out))}"
         console.print(
             f"{waiting} records wait in {config.folder} for MLflow ({tracker.away}); `{sync}` or the same command"
             " delivers them.",

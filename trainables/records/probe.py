@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -10,9 +11,9 @@ class ProbeTask:
     """One student, to be trained by every process of a probe at the same time."""
 
     device: str
-    candidate: Mapping[str, Any]
+    config: Mapping[str, Any]
     """The configuration, flat."""
-    data_dir: str
+    data_dir: Path
     """Where the prepared images lie."""
     threads: int
     """CPU threads of a process."""

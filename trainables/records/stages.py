@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from trainables.records.encoding import read_record
 from trainables.records.latency import LatencyRecord
@@ -147,10 +146,10 @@ class CandidateRecord:
 
     stage: str
     """`candidate`, or `teacher` for the reference."""
-    params: Mapping[str, Any]
-    """The configuration, flat, without local paths."""
     export: ExportRecord
     measurement: Measurement
+    achieved: Mapping[str, float]
+    """What pruning really did, by the names it has as metrics; empty for the teacher."""
     curve: tuple[EpochRecord, ...]
     """All epochs that lead to it, teacher's excluded."""
     num_val: int
@@ -182,6 +181,7 @@ class CandidateRecord:
             "num_params": measured.num_params,
             "num_nonzero_params": measured.num_nonzero_params,
             "macs": measured.macs,
+            **self.achieved,
             "parity_max_abs": self.export.parity_max_abs,
             "parity_agreement": self.export.parity_agreement,
             "num_val": self.num_val,

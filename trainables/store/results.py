@@ -19,7 +19,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Never, TypeVar
 
 from trainables.files import write_text
 from trainables.layout import CACHE, RECORD, STORE, has_record
@@ -168,6 +168,20 @@ class Store:
             if not has_record(work.partial):  # or nothing is left but to put it in place
                 yield from self._computed(work, compute)
             return self._finish(work)
+
+    def once(self, key: Key, compute: Callable[[Path], None]) -> Path:
+        """As `obtain`, for work that reports nothing."""
+
+        def reporting_nothing(folder: Path) -> Generator[Never, None, None]:
+            compute(folder)
+            yield from ()
+
+        stage = self.obtain(key, reporting_nothing)
+        try:
+            next(stage)
+        except StopIteration as end:
+            return Path(end.value)
+        raise AssertionError(f"{key} reported something")
 
     def _computed(self, work: "_Work", compute: Compute[Report]) -> Generator[Report, None, None]:
         done = progress(work.partial)

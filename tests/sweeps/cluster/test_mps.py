@@ -62,4 +62,4 @@ def test_without_the_daemon_it_is_one_line_and_off_asks_for_nothing(
 
 def test_mps_without_gpus_is_refused() -> None:
     with pytest.raises(ValueError, match=r"mps=True needs GPUs, but got gpus=0"):
-        SweepConfig(name="x", mps=True)
+        SweepConfig(name="x").replace(mps=True)

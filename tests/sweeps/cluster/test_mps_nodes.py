@@ -48,7 +48,7 @@ def fresh(folder: Path) -> None:
 
 
 def sweep(cluster: Cluster, folder: Path) -> SweepConfig:
-    return SweepConfig(name="x", out=folder, address=cluster.address, gpus=2, cpus=2, mps=True)
+    return SweepConfig(name="x").replace(out=folder, address=cluster.address, gpus=2, cpus=2, mps=True)
 
 
 def calls(folder: Path, wanted: int) -> list[str]:
@@ -98,9 +98,10 @@ def test_kill_9_of_the_driver_ends_it_on_the_nodes(cluster: Cluster, folder: Pat
     script = f"""
 import time
 from pathlib import Path
-from sweeps.cluster import ray_for
-from sweeps.config import SweepConfig
-with ray_for(SweepConfig(name="x", out=Path({str(folder)!r}), address={cluster.address!r}, gpus=2, cpus=2, mps=True)):
+from sweeps.cluster.joining import ray_for
+from sweeps.search.config import SweepConfig
+config = SweepConfig(name="x").replace(address={cluster.address!r}, gpus=2, cpus=2, mps=True)
+with ray_for(config.replace(out=Path({str(folder)!r}))):
     print("on", flush=True)
     time.sleep(600)
 """

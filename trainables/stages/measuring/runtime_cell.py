@@ -3,16 +3,15 @@
 import dataclasses
 import gc
 import importlib
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Never
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow
 
-from trainables.config.candidate import CandidateConfig
 from trainables.files import sha256, write_text
 from trainables.layout import ONNX_FILE, RECORD, TORCHSCRIPT_FILE, WEIGHTS
 from trainables.records.encoding import read_record, to_json
@@ -50,16 +49,9 @@ class CellRecord:
     """Everything by the name it has in MLflow and CSV."""
 
 
-def measured_cell(
-    cell: Cell,
-    trial: TrialRecord,
-    folder: Path,
-    config: CandidateConfig,
-    place: Workspace,
-    *,
-    scratch: Path,
-    seconds: float,
-) -> Generator[Never, None, CellRecord]:
+def measure_cell(
+    cell: Cell, trial: TrialRecord, folder: Path, place: Workspace, *, scratch: Path, seconds: float
+) -> CellRecord:
     """Accuracy on test, parity, size and latency of a finished trial's network in one cell.
 
     Parity is against the same network's FP32 file in ONNX Runtime on the CPU, over the test images, where the trial
@@ -75,7 +67,7 @@ def measured_cell(
         AbsentError: if this cell cannot exist here; the message says why.
         ValueError: if the network cannot be written in this precision.
     """
-    dataset = prepared.prepare(config.data, place.data_dir)
+    dataset = place.dataset()
     plain = artifact_of(trial, folder, dataset, place.store)
     shipped = str(trial.params.get("precision", "fp32"))
     if shipped == "fp32":
@@ -85,7 +77,7 @@ def measured_cell(
     else:
         raise AbsentError(f"this trial ships an ONNX file in {shipped} and nothing else")
     reference = plain if shipped == "fp32" else None
-    tested = yield from _tested(cell, artifact, reference, dataset, place)
+    tested = _test(cell, artifact, reference, dataset, place)
     took, speedup = _time(cell, artifact, plain, place, seconds)
     file = _file(cell, artifact)
     metrics = (
@@ -168,9 +160,9 @@ def _network(trial: TrialRecord, store: Store) -> ModelRecord | None:
     return read_model(found) if found is not None and (found / WEIGHTS).exists() else None
 
 
-def _tested(
+def _test(
     cell: Cell, artifact: Artifact, reference: Artifact | None, dataset: DatasetRecord, place: Workspace
-) -> Generator[Never, None, dict[str, float]]:
+) -> dict[str, float]:
     """Accuracy on test, and how far the logits are from the reference's; from the store if they are there.
 
     Raises:
@@ -190,16 +182,15 @@ def _tested(
         processor=hardware(cell.runtime),
     )
 
-    def compute(folder: Path) -> Generator[Never, None, None]:
+    def compute(folder: Path) -> None:
         with place.device_lock().shared():
             opened = open_runtime(cell.runtime, artifact, threads=place.threads, batch=EVALUATION_BATCH)
             found = _quality(opened, reference, dataset, threads=place.threads)
             del opened
             gc.collect()
         write_text(folder / RECORD, to_json(found))
-        yield from ()
 
-    return read_record(dict[str, float], (yield from place.store.obtain(key, compute)))
+    return read_record(dict[str, float], place.store.once(key, compute))
 
 
 def _quality(opened: Opened, other: Artifact | None, dataset: DatasetRecord, *, threads: int) -> dict[str, float]:

@@ -2,10 +2,10 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Never
 
 from trainables.config.candidate import MeasureConfig
 from trainables.files import write_text
@@ -32,9 +32,7 @@ class Scale:
     """Its own, last, and those of the scales before it: the newest is found by counting, so none may be collected."""
 
 
-def scale(
-    measure: MeasureConfig, reference: ExportRecord, place: Workspace, *, check: bool = False
-) -> Generator[Never, None, Scale]:
+def find_scale(measure: MeasureConfig, reference: ExportRecord, place: Workspace, *, check: bool = False) -> Scale:
     """The newest scale of machines like this one; measured if there is none.
 
     Args:
@@ -50,7 +48,7 @@ def scale(
         known.append(next(keys))
     if newest is not None and not (check and _outdated(newest.own, measure, reference, place)):
         return newest
-    folder = yield from place.store.obtain(known[-1], _compute(measure, reference, place))
+    folder = place.store.once(known[-1], partial(_measure, measure, reference, place))
     return Scale(own=read_record(LatencyRecord, folder), keys=tuple(known))
 
 
@@ -91,17 +89,10 @@ def _keys(measure: MeasureConfig, reference: ExportRecord) -> Iterator[Key]:
         )
 
 
-def _compute(
-    measure: MeasureConfig, reference: ExportRecord, place: Workspace
-) -> Callable[[Path], Generator[Never, None, None]]:
+def _measure(measure: MeasureConfig, reference: ExportRecord, place: Workspace, folder: Path) -> None:
     path = reference.folder / ONNX_FILE
-
-    def compute(folder: Path) -> Generator[Never, None, None]:
-        own = agreed(lambda: measured_beside(measure, path, path, place).candidate)
-        write_text(folder / RECORD, to_json(own))
-        yield from ()
-
-    return compute
+    own = agreed(lambda: measured_beside(measure, path, path, place).candidate)
+    write_text(folder / RECORD, to_json(own))
 
 
 def _outdated(own: LatencyRecord, measure: MeasureConfig, reference: ExportRecord, place: Workspace) -> bool:
