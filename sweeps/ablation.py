@@ -32,6 +32,7 @@ from sweeps.search import space
 from sweeps.search.config import SweepConfig
 from sweeps.search.presets import PRESETS, default_name
 from trainables.config.flags import OneLineParser, flag_name
+from trainables.layout import JOURNAL
 from trainables.records.stages import DatasetRecord
 from trainables.stages.data import prepared
 
@@ -166,7 +167,7 @@ def enqueue_grid(config: SweepConfig, dataset: DatasetRecord) -> None:
     with sole_driver(config.folder):
         check_identity(config, dataset)
         study = optuna.create_study(
-            storage=open_journal(config.folder / "study.journal"),
+            storage=open_journal(config.folder / JOURNAL),
             study_name=config.name,
             directions=study_directions(config.search.objective),
             load_if_exists=True,

@@ -144,7 +144,7 @@ def open_store(tracking_uri: str) -> Store:
         ValueError: if it cannot be opened.
     """
     if not tracking_uri:
-        raise ValueError("No MLflow store at tracking_uri='': name one, such as sqlite:///runs/mlflow.db.")
+        raise ValueError("No MLflow store at tracking_uri='': name one, such as sqlite:///runs/{DATABASE}.")
     return FileStore(tracking_uri) if tracking_uri.startswith("sqlite:") else ClientStore(tracking_uri)
 
 

@@ -10,6 +10,7 @@ from sweeps.display.durations import in_words
 from sweeps.planning.cost import Hits, Plan
 from sweeps.search.config import SweepConfig
 from trainables.files import write_text
+from trainables.layout import IDENTITY, SPENT, START
 from trainables.records.encoding import to_json
 
 FINISH_S = 10.0
@@ -18,7 +19,6 @@ MIN_TRIALS = 10
 """A search of fewer trials tells little: their epochs are cut to have as many, to a quarter at most."""
 EPOCH_SHARES = (1.0, 0.75, 0.5, 0.25)
 EPOCHS = ("student_epochs", "recovery_epochs")
-SPENT = "spent.json"
 """In the folder of a sweep whose command was cut off before its time was over: the seconds it had."""
 
 
@@ -98,7 +98,7 @@ def fit_to_budget(
 def begun_with(config: SweepConfig) -> dict[str, int] | None:
     """The epochs of a sweep that has begun; None if it has not, or cannot be read: its own start says so."""
     try:
-        base = json.loads((config.folder / "identity.json").read_text(encoding="utf-8"))["settings"]["base"]
+        base = json.loads((config.folder / IDENTITY).read_text(encoding="utf-8"))["settings"]["base"]
         return {name: int(base[name]) for name in EPOCHS}
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -139,7 +139,7 @@ def _too_short(plan: Plan, budget_s: float, gone_s: float) -> str:
 def start_seconds(out: Path) -> float | None:
     """What the last sweep under `out` needed from launch to its first trial; None if none has told."""
     try:
-        return float(json.loads((out / "start.json").read_text(encoding="utf-8"))["start_s"])
+        return float(json.loads((out / START).read_text(encoding="utf-8"))["start_s"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -147,6 +147,6 @@ def start_seconds(out: Path) -> float | None:
 def remember_start(out: Path, seconds: float) -> None:
     """Keep it for the next plan; a disk that takes nothing costs a plan its measured start, nothing else."""
     try:
-        write_text(out / "start.json", to_json({"start_s": round(seconds, 2)}))
+        write_text(out / START, to_json({"start_s": round(seconds, 2)}))
     except OSError:
         return

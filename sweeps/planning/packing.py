@@ -1,6 +1,5 @@
 """How many trials share a GPU, or the cores: measured with trials of this sweep, decided by total images a second."""
 
-import json
 import signal
 import subprocess
 import sys
@@ -17,7 +16,9 @@ from sweeps.display.console import Screen
 from sweeps.search.config import SweepConfig
 from sweeps.search.devices import AUTO
 from trainables.files import write_text
-from trainables.records.encoding import to_json
+from trainables.layout import TASK
+from trainables.records.encoding import decode, read_json, to_json
+from trainables.records.probe import Probed, ProbeTask
 
 MOST = 16
 WORTH = 1.05
@@ -117,17 +118,17 @@ def together(config: SweepConfig, trials: int, *, seconds: float = SECONDS) -> T
         ProbeError: if a process failed for another reason.
     """
     cores = usable_cores()[: max(1, config.devices.cpus // max(1, config.devices.gpus))]
-    task = {
-        "device": config.devices.device,
-        "config": config.search.base.flat(),
-        "data_dir": str(config.places.data_dir.resolve()),
-        "threads": max(1, len(cores) // trials),
-        "cores": cores,
-        "memory_share": 1 / trials,
-    }
+    task = ProbeTask(
+        device=config.devices.device,
+        config=config.search.base.flat(),
+        data_dir=config.places.data_dir.resolve(),
+        threads=max(1, len(cores) // trials),
+        cores=tuple(cores),
+        memory_share=1 / trials,
+    )
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
-        write_text(folder / "task.json", to_json(task))
+        write_text(folder / TASK, to_json(task))
         running = [_Process(folder, number) for number in range(trials)]
         for process in running:
             stack.callback(process.end)
@@ -142,9 +143,9 @@ def together(config: SweepConfig, trials: int, *, seconds: float = SECONDS) -> T
     rows = [answer for answer in answers if answer is not None]
     return Together(
         trials=trials,
-        images_per_s=sum(row["images"] / row["seconds"] for row in rows),
-        peak_bytes=max(int(row["peak_bytes"]) for row in rows),
-        device_bytes=int(rows[0]["device_bytes"]),
+        images_per_s=sum(row.images_per_s for row in rows),
+        peak_bytes=max(row.peak_bytes for row in rows),
+        device_bytes=rows[0].device_bytes,
     )
 
 
@@ -235,7 +236,7 @@ class _Process:
     def over(self) -> bool:
         return self._process.poll() is not None
 
-    def answer(self) -> dict[str, float] | None:
+    def answer(self) -> Probed | None:
         """Its result; None if it ran out of memory."""
         code = self._process.wait(READY_S)
         if code in (OUT_OF_MEMORY_CODE, -signal.SIGKILL):  # the kernel kills whoever takes more than there is
@@ -246,8 +247,8 @@ class _Process:
             if "DefaultCPUAllocator" in lines[-1]:
                 return None
             raise ProbeError(f"the probe failed: {lines[-1]}")
-        row: dict[str, float] = json.loads((self._folder / f"{self._number}.json").read_text(encoding="utf-8"))
-        return row
+        path = self._folder / f"{self._number}.json"
+        return decode(Probed, read_json(path), where=path)
 
     def end(self) -> None:
         if not self.over():

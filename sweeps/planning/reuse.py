@@ -3,6 +3,7 @@
 from sweeps.planning.cost import Hits, qat_epochs
 from sweeps.search.config import SweepConfig
 from sweeps.search.space import first_trials
+from trainables.layout import CHAMPIONS, TRIALS, recorded
 from trainables.records.stages import DatasetRecord, read_model
 from trainables.stages.training.soft_labels import soft_labels_key
 from trainables.stages.training.student import student_key
@@ -20,7 +21,7 @@ def look_up(config: SweepConfig, dataset: DatasetRecord) -> Hits:
     quantising = base.export.qat_epochs * (qat_epochs(search) > 0)
     soft = any(candidate.student.soft_weight > 0 for candidate in candidates or [base])
     views_needed = (base.student.student_epochs + base.prune.recovery_epochs + quantising) * soft
-    trials, runs = (len(list((config.folder / name).glob("*/record.json"))) for name in ("trials", "champions"))
+    trials, runs = (len(recorded(config.folder / name)) for name in (TRIALS, CHAMPIONS))
     folder = store.find(teacher_key(base, dataset))
     if folder is None:
         return Hits(trials=trials, champion_runs=runs, views_needed=views_needed, first_students=len(points))

@@ -27,6 +27,7 @@ from sweeps.running.tune.tuning import tuner
 from sweeps.search.config import SweepConfig
 from sweeps.search.objectives import DIRECTIONS, reference_point
 from trainables.config.candidate import CandidateConfig
+from trainables.layout import CHAMPIONS, TRIALS, has_record, recorded
 from trainables.records.stages import DatasetRecord
 from trainables.records.trial import TrialRecord, read_trial
 from trainables.tracking.deliveries import scores_of
@@ -49,7 +50,7 @@ class ArmRun:
     @property
     def done(self) -> bool:
         """Whether it has left its record; what has is not run again."""
-        return (self.folder / "record.json").exists()
+        return has_record(self.folder)
 
     @property
     def tags(self) -> dict[str, str]:
@@ -73,7 +74,7 @@ class ArmDelivery(Delivery):
         task = task_of(trial)
         if self._storage is not None:
             collected(task.folder, task.key, self._storage)
-        if (task.folder / "record.json").exists():
+        if has_record(task.folder):
             super().on_trial_complete(iteration, trials, trial, **info)
 
     def _deliver(self, folder: Path) -> None:
@@ -139,7 +140,7 @@ def arm_runs(config: SweepConfig, teacher: TrialRecord, dataset: DatasetRecord) 
     """Every run that the sweep's champions ask for, done or not; after seed 0 of the search, seeds are 1 to S."""
     if not config.selection.champions:
         return []
-    records = [read_trial(path.parent) for path in sorted(config.folder.glob("trials/*/record.json"))]
+    records = [read_trial(trial) for trial in recorded(config.folder / TRIALS)]
     corner = reference_point(dataset.num_classes)
     chosen = choose_champions(records, teacher.metrics, corner, count=config.selection.champions)
     base, first = config.search.base, config.search.base.training.seed + 1
@@ -148,7 +149,7 @@ def arm_runs(config: SweepConfig, teacher: TrialRecord, dataset: DatasetRecord) 
             champion=number,
             arm=arm,
             candidate=candidate.replace(seed=seed),
-            folder=config.folder / "champions" / f"{number}-{arm}-seed{seed}",
+            folder=config.folder / CHAMPIONS / f"{number}-{arm}-seed{seed}",
         )
         for number, params in chosen.items()
         for seed in range(first, first + config.selection.seeds)

@@ -12,6 +12,7 @@ from sweeps.running.flags import with_flags
 from sweeps.search.config import SweepConfig
 from trainables.config.flags import OneLineParser, flag_name
 from trainables.config.limits import Limits
+from trainables.layout import ONNX_FILE, STORE, trial_folder
 from trainables.records.stages import DatasetRecord
 from trainables.store.entries import check_format
 
@@ -38,7 +39,7 @@ def check(config: SweepConfig) -> None:
             f" {LEAST_FREE_BYTES / 1e6:.0f} MB. {_room(config)} or name a folder on another disk."
         )
     try:
-        check_format(config.places.out / "store", None, str(config.places.out / "store"))
+        check_format(config.places.out / STORE, None, str(config.places.out / STORE))
     except ValueError as error:
         raise ValueError(f"--out {config.places.out}: {error}") from error
     check_shared(config.places.out, config.devices.address, config.places.storage)
@@ -121,14 +122,14 @@ def tell_end(config: SweepConfig, screen: Screen, code: int) -> None:
     from sweeps.display.standing import Standing
 
     there = Standing(phase="end", title="", trials=0, done=0, concurrency=1, folder=config.folder)
-    reused, models = there.reused(), config.folder / "trials"
+    reused, models = there.reused(), config.folder
     screen.event(
         "finished",
         sweep=config.name,
         exit_code=code,
         trials=dict(there.states),
         front=[
-            {"trial": int(str(label)), "model": str(models / f"{int(str(label)):05}" / "model.onnx"), **row}
+            {"trial": int(str(label)), "model": str(trial_folder(models, int(str(label))) / ONNX_FILE), **row}
             for label, row in there.front().to_dict("index").items()
         ],
         reuse={"trials": reused.trials, "of": reused.of, "seconds": round(reused.seconds, 1)},
@@ -147,7 +148,7 @@ def _full_disk(error: BaseException | None) -> OSError | None:
 
 def _moved_aside(out: Path) -> set[Path]:
     """Damaged results of stages; workers speak to nobody, so that the command tells of new ones."""
-    return set((out / "store").glob("*/*.corrupt-*"))
+    return set((out / STORE).glob("*/*.corrupt-*"))
 
 
 def _room(config: SweepConfig) -> str:

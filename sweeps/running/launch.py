@@ -11,7 +11,7 @@ from sweeps.cluster.interrupts import Interrupted
 from sweeps.cluster.joining import cores_of_a_node, quiet, ray_for
 from sweeps.cluster.mps import MpsError, mps
 from sweeps.display.progress import Progress
-from sweeps.planning.budget import SPENT, Deadline
+from sweeps.planning.budget import Deadline
 from sweeps.running.champions import retrain
 from sweeps.running.outcome import announce, finish, open_tracker, tracking_uri
 from sweeps.running.run import Run, worker_of
@@ -22,9 +22,9 @@ from sweeps.running.tune.retry import SayRetry
 from sweeps.running.tune.tuning import tuner
 from sweeps.search.config import SweepConfig
 from sweeps.search.folder import InputError, NoRoomError, check_identity, no_room, sole_driver, write_sweep_json
+from trainables.layout import RECORD, SPENT, TEACHER, UNFINISHED, has_record
 from trainables.records.stages import DatasetRecord
 from trainables.records.trial import TrialRecord, read_trial
-from trainables.store.references import UNFINISHED
 from trainables.trials.task import TrialTask
 from trainables.trials.teacher import TeacherTrial
 
@@ -68,16 +68,16 @@ def _make_teacher(
     config: SweepConfig, dataset: DatasetRecord, console: Console, deadline: Deadline | None
 ) -> TrialRecord:
     """The teacher's record, made by a Tune run of its own if there is none yet."""
-    folder = config.folder / "teacher"
-    if not (folder / "record.json").exists():
+    folder = config.folder / TEACHER
+    if not has_record(folder):
         _train_teacher(config, dataset, console, deadline)
     if config.places.storage is not None:
         collected(folder, f"{config.name}/teacher", config.places.storage)
-    if not (folder / "record.json").exists():
+    if not has_record(folder):
         raise Interrupted
     record = read_trial(folder)
     if record.status != "finished":
-        (folder / "record.json").unlink()
+        (folder / RECORD).unlink()
         raise InputError(f"teacher: {record.reason}")
     return record
 
@@ -90,7 +90,7 @@ def _train_teacher(config: SweepConfig, dataset: DatasetRecord, console: Console
         # nobody else trains meanwhile
         worker=dataclasses.replace(worker_of(config), threads=cores, memory_share=1.0),
         key=f"{config.name}/teacher",
-        folder=(config.folder / "teacher").resolve(),
+        folder=(config.folder / TEACHER).resolve(),
     )
     title = f"Sweep {config.name}: first its teacher, {base.teacher.teacher_model}"
     gpus = config.devices.gpus

@@ -18,6 +18,17 @@ from analysis.reading.runs import Runs, read_runs
 from sweeps.running.run import Run
 from sweeps.search.config import SweepConfig
 from sweeps.search.folder import InputError, check_identity
+from trainables.layout import (
+    ARTIFACTS,
+    DATABASE,
+    FRONT,
+    FRONT_PAGE,
+    ONNX_FILE,
+    REPORT,
+    SWEEP_JSON,
+    TEACHER,
+    trial_folder,
+)
 from trainables.records.latency import doubts
 from trainables.records.stages import DatasetRecord
 from trainables.records.trial import TrialRecord
@@ -51,7 +62,7 @@ def open_tracker(uri: str, config: SweepConfig, dataset: DatasetRecord, sweep_id
     Raises:
         InputError: if that store cannot be used.
     """
-    experiment, artifacts = dataset.name.replace(":", "-"), config.places.out / "artifacts"
+    experiment, artifacts = dataset.name.replace(":", "-"), config.places.out / ARTIFACTS
     note_where(config.folder, uri, experiment=experiment, sweep=config.name, sweep_id=sweep_id, artifacts=artifacts)
     try:
         return Tracker(uri, experiment=experiment, sweep=config.name, sweep_id=sweep_id, artifacts=artifacts)
@@ -62,17 +73,17 @@ def open_tracker(uri: str, config: SweepConfig, dataset: DatasetRecord, sweep_id
 
 def tracking_uri(config: SweepConfig) -> str:
     """Where MLflow keeps this sweep."""
-    return config.places.tracking_uri or f"sqlite:///{(config.places.out / 'mlflow.db').resolve()}"
+    return config.places.tracking_uri or f"sqlite:///{(config.places.out / DATABASE).resolve()}"
 
 
 def announce(run: Run) -> None:
     """What `analysis` needs to read a sweep that still runs: its description and its teacher."""
     folder = run.config.folder
     try:
-        run.tracker.sweep_artifacts([folder / "sweep.json"])
+        run.tracker.sweep_artifacts([folder / SWEEP_JSON])
     except TrackingError:
         return  # MLflow is away: told at the end, with everything else
-    run.tracker.deliver(folder / "teacher", scores_of(run.teacher, run.score))
+    run.tracker.deliver(folder / TEACHER, scores_of(run.teacher, run.score))
 
 
 def finish(run: Run, status: str) -> None:
@@ -91,14 +102,14 @@ def finish(run: Run, status: str) -> None:
         return
     uri = tracking_uri(config)
     try:
-        tracker.sweep_artifacts([config.folder / "sweep.json"])
-        runs = publish(tracker, uri, config.folder / "front")
+        tracker.sweep_artifacts([config.folder / SWEEP_JSON])
+        runs = publish(tracker, uri, config.folder / FRONT)
         tracker.close(status)
     except TrackingError as error:
         said = f"MLflow went away ({error}); the same command draws the front."
         console.print(said, style="yellow", markup=False, soft_wrap=True)
         return
-    show(console, runs, uri, config.folder / "front")
+    show(console, runs, uri, config.folder / FRONT)
 
 
 def publish(tracker: Tracker, tracking_uri: str, folder: Path) -> Runs:
@@ -108,7 +119,7 @@ def publish(tracker: Tracker, tracking_uri: str, folder: Path) -> Runs:
     tracker.sweep_metric("hypervolume", dict(hypervolume_curve(runs)))
     drawn = [*write_front(runs, folder), *write_controls(controls(runs.frame), folder)]
     tracker.sweep_artifacts(drawn)
-    _offer(tracker, runs, folder.parent / "report", drawn)
+    _offer(tracker, runs, folder.parent / REPORT, drawn)
     return runs
 
 
@@ -151,13 +162,13 @@ def show(console: Console, runs: Runs, tracking_uri: str, folder: Path) -> None:
     else:
         console.print(front_table(with_teacher(runs, front), variants=choose(front, runs.sweep["teacher"])))
         best = front.iloc[int(front["score"].argmax())]
-        model = folder.parent / "trials" / f"{int(best['trial_number']):05}" / "model.onnx"
+        model = trial_folder(folder.parent, int(best["trial_number"])) / ONNX_FILE
         console.print(
             f"Best score {best['score']:.2f} points: trial {int(best['trial_number'])}, {model}", soft_wrap=True
         )
         console.print(str(reuse(runs.frame)), soft_wrap=True)
     print_controls(console, controls(runs.frame))
-    console.print(f"Front: {folder / 'pareto.html'}")
+    console.print(f"Front: {folder / FRONT_PAGE}")
     served = tracking_uri.startswith("http")
     browse = tracking_uri if served else f"mlflow ui --backend-store-uri {shlex.quote(tracking_uri)}"
     console.print(f"Browse: {browse}", soft_wrap=True)

@@ -21,12 +21,13 @@ from sweeps.running.tune.tuning import tuner
 from sweeps.search.config import Places, SweepConfig
 from sweeps.search.devices import Devices
 from trainables.config.candidate import DataConfig
+from trainables.layout import ARTIFACTS, CELLS, DELIVERED, has_record, recorded
 from trainables.records.trial import TrialRecord, read_trial
 from trainables.stages.data.folders import PREFIX
 from trainables.stages.data.prepared import prepare, public_name
 from trainables.stages.runtimes.base import RUNTIMES
 from trainables.stages.runtimes.cell import Cell
-from trainables.tracking.tracker import DELIVERED, Tracker, TrackingError
+from trainables.tracking.tracker import Tracker, TrackingError
 from trainables.trials.runtime import RuntimeTrial
 from trainables.trials.task import RuntimeTask, Worker, task_of
 
@@ -46,7 +47,7 @@ def measure_cells(
         places=Places(out=flags.out, data_dir=flags.data_dir, tracking_uri=flags.tracking_uri),
         devices=Devices(gpus=flags.gpus if cuda else 0, cpus=max(1, flags.gpus)),
     )
-    folder = config.folder / "runtimes"
+    folder = config.folder / CELLS
     asked = [_task(config, flags, model, cell) for model in models for cell in cells]
     tasks = [task for task in asked if not done(task.folder, again=flags.again)]
     if tasks:
@@ -66,8 +67,8 @@ def measure_cells(
                 searcher=FixedRuns(task.tune_config() for task in tasks),
                 trials=len(tasks),
             ).fit()
-    for path in sorted(folder.glob("*/record.json")):
-        tracker.deliver(path.parent, {})
+    for cell_folder in recorded(folder):
+        tracker.deliver(cell_folder, {})
     frame = runtime_frame(folder)
     files = write_runtime_table(frame, folder, heading=f"Runtimes, sweep {flags.name}")
     try:
@@ -80,7 +81,7 @@ def measure_cells(
 
 def _task(config: SweepConfig, flags: argparse.Namespace, model: Path, cell: Cell) -> RuntimeTask:
     record = read_trial(model)
-    folder = config.folder / "runtimes" / f"{model.name}-{cell.name}"
+    folder = config.folder / CELLS / f"{model.name}-{cell.name}"
     name = _called(record, model)
     kind = {"kind": "runtime", "model": name}  # tells these runs from the sweep's trials, whose front they are not on
     pruning = {} if record.stage == "teacher" else {"pruning": str(record.params.get("pruning_method", ""))}
@@ -142,7 +143,7 @@ def _counted(count: int, word: str) -> str:
 
 def done(folder: Path, *, again: bool) -> bool:
     """Whether a cell has its numbers; what was absent or failed is tried again, and what is in doubt with `again`."""
-    if not (folder / "record.json").exists():
+    if not has_record(folder):
         return False
     record = read_trial(folder)
     return record.status == "finished" and not (again and record.tags["latency_verdict"] != "clean")
@@ -154,7 +155,7 @@ def _tracker(config: SweepConfig, model: Path, sweep_id: str) -> Tracker:
     experiment = str(read_trial(model).params["dataset"]).replace(":", "-")
     try:
         return Tracker(
-            uri, experiment=experiment, sweep=config.name, sweep_id=sweep_id, artifacts=config.places.out / "artifacts"
+            uri, experiment=experiment, sweep=config.name, sweep_id=sweep_id, artifacts=config.places.out / ARTIFACTS
         )
     except TrackingError as error:
         raise ValueError(f"--tracking-uri {uri}: {error}; start that server, or leave the flag out.") from error

@@ -23,6 +23,7 @@ from sweeps.search.config import STOPPERS, Search, SweepConfig
 from sweeps.search.folder import InputError, no_room
 from sweeps.search.sampling.searcher import StudySearcher, finished, open_study
 from sweeps.search.space import tidy
+from trainables.layout import JOURNAL, RUNGS, TRIALS, recorded
 from trainables.records.stages import DatasetRecord
 from trainables.records.trial import TrialRecord, read_trial
 from trainables.tracking.deliveries import Score
@@ -59,7 +60,7 @@ def run_trials(run: Run) -> int:
     """
     config, console = run.config, run.console
     search, storage = config.search, config.places.storage
-    study = open_study(config.folder / "study.journal", config.name, search)
+    study = open_study(config.folder / JOURNAL, config.name, search)
     task_of = partial(_task, config, run.dataset, run.teacher)
     searcher = InTime(study, search, task_of=task_of, score=run.score, deadline=run.deadline)
     recover(study, searcher, config, task_of, teacher=run.teacher)
@@ -116,7 +117,7 @@ def _stopper(config: SweepConfig) -> FrontStopper | None:
     rule = STOPPERS[config.search.stopper]
     alone = config.devices.alone_after_running_out
     try:
-        return FrontStopper(rule, config.rates, config.folder / "rungs.jsonl", alone=alone) if rule else None
+        return FrontStopper(rule, config.rates, config.folder / RUNGS, alone=alone) if rule else None
     except ValueError as error:
         raise InputError(str(error)) from error
 
@@ -162,5 +163,5 @@ def _say_end(config: SweepConfig, study: optuna.Study, searcher: InTime, console
 
 def _count_failed(config: SweepConfig) -> int:
     """Trials whose configuration or process could not give a candidate."""
-    records = (read_trial(path.parent) for path in config.folder.glob("trials/*/record.json"))
+    records = (read_trial(trial) for trial in recorded(config.folder / TRIALS))
     return sum(record.status == "failed" for record in records)

@@ -16,6 +16,7 @@ from sweeps.search.space import default_space, size
 from trainables.config.candidate import CandidateConfig
 from trainables.config.checks import check_word
 from trainables.config.limits import Limits
+from trainables.layout import sweep_folder
 
 OBJECTIVES = ("composite", "pareto")
 STOPPERS = {"front": "pareto", "score": "composite", "off": None}
@@ -133,7 +134,7 @@ class SweepConfig:
     @property
     def folder(self) -> Path:
         """OUT/sweeps/NAME."""
-        return self.places.out / "sweeps" / self.name
+        return sweep_folder(self.places.out, self.name)
 
     def identity(self) -> dict[str, Any]:
         """What may not change under one name: everything that decides what a trial's numbers mean."""

@@ -11,7 +11,8 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("trainables", "analysis", "sweeps")
 
 LINES = """
-    trainables.config trainables.layout trainables.files trainables.locks analysis.reading
+    trainables.layout
+    trainables.config trainables.files trainables.locks analysis.reading
     trainables.records analysis.findings analysis.shipping analysis.disk
     trainables.store trainables.stages.data analysis.plots
     trainables.stages.data.augment trainables.stages.models trainables.tracking sweeps.search analysis.pages
@@ -29,8 +30,8 @@ LINES = """
     sweeps.studies
 """
 """From the ground floor upwards. A room imports those on the lines before its own, and nobody beside or above it."""
-GROUND = ("trainables.config", "trainables.layout", "trainables.files", "trainables.locks")
-"""Rooms of the first line that may use each other, as long as no module is in a cycle."""
+GROUND = ("trainables.config", "trainables.files", "trainables.locks")
+"""Rooms of one line that may use each other, as long as no module is in a cycle."""
 LEVEL = {room: level for level, line in enumerate(LINES.strip().splitlines()) for room in line.split()}
 
 

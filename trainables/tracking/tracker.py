@@ -18,6 +18,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from trainables.files import write_text
+from trainables.layout import DELIVERED
 from trainables.records.encoding import to_json
 from trainables.records.trial import TrialRecord, read_trial
 from trainables.tracking.registry import register
@@ -30,7 +31,6 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "1")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
-DELIVERED = "delivered.json"
 RETRY_AFTER_S = 30.0
 BATCH_METRICS = 800  # MLflow takes 1,000 metrics, parameters and tags a call
 BATCH_PARAMS = 100

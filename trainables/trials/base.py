@@ -18,6 +18,7 @@ from ray import tune
 
 from trainables.config.limits import SHAPE_LATENCY, InfeasibleError
 from trainables.files import write_text
+from trainables.layout import ONNX_FILE, RECIPE, RECORD, TORCHSCRIPT_FILE
 from trainables.records.encoding import to_json
 from trainables.records.stages import CandidateRecord, EpochRecord, ShapeRecord
 from trainables.stages.models.placement import give_back
@@ -124,7 +125,7 @@ class OutboxTrial(StageTrial[AnyTask]):
         task = self.task
         task.folder.mkdir(parents=True, exist_ok=True)
         record = task.record(started=self._started, ended=time.time(), **result)
-        write_text(task.folder / "record.json", to_json(record))
+        write_text(task.folder / RECORD, to_json(record))
         if task.worker.storage:
             send(task.folder, task.key, task.worker.storage)
 
@@ -148,12 +149,12 @@ class ChainTrial(OutboxTrial[TrialTask]):
         """Put artifacts and record into the outbox."""
         task, folder = self.task, self.task.folder
         folder.mkdir(parents=True, exist_ok=True)
-        files = [record.export.folder / "model.onnx"]
+        files = [record.export.folder / ONNX_FILE]
         if record.export.torchscript_bytes is not None:
-            files.append(record.export.folder / "model.torchscript.pt")
+            files.append(record.export.folder / TORCHSCRIPT_FILE)
         for file in files:
             link(file, folder / file.name)
-        write_text(folder / "recipe.json", to_json(task.row()))
+        write_text(folder / RECIPE, to_json(task.row()))
         metrics = record.metrics() | {"trial_time_s": time.time() - self._started}
         if self._shape is not None and self._shape_is_final():
             metrics[SHAPE_LATENCY] = self._shape.latency_p50_ms
@@ -166,7 +167,7 @@ class ChainTrial(OutboxTrial[TrialTask]):
             metrics=metrics,
             tags=record.tags(),
             curve=record.curve,
-            files=(*(file.name for file in files), "recipe.json"),
+            files=(*(file.name for file in files), RECIPE),
             keys=record.keys,
         )
         return metrics | {"excess": excess}

@@ -9,6 +9,7 @@ from typing import Any
 
 from trainables.config.candidate import Candidate, DataConfig
 from trainables.config.limits import Limits
+from trainables.layout import LEASES
 from trainables.records.stages import EpochRecord
 from trainables.records.trial import TrialRecord
 from trainables.stages.runtimes.cell import Cell
@@ -45,7 +46,7 @@ class Worker:
             data_dir=self.data_dir,
             device=self.device,
             threads=self.threads,
-            lock_dir=self.out / "leases",
+            lock_dir=self.out / LEASES,
             memory_share=self.memory_share,
         )
 

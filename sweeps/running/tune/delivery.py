@@ -14,6 +14,7 @@ from ray.tune.experiment import Trial
 from sweeps.display.progress import Progress
 from sweeps.planning.budget import Deadline
 from trainables.files import write_text
+from trainables.layout import RECORD, has_record
 from trainables.records.encoding import to_json
 from trainables.records.latency import doubts
 from trainables.records.stages import EpochRecord
@@ -56,7 +57,7 @@ class Delivery(tune.Callback):
         reports = list(self._seen.pop(trial.trial_id, {}).values())
         if self._storage is not None and not collected(folder, task.key, self._storage) and left(seen):
             return  # the storage does not answer: collected and delivered when the sweep ends, or goes on
-        if not (folder / "record.json").exists():
+        if not has_record(folder):
             if "full" in seen:
                 return
             reason = f"after {seen.get('step')} of {seen.get('steps')} epochs"
@@ -142,7 +143,7 @@ def write_record(
         started=now - seconds,
         ended=now,
     )
-    write_text(task.folder / "record.json", to_json(record))
+    write_text(task.folder / RECORD, to_json(record))
 
 
 def summary(record: TrialRecord, score: float) -> str:

@@ -11,8 +11,9 @@ from sweeps.running.tune.delivery import write_record
 from sweeps.search.config import SweepConfig
 from sweeps.search.folder import InputError
 from sweeps.search.sampling.searcher import StudySearcher, finished
+from trainables.layout import has_record, trial_folder
 from trainables.records.trial import TrialRecord, read_trial
-from trainables.tracking.transport import RECORD, fetch
+from trainables.tracking.transport import fetch
 from trainables.trials.task import Task
 
 PATIENCE_S = 60.0
@@ -50,7 +51,7 @@ def recover(
 
 def trial_dir(config: SweepConfig, number: int) -> Path:
     """The outbox folder of a trial on the driver."""
-    return config.folder / "trials" / f"{number:05}"
+    return trial_folder(config.folder, number)
 
 
 def fetch_late(study: optuna.Study, config: SweepConfig) -> int:
@@ -63,7 +64,7 @@ def fetch_late(study: optuna.Study, config: SweepConfig) -> int:
 
 
 def _is_here(config: SweepConfig, number: int) -> bool:
-    return (trial_dir(config, number) / RECORD).exists()
+    return has_record(trial_dir(config, number))
 
 
 def _has_record(config: SweepConfig, number: int) -> bool:

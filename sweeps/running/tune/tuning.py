@@ -7,10 +7,11 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from sweeps.cluster.interrupts import StoppableTuner
-from sweeps.planning.budget import SPENT, Deadline
+from sweeps.planning.budget import Deadline
 from sweeps.running.tune.delivery import Allowance, Timesheet
 from sweeps.running.tune.retry import RetryAlone
 from sweeps.search.config import SweepConfig
+from trainables.layout import SPENT, TUNE
 from trainables.trials.base import StageTrial
 from trainables.trials.task import task_of
 
@@ -55,7 +56,7 @@ def tuner(
         ),
         run_config=tune.RunConfig(
             name=name,
-            storage_path=str((config.folder / "tune").resolve()),
+            storage_path=str((config.folder / TUNE).resolve()),
             callbacks=[*callbacks, Allowance(MAX_FAILURES), *timesheet],
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),

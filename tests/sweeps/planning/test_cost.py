@@ -13,7 +13,6 @@ from sweeps.display.durations import Range, duration, in_words
 from sweeps.planning.budget import (
     FINISH_S,
     MIN_TRIALS,
-    SPENT,
     Deadline,
     fit_to_budget,
     remember_start,
@@ -29,6 +28,7 @@ from sweeps.search.presets import quick
 from sweeps.search.space import parse
 from trainables.config.candidate import CandidateConfig
 from trainables.files import write_text
+from trainables.layout import SPENT
 from trainables.records.encoding import to_json
 from trainables.stages.data import prepared
 

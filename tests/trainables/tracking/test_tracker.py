@@ -15,11 +15,12 @@ import pytest
 from mlflow.entities import Run
 from onnx import TensorProto, helper
 
+from trainables.layout import DELIVERED
 from trainables.records.encoding import to_json
 from trainables.records.stages import EpochRecord
 from trainables.records.trial import TrialRecord
 from trainables.tracking import tracker as tracker_module
-from trainables.tracking.tracker import DELIVERED, AwayError, Tracker, TrackingError
+from trainables.tracking.tracker import AwayError, Tracker, TrackingError
 
 PARAMS = {"temperature": 4.0, "alpha": 0.9, "pruning_method": "structured", "image_size": None, "flip": True}
 METRICS = {"val_accuracy": 0.91, "latency_p50_ms": 1.25, "size_bytes": 1_400_000}

@@ -12,6 +12,7 @@ import torch
 
 from trainables.config.candidate import CandidateConfig
 from trainables.config.flags import OneLineParser, add_config_flags, config_from_flags, with_flags
+from trainables.layout import LEASES, STORE
 from trainables.records.encoding import to_json
 from trainables.records.stages import (
     CandidateRecord,
@@ -73,12 +74,12 @@ def main(argv: list[str] | None = None) -> int:
         config = config_from_flags(CandidateConfig(), flags)
         _check(flags, config)
         place = Workspace(
-            store=Store(flags.out / "store"),
+            store=Store(flags.out / STORE),
             data=config.data,
             data_dir=flags.data_dir,
             device=flags.device,
             threads=flags.threads,
-            lock_dir=flags.out / "leases",
+            lock_dir=flags.out / LEASES,
         )
         place.enter()
         record = _show(make_candidate(config.resolve(place.dataset(), device=flags.device), place))

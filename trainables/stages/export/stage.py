@@ -1,7 +1,6 @@
 """A trained network becomes the files to ship, once per network and precision."""
 
 import dataclasses
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -14,7 +13,8 @@ import torch
 
 from trainables.config.candidate import Candidate
 from trainables.config.compression import ExportConfig
-from trainables.files import write_text
+from trainables.files import sha256, write_text
+from trainables.layout import ONNX_FILE, RECORD
 from trainables.records.encoding import to_json
 from trainables.records.stages import DatasetRecord, ExportRecord, ModelRecord, read_export
 from trainables.stages.data import prepared
@@ -24,7 +24,7 @@ from trainables.stages.export.convert import convert_fp16, quantize_int8
 from trainables.stages.export.onnx_files import describe, padded
 from trainables.stages.export.scheme import scheme_for
 from trainables.stages.export.session import open_session, run_logits
-from trainables.stages.export.writer import ONNX_FILE, export, parity_chunks
+from trainables.stages.export.writer import export, parity_chunks
 from trainables.stages.models.stored import load_model
 from trainables.stages.workspace import Bench
 from trainables.store.results import Key, stage_key
@@ -99,7 +99,7 @@ def _export_fp32(bench: Bench, model: ModelRecord, made_by: Mapping[str, Any]) -
                 folder=folder,
                 key=str(key),
             )
-        write_text(folder / "record.json", to_json(record))
+        write_text(folder / RECORD, to_json(record))
 
     return read_export(bench.place.store.once(key, compute))
 
@@ -118,18 +118,17 @@ def _convert(bench: Bench, plain: ExportRecord, made_by: Mapping[str, Any]) -> E
             convert(plain.folder / ONNX_FILE, file, candidate, dataset)
             describe(file, {"recipe": padded(json.dumps(dict(made_by), sort_keys=True, default=str))})
             max_abs, agreement = distance(file, plain.folder / ONNX_FILE, parity_images(dataset))
-        content = file.read_bytes()
         record = dataclasses.replace(
             plain,
             key=str(key),
             folder=folder,
-            size_bytes=len(content),
+            size_bytes=file.stat().st_size,
             torchscript_bytes=None,
-            onnx_sha256=hashlib.sha256(content).hexdigest(),
+            onnx_sha256=sha256(file),
             parity_max_abs=max_abs,
             parity_agreement=agreement,
         )
-        write_text(folder / "record.json", to_json(record))
+        write_text(folder / RECORD, to_json(record))
 
     return read_export(bench.place.store.once(key, compute))
 

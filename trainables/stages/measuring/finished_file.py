@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from trainables.files import write_text
+from trainables.layout import ONNX_FILE, RECORD
 from trainables.records.encoding import to_json
 from trainables.records.stages import ExportRecord, Measurement, ModelRecord, read_measurement
 from trainables.stages.data import prepared
@@ -39,7 +40,7 @@ def measure_file(
     )
 
     def compute(folder: Path) -> None:
-        onnx_path = files.folder / "model.onnx"
+        onnx_path = files.folder / ONNX_FILE
         session = open_session(onnx_path, threads=place.threads)
         with place.device_lock().shared():
             val_accuracy = accuracy(session, *prepared.load(dataset, "val"))
@@ -58,6 +59,6 @@ def measure_file(
             num_nonzero_params=model.num_nonzero_params,
             macs=model.macs,
         )
-        write_text(folder / "record.json", to_json(record))
+        write_text(folder / RECORD, to_json(record))
 
     return read_measurement(place.store.once(key, compute)), (str(key), *map(str, scale.keys))

@@ -3,7 +3,6 @@
 import dataclasses
 import gc
 import importlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,8 @@ import numpy.typing as npt
 import pyarrow
 
 from trainables.files import sha256, write_text
-from trainables.records.encoding import to_json
+from trainables.layout import ONNX_FILE, RECORD, TORCHSCRIPT_FILE, WEIGHTS
+from trainables.records.encoding import read_record, to_json
 from trainables.records.latency import LatencyRecord
 from trainables.records.stages import DatasetRecord, ModelRecord, read_model
 from trainables.records.trial import TrialRecord
@@ -95,9 +95,9 @@ def measure_cell(
 
 def artifact_of(trial: TrialRecord, folder: Path, dataset: DatasetRecord, store: Store) -> Artifact:
     """The files of a finished trial, and its weights where the store still has them."""
-    script = folder / "model.torchscript.pt"
+    script = folder / TORCHSCRIPT_FILE
     artifact = Artifact(
-        onnx=folder / "model.onnx",
+        onnx=folder / ONNX_FILE,
         torchscript=script if script.exists() else None,
         image_size=dataset.image_size,
         num_classes=dataset.num_classes,
@@ -107,7 +107,7 @@ def artifact_of(trial: TrialRecord, folder: Path, dataset: DatasetRecord, store:
     network = _network(trial, store)
     if network is None:
         return artifact
-    return dataclasses.replace(artifact, weights=network.folder / "weights.pt", model_name=network.model_name)
+    return dataclasses.replace(artifact, weights=network.folder / WEIGHTS, model_name=network.model_name)
 
 
 def in_precision(plain: Artifact, cell: Cell, dataset: DatasetRecord, scratch: Path) -> Artifact:
@@ -157,7 +157,7 @@ def _network(trial: TrialRecord, store: Store) -> ModelRecord | None:
         return None
     stage, _, digest = trained[-1].partition("/")
     found = store.find(Key(stage, digest))
-    return read_model(found) if found is not None and (found / "weights.pt").exists() else None
+    return read_model(found) if found is not None and (found / WEIGHTS).exists() else None
 
 
 def _test(
@@ -188,11 +188,9 @@ def _test(
             found = _quality(opened, reference, dataset, threads=place.threads)
             del opened
             gc.collect()
-        write_text(folder / "record.json", to_json(found))
+        write_text(folder / RECORD, to_json(found))
 
-    path = place.store.once(key, compute) / "record.json"
-    found: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    return read_record(dict[str, float], place.store.once(key, compute))
 
 
 def _quality(opened: Opened, other: Artifact | None, dataset: DatasetRecord, *, threads: int) -> dict[str, float]:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from trainables.config.candidate import MeasureConfig
 from trainables.files import write_text
-from trainables.records.encoding import read_row, to_json
-from trainables.records.latency import LatencyRecord, latency_from_json
+from trainables.layout import ONNX_FILE, RECORD
+from trainables.records.encoding import read_record, to_json
+from trainables.records.latency import LatencyRecord
 from trainables.records.stages import ExportRecord
 from trainables.stages.measuring.beside_teacher import hardware, measured_beside
 from trainables.stages.measuring.machine import DRIFT_LIMIT
@@ -43,12 +44,12 @@ def find_scale(measure: MeasureConfig, reference: ExportRecord, place: Workspace
     known = [next(keys)]
     newest = None
     while (folder := place.store.find(known[-1])) is not None:
-        newest = Scale(own=latency_from_json(read_row(folder)), keys=tuple(known))
+        newest = Scale(own=read_record(LatencyRecord, folder), keys=tuple(known))
         known.append(next(keys))
     if newest is not None and not (check and _outdated(newest.own, measure, reference, place)):
         return newest
     folder = place.store.once(known[-1], partial(_measure, measure, reference, place))
-    return Scale(own=latency_from_json(read_row(folder)), keys=tuple(known))
+    return Scale(own=read_record(LatencyRecord, folder), keys=tuple(known))
 
 
 def agreed(take: Callable[[], LatencyRecord]) -> LatencyRecord:
@@ -89,14 +90,14 @@ def _keys(measure: MeasureConfig, reference: ExportRecord) -> Iterator[Key]:
 
 
 def _measure(measure: MeasureConfig, reference: ExportRecord, place: Workspace, folder: Path) -> None:
-    path = reference.folder / "model.onnx"
+    path = reference.folder / ONNX_FILE
     own = agreed(lambda: measured_beside(measure, path, path, place).candidate)
-    write_text(folder / "record.json", to_json(own))
+    write_text(folder / RECORD, to_json(own))
 
 
 def _outdated(own: LatencyRecord, measure: MeasureConfig, reference: ExportRecord, place: Workspace) -> bool:
     """Whether the machine is quiet now and the scale is not what it would measure."""
-    path = reference.folder / "model.onnx"
+    path = reference.folder / ONNX_FILE
     now = measured_beside(measure, path, path, place).candidate
     if now.verdict != "clean":
         return False

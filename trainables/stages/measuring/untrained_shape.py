@@ -10,6 +10,7 @@ import torch
 
 from trainables.config.candidate import Candidate
 from trainables.files import write_text
+from trainables.layout import RECORD
 from trainables.records.encoding import to_json
 from trainables.records.stages import ExportRecord, ShapeRecord, read_shape
 from trainables.stages.export.scheme import scheme_for
@@ -63,7 +64,7 @@ def measure_shape(bench: Bench, reference: ExportRecord, *, plan: Mapping[str, i
         record = sketch.measure(sketch.channel_ratio() if structured else 0.0)
         sketch.path.unlink()
         seconds = time.perf_counter() - started
-        write_text(folder / "record.json", to_json(vars(record) | {"seconds": seconds}))
+        write_text(folder / RECORD, to_json(vars(record) | {"seconds": seconds}))
 
     return read_shape(place.store.once(key, compute))
 

@@ -3,7 +3,6 @@
 A pruned network is its architecture's name plus a plain state_dict: the tensor shapes are the channel plan.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from trainables.files import replacing
 from trainables.stages.models.inspection import evaluating
 
 
@@ -18,12 +18,8 @@ def save_weights(model: nn.Module, path: Path) -> None:
     """Writes a plain state_dict on the CPU; a reader sees the old file or the whole new one."""
     # clones: a view would drag its whole storage into the file
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
+    with replacing(path) as file:
         torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

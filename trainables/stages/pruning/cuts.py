@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from trainables.config.candidate import Candidate
 from trainables.config.compression import PruneConfig
 from trainables.files import write_text
+from trainables.layout import RECORD
 from trainables.records.encoding import to_json
 from trainables.records.stages import DatasetRecord, ModelRecord
 from trainables.stages.data.augment.pixels import scaled
@@ -113,7 +114,7 @@ def plan_cut(bench: Bench, student: ModelRecord, *, channel_ratio: float) -> dic
         with bench.place.device_lock().shared():
             cut(model, config, bench.dataset, bench.images, channel_ratio=channel_ratio, dense=dense)
         write_plan(model, before, config, bench.dataset, folder)
-        write_text(folder / "record.json", to_json({"student": student.key}))
+        write_text(folder / RECORD, to_json({"student": student.key}))
 
     return read_plan(bench.place.store.once(key, compute))
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from trainables.config.candidate import AugmentConfig
 from trainables.config.training import TrainingConfig
+from trainables.layout import STATE
 from trainables.records.stages import EpochRecord
 from trainables.stages.data.augment import draws, views
 from trainables.stages.data.on_device import Images
@@ -104,11 +105,11 @@ def train(
         turn: entered around every step.
     """
     trainer = Trainer(model, loop, images, lesson, after_step=after_step, turn=turn)
-    curve = checkpoints.resume(model, trainer.optimizer, folder / "state.pt", images.mean.device)
+    curve = checkpoints.resume(model, trainer.optimizer, folder / STATE, images.mean.device)
     for epoch in range(len(curve) + 1, loop.epochs + 1):
         record = trainer.epoch(epoch)
         curve.append(record)
-        checkpoints.save(model, trainer.optimizer, curve, folder / "state.pt")
+        checkpoints.save(model, trainer.optimizer, curve, folder / STATE)
         yield record
     return tuple(curve)
 

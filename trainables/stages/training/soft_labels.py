@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from trainables.config.candidate import AugmentConfig, Candidate
 from trainables.config.training import TrainingConfig
 from trainables.files import write_text
+from trainables.layout import RECORD
 from trainables.records.encoding import to_json
 from trainables.records.stages import DatasetRecord, ModelRecord
 from trainables.stages.data.augment.views import views_of
@@ -93,7 +94,7 @@ class SoftLabels:
         with turn():  # a GPU still computes
             logits = logits_NC.cpu().numpy()
         np.save(folder / "logits.npy", logits)
-        write_text(folder / "record.json", to_json({"view": view, "seconds": time.perf_counter() - started}))
+        write_text(folder / RECORD, to_json({"view": view, "seconds": time.perf_counter() - started}))
 
 
 @torch.no_grad()

@@ -6,21 +6,19 @@ The process gets ready (data, model, first steps), touches FOLDER/NUMBER.ready a
 FOLDER/go appears until FOLDER/stop does: all processes of a folder compute at the same time.
 """
 
-import dataclasses
-import json
 import os
 import resource
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from trainables.config.candidate import Candidate, CandidateConfig
 from trainables.files import write_text
-from trainables.records.encoding import to_json
+from trainables.layout import TASK
+from trainables.records.encoding import decode, read_json, to_json
+from trainables.records.probe import Probed, ProbeTask
 from trainables.stages.data import prepared
 from trainables.stages.data.on_device import Images, load_images
 from trainables.stages.models import placement
@@ -36,23 +34,6 @@ STEPS = 8
 OUT_OF_MEMORY_CODE = 3
 POLL_S = 0.01
 WAIT_S = 600.0
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Probed:
-    """What one trial did while all of them ran."""
-
-    images: int
-    seconds: float
-    peak_bytes: int
-    """CUDA memory, the context and whatever else was on the GPU included; on a CPU this process's resident memory."""
-    device_bytes: int
-    """Memory of the GPU, or of the machine."""
-
-    @property
-    def images_per_s(self) -> float:
-        """Training images a second."""
-        return self.images / self.seconds
 
 
 def few_of(candidate: Candidate, images: Images, steps: int) -> Images:
@@ -94,7 +75,7 @@ class TrialSteps:
 
 def main(folder: Path, number: str) -> int:
     """Run one probe; returns the exit code: 0, or 3 if there was not enough memory."""
-    task = json.loads((folder / "task.json").read_text(encoding="utf-8"))
+    task = decode(ProbeTask, read_json(folder / TASK), where=folder / TASK)
     try:
         probed = _probe(task, folder, number)
     except OUT_OF_MEMORY:
@@ -103,17 +84,17 @@ def main(folder: Path, number: str) -> int:
         if not any(words in str(error) for words in ("out of memory", "STATUS_ALLOC_FAILED")):
             raise
         return OUT_OF_MEMORY_CODE
-    write_text(folder / f"{number}.json", to_json(dataclasses.asdict(probed)))
+    write_text(folder / f"{number}.json", to_json(probed))
     return 0
 
 
-def _probe(task: Mapping[str, Any], folder: Path, number: str) -> Probed:
-    device = task["device"]
+def _probe(task: ProbeTask, folder: Path, number: str) -> Probed:
+    device = task.device
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, task["cores"])
-    placement.enter(device, threads=task["threads"], memory_share=task["memory_share"])
-    config = CandidateConfig().replace(**task["config"])
-    dataset = prepared.prepare(config.data, Path(task["data_dir"]))
+        os.sched_setaffinity(0, task.cores)
+    placement.enter(device, threads=task.threads, memory_share=task.memory_share)
+    config = CandidateConfig().replace(**task.config)
+    dataset = prepared.prepare(config.data, task.data_dir)
     candidate = config.resolve(dataset, device=device)
     images = few_of(candidate, load_images(dataset, device), STEPS)
     steps = TrialSteps(candidate, images)
