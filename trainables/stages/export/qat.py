@@ -54,7 +54,7 @@ def qat(
             name.replace(".weight", ".parametrizations.weight.original"): zero
             for name, zero in masks(model, config.prune.canonical().pruning_method).items()
         }
-        fake_quantize.insert(model, scheme_for(config.measure.latency_runtime))
+        inserted = fake_quantize.insert(model, scheme_for(config.measure.latency_runtime))
         loop = Loop(
             stage="qat",
             epochs=config.export.qat_epochs,
@@ -68,7 +68,7 @@ def qat(
         curve = yield from train(
             model, loop, images, lesson, folder, after_step=lambda: apply_masks(model, zeros), turn=turn
         )
-        fake_quantize.remove(model)
+        fake_quantize.remove(model, inserted)
         write_model(model, folder, key=key, name=config.student.student_model, dataset=dataset, curve=curve)
 
     return read_model((yield from place.store.obtain(key, compute)))
