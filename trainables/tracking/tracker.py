@@ -147,15 +147,11 @@ class Tracker:
         with self._told():
             self._client.set_tag(self.parent_id, "mlflow.note.content", text)
 
-    def offer_view(self, name: str, view: Mapping[str, object]) -> None:
-        """Keep a view of the run list: columns, filter and order, under a name (`analysis.pages.mlflow_view.address`).
-
-        MLflow's pages read it from a tag of the experiment, as their own Share button writes it.
-        """
+    def tag_experiment(self, tags: Mapping[str, str]) -> None:
+        """Set tags of the sweep's experiment."""
         with self._told():
-            self._client.set_experiment_tag(self.experiment_id, f"mlflow.sharedViewState.{name}", json.dumps(view))
-            # Else the pages open on prompts and traces, which a sweep has none of.
-            self._client.set_experiment_tag(self.experiment_id, "mlflow.experimentKind", "custom_model_development")
+            for name, value in tags.items():
+                self._client.set_experiment_tag(self.experiment_id, name, value)
 
     def register(self, model: str, members: Mapping[str, str], aliases: Mapping[str, str]) -> str:
         """Register candidates under one name, each once however often this is called, and point the aliases at them.

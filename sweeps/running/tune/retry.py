@@ -9,6 +9,8 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 from rich.console import Console
 
+from sweeps.cluster.ray_private import give_resources
+
 OUT_OF_MEMORY = (
     *("OutOfMemoryError", "MemoryError", "out of memory", "STATUS_ALLOC_FAILED"),
     "Failed to allocate memory",  # ONNX Runtime, in the process that measures
@@ -24,7 +26,7 @@ class RetryAlone(FIFOScheduler):
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """Tune: a trial has failed, for good or until its next attempt."""
         if self.alone and ran_out_of_memory(trial) and not trial.config.get("alone"):
-            trial.update_resources(dict(self.alone))
+            give_resources(trial, self.alone)
             trial.config |= {"memory_share": 1.0, "alone": True}
         super().on_trial_error(tune_controller, trial)
 

@@ -17,6 +17,7 @@ from ray.tune.search import Searcher
 
 from sweeps.search.journal import open_journal
 from sweeps.search.objectives import DIRECTIONS, study_directions, study_values
+from sweeps.search.optuna_private import asked_for, trial_of
 from sweeps.search.sampling.ruled_out import RuledOut
 from sweeps.search.sampling.samplers import Promising, keep_student, make_sampler
 from sweeps.search.space import STUDENT_PARAMS, Space, canonical, far_cuts, first_trials, size, suggest
@@ -119,7 +120,7 @@ class StudySearcher(Searcher):
         """Proposals of this driver that were dropped because of the limits."""
         self.full: str | None = None
         """What the disk said when it was full; nothing is proposed after that."""
-        asked = [t.system_attrs.get("fixed_params") or t.params for t in study.get_trials(deepcopy=False)]
+        asked = [asked_for(trial) for trial in study.get_trials(deepcopy=False)]
         later = _by_student(proposing.space)[1] if proposing.sampler != "grid" else []  # a grid holds them anyway
         self._later = [point for point in later if point not in asked]
         # No other driver is alive: what still runs in the study belongs to one that died, and is handed out again.
@@ -258,9 +259,7 @@ class StudySearcher(Searcher):
         return make_sampler("random", seed=int(self._rng.integers(2**31)))
 
     def _trial(self, number: int) -> optuna.Trial:
-        storage = self._study._storage
-        trial_id = storage.get_trial_id_from_study_id_trial_number(self._study._study_id, number)
-        return optuna.Trial(self._study, trial_id)
+        return trial_of(self._study, number)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the study is the state, and resuming is running the same command again."""
