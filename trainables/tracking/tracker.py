@@ -5,7 +5,6 @@ server that is away costs nothing but a later delivery.
 """
 
 import json
-import os
 import sqlite3
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -17,18 +16,12 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
+from analysis.reading.mlflow_settings import WRITING, mlflow_settings
 from trainables.files import write_text
 from trainables.records.encoding import to_json
 from trainables.records.trial import TrialRecord, read_trial
 from trainables.tracking.registry import register
 from trainables.tracking.run_fields import STATUS, curve, trial_tags
-
-# One call to a dead server costs 246 s with MLflow's defaults (7 retries with back-off). No retry at all: one that
-# follows a lost answer would make a second run, where ours looks for the first one before.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "1")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 DELIVERED = "delivered.json"
 RETRY_AFTER_S = 30.0
@@ -254,7 +247,8 @@ class Tracker:
     def _told(self) -> Iterator[None]:
         """MLflow's many errors as two: away, or not to be used."""
         try:
-            yield
+            with mlflow_settings(WRITING):
+                yield
         except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
             kind = AwayError if self._served and _is_silence(error) else TrackingError
             raise kind((str(error).splitlines() or [type(error).__name__])[0]) from error
