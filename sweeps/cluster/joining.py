@@ -11,7 +11,6 @@ from typing import Any
 
 import optuna
 import ray
-from ray._private import ray_constants
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -19,6 +18,7 @@ from sweeps.cluster.address import JOB
 from sweeps.cluster.interrupts import stoppable
 from sweeps.cluster.mps import client_environment
 from sweeps.cluster.mps_nodes import daemon_on_nodes
+from sweeps.cluster.ray_private import init_on_loopback
 from sweeps.cluster.ray_settings import FOR_WORKERS
 from sweeps.search.config import SweepConfig
 from sweeps.search.folder import InputError
@@ -27,7 +27,6 @@ from trainables.layout import CHECKOUT
 log = logging.getLogger(__name__)
 
 CONNECT_S = 10.0
-LOOPBACK = "127.0.0.1"
 NOT_SHIPPED = (".git", ".venv", "runs", "data", "*.onnx", "*.pt", "__pycache__")
 
 
@@ -67,17 +66,13 @@ def cores_of_a_node(config: SweepConfig) -> int:
 
 
 def _start(config: SweepConfig) -> None:
-    """A Ray of the sweep's size whose every port is bound to loopback."""
-    # As Ray has it on macOS and Windows; elsewhere it takes 127.0.0.1 for the machine's own address.
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    ray.init(
-        address="local",
+    """A Ray of the sweep's size, for this machine alone."""
+    init_on_loopback(
         num_cpus=config.devices.cpus,
         num_gpus=config.devices.gpus,
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
-        _node_ip_address=LOOPBACK,
     )
 
 

@@ -12,7 +12,7 @@ from analysis.findings.reuse import reuse
 from analysis.findings.selecting import in_words
 from analysis.pages.front_files import write_front
 from analysis.pages.front_table import front_table
-from analysis.pages.mlflow_view import addresses, view_of
+from analysis.pages.mlflow_view import addresses, view_tags
 from analysis.pages.report import summary_of, write_report
 from analysis.reading.runs import Runs, read_runs
 from sweeps.running.run import Run
@@ -142,7 +142,7 @@ def add_files(config: SweepConfig, dataset: DatasetRecord, make: Callable[[Runs]
 def _offer(tracker: Tracker, runs: Runs, folder: Path, drawn: Sequence[Path]) -> None:
     """Make MLflow's pages the place to browse: report, description, a view of the runs, registered front members."""
     front = front_members(runs)
-    tracker.offer_view(runs.name, view_of(runs.name))
+    tracker.tag_experiment(view_tags(runs.name))
     if front.empty:
         return
     tracker.sweep_artifacts(path for path in write_report(runs, folder, drawn=drawn) if path.stem == "report")

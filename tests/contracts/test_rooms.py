@@ -86,6 +86,15 @@ def test_no_arrow_runs_back_up(package: str) -> None:
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.parametrize(
+    ("package", "allowed"), [("trainables", {"trainables"}), ("analysis", {"analysis", "trainables"})]
+)
+def test_arrows_between_packages_do_not_turn_round(package: str, allowed: set[str]) -> None:
+    for module in MODULES:
+        if module.partition(".")[0] == package:
+            assert {target.partition(".")[0] for target, _ in arrows(module)} <= allowed, module
+
+
 def test_no_modules_import_each_other_in_a_circle() -> None:
     graph = {module: {target for target, _ in arrows(module)} for module in MODULES}
     try:

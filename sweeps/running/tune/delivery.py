@@ -11,6 +11,7 @@ from typing import Any
 from ray import tune
 from ray.tune.experiment import Trial
 
+from sweeps.cluster.ray_private import allow_failures
 from sweeps.display.progress import Progress
 from sweeps.planning.budget import Deadline
 from trainables.files import write_text
@@ -93,7 +94,7 @@ class Allowance(tune.Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, result: Mapping[str, Any], **info: Any
     ) -> None:
         """Tune: an epoch is over."""
-        trial.max_failures = trial.run_metadata.num_failures + self._attempts
+        allow_failures(trial, self._attempts)
 
 
 class Timesheet(tune.Callback):

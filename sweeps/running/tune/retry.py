@@ -9,6 +9,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 from rich.console import Console
 
+from sweeps.cluster.ray_private import give_resources
 from trainables.trials.task import task_of
 
 OUT_OF_MEMORY = (
@@ -28,7 +29,7 @@ class RetryAlone(FIFOScheduler):
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """Tune: a trial has failed, for good or until its next attempt."""
         if self._alone and ran_out_of_memory(trial) and not task_of(trial).alone:
-            trial.update_resources(dict(self._alone))
+            give_resources(trial, self._alone)
             trial.config |= task_of(trial).with_whole_gpu().tune_config()
         super().on_trial_error(tune_controller, trial)
 

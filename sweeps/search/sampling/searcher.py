@@ -17,6 +17,7 @@ from ray.tune.search import Searcher
 from sweeps.search.config import Search
 from sweeps.search.journal import open_journal
 from sweeps.search.objectives import DIRECTIONS, study_directions, study_values
+from sweeps.search.optuna_private import asked_for, trial_of
 from sweeps.search.sampling.ruled_out import RuledOut
 from sweeps.search.sampling.samplers import Promising, keep_student, make_sampler
 from sweeps.search.space import STUDENT_PARAMS, far_cuts, first_trials, identify, size, suggest
@@ -104,7 +105,7 @@ class StudySearcher(Searcher):
         """Proposals of this driver that were dropped because of the limits."""
         self.full: str | None = None
         """What the disk said when it was full; nothing is proposed after that."""
-        asked = [t.system_attrs.get("fixed_params") or t.params for t in study.get_trials(deepcopy=False)]
+        asked = [asked_for(trial) for trial in study.get_trials(deepcopy=False)]
         later = _by_student(search)[1] if search.sampler != "grid" else []  # a grid holds them anyway
         self._later = [point for point in later if point not in asked]
         # No other driver is alive: what still runs in the study belongs to one that died, and is handed out again.
@@ -246,9 +247,7 @@ class StudySearcher(Searcher):
         return identify(params, self._base)
 
     def _trial(self, number: int) -> optuna.Trial:
-        storage = self._study._storage
-        trial_id = storage.get_trial_id_from_study_id_trial_number(self._study._study_id, number)
-        return optuna.Trial(self._study, trial_id)
+        return trial_of(self._study, number)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the study is the state, and resuming is running the same command again."""

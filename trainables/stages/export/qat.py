@@ -46,7 +46,7 @@ def train_quantised(bench: Bench, teacher: ModelRecord, pruned: ModelRecord) -> 
             name.replace(".weight", ".parametrizations.weight.original"): zero
             for name, zero in masks(model, candidate.prune.pruning_method).items()
         }
-        fake_quantize.insert(model, scheme_for(candidate.measure.latency_runtime))
+        inserted = fake_quantize.insert(model, scheme_for(candidate.measure.latency_runtime))
         loop = Loop(
             stage="qat",
             epochs=candidate.export.qat_epochs,
@@ -56,7 +56,7 @@ def train_quantised(bench: Bench, teacher: ModelRecord, pruned: ModelRecord) -> 
             first_view=candidate.student.student_epochs + candidate.prune.recovery_epochs,
         )
         curve = yield from fit(bench, model, loop, Distillation.of(bench, teacher), folder, zeros)
-        fake_quantize.remove(model)
+        fake_quantize.remove(model, inserted)
         return model, curve
 
     return obtain_model(bench, qat_key(candidate, pruned), candidate.student.student_model, make)
