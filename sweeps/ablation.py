@@ -160,8 +160,8 @@ def enqueue_grid(config: SweepConfig, dataset: DatasetRecord) -> None:
         InputError: if the name belongs to another sweep or is in use.
     """
     from sweeps.search.folder import check_identity, sole_driver
-    from sweeps.search.journal import open_journal
     from sweeps.search.objectives import study_directions
+    from sweeps.search.study_file import open_journal
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with sole_driver(config.folder):

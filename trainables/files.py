@@ -11,6 +11,8 @@ from pathlib import Path
 # by device and inode, so that a renamed file keeps its digest: (size, mtime in ns, digest)
 _DIGESTS: dict[tuple[int, int], tuple[int, int, str]] = {}
 
+TAIL_BYTES = 65536  # read at once from the end of a file, in search of its last whole line
+
 
 def sha256(path: Path) -> str:
     """Hex digest of a file's content, remembered while size and modification time stay."""
@@ -68,3 +70,20 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a file as a whole (see `replacing`), in UTF-8."""
     write_bytes(path, text.encode())
+
+
+def drop_half_line(path: Path) -> None:
+    """Cut off a last line that was not written to its end, by a process that was killed or whose disk was full."""
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end > 0:
+            start = max(0, end - TAIL_BYTES)
+            file.seek(start)
+            found = file.read(end - start).rfind(b"\n")
+            if found >= 0:
+                file.truncate(start + found + 1)
+                return
+            end = start
+        file.truncate(0)

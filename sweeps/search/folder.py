@@ -17,8 +17,8 @@ from optuna.distributions import distribution_to_json, json_to_distribution
 
 from sweeps.search.config import SweepConfig
 from sweeps.search.objectives import DIRECTIONS, UNITS, reference_point
-from sweeps.search.rewriting import contains, holds, write_anew
 from sweeps.search.space import describe
+from sweeps.search.study_file import contains, holds, write_anew
 from trainables.files import write_text
 from trainables.layout import CHECKOUT, COMMANDS, DRIVER_LOCK, IDENTITY, JOURNAL, SWEEP_JSON
 from trainables.locks import file_lock_if_free

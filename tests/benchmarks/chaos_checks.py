@@ -11,7 +11,7 @@ import mlflow
 import optuna
 from chaos_world import World, command_line, is_trial, processes
 
-from sweeps.search.journal import open_journal
+from sweeps.search.study_file import open_journal
 from trainables.files import sha256
 from trainables.records.trial import read_trial
 from trainables.store.inventory import LocalShelf, RemoteShelf

@@ -11,13 +11,12 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("trainables", "analysis", "sweeps")
 
 LINES = """
-    trainables.layout
-    trainables.config trainables.files trainables.locks analysis.reading
-    trainables.records analysis.findings analysis.shipping analysis.disk
-    trainables.store trainables.stages.data analysis.plots
-    trainables.stages.data.augment trainables.stages.models trainables.tracking sweeps.search analysis.pages
-    trainables.stages.workspace sweeps.cluster sweeps.search.sampling analysis.commands analysis.sync
-    trainables.stages.training sweeps.display
+    trainables.config trainables.layout trainables.files trainables.locks
+    trainables.records analysis.reading
+    trainables.store trainables.stages.data analysis.findings analysis.shipping analysis.disk
+    trainables.stages.data.augment trainables.stages.models trainables.tracking sweeps.search analysis.plots
+    trainables.stages.workspace sweeps.cluster sweeps.search.sampling analysis.pages
+    trainables.stages.training sweeps.display analysis.commands analysis.sync
     trainables.stages.pruning
     trainables.stages.export
     trainables.stages.runtimes

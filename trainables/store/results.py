@@ -25,18 +25,7 @@ from trainables.files import write_text
 from trainables.layout import CACHE, RECORD, STORE, has_record
 from trainables.locks import file_lock, file_lock_if_free
 from trainables.records.encoding import to_json
-from trainables.store.entries import (
-    PROGRESS,
-    check_format,
-    damage,
-    described,
-    drop_scratch,
-    mark_format,
-    move_aside,
-    note_progress,
-    progress,
-    take_newest,
-)
+from trainables.store import entries
 from trainables.store.lease import Lease
 from trainables.store.manifest import MANIFEST
 from trainables.store.objects import Objects
@@ -163,7 +152,7 @@ class Store:
                 return found
             self._raise_remembered(key)
             if work.remote is not None:
-                take_newest(work.remote, work.partial)
+                entries.take_newest(work.remote, work.partial)
             work.partial.mkdir(parents=True, exist_ok=True)
             if not has_record(work.partial):  # or nothing is left but to put it in place
                 yield from self._computed(work, compute)
@@ -184,7 +173,7 @@ class Store:
         raise AssertionError(f"{key} reported something")
 
     def _computed(self, work: "_Work", compute: Compute[Report]) -> Generator[Report, None, None]:
-        done = progress(work.partial)
+        done = entries.progress(work.partial)
         with closing(compute(work.partial)) as reports:
             while True:
                 started = time.perf_counter()
@@ -200,16 +189,16 @@ class Store:
                 finally:
                     done["seconds"] += time.perf_counter() - started
                 done["reports"] += 1
-                note_progress(work.partial, done)
+                entries.note_progress(work.partial, done)
                 work.share()
                 yield report
         assert has_record(work.partial), f"stage {work.key} wrote no {RECORD}"
-        note_progress(work.partial, done)
+        entries.note_progress(work.partial, done)
 
     def _finish(self, work: "_Work") -> Path:
         """Commit: manifest, then the upload if there is one, then the rename."""
-        drop_scratch(work.partial)
-        manifest = described(work.partial, key=str(work.key), version=work.key.version)
+        entries.drop_scratch(work.partial)
+        manifest = entries.described(work.partial, key=str(work.key), version=work.key.version)
         write_text(work.partial / MANIFEST, to_json(manifest))
         if work.remote is not None:
             work.check()
@@ -217,7 +206,7 @@ class Store:
             work.remote.tidy()
         folder = self._folder(work.key)
         work.partial.rename(folder)
-        (folder / PROGRESS).unlink(missing_ok=True)
+        (folder / entries.PROGRESS).unlink(missing_ok=True)
         return folder
 
     def _settled(self, work: "_Work") -> Path | None:
@@ -225,7 +214,7 @@ class Store:
         if (found := self._sound(work.key)) is not None:
             return found
         if (folder := self._folder(work.key)).exists():
-            move_aside(folder)
+            entries.move_aside(folder)
         if work.remote is None or work.remote.manifest() is None:
             return None
         if (found := self._download(work.key, work.remote)) is None:
@@ -234,7 +223,7 @@ class Store:
 
     def _sound(self, key: Key) -> Path | None:
         folder = self._folder(key)
-        return folder if folder.exists() and damage(folder) is None else None
+        return folder if folder.exists() and entries.damage(folder) is None else None
 
     def _download(self, key: Key, remote: Remote) -> Path | None:
         manifest, folder = remote.manifest(), self._folder(key)
@@ -253,7 +242,7 @@ class Store:
 
     def _check_format(self) -> None:
         if not self._checked:
-            check_format(self._local, self._objects, str(self.root))
+            entries.check_format(self._local, self._objects, str(self.root))
             self._checked = True
 
     @contextmanager
@@ -261,7 +250,7 @@ class Store:
         """The sole right to make `key`: on this node by a lock, among nodes by a lease."""
         partial = self._beside(key, ".partial")
         with file_lock(self._beside(key, ".lock")):
-            mark_format(self._local, self._objects)
+            entries.mark_format(self._local, self._objects)
             if self._objects is None:
                 yield _Work(key, partial)
                 return
@@ -298,7 +287,7 @@ class _Work:
         self.check()
         if self.remote is not None:
             try:
-                manifest = described(self.partial, key=str(self.key), version=self.key.version)
+                manifest = entries.described(self.partial, key=str(self.key), version=self.key.version)
                 self.remote.push(self.partial, manifest, PARTIAL)
             except OSError as error:  # the next report tries again; training need not wait for a network
                 log.warning("store: unfinished %s was not uploaded: %s", self.key, error)

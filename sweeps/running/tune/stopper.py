@@ -11,10 +11,10 @@ from ray.tune.schedulers import TrialScheduler
 
 from sweeps.running.tune.retry import RetryAlone
 from sweeps.search.config import OBJECTIVES
-from sweeps.search.journal import drop_half_line
 from sweeps.search.sampling.rungs import Rungs
 from trainables.config.compression import PruneConfig
 from trainables.config.score import ExchangeRates
+from trainables.files import drop_half_line
 from trainables.trials.task import task_of
 
 NEEDED = {

@@ -15,12 +15,12 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from sweeps.search.config import Search
-from sweeps.search.journal import open_journal
 from sweeps.search.objectives import DIRECTIONS, study_directions, study_values
 from sweeps.search.optuna_private import asked_for, trial_of
 from sweeps.search.sampling.ruled_out import RuledOut
 from sweeps.search.sampling.samplers import Promising, keep_student, make_sampler
 from sweeps.search.space import STUDENT_PARAMS, far_cuts, first_trials, identify, size, suggest
+from sweeps.search.study_file import open_journal
 from trainables.config.candidate import CandidateConfig
 
 DUPLICATE = "duplicate"

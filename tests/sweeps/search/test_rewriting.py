@@ -8,8 +8,8 @@ from optuna.trial import TrialState
 from sweeps.search.config import SweepConfig
 from sweeps.search.folder import InputError, check_identity
 from sweeps.search.presets import quick
-from sweeps.search.rewriting import contains, holds
 from sweeps.search.space import parse
+from sweeps.search.study_file import contains, holds
 from tests.sweeps.search.sampling.test_searcher import FINAL, ask, driver, space_of
 from trainables.records.stages import DatasetRecord
 

@@ -1,7 +1,8 @@
-"""A sweep that goes on under its name with a wider space or another objective: its study is written anew.
+"""The file of a sweep's study: opened, as safe against kill -9 as the kernel can make it, and written anew.
 
-Optuna does not let a list of choices grow in a study, nor the number of its objectives. What trials were told is in
-their attributes, so that a new journal can hold them all, under the same numbers, as if it had been so from the start.
+A sweep may go on under its name with a wider space or another objective. Optuna does not let a list of choices grow in
+a study, nor the number of its objectives. What trials were told is in their attributes, so that a new journal can hold
+them all, under the same numbers, as if it had been so from the start.
 """
 
 import os
@@ -11,12 +12,39 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
 from sweeps.search.config import Search
-from sweeps.search.journal import open_journal
 from sweeps.search.objectives import DIRECTIONS, study_directions, study_values
+from sweeps.search.optuna_private import Forward
 from sweeps.search.space import active
+from trainables.files import drop_half_line
+from trainables.locks import open_locked
+
+
+class KernelLock(JournalFileOpenLock):
+    """Held by an open file, so that it goes with its process; Optuna's own makes the next driver wait for 30 s."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
+        self._path, self._descriptor = path, -1
+
+    def acquire(self) -> bool:
+        """Wait for the lock, and have it."""
+        self._descriptor = open_locked(self._path)
+        return True
+
+    def release(self) -> None:
+        """Let the next one in."""
+        os.close(self._descriptor)
+
+
+def open_journal(path: Path) -> JournalStorage:
+    """The storage in a sweep's journal file; the caller holds the sweep's lock."""
+    drop_half_line(path)  # Optuna skips a partial last line, but would append to it and corrupt the next record
+    return JournalStorage(Forward(str(path), lock_obj=KernelLock(path.with_name(f".{path.name}.lock"))))
 
 
 def holds(new: BaseDistribution, old: BaseDistribution) -> bool:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import optuna
 
-from sweeps.search.journal import KernelLock, drop_half_line, open_journal
+from sweeps.search.study_file import KernelLock, open_journal
+from trainables.files import drop_half_line
 
 
 def study_in(path: Path) -> optuna.Study:
