@@ -98,8 +98,8 @@ def test_kill_9_of_the_driver_ends_it_on_the_nodes(cluster: Cluster, folder: Pat
     script = f"""
 import time
 from pathlib import Path
-from sweeps.cluster import ray_for
-from sweeps.config import SweepConfig
+from sweeps.cluster.joining import ray_for
+from sweeps.search.config import SweepConfig
 with ray_for(SweepConfig(name="x", out=Path({str(folder)!r}), address={cluster.address!r}, gpus=2, cpus=2, mps=True)):
     print("on", flush=True)
     time.sleep(600)

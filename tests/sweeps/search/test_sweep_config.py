@@ -84,7 +84,7 @@ def changed(**changes: object) -> SweepConfig:
 
 def test_the_default_name_is_the_same_in_every_process() -> None:
     name = default_name("quick", quick().identity())
-    script = "from sweeps.search.config import default_name, quick; print(default_name('quick', quick().identity()))"
+    script = "from sweeps.search.presets import default_name, quick; print(default_name('quick', quick().identity()))"
     other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert other.stdout.strip() == name
 

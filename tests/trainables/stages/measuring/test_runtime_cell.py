@@ -221,11 +221,11 @@ def test_tensorrt_of_a_wheel_is_found_where_the_loader_does_not_look(
     library(provider, *(str(wheel / name) for name in names))
     script = f"""
 import ctypes
-from trainables.stages import backends
-backends.TENSORRT_LIBRARIES = {names!r}
-assert not backends._loads({str(provider)!r})
-assert backends.load_tensorrt()
-assert backends._loads({str(provider)!r})
+from trainables.stages.runtimes import absence
+absence.TENSORRT_LIBRARIES = {names!r}
+assert not absence._loads({str(provider)!r})
+assert absence.load_tensorrt()
+assert absence._loads({str(provider)!r})
 """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
     subprocess.run([sys.executable, "-c", script], check=True, env=environment)
