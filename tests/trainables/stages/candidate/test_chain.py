@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from trainables.stages.candidate.__main__ import main
+from trainables.stages.measuring import clean_room
 from trainables.stages.measuring.untrained_shape import BISECTIONS, solve
 
 TINY = [
@@ -13,6 +14,12 @@ TINY = [
     *["--teacher-model", "alexnet", "--student-model", "alexnet_small", "--threads", "1"],
     *["--teacher-epochs", "1", "--student-epochs", "1", "--recovery-epochs", "1", "--latency-seconds", "0.1"],
 ]
+
+
+@pytest.fixture(autouse=True)
+def one_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two workers of CI disturb each other, and no test here asks for an undisturbed latency."""
+    monkeypatch.setattr(clean_room, "ATTEMPTS", 1)
 
 
 @pytest.fixture(scope="module")

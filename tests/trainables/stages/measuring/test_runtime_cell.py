@@ -16,7 +16,7 @@ from trainables.config.candidate import CandidateConfig
 from trainables.records.stages import CandidateRecord
 from trainables.records.trial import TrialRecord
 from trainables.stages.candidate.chain import teacher_candidate
-from trainables.stages.measuring import runtime_cell
+from trainables.stages.measuring import clean_room, runtime_cell
 from trainables.stages.measuring.runtime_cell import CellRecord, measured_cell
 from trainables.stages.runtimes import absence as absence_module
 from trainables.stages.runtimes.absence import absence, check_runtime
@@ -29,6 +29,12 @@ Made = TypeVar("Made")
 CONFIG = CandidateConfig().replace(
     train_limit=60, flip=False, batch_size=32, teacher_model="alexnet_small", teacher_epochs=0, latency_seconds=0.1
 )
+
+
+@pytest.fixture(autouse=True)
+def one_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two workers of CI disturb each other, and no test here asks for an undisturbed latency."""
+    monkeypatch.setattr(clean_room, "ATTEMPTS", 1)
 
 
 @pytest.fixture(scope="module")
