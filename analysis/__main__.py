@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn
 
+from trainables.layout import DATABASE
+
 COMMANDS: Mapping[str, str] = {
     "front": "print the Pareto front and write its tables, pictures and pages (what happens without a command)",
     "select": "the file that fits your limits, the runner-up, or what it would take; exit code 1 if nothing fits",
@@ -74,10 +76,10 @@ def parser() -> argparse.ArgumentParser:
     }
     for name, command in made.items():
         command.add_argument(
-            "--out", type=Path, default=Path("runs"), help="folder of the sweeps, with mlflow.db (runs)"
+            "--out", type=Path, default=Path("runs"), help=f"folder of the sweeps, with {DATABASE} (runs)"
         )
         if name != "du":
-            command.add_argument("--tracking-uri", help="MLflow store to read instead of OUT/mlflow.db")
+            command.add_argument("--tracking-uri", help=f"MLflow store to read instead of OUT/{DATABASE}")
         if name in SWEEP_FLAGS:
             command.add_argument("--name", help="sweep; several with commas between; without it, the newest")
             command.add_argument(

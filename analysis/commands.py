@@ -19,6 +19,16 @@ from analysis.findings.importance import importance_table
 from analysis.pages import front_table
 from analysis.reading.facts import row_of
 from analysis.reading.runs import Runs, aliased_run, read_runs
+from trainables.layout import (
+    DATABASE,
+    FRONT,
+    ONNX_FILE,
+    REPORT,
+    SWEEPS,
+    TOGETHER,
+    sweep_folder,
+    trial_folder,
+)
 
 ALIASES = ("most_accurate", "balanced", "fastest", "smallest")
 
@@ -28,7 +38,7 @@ def front(options: argparse.Namespace) -> int:
     runs, code = _runs(options), 1
     console = _console()
     for name, part in split(runs).items():
-        folder = options.to or _folder(options, part) / "front"
+        folder = options.to or _folder(options, part) / FRONT
         folder = folder / _file_name(name) if name else folder
         if name:
             console.print(f"[bold]{name}[/]")
@@ -161,7 +171,7 @@ def report(options: argparse.Namespace) -> int:
     if front_members(runs).empty:
         print(f"Sweep {runs.name} has no finished candidate yet.")
         return 1
-    folder = options.to or _folder(options, runs) / "report"
+    folder = options.to or _folder(options, runs) / REPORT
     for path in write_report(runs, folder):
         print(shown(path))
     return 0
@@ -218,13 +228,13 @@ def _runs(options: argparse.Namespace) -> Runs:
 def _folder(options: argparse.Namespace, runs: Runs) -> Path:
     """The sweep's own; several sweeps taken together have one beside `sweeps/`, where nothing is taken for a sweep."""
     out: Path = options.out
-    return out / ("sweeps" if len(runs.sweeps) == 1 else "together") / _file_name(runs.name)
+    return out / (SWEEPS if len(runs.sweeps) == 1 else TOGETHER) / _file_name(runs.name)
 
 
 def _tracking_uri(options: argparse.Namespace) -> str:
-    if options.tracking_uri is None and not (options.out / "mlflow.db").is_file():
-        raise ValueError(f"--out {options.out} has no mlflow.db; name the folder of a sweep or give --tracking-uri.")
-    return options.tracking_uri or f"sqlite:///{options.out / 'mlflow.db'}"
+    if options.tracking_uri is None and not (options.out / DATABASE).is_file():
+        raise ValueError(f"--out {options.out} has no {DATABASE}; name the folder of a sweep or give --tracking-uri.")
+    return options.tracking_uri or f"sqlite:///{options.out / DATABASE}"
 
 
 def _one_device(runs: Runs) -> Runs:
@@ -235,8 +245,9 @@ def _one_device(runs: Runs) -> Runs:
 
 
 def _model_file(options: argparse.Namespace, runs: Runs, row: "pd.Series[Any]") -> str:
-    local = options.out / "sweeps" / str(row["sweep"]) / "trials" / f"{int(row['trial_number']):05}" / "model.onnx"
-    return str(local) if local.is_file() else f"runs:/{row.name}/model.onnx"
+    sweep = sweep_folder(options.out, str(row["sweep"]))
+    local = trial_folder(sweep, int(row["trial_number"])) / ONNX_FILE
+    return str(local) if local.is_file() else f"runs:/{row.name}/{ONNX_FILE}"
 
 
 def _admitting(name: str, value: float) -> str:

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from analysis.reading.facts import MB
+from trainables.layout import SWEEPS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,7 @@ def usage_table(rows: list[Usage]) -> Table:
 
 
 def _place(relative: Path) -> str:
-    deep = 2 if relative.parts[0] == "sweeps" and len(relative.parts) > 2 else 1
+    deep = 2 if relative.parts[0] == SWEEPS and len(relative.parts) > 2 else 1
     return "/".join(relative.parts[:deep])
 
 

@@ -12,6 +12,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from analysis.reading.runs import fetch_artifact
+from trainables.layout import ONNX_FILE, RECIPE, TORCHSCRIPT_FILE
 
 PREPROCESSING: Mapping[str, Any] = {
     "input": "image",
@@ -82,11 +83,11 @@ def ship(tracking_uri: str, run_id: str, folder: Path, *, card: str) -> Shipped:
         OSError: if the folder cannot be written.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        source = fetch_artifact(tracking_uri, run_id, "model.onnx", Path(scratch))
+        source = fetch_artifact(tracking_uri, run_id, ONNX_FILE, Path(scratch))
         labels, image_size = about(source)
         folder.mkdir(parents=True, exist_ok=True)
         paths = [_copy(source, folder)]
-        for name in ("model.torchscript.pt", "recipe.json"):
+        for name in (TORCHSCRIPT_FILE, RECIPE):
             try:
                 paths.append(_copy(fetch_artifact(tracking_uri, run_id, name, Path(scratch)), folder))
             except ValueError:

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from trainables.config.flags import OneLineParser
+from trainables.layout import DRIVER_LOCK, SWEEP_JSON, SWEEPS
 
 
 def main(arguments: list[str]) -> int:
@@ -32,10 +33,10 @@ def sync(folder: Path, uri: str | None) -> int:
     from trainables.tracking.deliveries import deliver_all, open_noted, outbox
     from trainables.tracking.tracker import TrackingError
 
-    with file_lock_if_free(folder / "driver.lock") as free:
+    with file_lock_if_free(folder / DRIVER_LOCK) as free:
         if not free:
             raise ValueError(f"--name {folder.name}: its sweep is running and delivers its trials itself.")
-        described = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
+        described = json.loads((folder / SWEEP_JSON).read_text(encoding="utf-8"))
         score = partial(
             composite_score,
             teacher_size_bytes=described["teacher"]["size_bytes"],
@@ -46,7 +47,7 @@ def sync(folder: Path, uri: str | None) -> int:
             tracker = open_noted(folder, uri)
             waiting = deliver_all(tracker, folders, score)
             if not waiting:
-                tracker.sweep_artifacts([folder / "sweep.json"])
+                tracker.sweep_artifacts([folder / SWEEP_JSON])
         except TrackingError as error:
             raise ValueError(f"--tracking-uri {uri or ''}: {error}; name the store that the sweep wrote to.") from error
     print(f"{folder.name}: {len(folders) - waiting} of {len(folders)} records are in MLflow", end="")
@@ -56,8 +57,8 @@ def sync(folder: Path, uri: str | None) -> int:
 
 def _folders(flags: argparse.Namespace) -> list[Path]:
     """Folders of the sweeps that have begun."""
-    below = flags.out / "sweeps"
-    found = sorted(path.parent for path in below.glob(f"{flags.name or '*'}/sweep.json"))
+    below = flags.out / SWEEPS
+    found = sorted(path.parent for path in below.glob(f"{flags.name or '*'}/{SWEEP_JSON}"))
     if not found:
         what = f"--name {flags.name}: no such sweep in {below}" if flags.name else f"--out {flags.out}: holds no sweep"
         raise ValueError(f"{what}; name the folder of a sweep.")

@@ -14,7 +14,6 @@ command goes on where it was interrupted.
 """
 
 import argparse
-import dataclasses
 import itertools
 import math
 import sys
@@ -33,6 +32,7 @@ from sweeps.search import space
 from sweeps.search.config import SweepConfig
 from sweeps.search.presets import PRESETS, default_name
 from trainables.config.flags import OneLineParser, flag_name
+from trainables.layout import JOURNAL
 from trainables.records.stages import DatasetRecord
 from trainables.stages.data import prepared
 
@@ -64,8 +64,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = config_from(flags)
         check(config)
-        with screen.busy(f"Reading the images of {config.base.data.dataset}"):
-            dataset = prepared.prepare(config.base.data, config.data_dir)
+        with screen.busy(f"Reading the images of {config.search.base.data.dataset}"):
+            dataset = prepared.prepare(config.search.base.data, config.places.data_dir)
         config = packed(config, screen)
         for line in prices(config):
             screen.print(line)
@@ -90,7 +90,7 @@ def parse(words: list[str]) -> tuple[OneLineParser, argparse.Namespace]:
     """The parser, and what the words of the command line say."""
     first = OneLineParser(prog="ablation.py", add_help=False)
     first.add_argument("--base", dest="start", choices=sorted(PRESETS), default="cifar10")
-    preset = dataclasses.replace(PRESETS[first.parse_known_args(words)[0].start](), space={})
+    preset = PRESETS[first.parse_known_args(words)[0].start]().replace(space={})
     parser = OneLineParser(
         prog="ablation.py",
         usage="python sweeps/ablation.py --preset GRID [FLAGS]",
@@ -116,7 +116,7 @@ def config_from(flags: argparse.Namespace) -> SweepConfig:
         ValueError: if a value is out of its range, or makes no grid.
     """
     preset = PRESETS[flags.start]()
-    seeds = flags.seeds if flags.seeds is not None else preset.seeds
+    seeds = flags.seeds if flags.seeds is not None else preset.selection.seeds
     if seeds < 1:
         raise ValueError(f"`seeds >= 1` must hold, but got seeds={seeds}.")
     axes: dict[str, BaseDistribution] = {
@@ -135,11 +135,11 @@ def config_from(flags: argparse.Namespace) -> SweepConfig:
             )
     first_seed = flags.seed or 0
     axes["seed"] = CategoricalDistribution(range(first_seed, first_seed + seeds))
-    if not math.isfinite(space.size(axes)):
+    if not math.isfinite(space.size(axes, preset.search.base)):
         raise ValueError("learning_rate as a range has no grid; give it as a list.")
-    preset = dataclasses.replace(preset, base=preset.base.replace(**fixed), **FIXED)
-    config = dataclasses.replace(config_of(flags, preset, axes), trials=int(space.size(axes)))
-    return config if flags.name else dataclasses.replace(config, name=default_name(flags.preset, config.identity()))
+    config = config_of(flags, preset.replace(base=preset.search.base.replace(**fixed), **FIXED), axes)
+    config = config.replace(trials=int(space.size(axes, config.search.base)))
+    return config if flags.name else config.replace(name=default_name(flags.preset, config.identity()))
 
 
 def _choices(flags: argparse.Namespace, name: str, choices: tuple[object, ...]) -> tuple[object, ...]:
@@ -167,9 +167,9 @@ def enqueue_grid(config: SweepConfig, dataset: DatasetRecord) -> None:
     with sole_driver(config.folder):
         check_identity(config, dataset)
         study = optuna.create_study(
-            storage=open_journal(config.folder / "study.journal"),
+            storage=open_journal(config.folder / JOURNAL),
             study_name=config.name,
-            directions=study_directions(config.objective),
+            directions=study_directions(config.search.objective),
             load_if_exists=True,
         )
         for point in grid(config):  # some may be there already, all of them unless a driver died in this loop
@@ -178,8 +178,8 @@ def enqueue_grid(config: SweepConfig, dataset: DatasetRecord) -> None:
 
 def grid(config: SweepConfig) -> list[dict[str, Any]]:
     """Every combination of the space, the seed varying last of all."""
-    names = sorted(config.space, key=lambda name: name != "seed")
-    choices = [values_of(config.space[name]) for name in names]
+    names = sorted(config.search.space, key=lambda name: name != "seed")
+    choices = [values_of(config.search.space[name]) for name in names]
     return [dict(zip(names, point, strict=True)) for point in itertools.product(*choices)]
 
 
@@ -202,7 +202,7 @@ def conclude(config: SweepConfig, dataset: DatasetRecord, screen: Screen) -> Non
     from analysis.reading.runs import Runs
     from sweeps.running.outcome import add_files
 
-    by = [name for name in config.space if name != "seed"]
+    by = [name for name in config.search.space if name != "seed"]
 
     def make(runs: Runs) -> list[Path]:
         screen.print(cells_table(cells(runs.frame, by), by))

@@ -11,7 +11,7 @@ import time
 
 from sweeps.display.console import Screen
 from sweeps.display.durations import in_words
-from sweeps.planning.budget import EPOCH_SHARES, EPOCHS, fitted, spent_seconds, start_seconds
+from sweeps.planning.budget import EPOCH_SHARES, EPOCHS, Deadline, fit_to_budget, spent_seconds, start_seconds
 from sweeps.planning.packing import packed, prices
 from sweeps.running.command import BAD_INPUT, EXIT_CODES, FAILED, INTERRUPTED, check, check_limits, run
 from sweeps.running.flags import (
@@ -57,19 +57,20 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = _config(flags)
         check(config)
-        with screen.busy(f"Reading the images of {config.base.data.dataset}"):
-            dataset = prepared.prepare(config.base.data, config.data_dir)
+        with screen.busy(f"Reading the images of {config.search.base.data.dataset}"):
+            dataset = prepared.prepare(config.search.base.data, config.places.data_dir)
         check_limits(config, dataset)
         config = packed(config, screen)
         for line in prices(config):
             screen.print(line)
+        deadline = None
         if flags.plan or flags.budget:
-            config = _planned(config, dataset, flags, screen, started)
+            config, deadline = _plan(config, dataset, flags, screen, started)
             if flags.plan:
                 return 0
     except ValueError as error:
         parser.error(with_flags(str(error)))
-    return run(config, dataset, parser, screen)
+    return run(config, dataset, parser, screen, deadline=deadline)
 
 
 def _parse(words: list[str]) -> tuple[OneLineParser, argparse.Namespace]:
@@ -100,14 +101,14 @@ def _config(flags: argparse.Namespace) -> SweepConfig:
         )
     preset = PRESETS[flags.preset]()
     searched, fixed = space.split(take_spaces(flags))
-    preset = dataclasses.replace(preset, base=preset.base.replace(**fixed))
-    config = config_of(flags, preset, {**preset.space, **searched})
-    return config if flags.name else dataclasses.replace(config, name=default_name(flags.preset, config.identity()))
+    preset = preset.replace(base=preset.search.base.replace(**fixed))
+    config = config_of(flags, preset, {**preset.search.space, **searched})
+    return config if flags.name else config.replace(name=default_name(flags.preset, config.identity()))
 
 
-def _planned(
+def _plan(
     config: SweepConfig, dataset: DatasetRecord, flags: argparse.Namespace, screen: Screen, started: float
-) -> SweepConfig:
+) -> tuple[SweepConfig, Deadline | None]:
     """Probe, then print the plan, or make the sweep fit its budget; a budget counts from `started`.
 
     Raises:
@@ -118,28 +119,30 @@ def _planned(
     from sweeps.planning.reuse import look_up
 
     with screen.busy("Timing a few steps of every stage"):
-        measured = probe(config, dataset, apart=config.gpus > 0)
-    start_s = start_seconds(config.out)
+        measured = probe(config, dataset, apart=config.devices.gpus > 0)
+    start_s = start_seconds(config.places.out)
 
     def reckoned(sweep: SweepConfig) -> tuple[Plan, Hits]:
-        hits = look_up(sweep, dataset, space.first_trials(sweep.space))
+        hits = look_up(sweep, dataset)
         return estimate(measured, sweep, hits, start_s=start_s or START_S), hits
 
+    deadline = None
     if flags.budget:
         asked_for = any(getattr(flags, name) is not None for name in EPOCHS)
         shares = (1.0,) if asked_for else EPOCH_SHARES
         spent = spent_seconds(config.folder, flags.budget)
-        config = fitted(config, reckoned, at=started + flags.budget - spent, budget_s=flags.budget, shares=shares)
+        at = started + flags.budget - spent
+        config, deadline = fit_to_budget(config, reckoned, at=at, budget_s=flags.budget, shares=shares)
     plan, hits = reckoned(config)
     if flags.budget:
-        epochs = f"{config.base.student.student_epochs} + {config.base.prune.recovery_epochs} epochs"
+        epochs = f"{config.search.base.student.student_epochs} + {config.search.base.prune.recovery_epochs} epochs"
         text = f"{plan.trials} trials of {epochs}, about {in_words(plan.trial_s.expected)} each"
         before = f", {in_words(spent)} of it spent before" if spent else ""
         screen.print(f"A budget of {in_words(flags.budget)}{before}: {text}.")
     if flags.plan:
         screen.event("plan", sweep=config.name, **dataclasses.asdict(plan))
         show(screen, plan, config, hits, measured_start=start_s is not None)
-    return config
+    return config, deadline
 
 
 if __name__ == "__main__":

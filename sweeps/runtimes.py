@@ -19,6 +19,19 @@ from rich.console import Console
 
 from trainables.config.compression import PRECISIONS
 from trainables.config.flags import OneLineParser
+from trainables.layout import (
+    DATABASE,
+    DELIVERED,
+    IDENTITY,
+    ONNX_FILE,
+    SWEEPS,
+    TEACHER,
+    TRIALS,
+    has_record,
+    recorded,
+    sweep_folder,
+    trial_folder,
+)
 from trainables.records.trial import read_trial
 from trainables.stages.runtimes.base import RUNTIMES
 from trainables.stages.runtimes.cell import Cell
@@ -34,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         cells = list(_cells(flags))
         folders = _models(flags)
-        known = json.loads((flags.out / "sweeps" / flags.name / "identity.json").read_text(encoding="utf-8"))
+        known = json.loads((sweep_folder(flags.out, flags.name) / IDENTITY).read_text(encoding="utf-8"))
     except ValueError as error:
         parser.error(str(error))
     from sweeps.running.runtime_cells import measure_cells  # Ray takes a second; bad flags need not wait for it
@@ -69,7 +82,7 @@ def _parser() -> OneLineParser:
     parser.add_argument("--dataset", help="where the images lie now, for folder: data sets (default: as recorded)")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the sweep (default: runs)")
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="decoded images (default: data)")
-    parser.add_argument("--tracking-uri", help="MLflow server or database (default: OUT/mlflow.db)")
+    parser.add_argument("--tracking-uri", help=f"MLflow server or database (default: OUT/{DATABASE})")
     return parser
 
 
@@ -98,21 +111,21 @@ def _models(flags: argparse.Namespace) -> list[Path]:
     Raises:
         ValueError: if there is no such sweep, trial or run, or it left no model.
     """
-    sweep = flags.out / "sweeps" / flags.name
-    if not (sweep / "teacher" / "record.json").exists():
-        raise ValueError(f"--name {flags.name}: {sweep} holds no sweep with a teacher; see `ls {flags.out}/sweeps`.")
+    sweep = sweep_folder(flags.out, flags.name)
+    if not has_record(sweep / TEACHER):
+        raise ValueError(f"--name {flags.name}: {sweep} holds no sweep with a teacher; see `ls {flags.out}/{SWEEPS}`.")
     if flags.run is None:
-        return [sweep / "teacher", *_front(sweep)]
-    folder = sweep / "teacher" if flags.run == "teacher" else _of_run(sweep, flags.run)
-    if folder is None or not (folder / "model.onnx").exists():
+        return [sweep / TEACHER, *_front(sweep)]
+    folder = sweep / TEACHER if flags.run == "teacher" else _of_run(sweep, flags.run)
+    if folder is None or not (folder / ONNX_FILE).exists():
         raise ValueError(f"--run {flags.run}: no finished trial of sweep {flags.name} has this number or run id.")
     return [folder]
 
 
 def _of_run(sweep: Path, run: str) -> Path | None:
     if run.isdecimal() and len(run) <= 5:
-        return sweep / "trials" / f"{int(run):05}"
-    for marker in (*sweep.glob("teacher/delivered.json"), *sweep.glob("*/*/delivered.json")):
+        return trial_folder(sweep, int(run))
+    for marker in (*sweep.glob(f"{TEACHER}/{DELIVERED}"), *sweep.glob(f"*/*/{DELIVERED}")):
         if json.loads(marker.read_text(encoding="utf-8")).get("run_id") == run:
             return marker.parent
     return None
@@ -123,8 +136,7 @@ def _front(sweep: Path) -> list[Path]:
     from analysis.findings.front import mark_front
     from sweeps.search.objectives import DIRECTIONS
 
-    paths = sorted(path.parent for path in sweep.glob("trials/*/record.json"))
-    found = {path: read_trial(path) for path in paths}
+    found = {path: read_trial(path) for path in recorded(sweep / TRIALS)}
     if not found:
         return []
     rows = [{**record.metrics, "stage": record.stage, "status": record.status} for record in found.values()]

@@ -129,7 +129,7 @@ def _pretrained(flags: argparse.Namespace, screen: Screen) -> bool:
     from trainables.stages.models.build import build_model
 
     try:
-        base = ablation.config_from(flags).base
+        base = ablation.config_from(flags).search.base
     except ValueError:  # the ablation itself says what is wrong
         return False
     name, size = base.teacher.teacher_model, base.data.image_size or OWN_SIZE
@@ -152,16 +152,16 @@ def _command(script: str, words: Sequence[str]) -> str:
 
 def _runtimes(config: SweepConfig, exported: str) -> tuple[str, str]:
     """Original and exported, on the device of the sweep."""
-    return f"eager_{config.device}", f"{exported}_{config.device}"
+    return f"eager_{config.devices.device}", f"{exported}_{config.devices.device}"
 
 
 def _cells(config: SweepConfig, exported: str) -> list[str]:
     """What measures the teacher in eager PyTorch and as a file."""
     words = ["--name", config.name, "--run", "teacher", "--precisions", "fp32", "--batches", str(BATCH)]
-    words += ["--runtimes", ",".join(_runtimes(config, exported)), "--dataset", config.base.data.dataset]
-    words += ["--out", str(config.out), "--data-dir", str(config.data_dir)]
-    words += ["--gpus", str(config.gpus)] if config.gpus else []
-    return words + (["--tracking-uri", config.tracking_uri] if config.tracking_uri else [])
+    words += ["--runtimes", ",".join(_runtimes(config, exported)), "--dataset", config.search.base.data.dataset]
+    words += ["--out", str(config.places.out), "--data-dir", str(config.places.data_dir)]
+    words += ["--gpus", str(config.devices.gpus)] if config.devices.gpus else []
+    return words + (["--tracking-uri", config.places.tracking_uri] if config.places.tracking_uri else [])
 
 
 def write(name: str, config: SweepConfig, commands: Sequence[str], screen: Screen) -> None:
@@ -187,7 +187,7 @@ def write(name: str, config: SweepConfig, commands: Sequence[str], screen: Scree
             table = {"distillation": study_tables.distillation_table, "pruning": study_tables.pruning_table}[name](runs)
         return study_tables.write_study(table, config.folder / "studies", made_by=commands)
 
-    files = add_files(config, prepared.prepare(config.base.data, config.data_dir), make)
+    files = add_files(config, prepared.prepare(config.search.base.data, config.places.data_dir), make)
     screen.print(files[1].read_text(encoding="utf-8"), markup=False, soft_wrap=True)
     screen.print(f"Study: {', '.join(str(file) for file in files)}", markup=False, soft_wrap=True)
 

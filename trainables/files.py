@@ -3,6 +3,9 @@
 import hashlib
 import os
 import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from io import BufferedRandom
 from pathlib import Path
 
 # by device and inode, so that a renamed file keeps its digest: (size, mtime in ns, digest)
@@ -21,7 +24,8 @@ def sha256(path: Path) -> str:
     return digest
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Return when a file's content is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -29,25 +33,38 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old text or the new one, never a part (POSIX rename)."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+@contextmanager
+def replacing(path: Path, *, part: Path | None = None) -> Generator[BufferedRandom, None, None]:
+    """A file to write (and to read again) that takes the place of `path` when the block ends without an error.
+
+    Readers see the old content or all of the new one, never a part (POSIX rename), also after a power loss (fsync).
+    An error, such as that of a full disk, leaves `path` as it was and nothing beside it.
+
+    It is an open file rather than a path because `torch.save` writes a path's name into the file.
+
+    Args:
+        path: of the file to write.
+        part: the name until then, in the same folder; by default one that no other process or thread uses. With a
+            fixed one, which needs a lock, killed writers leave one unfinished file instead of one each.
+    """
+    part = part or path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with part.open("w+b") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:  # a full disk keeps no half-written file
-        temporary.unlink(missing_ok=True)
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
         raise
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """A reader sees the old file or the whole new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
+    """Write a file as a whole (see `replacing`)."""
+    with replacing(path) as file:
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file as a whole (see `replacing`), in UTF-8."""
+    write_bytes(path, text.encode())

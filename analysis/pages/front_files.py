@@ -9,6 +9,7 @@ from analysis.plots.detail import hypervolume_png, latency_png
 from analysis.plots.front import metrics_grid_png, pareto_png
 from analysis.plots.page import pareto_html
 from analysis.reading.runs import Runs
+from trainables.layout import FRONT_PAGE, FRONT_TABLE
 
 
 def write_front(runs: Runs, folder: Path) -> list[Path]:
@@ -23,7 +24,7 @@ def write_tables(runs: Runs, folder: Path) -> list[Path]:
     """Write pareto.csv and candidates.csv."""
     folder.mkdir(parents=True, exist_ok=True)
     marked = mark_front(runs.frame, runs.sweep["directions"])
-    paths = [folder / "pareto.csv", folder / "candidates.csv"]
+    paths = [folder / FRONT_TABLE, folder / "candidates.csv"]
     for table, path in zip((front_members(runs), marked), paths, strict=True):
         # A count beside a missing value is a float in the frame; `convert_dtypes` writes it as 20, not 20.0.
         table.convert_dtypes().to_csv(path)
@@ -34,7 +35,7 @@ def write_page(runs: Runs, folder: Path) -> list[Path]:
     """Write pareto.html, if there is a finished candidate."""
     if front_members(runs).empty:
         return []
-    page = folder / "pareto.html"
+    page = folder / FRONT_PAGE
     pareto_html(
         _drawn(runs), page, sweep=runs.sweep, recipe=runs.params, hypervolumes=hypervolume_curve(runs), url=runs.url
     )

@@ -1,5 +1,10 @@
-"""What MLflow's list of runs shows of a sweep: columns worth having, the front first."""
+"""What MLflow's list of runs shows of a sweep: columns worth having, the front first.
 
+How MLflow's pages keep a view, and name it in an address, is documented nowhere: it is as their Share button writes it,
+all of it stands here, and pyproject.toml bounds MLflow's version because of it (tests/contracts/test_private_parts.py).
+"""
+
+import json
 from collections.abc import Mapping
 from urllib.parse import quote
 
@@ -8,6 +13,17 @@ from analysis.reading.runs import Runs
 METRICS = ("val_accuracy", "test_accuracy", "latency_p50_ms", "latency_p90_ms", "size_bytes", "score", "reused_time_s")
 PARAMS = ("temperature", "alpha", "kd_loss", "pruning_method", "pruning_ratio", "learning_rate")
 TAGS = ("pareto", "status", "control")
+VIEW_TAG = "mlflow.sharedViewState."
+"""Tag of an experiment that holds a view; the view's name follows."""
+KIND_TAG, KIND = "mlflow.experimentKind", "custom_model_development"
+"""Else the pages of an experiment open on prompts and traces, which a sweep has none of."""
+VIEW_FIELD = "viewStateShareKey"
+"""Field of an address that names the view."""
+
+
+def view_tags(sweep: str) -> dict[str, str]:
+    """Tags of the experiment that keep the view of a sweep's trials."""
+    return {f"{VIEW_TAG}{sweep}": json.dumps(view_of(sweep)), KIND_TAG: KIND}
 
 
 def view_of(sweep: str) -> Mapping[str, object]:
@@ -34,4 +50,4 @@ def addresses(runs: Runs) -> dict[str, str]:
     experiment = runs.frame["experiment_id"].iloc[0] if len(runs.frame) else "0"
     place = f"{runs.url}/#/experiments/{experiment}/runs"
     own = {"the sweep": f"{place}/{runs.parent_ids[0]}"} if runs.parent_ids else {}
-    return own | {"its trials": f"{place}?viewStateShareKey={quote(runs.name)}"}
+    return own | {"its trials": f"{place}?{VIEW_FIELD}={quote(runs.name)}"}

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from trainables.layout import recorded
 from trainables.records.trial import TrialRecord, read_trial
 
 COLUMNS = {
@@ -52,7 +53,7 @@ LOSS_POINTS = 0.5
 
 def runtime_frame(folder: Path) -> pd.DataFrame:
     """All cells measured under OUT/sweeps/NAME/runtimes, models in order, diagnosed."""
-    records = [read_trial(path.parent) for path in sorted(folder.glob("*/record.json"))]
+    records = [read_trial(cell) for cell in recorded(folder)]
     if not records:
         return pd.DataFrame(columns=[*COLUMNS, "status", "reason"])
     frame = pd.DataFrame([_row(record) for record in records])

@@ -1,6 +1,5 @@
 """Runs where MLflow keeps them: a SQLite file read in place, or whatever MLflow's client reads."""
 
-import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any, Protocol, TypeVar
 
 from analysis.reading.mlflow_sqlite import SqliteStore, check_sqlite
 from analysis.reading.rows import Row
+from trainables.config.mlflow_settings import READING, mlflow_settings
 
 T = TypeVar("T")
 Point = tuple[str, int, float]
@@ -72,10 +72,6 @@ class ClientStore:
     """MLflow's own client, for servers and other databases."""
 
     def __init__(self, tracking_uri: str) -> None:
-        # MLflow's own default keeps a caller waiting for 246 s when the server is away.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        # A bar for one small file would tear a live table apart.
-        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
@@ -102,7 +98,8 @@ class ClientStore:
     def fetch(self, run_id: str, artifact: str, folder: Path) -> Path:
         """One artifact of a run."""
         try:
-            return Path(self.api.download_artifacts(run_id, artifact, str(folder)))
+            with mlflow_settings(READING):
+                return Path(self.api.download_artifacts(run_id, artifact, str(folder)))
         except self._errors as error:
             raise ValueError(f"Cannot read artifact {artifact!r} of {run_id=}: {first_line(error)}") from error
 
@@ -120,7 +117,8 @@ class ClientStore:
         from mlflow.exceptions import MlflowException
 
         try:
-            return str(self.api.get_model_version_by_alias(model, alias).run_id)
+            with mlflow_settings(READING):
+                return str(self.api.get_model_version_by_alias(model, alias).run_id)
         except MlflowException:
             return None
 
@@ -132,7 +130,8 @@ class ClientStore:
 
     def _told(self, call: Callable[[], T]) -> T:
         try:
-            return call()
+            with mlflow_settings(READING):
+                return call()
         except self._errors as error:
             raise ValueError(f"Cannot read tracking_uri={self._uri!r}: {first_line(error)}") from error
 
@@ -144,7 +143,7 @@ def open_store(tracking_uri: str) -> Store:
         ValueError: if it cannot be opened.
     """
     if not tracking_uri:
-        raise ValueError("No MLflow store at tracking_uri='': name one, such as sqlite:///runs/mlflow.db.")
+        raise ValueError("No MLflow store at tracking_uri='': name one, such as sqlite:///runs/{DATABASE}.")
     return FileStore(tracking_uri) if tracking_uri.startswith("sqlite:") else ClientStore(tracking_uri)
 
 

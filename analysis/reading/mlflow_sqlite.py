@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 from analysis.reading.rows import Row
+from trainables.layout import run_artifacts
 
 CHILDREN = """
     SELECT parent.run_uuid FROM tags AS parent JOIN tags AS kind ON kind.run_uuid = parent.run_uuid
@@ -48,7 +49,7 @@ class SqliteStore:
         """
         place = urlparse(row.artifacts)
         recorded = [Path(unquote(place.path))] if place.scheme in ("file", "") else []
-        moved = self._database.parent / "artifacts" / row.run_id / "artifacts"
+        moved = run_artifacts(self._database.parent, row.run_id)
         return next((folder / name for folder in (*recorded, moved) if (folder / name).exists()), None)
 
     def find(self, run_id: str) -> Row | None:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from analysis.reading.mlflow_client import ClientStore, Store, first_line, open_store
 from analysis.reading.rows import Row, frame_of, names_of
+from trainables.layout import SWEEP_JSON
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,11 +147,11 @@ def _sweep_json(store: Store, parent: Row) -> dict[str, Any]:
     name = parent.tags["sweep"]
     with tempfile.TemporaryDirectory() as folder:
         try:
-            path = store.fetch(parent.run_id, "sweep.json", Path(folder))
+            path = store.fetch(parent.run_id, SWEEP_JSON, Path(folder))
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise ValueError(f"Cannot read sweep.json of sweep={name!r}: {first_line(error)}") from error
+            raise ValueError(f"Cannot read {SWEEP_JSON} of sweep={name!r}: {first_line(error)}") from error
     missing = [key for key in ("directions", "reference_point", "teacher") if not content.get(key)]
     if missing:
-        raise ValueError(f"sweep.json of sweep={name!r} lacks {', '.join(missing)}.")
+        raise ValueError(f"{SWEEP_JSON} of sweep={name!r} lacks {', '.join(missing)}.")
     return dict(content)

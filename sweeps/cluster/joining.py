@@ -11,7 +11,6 @@ from typing import Any
 
 import optuna
 import ray
-from ray._private import ray_constants
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -19,6 +18,7 @@ from sweeps.cluster.address import JOB
 from sweeps.cluster.interrupts import stoppable
 from sweeps.cluster.mps import client_environment
 from sweeps.cluster.mps_nodes import daemon_on_nodes
+from sweeps.cluster.ray_private import init_on_loopback
 from sweeps.cluster.ray_settings import FOR_WORKERS
 from sweeps.search.config import SweepConfig
 from sweeps.search.folder import InputError
@@ -27,7 +27,6 @@ from trainables.layout import CHECKOUT
 log = logging.getLogger(__name__)
 
 CONNECT_S = 10.0
-LOOPBACK = "127.0.0.1"
 NOT_SHIPPED = (".git", ".venv", "runs", "data", "*.onnx", "*.pt", "__pycache__")
 
 
@@ -43,14 +42,14 @@ def ray_for(config: SweepConfig) -> Generator[None, None, None]:
         yield
         return
     # one path for all nodes, on which the driver's TMPDIR may not exist
-    service = Path("/tmp") / f"mps-{uuid.uuid4().hex}" if config.mps and config.address else None
-    if config.address is None:
+    service = Path("/tmp") / f"mps-{uuid.uuid4().hex}" if config.devices.mps and config.devices.address else None
+    if config.devices.address is None:
         _start(config)
     else:  # the workers of all nodes, of those that join later, too, are told of the service as the job begins
-        _join(config.address, client_environment(service) if service else {})
+        _join(config.devices.address, client_environment(service) if service else {})
     try:
         with stoppable():
-            if config.address is not None:
+            if config.devices.address is not None:
                 _check_nodes(config)
             with daemon_on_nodes(service) if service else nullcontext():
                 yield
@@ -60,24 +59,20 @@ def ray_for(config: SweepConfig) -> Generator[None, None, None]:
 
 def cores_of_a_node(config: SweepConfig) -> int:
     """The most CPU cores that one task may have: of the largest node that is up, but no more than the sweep has."""
-    if config.address is None:
-        return config.cpus
+    if config.devices.address is None:
+        return config.devices.cpus
     largest = max((node["Resources"].get("CPU", 0.0) for node in _alive()), default=0.0)
-    return int(min(config.cpus, largest)) or config.threads
+    return int(min(config.devices.cpus, largest)) or config.devices.threads
 
 
 def _start(config: SweepConfig) -> None:
-    """A Ray of the sweep's size whose every port is bound to loopback."""
-    # As Ray has it on macOS and Windows; elsewhere it takes 127.0.0.1 for the machine's own address.
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    ray.init(
-        address="local",
-        num_cpus=config.cpus,
-        num_gpus=config.gpus,
+    """A Ray of the sweep's size, for this machine alone."""
+    init_on_loopback(
+        num_cpus=config.devices.cpus,
+        num_gpus=config.devices.gpus,
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
-        _node_ip_address=LOOPBACK,
     )
 
 
@@ -130,7 +125,7 @@ def _alive() -> list[dict[str, Any]]:
 
 def _check_nodes(config: SweepConfig) -> None:
     """Every node that is up sees what the sweep shares; later ones are taken on trust."""
-    shared = config.storage if config.storage is not None else str(config.out.resolve())
+    shared = config.places.storage if config.places.storage is not None else str(config.places.out.resolve())
     if "://" in shared:
         return
     marker = Path(shared) / f".seen-{uuid.uuid4().hex}"

@@ -49,7 +49,7 @@ class Progress(tune.Callback):
 
     def label(self, trial: Trial) -> str:
         """What a trial is called."""
-        number = trial.config.get("trial_number")
+        number = trial.config["task"].trial_number  # a `Task`, of a room above this one
         return "teacher" if number is None else str(number)
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:

@@ -15,6 +15,7 @@ from analysis.findings.reuse import Reuse, reuse
 from sweeps.display.durations import Range
 from sweeps.display.time_left import Pace
 from sweeps.search.objectives import DIRECTIONS
+from trainables.layout import RECORD, STORE, TEACHER, TRIALS, has_record, out_of, recorded
 from trainables.records.trial import TrialRecord, read_trial
 
 STATES = ("finished", "stopped", "infeasible", "failed")
@@ -120,7 +121,8 @@ def label_seconds(folder: Path | None, since: float) -> float:
         folder: OUT/sweeps/NAME; the labels are in OUT/store.
         since: seconds.
     """
-    paths = [] if folder is None else folder.parents[1].glob("store/soft_labels/*/record.json")
+    views = [] if folder is None else recorded(out_of(folder) / STORE / "soft_labels")
+    paths = [view / RECORD for view in views]
     seconds = [json.loads(path.read_text("utf-8"))["seconds"] for path in paths if path.stat().st_mtime >= since]
     return float(median(seconds)) if seconds else 0.0
 
@@ -134,10 +136,10 @@ def _name(record: TrialRecord) -> str:
 
 
 def _earlier(folder: Path | None) -> list[TrialRecord]:
-    return [] if folder is None else [read_trial(path.parent) for path in sorted(folder.glob("trials/*/record.json"))]
+    return [] if folder is None else [read_trial(trial) for trial in recorded(folder / TRIALS)]
 
 
 def _teacher_row(folder: Path | None) -> dict[str, Any] | None:
-    if folder is None or not (folder / "teacher" / "record.json").exists():
+    if folder is None or not has_record(folder / TEACHER):
         return None
-    return _row(read_trial(folder / "teacher"))
+    return _row(read_trial(folder / TEACHER))

@@ -10,6 +10,7 @@ from sweeps.display.durations import in_words
 from sweeps.planning.cost import Hits, Plan
 from sweeps.search.config import SweepConfig
 from trainables.files import write_text
+from trainables.layout import IDENTITY, SPENT, START
 from trainables.records.encoding import to_json
 
 FINISH_S = 10.0
@@ -18,7 +19,6 @@ MIN_TRIALS = 10
 """A search of fewer trials tells little: their epochs are cut to have as many, to a quarter at most."""
 EPOCH_SHARES = (1.0, 0.75, 0.5, 0.25)
 EPOCHS = ("student_epochs", "recovery_epochs")
-SPENT = "spent.json"
 """In the folder of a sweep whose command was cut off before its time was over: the seconds it had."""
 
 
@@ -52,21 +52,14 @@ class Deadline:
         return self.search_left() < self.trial_s
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TimedSweep(SweepConfig):
-    """A sweep that stops in time, with as many trials as are thought to fit."""
-
-    deadline: Deadline
-
-
-def fitted(
+def fit_to_budget(
     config: SweepConfig,
     plan_of: Callable[[SweepConfig], tuple[Plan, Hits]],
     *,
     at: float,
     budget_s: float,
     shares: Sequence[float] = EPOCH_SHARES,
-) -> TimedSweep:
+) -> tuple[SweepConfig, Deadline]:
     """The sweep with as many trials as fit until `at`, and with shorter ones where fewer than `MIN_TRIALS` would.
 
     Student and recovery epochs are cut together. A sweep that has begun keeps the epochs it has begun with, and adds
@@ -83,11 +76,10 @@ def fitted(
         ValueError: if not one trial fits.
     """
     begun = begun_with(config)
-    base = config.base.replace(**begun or {})
-    shares = (1.0,) if begun else shares
-    for share in shares:
+    base = config.search.base.replace(**begun or {})
+    for share in (1.0,) if begun else shares:
         epochs = {name: max(1, round(share * base.flat()[name])) for name in EPOCHS if base.flat()[name]}
-        shorter = dataclasses.replace(config, base=base.replace(**epochs))
+        shorter = config.replace(base=base.replace(**epochs))
         plan, hits = plan_of(shorter)
         deadline = Deadline(
             at=at - FINISH_S,
@@ -95,23 +87,18 @@ def fitted(
             champions_s=plan.champions_s.expected,
             budget_s=budget_s,
         )
-        try:
-            fit = trials_within(deadline.left(), plan, budget_s=budget_s)
-        except ValueError:
-            if share != shares[-1]:
-                continue
-            if not (hits.trials and spent_seconds(config.folder, budget_s)):
-                raise
-            fit = 0
-        if fit >= MIN_TRIALS:
+        trials, needs = trials_within(deadline.left(), plan), budget_s - deadline.left()
+        if trials >= MIN_TRIALS:
             break
-    return TimedSweep(**vars(shorter) | {"trials": hits.trials + fit, "deadline": deadline})
+    if trials == 0 and not (hits.trials and spent_seconds(config.folder, budget_s)):
+        raise ValueError(_too_short(plan, budget_s, needs))
+    return shorter.replace(trials=hits.trials + trials), deadline
 
 
 def begun_with(config: SweepConfig) -> dict[str, int] | None:
     """The epochs of a sweep that has begun; None if it has not, or cannot be read: its own start says so."""
     try:
-        base = json.loads((config.folder / "identity.json").read_text(encoding="utf-8"))["settings"]["base"]
+        base = json.loads((config.folder / IDENTITY).read_text(encoding="utf-8"))["settings"]["base"]
         return {name: int(base[name]) for name in EPOCHS}
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -126,31 +113,33 @@ def spent_seconds(folder: Path, budget_s: float) -> float:
     return spent if spent < budget_s - FINISH_S else 0.0
 
 
-def trials_within(seconds: float, plan: Plan, *, budget_s: float) -> int:
+def trials_within(seconds: float, plan: Plan) -> int:
     """How many trials fit: floor((seconds - teacher - labels - champions - start) / seconds a trial adds).
 
     A trial adds what it does beside others divided by the number of those, and the time it measures alone.
-
-    Raises:
-        ValueError: if it is none; the message says what one needs.
     """
     before = plan.teacher_s.expected + plan.labels_s.expected + plan.champions_s.expected + plan.start_s
     one = plan.trial_s.expected
     if seconds - before < one:
-        needs = budget_s - seconds + before + one
-        champions = f" champions {in_words(plan.champions_s.expected)}," if plan.champion_runs else ""
-        raise ValueError(
-            f"--budget {in_words(budget_s)}: one trial needs about {in_words(needs)} (teacher"
-            f" {in_words(plan.teacher_s.expected)}, soft labels {in_words(plan.labels_s.expected)}, trial"
-            f" {in_words(one)},{champions} probe and start {in_words(budget_s - seconds + plan.start_s)})."
-        )
+        return 0
     return int((seconds - before) / ((one - plan.alone_s) / plan.concurrency + plan.alone_s) + 1e-9)
+
+
+def _too_short(plan: Plan, budget_s: float, gone_s: float) -> str:
+    """What one trial needs of a budget of which `gone_s` are over."""
+    before = plan.teacher_s.expected + plan.labels_s.expected + plan.champions_s.expected + plan.start_s
+    champions = f" champions {in_words(plan.champions_s.expected)}," if plan.champion_runs else ""
+    return (
+        f"--budget {in_words(budget_s)}: one trial needs about {in_words(gone_s + before + plan.trial_s.expected)}"
+        f" (teacher {in_words(plan.teacher_s.expected)}, soft labels {in_words(plan.labels_s.expected)}, trial"
+        f" {in_words(plan.trial_s.expected)},{champions} probe and start {in_words(gone_s + plan.start_s)})."
+    )
 
 
 def start_seconds(out: Path) -> float | None:
     """What the last sweep under `out` needed from launch to its first trial; None if none has told."""
     try:
-        return float(json.loads((out / "start.json").read_text(encoding="utf-8"))["start_s"])
+        return float(json.loads((out / START).read_text(encoding="utf-8"))["start_s"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -158,6 +147,6 @@ def start_seconds(out: Path) -> float | None:
 def remember_start(out: Path, seconds: float) -> None:
     """Keep it for the next plan; a disk that takes nothing costs a plan its measured start, nothing else."""
     try:
-        write_text(out / "start.json", to_json({"start_s": round(seconds, 2)}))
+        write_text(out / START, to_json({"start_s": round(seconds, 2)}))
     except OSError:
         return

@@ -1,16 +1,16 @@
 """What a sweep will cost, known before it is spent: time, memory and disk, reckoned from a probe of a few steps."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from optuna.distributions import CategoricalDistribution
 from rich.console import Console
 
 from sweeps.display.durations import Range, in_words
-from sweeps.search.config import SweepConfig
-from sweeps.search.space import STUDENT_PARAMS, size
+from sweeps.search.config import Search, SweepConfig
+from sweeps.search.space import STUDENT_PARAMS, Space, size
+from trainables.config.candidate import CandidateConfig
 
 MB = 1e6
 START_S = 15.0
@@ -94,14 +94,14 @@ class Plan:
     disk_bytes: int
 
 
-def distinct_students(space: Mapping[str, Any], trials: float) -> float:
+def distinct_students(space: Space, base: CandidateConfig, trials: float) -> float:
     """Expected number of different students among different trials drawn evenly from a space.
 
     With M students of P prunings each, and n trials: M (1 - C(MP - P, n) / C(MP, n)). M is infinite where a
     student's parameter is continuous: then every trial has a student of its own.
     """
-    students = size({name: values for name, values in space.items() if name in STUDENT_PARAMS})
-    everything = size(space)
+    students = size({name: values for name, values in space.items() if name in STUDENT_PARAMS}, base)
+    everything = size(space, base)
     if not math.isfinite(students):
         return trials
     if not math.isfinite(everything):
@@ -121,29 +121,29 @@ def estimate(probe: Probe, config: SweepConfig, hits: Hits, *, start_s: float = 
     the slowest steps, and every trial its own student.
     Champions are trained `seeds` times, beside `ARMS - 1` controls each, all whole.
     """
-    base = config.base
-    most = size(config.space)
-    trials = int(max(0, min(config.trials, most) - hits.trials))
-    at_once = max(1, min(config.concurrency, trials))
+    search, selection, concurrency = config.search, config.selection, config.devices.concurrency
+    base = search.base
+    trials = int(max(0, min(search.trials, size(search.space, base)) - hits.trials))
+    at_once = max(1, min(concurrency, trials))
     alone_s = 4 * base.measure.latency_seconds  # shape and file, beside the teacher's file each, warm-up included
     fixed_s = 2 * probe.export_s
     epoch = Range.of(probe.student_step_s) * probe.steps + probe.student_check_s
-    recovered = epoch * (base.prune.recovery_epochs + QAT_COST * qat_epochs(config)) + fixed_s
+    recovered = epoch * (base.prune.recovery_epochs + QAT_COST * qat_epochs(search)) + fixed_s
     teacher = Range.of(probe.teacher_step_s) * probe.steps + probe.teacher_check_s
     teacher_s = teacher * base.teacher.teacher_epochs + fixed_s + 3 * alone_s / 2  # its own time twice, then its file
     missing = hits.views_needed - hits.views
     labels_s = Range.of(probe.labels_batch_s) * probe.label_batches * missing
-    fresh = max(1.0, trials * (1 - config.reuse_probability)) if trials else 0.0
-    expected = max(0.0, distinct_students(config.space, fresh) - hits.students)
+    fresh = max(1.0, trials * (1 - search.reuse_probability)) if trials else 0.0
+    expected = max(0.0, distinct_students(search.space, base, fresh) - hits.students)
     taught = epoch * base.student.student_epochs
     work = Range(taught.low * expected, taught.expected * expected, taught.high * trials) + recovered * trials
     teacher_s = teacher_s * (not hits.teacher)
-    runs = max(0, ARMS * config.champions * config.seeds - hits.champion_runs)
+    runs = max(0, ARMS * selection.champions * selection.seeds - hits.champion_runs)
     arms = taught * (runs * ARM_STUDENTS / ARMS) + recovered * runs
-    champions_s = arms * (1 / max(1, min(config.concurrency, runs))) + alone_s * runs
+    champions_s = arms * (1 / max(1, min(concurrency, runs))) + alone_s * runs
     trial_bytes = 4 * probe.student_bytes  # student, pruned student, ONNX and TorchScript
     return Plan(
-        concurrency=config.concurrency,
+        concurrency=concurrency,
         trials=trials,
         students=expected,
         start_s=start_s,
@@ -163,11 +163,11 @@ def estimate(probe: Probe, config: SweepConfig, hits: Hits, *, start_s: float = 
     )
 
 
-def qat_epochs(config: SweepConfig) -> float:
+def qat_epochs(search: Search) -> float:
     """Quantisation-aware epochs of an average trial: those of `int8_qat`, by its share of the precisions searched."""
-    asked = config.space.get("precision")
-    precisions = asked.choices if isinstance(asked, CategoricalDistribution) else (config.base.export.precision,)
-    return config.base.export.qat_epochs * precisions.count("int8_qat") / len(precisions)
+    asked = search.space.get("precision")
+    precisions = asked.choices if isinstance(asked, CategoricalDistribution) else (search.base.export.precision,)
+    return search.base.export.qat_epochs * precisions.count("int8_qat") / len(precisions)
 
 
 def _log_choose(n: float, k: float) -> float:
@@ -181,13 +181,13 @@ def show(console: Console, plan: Plan, config: SweepConfig, hits: Hits, *, measu
 
 
 def _lines(plan: Plan, config: SweepConfig, hits: Hits, measured_start: bool) -> dict[str, str]:
-    base = config.base
-    where = f"{config.gpus} GPUs" if config.gpus else f"{config.cpus} CPU cores"
-    of_memory = "CUDA memory" if config.gpus else "resident memory, Ray's own not counted"
+    base, selection = config.search.base, config.selection
+    of_memory = "CUDA memory" if config.devices.gpus else "resident memory, Ray's own not counted"
     start = "as the last sweep here needed" if measured_start else "on other machines; the first sweep here measures it"
-    champions = f"{config.champions} with {config.seeds} seeds and {ARMS - 1} controls each, {plan.champions_s}"
-    quantising = f" {qat:g} quantising," if (qat := qat_epochs(config)) else ""
-    early = "; trials that are stopped early make it less" if config.stopper != "off" else ""
+    controls = f"with {selection.seeds} seeds and {ARMS - 1} controls each"
+    champions = f"{selection.champions} {controls}, {plan.champions_s}"
+    quantising = f" {qat:g} quantising," if (qat := qat_epochs(config.search)) else ""
+    early = "; trials that are stopped early make it less" if config.search.stopper != "off" else ""
     return {
         f"Plan of sweep {config.name}:": "nothing is trained but a few steps of a probe",
         "start": f"{in_words(plan.start_s)} {start}",
@@ -198,7 +198,7 @@ def _lines(plan: Plan, config: SweepConfig, hits: Hits, measured_start: bool) ->
         f" about {plan.students:.0f} to train",
         "one trial": f"{plan.trial_s}: {base.student.student_epochs} + {base.prune.recovery_epochs} epochs,"
         f"{quantising} export, {in_words(plan.alone_s)} of measuring",
-        "trials": f"{plan.trials} to run, {hits.trials} there; {plan.concurrency} at once on {where}",
+        "trials": f"{plan.trials} to run, {hits.trials} there; {plan.concurrency} at once on {config.devices}",
         **({"champions": champions} if plan.champion_runs else {}),
         "in all": f"{plan.total_s}{early}",
         "memory": f"{plan.memory_bytes / MB:.0f} MB a trial, {plan.memory_bytes * plan.concurrency / MB:.0f} MB at once"

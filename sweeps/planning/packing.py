@@ -1,7 +1,5 @@
 """How many trials share a GPU, or the cores: measured with trials of this sweep, decided by total images a second."""
 
-import dataclasses
-import json
 import signal
 import subprocess
 import sys
@@ -15,9 +13,12 @@ from pathlib import Path
 from sweeps.cluster.mps import MpsError, mps
 from sweeps.cluster.usage import usable_cores
 from sweeps.display.console import Screen
-from sweeps.search.config import AUTO, SweepConfig
+from sweeps.search.config import SweepConfig
+from sweeps.search.devices import AUTO
 from trainables.files import write_text
-from trainables.records.encoding import to_json
+from trainables.layout import TASK
+from trainables.records.encoding import decode, read_json, to_json
+from trainables.records.probe import Probed, ProbeTask
 
 MOST = 16
 WORTH = 1.05
@@ -116,18 +117,18 @@ def together(config: SweepConfig, trials: int, *, seconds: float = SECONDS) -> T
     Raises:
         ProbeError: if a process failed for another reason.
     """
-    cores = usable_cores()[: max(1, config.cpus // max(1, config.gpus))]
-    task = {
-        "device": config.device,
-        "candidate": config.base.flat(),
-        "data_dir": str(config.data_dir.resolve()),
-        "threads": max(1, len(cores) // trials),
-        "cores": cores,
-        "memory_share": 1 / trials,
-    }
+    cores = usable_cores()[: max(1, config.devices.cpus // max(1, config.devices.gpus))]
+    task = ProbeTask(
+        device=config.devices.device,
+        config=config.search.base.flat(),
+        data_dir=config.places.data_dir.resolve(),
+        threads=max(1, len(cores) // trials),
+        cores=tuple(cores),
+        memory_share=1 / trials,
+    )
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
-        write_text(folder / "task.json", to_json(task))
+        write_text(folder / TASK, to_json(task))
         running = [_Process(folder, number) for number in range(trials)]
         for process in running:
             stack.callback(process.end)
@@ -142,9 +143,9 @@ def together(config: SweepConfig, trials: int, *, seconds: float = SECONDS) -> T
     rows = [answer for answer in answers if answer is not None]
     return Together(
         trials=trials,
-        images_per_s=sum(row["images"] / row["seconds"] for row in rows),
-        peak_bytes=max(int(row["peak_bytes"]) for row in rows),
-        device_bytes=int(rows[0]["device_bytes"]),
+        images_per_s=sum(row.images_per_s for row in rows),
+        peak_bytes=max(row.peak_bytes for row in rows),
+        device_bytes=rows[0].device_bytes,
     )
 
 
@@ -154,23 +155,23 @@ def packed(config: SweepConfig, screen: Screen) -> SweepConfig:
     Raises:
         ValueError: if GPUs are to be shared that the sweep has not got, or the probe fails.
     """
-    if config.gpus_per_trial == AUTO and not config.gpus:
+    if config.devices.gpus_per_trial == AUTO and not config.devices.gpus:
         raise ValueError("gpus_per_trial=auto: it needs --gpus 1 or more; on a CPU take --cpus-per-trial.")
 
     def measure(trials: int) -> Together | None:
         return together(config, trials)
 
-    if config.gpus_per_trial == AUTO:
+    if config.devices.gpus_per_trial == AUTO:
         try:
-            with mps(config.mps):  # as the sweep will run them
+            with mps(config.devices.mps):  # as the sweep will run them
                 trials = _found("gpus_per_trial", lambda: search(measure), "a GPU", screen)
         except MpsError as error:
             raise ValueError(str(error)) from error
-        return dataclasses.replace(config, gpus_per_trial=1 / trials)
-    if config.cpus_per_trial == AUTO:
-        cores = min(config.cpus, len(usable_cores()))
+        return config.replace(gpus_per_trial=1 / trials)
+    if config.devices.cpus_per_trial == AUTO:
+        cores = min(config.devices.cpus, len(usable_cores()))
         trials = _found("cpus_per_trial", lambda: search_cores(measure, cores), "the CPU", screen)
-        return dataclasses.replace(config, cpus_per_trial=cores // trials)
+        return config.replace(cpus_per_trial=cores // trials)
     return config
 
 
@@ -193,9 +194,9 @@ def prices(config: SweepConfig, *, seconds: float = SECONDS) -> list[str]:
     Raises:
         ValueError: if a probe fails.
     """
-    if config.address is not None:
+    if config.devices.address is not None:
         return []
-    asked = [name for name in ("deterministic", "compile") if getattr(config.base.training, name)]
+    asked = [name for name in ("deterministic", "compile") if getattr(config.search.base.training, name)]
     return [f"{name}: {_times(config, name, seconds):.2f} x the time of a step here" for name in asked]
 
 
@@ -203,9 +204,9 @@ def _times(config: SweepConfig, name: str, seconds: float) -> float:
     """The time of a step with a setting of training as a multiple of the time without; what compiles is not counted."""
     rates = []
     for on in (False, True):
-        base = config.base.replace(**{name: on})
+        base = config.search.base.replace(**{name: on})
         try:
-            one = together(dataclasses.replace(config, base=base), 1, seconds=seconds)
+            one = together(config.replace(base=base), 1, seconds=seconds)
         except ProbeError as error:
             raise ValueError(f"{name}=True: {error}") from error
         if one is None:
@@ -235,7 +236,7 @@ class _Process:
     def over(self) -> bool:
         return self._process.poll() is not None
 
-    def answer(self) -> dict[str, float] | None:
+    def answer(self) -> Probed | None:
         """Its result; None if it ran out of memory."""
         code = self._process.wait(READY_S)
         if code in (OUT_OF_MEMORY_CODE, -signal.SIGKILL):  # the kernel kills whoever takes more than there is
@@ -246,8 +247,8 @@ class _Process:
             if "DefaultCPUAllocator" in lines[-1]:
                 return None
             raise ProbeError(f"the probe failed: {lines[-1]}")
-        row: dict[str, float] = json.loads((self._folder / f"{self._number}.json").read_text(encoding="utf-8"))
-        return row
+        path = self._folder / f"{self._number}.json"
+        return decode(Probed, read_json(path), where=path)
 
     def end(self) -> None:
         if not self.over():

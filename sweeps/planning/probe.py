@@ -5,31 +5,30 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from sweeps.planning.cost import Probe
 from sweeps.search.config import SweepConfig
-from trainables.locks import DeviceLock
+from trainables.config.candidate import Candidate
 from trainables.records.stages import DatasetRecord
 from trainables.stages.data.on_device import Images, load_images
-from trainables.stages.export.stage import exported, recipe
+from trainables.stages.export.stage import parity_images
+from trainables.stages.export.writer import export
 from trainables.stages.models import placement
-from trainables.stages.training.loop import RECALIBRATION_IMAGES
-from trainables.stages.training.soft_labels import FILL_BATCH
-from trainables.stages.training.student import student
-from trainables.stages.training.teacher import teacher
-from trainables.stages.workspace import Workspace
-from trainables.store.results import Store
+from trainables.stages.models.stored import build_for
+from trainables.stages.training.lessons import Labels, LogitsAtHand
+from trainables.stages.training.loop import RECALIBRATION_IMAGES, Trainer
+from trainables.stages.training.soft_labels import FILL_BATCH, logits_of
+from trainables.stages.training.student import student_loop
+from trainables.stages.training.teacher import teacher_loop
 
-Result = TypeVar("Result")
 PROBE_STEPS = 6  # the first one of a stage pays for memory and kernels, and is left out
 PROBE_VAL_IMAGES = 256
 
@@ -48,13 +47,13 @@ def probe(config: SweepConfig, dataset: DatasetRecord, *, apart: bool) -> Probe:
 
 
 def _entered(config: SweepConfig, dataset: DatasetRecord) -> Probe:
-    placement.enter(config.device, threads=config.cpus)
+    placement.enter(config.devices.device, threads=config.devices.cpus)
     return _probe(config, dataset)
 
 
 def _probe(config: SweepConfig, dataset: DatasetRecord) -> Probe:
-    whole = load_images(dataset, config.device)
-    count = min(len(whole.train_labels), PROBE_STEPS * config.base.training.batch_size)
+    whole = load_images(dataset, config.devices.device)
+    count = min(len(whole.train_labels), PROBE_STEPS * config.search.base.training.batch_size)
     images = whole.few(count, PROBE_VAL_IMAGES)
     threads = torch.get_num_threads()
     try:
@@ -67,88 +66,99 @@ def _probe(config: SweepConfig, dataset: DatasetRecord) -> Probe:
 
 
 def _probed(config: SweepConfig, dataset: DatasetRecord, images: tuple[Images, Images], folder: Path) -> Probe:
-    base = config.base.on(config.device).replace(
-        teacher_epochs=1, student_epochs=1, pretrained=False, student_pretrained=False, kd_loss="kd", alpha=0.9
-    )
-    device = images[0].mean.device.type
     whole, few = images
+    device, devices = whole.mean.device.type, config.devices
+    once = {"pretrained": False, "student_pretrained": False, "teacher_epochs": 1, "student_epochs": 1}
+    candidate = config.search.base.replace(**once, kd_loss="kd", alpha=0.9).resolve(dataset, device=device)
+    smoothing = candidate.training.label_smoothing
+    teacher = build_for(candidate.teacher.teacher_model, dataset)
+    student = build_for(candidate.student.student_model, dataset)
     clock = _Clock(device)
-    place = _TimedPlace(
-        store=Store(folder / "store"),
-        data_dir=config.data_dir,
-        device=device,
-        threads=config.threads,
-        lock_dir=folder,
-        clock=clock,
-    )
-    torch.set_num_threads(config.cpus)
-    large = _end(teacher(base, dataset, few, place))
-    *teacher_steps, _, teacher_check = clock.take()  # between the two the loss is read
-    torch.set_num_threads(config.threads)
-    small = _end(student(base, dataset, few, large, place))
-    *mixed, _, student_check = clock.take()
-    batch = base.training.batch_size
-    fills = math.ceil(len(few.train_labels) / FILL_BATCH)
+    torch.set_num_threads(devices.cpus)
+    trainer = Trainer(teacher, teacher_loop(candidate), few, Labels(smoothing))
+    teacher_steps, teacher_check = clock.steps(trainer.steps(1)), clock.time(trainer.check)
+    torch.set_num_threads(devices.threads)
+    lesson = LogitsAtHand(candidate.student, few, label_smoothing=smoothing)
+    lesson.logits_NC = logits_of(teacher.eval(), few, candidate.augment, candidate.training, view=0, turn=clock.turn)
+    trainer = Trainer(student, student_loop(candidate), few, lesson)
+    student_steps, student_check = clock.steps(trainer.steps(1)), clock.time(trainer.check)
     began = time.perf_counter()
-    student_bytes = _end(exported(base, dataset, small, recipe(base, dataset, "candidate"), place)).size_bytes
+    student_bytes = _export(student, candidate, dataset, folder)
     export_s = time.perf_counter() - began
     scale = _checked_images(whole) / _checked_images(few)
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else _resident_bytes()
     return Probe(
         teacher_step_s=_warm(teacher_steps),
-        student_step_s=_warm(mixed[fills + 1 :]),  # behind the batches of soft labels they are fetched
-        labels_batch_s=_warm(mixed[:fills]),
+        student_step_s=_warm(student_steps),
+        labels_batch_s=_warm(clock.turns),
         teacher_check_s=teacher_check * scale,
         student_check_s=student_check * scale,
         export_s=export_s,
-        steps=math.ceil(len(whole.train_labels) / batch),
+        steps=math.ceil(len(whole.train_labels) / candidate.training.batch_size),
         label_batches=math.ceil(len(whole.train_labels) / FILL_BATCH),
         peak_bytes=peak,
         student_bytes=student_bytes,
-        teacher_bytes=(large.folder / "weights.pt").stat().st_size,
+        teacher_bytes=_weight_bytes(teacher),
         view_bytes=2 * len(whole.train_labels) * whole.num_classes,
     )
 
 
-class _Clock(DeviceLock):
-    """A lease that everybody gets at once and that takes the time of what is done with it."""
+def _export(student: nn.Module, candidate: Candidate, dataset: DatasetRecord, folder: Path) -> int:
+    """Write the student's files as a trial does; returns the bytes of the ONNX file."""
+    record = export(
+        student.to("cpu").to(memory_format=torch.contiguous_format).eval(),
+        mean=dataset.mean,
+        std=dataset.std,
+        image_size=dataset.image_size,
+        class_names=dataset.class_names,
+        recipe=candidate.recipe(),
+        parity_images=parity_images(dataset),
+        opset=candidate.export.opset,
+        folder=folder,
+        key="probe/0",
+    )
+    return record.size_bytes
+
+
+def _weight_bytes(model: nn.Module) -> int:
+    return sum(weight.numel() * weight.element_size() for weight in model.state_dict().values())
+
+
+class _Clock:
+    """Takes the time of work on a device, which it waits for."""
 
     def __init__(self, device: str) -> None:
-        self._device, self._seconds = device, list[float]()
+        self._device, self.turns = device, list[float]()
+        """Seconds of every `turn` so far."""
+
+    def steps(self, work: Iterator[object]) -> list[float]:
+        """Seconds of every step."""
+        taken: list[float] = []
+        while True:
+            started = time.perf_counter()
+            if next(work, None) is None:
+                return taken
+            self._settle()
+            taken.append(time.perf_counter() - started)
+
+    def time(self, work: Callable[[], object]) -> float:
+        """Seconds of a call."""
+        started = time.perf_counter()
+        work()
+        self._settle()
+        return time.perf_counter() - started
 
     @contextmanager
-    def shared(self) -> Iterator[None]:
-        self._settle()
+    def turn(self) -> Iterator[None]:
+        """Around one piece of work."""
         started = time.perf_counter()
         yield
         self._settle()
-        self._seconds.append(time.perf_counter() - started)
-
-    def take(self) -> list[float]:
-        """The seconds since the last `take`."""
-        taken, self._seconds = self._seconds, []
-        return taken
+        self.turns.append(time.perf_counter() - started)
 
     def _settle(self) -> None:
         if self._device == "cuda":
             torch.cuda.synchronize()
-
-
-@dataclass(frozen=True, kw_only=True)
-class _TimedPlace(Workspace):
-    clock: _Clock
-
-    def device_lock(self) -> DeviceLock:
-        return self.clock
-
-
-def _end(stage: Generator[Any, None, Result]) -> Result:
-    while True:
-        try:
-            next(stage)
-        except StopIteration as end:
-            result: Result = end.value
-            return result
 
 
 def _warm(seconds: Sequence[float]) -> tuple[float, ...]:

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
-from sweeps.search.config import SweepConfig
+from sweeps.search.config import Search, SweepConfig
+from trainables.config.candidate import CandidateConfig
 from trainables.config.flags import flag_name
 from trainables.records.latency import LatencyRecord
 from trainables.records.stages import DatasetRecord
 from trainables.stages.export.session import open_session
-from trainables.stages.export.stage import recipe
 from trainables.stages.export.writer import export_untrained
 from trainables.stages.measuring.timing import alternate
 from trainables.stages.models.inspection import count
@@ -38,14 +38,14 @@ def check_reach(config: SweepConfig, dataset: DatasetRecord) -> None:
     Raises:
         ValueError: naming the limit, what the narrowest student has, and what to change.
     """
-    limits = config.limits
+    search, limits = config.search, config.limits
     # a latency is taken in this process: another runtime's is nobody's to know yet
-    here = ["max_latency_ms"] if config.base.measure.latency_runtime == "onnxruntime_cpu" else []
+    here = ["max_latency_ms"] if search.base.measure.latency_runtime == "onnxruntime_cpu" else []
     bounded = [name for name in (*here, "max_size_mb", "max_macs") if getattr(limits, name) is not None]
-    if not bounded or config.base.prune.pruning_of != "channels" or not _known(config):
+    if not bounded or search.base.prune.pruning_of != "channels" or not _known(search):
         return
-    ratio = largest_ratio(config)
-    measured = narrowest(config, dataset, ratio)
+    ratio = largest_ratio(search)
+    measured = narrowest(search.base, dataset, ratio)
     excess = limits.excess(measured | {"latency_p50_ms": measured["latency_p50_ms"] / LATENCY_MARGIN})
     over = [name for name in bounded if excess[name] > 0]
     if over:
@@ -57,30 +57,30 @@ def check_reach(config: SweepConfig, dataset: DatasetRecord) -> None:
         told = ", ".join(f"{flag_name(name)} {getattr(limits, name):g} (it has {has[name]})" for name in over)
         how = f"{100 * ratio:g} % of its channels removed" if ratio else "no channels removed"
         raise ValueError(
-            f"{told}: the narrowest student of this space, {config.base.student.student_model} with {how}, is over it;"
+            f"{told}: the narrowest student of this space, {search.base.student.student_model} with {how}, is over it;"
             " raise the limit, widen --pruning-ratio, or take a smaller --student-model."
         )
 
 
-def _known(config: SweepConfig) -> bool:
+def _known(search: Search) -> bool:
     """Whether the FP32 file of the same share of every layer is the least that a candidate can be."""
-    flat, usual = config.base.flat(), {"precision": "fp32", "pruning_scope": "layer"}
-    return all(set(_values(config.space, name) or [flat[name]]) == {value} for name, value in usual.items())
+    flat, usual = search.base.flat(), {"precision": "fp32", "pruning_scope": "layer"}
+    return all(set(_values(search.space, name) or [flat[name]]) == {value} for name, value in usual.items())
 
 
-def largest_ratio(config: SweepConfig) -> float:
+def largest_ratio(search: Search) -> float:
     """The most channels that any candidate loses; 0 where none loses any."""
-    flat = config.base.flat()
-    methods = _values(config.space, "pruning_method") or [flat["pruning_method"]]
-    ratios = _values(config.space, "pruning_ratio") or [flat["pruning_ratio"]]
+    flat = search.base.flat()
+    methods = _values(search.space, "pruning_method") or [flat["pruning_method"]]
+    ratios = _values(search.space, "pruning_ratio") or [flat["pruning_ratio"]]
     return float(max(ratios)) if "structured" in methods else 0.0
 
 
-def narrowest(config: SweepConfig, dataset: DatasetRecord, ratio: float) -> dict[str, float]:
+def narrowest(base: CandidateConfig, dataset: DatasetRecord, ratio: float) -> dict[str, float]:
     """`latency_p50_ms`, `size_bytes` and `macs` of the untrained student with this share of channels removed."""
     sides: dict[str, Any] = {"image_size": dataset.image_size, "num_classes": dataset.num_classes}
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
-        model = build_for(config.base.student.student_model, dataset)
+        model = build_for(base.student.student_model, dataset)
         prune(model, method="structured", ratio=ratio, must_remove=False, **sides)
         path = Path(folder) / "narrowest.onnx"
         size_bytes = export_untrained(
@@ -89,11 +89,11 @@ def narrowest(config: SweepConfig, dataset: DatasetRecord, ratio: float) -> dict
             std=dataset.std,
             image_size=dataset.image_size,
             class_names=dataset.class_names,
-            recipe=recipe(config.base, dataset, "candidate"),
-            opset=config.base.export.opset,
+            recipe=base.resolve(dataset, device="cpu").recipe(),
+            opset=base.export.opset,
             path=path,
         )
-        timed, _ = time_alternating(path, path, threads=config.base.measure.latency_threads, seconds=TIMING_S)
+        timed, _ = time_alternating(path, path, threads=base.measure.latency_threads, seconds=TIMING_S)
         macs = count(model, dataset.image_size)[2]
     return {"latency_p50_ms": timed.latency_p50_ms, "size_bytes": float(size_bytes), "macs": float(macs)}
 

@@ -5,7 +5,6 @@ distillation or pruning was worth. New seeds, and arms that lack one thing each 
 trained here is for the report: it is never on the front, and nothing is chosen by it.
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,26 +14,25 @@ import moocore
 import numpy as np
 import pandas as pd
 from ray.tune.experiment import Trial
-from rich.console import Console
 
 from analysis.findings.controls import CHAMPION
 from analysis.findings.front import mark_front
 from analysis.findings.pareto import AXES, normalised
+from sweeps.cluster.interrupts import Interrupted
 from sweeps.display.progress import Progress
-from sweeps.planning.budget import TimedSweep
+from sweeps.running.run import Run, worker_of
 from sweeps.running.tune.delivery import Delivery, collected, summary
 from sweeps.running.tune.fixed_runs import FixedRuns
-from sweeps.running.tune.tuning import place, tuner
+from sweeps.running.tune.tuning import tuner
 from sweeps.search.config import SweepConfig
 from sweeps.search.objectives import DIRECTIONS, reference_point
 from trainables.config.candidate import CandidateConfig
-from trainables.files import write_text
-from trainables.records.encoding import to_json
+from trainables.layout import CHAMPIONS, TRIALS, has_record, recorded
 from trainables.records.stages import DatasetRecord
 from trainables.records.trial import TrialRecord, read_trial
-from trainables.tracking.deliveries import Score, scores_of
-from trainables.tracking.tracker import Tracker
+from trainables.tracking.deliveries import scores_of
 from trainables.trials.candidate import CandidateTrial
+from trainables.trials.task import TrialTask, task_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +50,7 @@ class ArmRun:
     @property
     def done(self) -> bool:
         """Whether it has left its record; what has is not run again."""
-        return (self.folder / "record.json").exists()
+        return has_record(self.folder)
 
     @property
     def tags(self) -> dict[str, str]:
@@ -65,7 +63,7 @@ class ArmProgress(Progress):
 
     def label(self, trial: Trial) -> str:
         """What a run is called."""
-        return Path(trial.config["trial_dir"]).name
+        return str(task_of(trial).folder.name)
 
 
 class ArmDelivery(Delivery):
@@ -73,18 +71,14 @@ class ArmDelivery(Delivery):
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Tune: a run has ended; one that leaves no record was cut by the sweep's time and is for the next command."""
-        folder = Path(trial.config["trial_dir"])
+        task = task_of(trial)
         if self._storage is not None:
-            collected(folder, trial.config["key"], self._storage)
-        if (folder / "record.json").exists():
+            collected(task.folder, task.key, self._storage)
+        if has_record(task.folder):
             super().on_trial_complete(iteration, trials, trial, **info)
 
     def _deliver(self, folder: Path) -> None:
         record = read_trial(folder)
-        if "control" not in record.tags:
-            champion, arm, _ = folder.name.split("-")
-            record = dataclasses.replace(record, tags={**record.tags, "control": arm, "champion": champion})
-            write_text(folder / "record.json", to_json(record))
         scores = scores_of(record, self._score)
         if record.status == "finished":
             self._progress.finished(folder.name, record, scores["score"], summary(record, scores["score"]))
@@ -93,76 +87,73 @@ class ArmDelivery(Delivery):
         self._tracker.deliver(folder, scores)
 
 
-def retrain(
-    config: SweepConfig,
-    teacher: TrialRecord,
-    dataset: DatasetRecord,
-    tracker: Tracker,
-    console: Console,
-    *,
-    score: Score,
-) -> int | None:
-    """Run what is missing of the champions' arms; returns how many runs have failed, None if it was interrupted.
+def retrain(run: Run) -> int:
+    """Run what is missing of the champions' arms; returns how many runs of them have failed.
 
     When the sweep's time is over, what is missing is left to the next command.
 
-    Args:
-        score: a finished run's metrics -> points.
+    Raises:
+        Interrupted: if Ctrl-C or SIGTERM ended it early.
     """
-    runs = arm_runs(config, teacher, dataset)
-    missing = [run for run in runs if not run.done]
-    if missing and not _late(config):
-        count = len({run.champion for run in runs})
-        title = f"Sweep {config.name}: {count} champions and their controls with {config.seeds} seeds"
-        progress = ArmProgress(
-            console,
-            gpus=config.gpus > 0,
-            phase="champions",
-            title=title,
-            trials=len(missing),
-            done=0,
-            concurrency=config.concurrency,
-        )
-        with progress:
-            tuner(
-                CandidateTrial,
-                config,
-                resources=config.resources,
-                callbacks=[progress, ArmDelivery(tracker, score, progress, config.storage)],
-                name="champions",
-                searcher=FixedRuns(_tune_config(config, run, teacher) for run in missing),
-                trials=len(missing),
-            ).fit()
-    left = sum(not run.done for run in runs)
-    if left and not _late(config):
-        return None
+    arms = arm_runs(run.config, run.teacher, run.dataset)
+    missing = [arm for arm in arms if not arm.done]
+    if missing and not _late(run):
+        _train(run, missing, champions=len({arm.champion for arm in arms}))
+    left = sum(not arm.done for arm in arms)
+    if left and not _late(run):
+        raise Interrupted
     if left:
-        console.print(f"{left} runs of champions and controls did not fit into the time; the same command runs them.")
-    return sum(read_trial(run.folder).status == "failed" for run in runs if run.done)
+        text = f"{left} runs of champions and controls did not fit into the time; the same command runs them."
+        run.console.print(text)
+    return sum(read_trial(arm.folder).status == "failed" for arm in arms if arm.done)
 
 
-def _late(config: SweepConfig) -> bool:
-    return isinstance(config, TimedSweep) and config.deadline.left() < config.deadline.trial_s
+def _train(run: Run, missing: Sequence[ArmRun], *, champions: int) -> None:
+    config = run.config
+    progress = ArmProgress(
+        run.console,
+        gpus=config.devices.gpus > 0,
+        phase="champions",
+        title=f"Sweep {config.name}: {champions} champions and their controls with {config.selection.seeds} seeds",
+        trials=len(missing),
+        done=0,
+        concurrency=config.devices.concurrency,
+    )
+    with progress:
+        tuner(
+            CandidateTrial,
+            config,
+            name="champions",
+            callbacks=[progress, ArmDelivery(run.tracker, run.score, progress, config.places.storage)],
+            searcher=FixedRuns(_task(run, arm).tune_config() for arm in missing),
+            trials=len(missing),
+            seconds=run.deadline.left() if run.deadline else None,
+            deadline=run.deadline,
+        ).fit()
+
+
+def _late(run: Run) -> bool:
+    return run.deadline is not None and run.deadline.left() < run.deadline.trial_s
 
 
 def arm_runs(config: SweepConfig, teacher: TrialRecord, dataset: DatasetRecord) -> list[ArmRun]:
     """Every run that the sweep's champions ask for, done or not; after seed 0 of the search, seeds are 1 to S."""
-    if not config.champions:
+    if not config.selection.champions:
         return []
-    records = [read_trial(path.parent) for path in sorted(config.folder.glob("trials/*/record.json"))]
+    records = [read_trial(trial) for trial in recorded(config.folder / TRIALS)]
     corner = reference_point(dataset.num_classes)
-    chosen = choose_champions(records, teacher.metrics, corner, count=config.champions)
-    first = config.base.training.seed + 1
+    chosen = choose_champions(records, teacher.metrics, corner, count=config.selection.champions)
+    base, first = config.search.base, config.search.base.training.seed + 1
     return [
         ArmRun(
             champion=number,
             arm=arm,
             candidate=candidate.replace(seed=seed),
-            folder=config.folder / "champions" / f"{number}-{arm}-seed{seed}",
+            folder=config.folder / CHAMPIONS / f"{number}-{arm}-seed{seed}",
         )
         for number, params in chosen.items()
-        for seed in range(first, first + config.seeds)
-        for arm, candidate in arms(config.base.replace(**{name: params[name] for name in config.space})).items()
+        for seed in range(first, first + config.selection.seeds)
+        for arm, candidate in arms(base.replace(**{name: params[name] for name in config.search.space})).items()
     ]
 
 
@@ -205,13 +196,15 @@ def arms(champion: CandidateConfig) -> dict[str, CandidateConfig]:
     return {arm: candidate for arm, candidate in found.items() if arm not in same}
 
 
-def _tune_config(config: SweepConfig, run: ArmRun, teacher: TrialRecord) -> dict[str, Any]:
+def _task(run: Run, arm: ArmRun) -> TrialTask:
     """Without the sweep's limits: a control may well be slower than what is allowed to ship."""
-    return {
-        **place(config, run.folder, number=None),
-        "key": f"{config.name}/champions/{run.folder.name}",
-        "candidate": run.candidate.flat(),
-        "teacher_val_accuracy": teacher.metrics["val_accuracy"],
-        "tags": run.tags,
-        "from_scratch": run.arm == "from_scratch",
-    }
+    config = run.config
+    return TrialTask(
+        candidate=arm.candidate.resolve(run.dataset, device=config.devices.device),
+        worker=worker_of(config),
+        key=f"{config.name}/champions/{arm.folder.name}",
+        folder=arm.folder.resolve(),
+        tags=arm.tags,
+        teacher_val_accuracy=run.teacher.metrics["val_accuracy"],
+        from_scratch=arm.arm == "from_scratch",
+    )

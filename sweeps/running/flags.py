@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import textwrap
 from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 from optuna.distributions import BaseDistribution
 
@@ -13,9 +14,10 @@ from sweeps.cluster.usage import usable_cores
 from sweeps.display.console import Screen
 from sweeps.display.durations import duration
 from sweeps.search import space
-from sweeps.search.config import SweepConfig
+from sweeps.search.config import PARTS, SweepConfig
+from sweeps.search.devices import Devices
 from sweeps.search.presets import augment_for
-from trainables.config.candidate import KD_LOSSES
+from trainables.config.candidate import KD_LOSSES, CandidateConfig
 from trainables.config.flags import (
     add_config_flags,
     add_flags,
@@ -89,25 +91,32 @@ def add_sweep_flags(
         leave_out: fields of `SweepConfig` that the command sets itself.
         limits: whether a candidate may be held to limits.
     """
-    group = parser.add_argument_group("run")
-    docs = field_docs(SweepConfig)
-    group.add_argument("--name", help=f"{docs['name']} (default: preset and a digest of the settings)")
-    group.add_argument("--cpus", type=int, metavar="N", help=f"{docs['cpus']} (default: all, {len(usable_cores())})")
-    shares = ("cpus_per_trial", "gpus_per_trial")
-    add_flags(group, preset, leave_out=("name", "cpus", *shares, "base", "space", "rates", "limits", *leave_out))
-    for name, number in zip(shares, (int, float), strict=True):
-        if name in leave_out:
-            continue
-        text = f"{docs[name]} (default: {getattr(preset, name)})"
-        group.add_argument(flag_name(name), type=_or_text(number), metavar="X", help=text)
+    group = parser.add_argument_group("sweep")
+    text = f"{field_docs(SweepConfig)['name']} (default: preset and a digest of the settings)"
+    group.add_argument("--name", help=text)
+    for part in ("search", "selection", "places"):
+        add_flags(group, getattr(preset, part), leave_out=("base", "space", *leave_out))
+    _add_device_flags(parser.add_argument_group("devices", inspect.getdoc(Devices)), preset.devices, leave_out)
     searched = parser.add_argument_group("search space", "each takes one value, a list such as 1,2,4, or LOW:HIGH")
     for name in (*space.SEARCHED, *space.OPTIONAL):
-        shown = space.show(preset.space[name]) if name in preset.space else preset.base.flat()[name]
+        shown = (
+            space.show(preset.search.space[name]) if name in preset.search.space else preset.search.base.flat()[name]
+        )
         searched.add_argument(flag_name(name), metavar="SPACE", help=f"{_SEARCHED_DOCS[name]} (default: {shown})")
     if limits:
         add_flags(parser.add_argument_group("limits", inspect.getdoc(Limits)), preset.limits)
     add_flags(parser.add_argument_group("score", inspect.getdoc(ExchangeRates)), preset.rates)
-    add_config_flags(parser, preset.base, leave_out=(*space.SEARCHED, *space.OPTIONAL))
+    add_config_flags(parser, preset.search.base, leave_out=(*space.SEARCHED, *space.OPTIONAL))
+
+
+def _add_device_flags(group: "argparse._ArgumentGroup", devices: Devices, leave_out: Collection[str]) -> None:
+    docs, shares = field_docs(Devices), ("cpus_per_trial", "gpus_per_trial")
+    add_flags(group, devices, leave_out=("cpus", *shares, *leave_out))
+    group.add_argument("--cpus", type=int, metavar="N", help=f"{docs['cpus']} (default: all, {len(usable_cores())})")
+    for name, number in zip(shares, (int, float), strict=True):
+        if name not in leave_out:
+            text = f"{docs[name]} (default: {getattr(devices, name)})"
+            group.add_argument(flag_name(name), type=_or_text(number), metavar="X", help=text)
 
 
 def _or_text(number: type[int] | type[float]) -> Callable[[str], int | float | str]:
@@ -137,22 +146,18 @@ def config_of(flags: argparse.Namespace, preset: SweepConfig, searched: Mapping[
     Raises:
         ValueError: if a value is out of its range.
     """
-    base = preset.base
+    base = preset.search.base
     if flags.dataset not in (None, base.data.dataset) or flags.image_size is not None:
         base = dataclasses.replace(base, augment=augment_for(flags.dataset or base.data.dataset, flags.image_size))
-    return dataclasses.replace(
-        preset,
-        **{"cpus": len(usable_cores())}
-        | given(flags, SweepConfig)
-        | joined(flags.address, gpus=flags.gpus, cpus=flags.cpus),
-        base=config_from_flags(base, flags),
-        space=searched,
-        rates=dataclasses.replace(preset.rates, **given(flags, ExchangeRates)),
-        limits=dataclasses.replace(preset.limits, **given(flags, Limits)),
-    )
+    changes: dict[str, Any] = {"cpus": len(usable_cores())}
+    for part in PARTS.values():
+        changes |= given(flags, part)
+    changes |= {"name": flags.name} if flags.name else {}
+    changes |= joined(flags.address, gpus=flags.gpus, cpus=flags.cpus)
+    return preset.replace(**changes | {"base": config_from_flags(base, flags), "space": searched})
 
 
 def with_flags(message: str) -> str:
     """The message with `alpha=2.0` said as `--alpha 2.0`: what the person typed."""
-    names = [f.name for f in dataclasses.fields(SweepConfig)] + list(SweepConfig(name="x").base.flat())
-    return said_as_flags(message, [*names, *(f.name for p in (ExchangeRates, Limits) for f in dataclasses.fields(p))])
+    names = ["name", *(field.name for part in PARTS.values() for field in dataclasses.fields(part))]
+    return said_as_flags(message, [*names, *CandidateConfig().flat()])

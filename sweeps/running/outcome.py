@@ -12,25 +12,36 @@ from analysis.findings.reuse import reuse
 from analysis.findings.selecting import in_words
 from analysis.pages.front_files import write_front
 from analysis.pages.front_table import front_table
-from analysis.pages.mlflow_view import addresses, view_of
+from analysis.pages.mlflow_view import addresses, view_tags
 from analysis.pages.report import summary_of, write_report
 from analysis.reading.runs import Runs, read_runs
+from sweeps.running.run import Run
 from sweeps.search.config import SweepConfig
 from sweeps.search.folder import InputError, check_identity
+from trainables.layout import (
+    ARTIFACTS,
+    DATABASE,
+    FRONT,
+    FRONT_PAGE,
+    ONNX_FILE,
+    REPORT,
+    SWEEP_JSON,
+    TEACHER,
+    trial_folder,
+)
 from trainables.records.latency import doubts
 from trainables.records.stages import DatasetRecord
 from trainables.records.trial import TrialRecord
-from trainables.tracking.deliveries import Score, deliver_all, hidden, note_where, outbox, scores_of
+from trainables.tracking.deliveries import deliver_all, hidden, note_where, outbox, scores_of
 from trainables.tracking.tracker import Tracker, TrackingError
 
 
 def headline(config: SweepConfig) -> str:
     """What runs where, on one line."""
-    at = f"{config.gpus} GPUs" if config.gpus else f"{config.cpus} CPU cores"
-    base = config.base
+    base = config.search.base
     return (
         f"Sweep {config.name}: {base.teacher.teacher_model} -> {base.student.student_model} on {base.data.dataset},"
-        f" {config.concurrency} at once on {at}"
+        f" {config.devices.concurrency} at once on {config.devices}"
     )
 
 
@@ -39,7 +50,7 @@ def teacher_line(config: SweepConfig, teacher: TrialRecord) -> str:
     metrics = teacher.metrics
     said = f" ({', '.join(found)})" if (found := doubts(metrics)) else ""
     return (
-        f"teacher {config.base.teacher.teacher_model}: val {100 * metrics['val_accuracy']:.2f} %"
+        f"teacher {config.search.base.teacher.teacher_model}: val {100 * metrics['val_accuracy']:.2f} %"
         f"  {metrics['latency_p50_ms']:.3f} ms{said}"
         f"  {metrics['size_bytes'] / 1e6:.2f} MB"
     )
@@ -51,7 +62,7 @@ def open_tracker(uri: str, config: SweepConfig, dataset: DatasetRecord, sweep_id
     Raises:
         InputError: if that store cannot be used.
     """
-    experiment, artifacts = dataset.name.replace(":", "-"), config.out / "artifacts"
+    experiment, artifacts = dataset.name.replace(":", "-"), config.places.out / ARTIFACTS
     note_where(config.folder, uri, experiment=experiment, sweep=config.name, sweep_id=sweep_id, artifacts=artifacts)
     try:
         return Tracker(uri, experiment=experiment, sweep=config.name, sweep_id=sweep_id, artifacts=artifacts)
@@ -62,24 +73,26 @@ def open_tracker(uri: str, config: SweepConfig, dataset: DatasetRecord, sweep_id
 
 def tracking_uri(config: SweepConfig) -> str:
     """Where MLflow keeps this sweep."""
-    return config.tracking_uri or f"sqlite:///{(config.out / 'mlflow.db').resolve()}"
+    return config.places.tracking_uri or f"sqlite:///{(config.places.out / DATABASE).resolve()}"
 
 
-def announce(config: SweepConfig, teacher: TrialRecord, tracker: Tracker, score: Score) -> None:
+def announce(run: Run) -> None:
     """What `analysis` needs to read a sweep that still runs: its description and its teacher."""
+    folder = run.config.folder
     try:
-        tracker.sweep_artifacts([config.folder / "sweep.json"])
+        run.tracker.sweep_artifacts([folder / SWEEP_JSON])
     except TrackingError:
         return  # MLflow is away: told at the end, with everything else
-    tracker.deliver(config.folder / "teacher", scores_of(teacher, score))
+    run.tracker.deliver(folder / TEACHER, scores_of(run.teacher, run.score))
 
 
-def finish(config: SweepConfig, tracker: Tracker, console: Console, status: str, *, score: Score) -> None:
+def finish(run: Run, status: str) -> None:
     """Deliver what is left in the outbox, then show the front: in MLflow, on disk, on the screen."""
+    config, tracker, console = run.config, run.tracker, run.console
     tracker.try_again()
-    waiting = deliver_all(tracker, outbox(config.folder), score)
+    waiting = deliver_all(tracker, outbox(config.folder), run.score)
     if waiting:
-        sync = f"python -m analysis sync --out {shlex.quote(str(config.out))}"
+        sync = f"python -m analysis sync --out {shlex.quote(str(config.places.out))}"
         console.print(
             f"{waiting} records wait in {config.folder} for MLflow ({tracker.away}); `{sync}` or the same command"
             " delivers them.",
@@ -89,14 +102,14 @@ def finish(config: SweepConfig, tracker: Tracker, console: Console, status: str,
         return
     uri = tracking_uri(config)
     try:
-        tracker.sweep_artifacts([config.folder / "sweep.json"])
-        runs = publish(tracker, uri, config.folder / "front")
+        tracker.sweep_artifacts([config.folder / SWEEP_JSON])
+        runs = publish(tracker, uri, config.folder / FRONT)
         tracker.close(status)
     except TrackingError as error:
         said = f"MLflow went away ({error}); the same command draws the front."
         console.print(said, style="yellow", markup=False, soft_wrap=True)
         return
-    show(console, runs, uri, config.folder / "front")
+    show(console, runs, uri, config.folder / FRONT)
 
 
 def publish(tracker: Tracker, tracking_uri: str, folder: Path) -> Runs:
@@ -106,7 +119,7 @@ def publish(tracker: Tracker, tracking_uri: str, folder: Path) -> Runs:
     tracker.sweep_metric("hypervolume", dict(hypervolume_curve(runs)))
     drawn = [*write_front(runs, folder), *write_controls(controls(runs.frame), folder)]
     tracker.sweep_artifacts(drawn)
-    _offer(tracker, runs, folder.parent / "report", drawn)
+    _offer(tracker, runs, folder.parent / REPORT, drawn)
     return runs
 
 
@@ -129,7 +142,7 @@ def add_files(config: SweepConfig, dataset: DatasetRecord, make: Callable[[Runs]
 def _offer(tracker: Tracker, runs: Runs, folder: Path, drawn: Sequence[Path]) -> None:
     """Make MLflow's pages the place to browse: report, description, a view of the runs, registered front members."""
     front = front_members(runs)
-    tracker.offer_view(runs.name, view_of(runs.name))
+    tracker.tag_experiment(view_tags(runs.name))
     if front.empty:
         return
     tracker.sweep_artifacts(path for path in write_report(runs, folder, drawn=drawn) if path.stem == "report")
@@ -149,13 +162,13 @@ def show(console: Console, runs: Runs, tracking_uri: str, folder: Path) -> None:
     else:
         console.print(front_table(with_teacher(runs, front), variants=choose(front, runs.sweep["teacher"])))
         best = front.iloc[int(front["score"].argmax())]
-        model = folder.parent / "trials" / f"{int(best['trial_number']):05}" / "model.onnx"
+        model = trial_folder(folder.parent, int(best["trial_number"])) / ONNX_FILE
         console.print(
             f"Best score {best['score']:.2f} points: trial {int(best['trial_number'])}, {model}", soft_wrap=True
         )
         console.print(str(reuse(runs.frame)), soft_wrap=True)
     print_controls(console, controls(runs.frame))
-    console.print(f"Front: {folder / 'pareto.html'}")
+    console.print(f"Front: {folder / FRONT_PAGE}")
     served = tracking_uri.startswith("http")
     browse = tracking_uri if served else f"mlflow ui --backend-store-uri {shlex.quote(tracking_uri)}"
     console.print(f"Browse: {browse}", soft_wrap=True)

@@ -1,8 +1,6 @@
 """Runs the cells of the table of runtimes as Ray trials, and writes the table."""
 
 import argparse
-import dataclasses
-import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,19 +15,21 @@ from analysis.pages.runtime_table import runtime_frame, write_runtime_table
 from sweeps.cluster.joining import quiet, ray_for
 from sweeps.cluster.usage import usable_cores
 from sweeps.running.outcome import tracking_uri
+from sweeps.running.tune.delivery import write_record
 from sweeps.running.tune.fixed_runs import FixedRuns
 from sweeps.running.tune.tuning import tuner
-from sweeps.search.config import SweepConfig
-from trainables.config.candidate import CandidateConfig
-from trainables.files import write_text
-from trainables.records.encoding import to_json
+from sweeps.search.config import Places, SweepConfig
+from sweeps.search.devices import Devices
+from trainables.config.candidate import DataConfig
+from trainables.layout import ARTIFACTS, CELLS, DELIVERED, has_record, recorded
 from trainables.records.trial import TrialRecord, read_trial
 from trainables.stages.data.folders import PREFIX
 from trainables.stages.data.prepared import prepare, public_name
 from trainables.stages.runtimes.base import RUNTIMES
 from trainables.stages.runtimes.cell import Cell
-from trainables.tracking.tracker import DELIVERED, Tracker, TrackingError
+from trainables.tracking.tracker import Tracker, TrackingError
 from trainables.trials.runtime import RuntimeTrial
+from trainables.trials.task import RuntimeTask, Worker, task_of
 
 
 def measure_cells(
@@ -44,35 +44,31 @@ def measure_cells(
     cuda = flags.gpus > 0 and any(RUNTIMES[cell.runtime].device == "cuda" for cell in cells)
     config = SweepConfig(
         name=flags.name,
-        out=flags.out,
-        data_dir=flags.data_dir,
-        tracking_uri=flags.tracking_uri,
-        gpus=flags.gpus if cuda else 0,
-        cpus=max(1, flags.gpus),
+        places=Places(out=flags.out, data_dir=flags.data_dir, tracking_uri=flags.tracking_uri),
+        devices=Devices(gpus=flags.gpus if cuda else 0, cpus=max(1, flags.gpus)),
     )
-    folder = config.folder / "runtimes"
-    asked = [_run(config, flags, model, cell) for model in models for cell in cells]
-    runs = [run for run in asked if not done(Path(run["trial_dir"]), again=flags.again)]
-    if runs:
+    folder = config.folder / CELLS
+    asked = [_task(config, flags, model, cell) for model in models for cell in cells]
+    tasks = [task for task in asked if not done(task.folder, again=flags.again)]
+    if tasks:
         _prepare_images(models, flags)
-    for run in runs:
-        Path(run["trial_dir"], DELIVERED).unlink(missing_ok=True)
+    for task in tasks:
+        (task.folder / DELIVERED).unlink(missing_ok=True)
     tracker = _tracker(config, models[0], sweep_id)
-    asked_for = f"{_counted(len(models), 'model')}, {_counted(len(cells), 'cell')} each, {len(runs)} to measure"
+    asked_for = f"{_counted(len(models), 'model')}, {_counted(len(cells), 'cell')} each, {len(tasks)} to measure"
     console.print(f"Runtimes of sweep {flags.name}: {asked_for}", markup=False, soft_wrap=True)
-    if runs:
+    if tasks:
         with ray_for(config):
             tuner(
                 RuntimeTrial,
                 config,
-                resources=config.resources,
-                callbacks=[_Cells(console, tracker, len(runs))],
                 name="runtimes",
-                searcher=FixedRuns(runs),
-                trials=len(runs),
+                callbacks=[_Cells(console, tracker, len(tasks))],
+                searcher=FixedRuns(task.tune_config() for task in tasks),
+                trials=len(tasks),
             ).fit()
-    for path in sorted(folder.glob("*/record.json")):
-        tracker.deliver(path.parent, {})
+    for cell_folder in recorded(folder):
+        tracker.deliver(cell_folder, {})
     frame = runtime_frame(folder)
     files = write_runtime_table(frame, folder, heading=f"Runtimes, sweep {flags.name}")
     try:
@@ -83,25 +79,29 @@ def measure_cells(
     return frame
 
 
-def _run(config: SweepConfig, flags: argparse.Namespace, model: Path, cell: Cell) -> dict[str, Any]:
-    """The Tune config of a cell."""
+def _task(config: SweepConfig, flags: argparse.Namespace, model: Path, cell: Cell) -> RuntimeTask:
     record = read_trial(model)
-    folder = config.folder / "runtimes" / f"{model.name}-{cell.name}"
-    return {
-        "candidate": _recorded(record, flags).flat(),
-        "out": str(config.out.resolve()),
-        "data_dir": str(config.data_dir.resolve()),
-        "device": "cpu",
-        "threads": max(1, len(usable_cores()) // config.concurrency),
-        "trial_number": None,
-        "trial_dir": str(folder.resolve()),
-        "key": f"{config.name}/runtimes/{folder.name}",
-        "cell": dataclasses.asdict(cell),
-        "model": _called(record, model),
-        "source": str(model.resolve()),
-        "seconds": flags.seconds,
-        "tags": {} if record.stage == "teacher" else {"pruning": str(record.params.get("pruning_method", ""))},
-    }
+    folder = config.folder / CELLS / f"{model.name}-{cell.name}"
+    name = _called(record, model)
+    kind = {"kind": "runtime", "model": name}  # tells these runs from the sweep's trials, whose front they are not on
+    pruning = {} if record.stage == "teacher" else {"pruning": str(record.params.get("pruning_method", ""))}
+    return RuntimeTask(
+        worker=Worker(
+            out=config.places.out.resolve(),
+            data=_images_of(record, flags),
+            data_dir=config.places.data_dir.resolve(),
+            storage=None,
+            device="cpu",
+            threads=max(1, len(usable_cores()) // config.devices.concurrency),
+        ),
+        key=f"{config.name}/runtimes/{folder.name}",
+        folder=folder.resolve(),
+        tags=kind | pruning,
+        cell=cell,
+        model=name,
+        source=model.resolve(),
+        seconds=flags.seconds,
+    )
 
 
 def _called(record: TrialRecord, model: Path) -> str:
@@ -112,15 +112,14 @@ def _called(record: TrialRecord, model: Path) -> str:
     return f"{record.params.get('student_model', '')} ({which})"
 
 
-def _recorded(record: TrialRecord, flags: argparse.Namespace) -> CandidateConfig:
-    """The configuration behind a record, as far as records show it; its data set from the flag where one is given."""
-    default = CandidateConfig()
-    row = {name: record.params[name] for name in default.flat() if name in record.params}
+def _images_of(record: TrialRecord, flags: argparse.Namespace) -> DataConfig:
+    """The images behind a record, as far as it shows them; their place from the flag where one is given."""
+    row = {name: record.params[name] for name in vars(DataConfig()) if name in record.params}
     if flags.dataset is not None:
         if public_name(flags.dataset) != row["dataset"]:
             raise ValueError(f"--dataset {flags.dataset}: the models were trained on {row['dataset']}.")
         row["dataset"] = flags.dataset
-    return default.replace(**row)
+    return DataConfig(**row)
 
 
 def _prepare_images(models: Sequence[Path], flags: argparse.Namespace) -> None:
@@ -129,7 +128,7 @@ def _prepare_images(models: Sequence[Path], flags: argparse.Namespace) -> None:
     Raises:
         ValueError: if they are not to be had.
     """
-    for images in {_recorded(read_trial(model), flags).data for model in models}:
+    for images in {_images_of(read_trial(model), flags) for model in models}:
         try:
             prepare(images, flags.data_dir)
         except ValueError as error:
@@ -144,7 +143,7 @@ def _counted(count: int, word: str) -> str:
 
 def done(folder: Path, *, again: bool) -> bool:
     """Whether a cell has its numbers; what was absent or failed is tried again, and what is in doubt with `again`."""
-    if not (folder / "record.json").exists():
+    if not has_record(folder):
         return False
     record = read_trial(folder)
     return record.status == "finished" and not (again and record.tags["latency_verdict"] != "clean")
@@ -156,7 +155,7 @@ def _tracker(config: SweepConfig, model: Path, sweep_id: str) -> Tracker:
     experiment = str(read_trial(model).params["dataset"]).replace(":", "-")
     try:
         return Tracker(
-            uri, experiment=experiment, sweep=config.name, sweep_id=sweep_id, artifacts=config.out / "artifacts"
+            uri, experiment=experiment, sweep=config.name, sweep_id=sweep_id, artifacts=config.places.out / ARTIFACTS
         )
     except TrackingError as error:
         raise ValueError(f"--tracking-uri {uri}: {error}; start that server, or leave the flag out.") from error
@@ -175,7 +174,7 @@ class _Cells(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Tune: a cell has its numbers, or the reason why it has none."""
-        folder = Path(trial.config["trial_dir"])
+        folder = task_of(trial).folder
         record = read_trial(folder)
         found = record.metrics
         told = f"{record.status}: {record.reason}"
@@ -196,23 +195,6 @@ class _Cells(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Tune: the cell's process has died for good."""
-        folder = Path(trial.config["trial_dir"])
-        folder.mkdir(parents=True, exist_ok=True)
-        row = {"model": trial.config["model"], "of_trial": Path(trial.config["source"]).name, **trial.config["cell"]}
-        now = time.time()
-        record = TrialRecord(
-            key=trial.config["key"],
-            trial_number=None,
-            stage="runtime",
-            status="failed",
-            reason=f"its process died; see {trial.error_file}",
-            params=row,
-            metrics={},
-            tags={"kind": "runtime"},
-            curve=(),
-            files=(),
-            started=now,
-            ended=now,
-        )
-        write_text(folder / "record.json", to_json(record))
+        reason = f"its process died; see {trial.error_file}"
+        write_record(task_of(trial), status="failed", reason=reason, seconds=0.0)
         self.on_trial_complete(iteration, trials, trial)

@@ -20,7 +20,7 @@ from sweeps.search.objectives import DIRECTIONS, UNITS, reference_point
 from sweeps.search.rewriting import contains, holds, write_anew
 from sweeps.search.space import describe
 from trainables.files import write_text
-from trainables.layout import CHECKOUT
+from trainables.layout import CHECKOUT, COMMANDS, DRIVER_LOCK, IDENTITY, JOURNAL, SWEEP_JSON
 from trainables.locks import file_lock_if_free
 from trainables.records.encoding import to_json
 from trainables.records.stages import DatasetRecord
@@ -51,7 +51,7 @@ def sole_driver(folder: Path) -> Generator[None, None, None]:
     Raises:
         InputError: if another process holds it.
     """
-    with file_lock_if_free(folder / "driver.lock") as free:
+    with file_lock_if_free(folder / DRIVER_LOCK) as free:
         if not free:
             raise InputError(
                 f"--name {folder.name}: another process runs this sweep; wait for it or take another --name."
@@ -67,9 +67,9 @@ def check_identity(config: SweepConfig, dataset: DatasetRecord) -> str:
     Raises:
         InputError: if the folder belongs to a sweep with other settings or images.
     """
-    path = config.folder / "identity.json"
+    path = config.folder / IDENTITY
     mine = json.loads(to_json(config.identity() | {"images": {"fingerprint of the images": dataset.fingerprint[:16]}}))
-    spaces = {name: distribution_to_json(values) for name, values in config.space.items()}
+    spaces = {name: distribution_to_json(values) for name, values in config.search.space.items()}
     if not path.exists():
         sweep_id = uuid.uuid4().hex
         write_text(path, to_json({"sweep_id": sweep_id, "settings": mine, "space": spaces}))
@@ -86,9 +86,9 @@ def check_identity(config: SweepConfig, dataset: DatasetRecord) -> str:
                     " take another --name."
                 )
     if grown:
-        fixed = {name: theirs["base"][name] for name in config.space if name in theirs["base"]}
-        journal = config.folder / "study.journal"
-        write_anew(journal, config.name, objective=config.objective, space=config.space, fixed=fixed)
+        fixed = {name: theirs["base"][name] for name in config.search.space if name in theirs["base"]}
+        journal = config.folder / JOURNAL
+        write_anew(journal, config.name, config.search, fixed=fixed)
         write_text(path, to_json({"sweep_id": stored["sweep_id"], "settings": mine, "space": spaces}))
     return str(stored["sweep_id"])
 
@@ -105,10 +105,10 @@ def _stored(path: Path, name: str) -> dict[str, Any]:
 
 def _grown(config: SweepConfig, theirs: Mapping[str, Any], spaces: Mapping[str, str]) -> set[str]:
     """Settings that differ from those the sweep was made with, and soundly so."""
-    objective = {"objective"} if theirs.get("objective", {}) != {"objective": config.objective} else set()
+    objective = {"objective"} if theirs.get("objective", {}) != {"objective": config.search.objective} else set()
     grown = objective & set(theirs.get("objective", {}))
     fixed = theirs.get("base", {})
-    for name, new in config.space.items():
+    for name, new in config.search.space.items():
         if name in spaces:
             old = json_to_distribution(spaces[name])
             grown |= {name} if new != old and holds(new, old) else set()
@@ -119,8 +119,8 @@ def _grown(config: SweepConfig, theirs: Mapping[str, Any], spaces: Mapping[str, 
 
 def write_sweep_json(config: SweepConfig, teacher: TrialRecord, dataset: DatasetRecord) -> None:
     """Describe the sweep for whoever reads its records; the reference point is fixed here, before the first trial."""
-    path = config.folder / "sweep.json"
-    settings = config.identity() | {"space": describe(config.space)}
+    path = config.folder / SWEEP_JSON
+    settings = config.identity() | {"space": describe(config.search.space)}
     settings["base"]["dataset"] = dataset.name
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
@@ -144,7 +144,7 @@ def write_sweep_json(config: SweepConfig, teacher: TrialRecord, dataset: Dataset
 def typed_command(argv: Sequence[str]) -> str | None:
     """The command that a person typed, without what says where things lie; None where a program called us."""
     script = Path(argv[0])
-    if script.resolve().parent != CHECKOUT.resolve() / "sweeps":
+    if script.resolve().parent != COMMANDS.resolve():
         return None
     return shlex.join(["python", f"sweeps/{script.name}", *public_words(argv[1:])])
 

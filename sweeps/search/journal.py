@@ -1,13 +1,12 @@
 """The file that Optuna's study lives in, as safe against kill -9 as the kernel can make it."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.storages.journal import JournalFileOpenLock
 
+from sweeps.search.optuna_private import Forward
 from trainables.locks import open_locked
 
 TAIL_BYTES = 65536
@@ -29,18 +28,6 @@ class KernelLock(JournalFileOpenLock):
     def release(self) -> None:
         """Let the next one in."""
         os.close(self._descriptor)
-
-
-class Forward(JournalFileBackend):
-    """Remembers where it has read to; Optuna's own keeps the place of every line, 2 kB a trial, for ever."""
-
-    _log_number_offset: dict[int, int]
-
-    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
-        """As Optuna's."""
-        yield from super().read_logs(log_number_from)
-        last = max(self._log_number_offset)
-        self._log_number_offset = {0: 0, last: self._log_number_offset[last]}
 
 
 def open_journal(path: Path) -> JournalStorage:

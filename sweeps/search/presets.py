@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sweeps.search.config import SweepConfig
+from sweeps.search.config import Search, SweepConfig
 from sweeps.search.space import default_space, parse
 from trainables.config.candidate import AugmentConfig, CandidateConfig, MeasureConfig, StudentConfig, TeacherConfig
 from trainables.config.compression import PruneConfig
@@ -20,25 +20,22 @@ def default_name(preset: str, identity: Mapping[str, Any]) -> str:
 
 def quick() -> SweepConfig:
     """Small real images and the AlexNet pair on a CPU: a whole sweep in a minute or two, no network."""
-    return SweepConfig(
-        name="quick",
-        trials=12,
-        base=CandidateConfig(
-            augment=augment_for("digits", None),
-            training=TrainingConfig(batch_size=64),
-            teacher=TeacherConfig(teacher_model="alexnet", teacher_epochs=5, teacher_learning_rate=1e-3),
-            student=StudentConfig(student_model="alexnet_small", student_epochs=4, learning_rate=1e-3),
-            prune=PruneConfig(recovery_epochs=2),
-            measure=MeasureConfig(latency_seconds=1.0),
-        ),
-        space=default_space() | {"learning_rate": parse("learning_rate", "1e-3,3e-3")},
+    base = CandidateConfig(
+        augment=augment_for("digits", None),
+        training=TrainingConfig(batch_size=64),
+        teacher=TeacherConfig(teacher_model="alexnet", teacher_epochs=5, teacher_learning_rate=1e-3),
+        student=StudentConfig(student_model="alexnet_small", student_epochs=4, learning_rate=1e-3),
+        prune=PruneConfig(recovery_epochs=2),
+        measure=MeasureConfig(latency_seconds=1.0),
     )
+    space = default_space() | {"learning_rate": parse("learning_rate", "1e-3,3e-3")}
+    return SweepConfig(name="quick", search=Search(trials=12, base=base, space=space))
 
 
 def cifar10() -> SweepConfig:
     """ResNet-18 to MobileNetV3-Small on CIFAR-10 at 32 pixels; meant for GPUs."""
-    base = CandidateConfig()
-    return SweepConfig(name="cifar10", base=base.replace(dataset="cifar10", **vars(augment_for("cifar10", None))))
+    base = CandidateConfig().replace(dataset="cifar10", **vars(augment_for("cifar10", None)))
+    return SweepConfig(name="cifar10", search=Search(base=base))
 
 
 PRESETS: Mapping[str, Callable[[], SweepConfig]] = {"cifar10": cifar10, "quick": quick}

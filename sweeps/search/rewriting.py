@@ -13,9 +13,10 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from sweeps.search.config import Search
 from sweeps.search.journal import open_journal
 from sweeps.search.objectives import DIRECTIONS, study_directions, study_values
-from sweeps.search.space import Space, canonical
+from sweeps.search.space import active
 
 
 def holds(new: BaseDistribution, old: BaseDistribution) -> bool:
@@ -45,14 +46,13 @@ def contains(distribution: BaseDistribution, value: Any) -> bool:
     return bool(abs(steps - round(steps)) < 1e-6)
 
 
-def write_anew(path: Path, name: str, *, objective: str, space: Space, fixed: Mapping[str, Any]) -> None:
+def write_anew(path: Path, name: str, search: Search, *, fixed: Mapping[str, Any]) -> None:
     """Replace a study's journal by one over a wider space or with other objectives; the old one stays beside it.
 
     Args:
         path: of the journal; the caller holds the sweep's lock.
         name: of the study.
-        objective: what it is told from now on.
-        space: holds every value that was ever proposed.
+        search: what is searched from now on; its space holds every value that was ever proposed.
         fixed: values that parameters had before they were searched.
     """
     if not path.exists():
@@ -60,9 +60,11 @@ def write_anew(path: Path, name: str, *, objective: str, space: Space, fixed: Ma
     new, number = path.with_name(f"{path.name}.new"), 1
     new.unlink(missing_ok=True)
     before = optuna.load_study(study_name=name, storage=open_journal(path))
-    study = optuna.create_study(storage=open_journal(new), study_name=name, directions=study_directions(objective))
+    study = optuna.create_study(
+        storage=open_journal(new), study_name=name, directions=study_directions(search.objective)
+    )
     for trial in before.get_trials(deepcopy=True):
-        study.add_trial(_renewed(trial, objective, space, fixed))
+        study.add_trial(_renew(trial, search, fixed))
     for attribute, value in before.user_attrs.items():
         study.set_user_attr(attribute, value)
     while (kept := path.with_name(f"{path.name}.{number}")).exists():
@@ -71,11 +73,12 @@ def write_anew(path: Path, name: str, *, objective: str, space: Space, fixed: Ma
     new.replace(path)
 
 
-def _renewed(trial: FrozenTrial, objective: str, space: Space, fixed: Mapping[str, Any]) -> FrozenTrial:
+def _renew(trial: FrozenTrial, search: Search, fixed: Mapping[str, Any]) -> FrozenTrial:
     """The trial as the new study would have it."""
+    space = search.space
     if trial.state is not TrialState.WAITING:
         whole = {**fixed, **trial.params}
-        asked = canonical(whole)
+        asked = active(whole, search.base)
         params = {name: value for name, value in whole.items() if name in trial.params or name in asked}
         before = trial.distributions
         trial.params = params
@@ -84,5 +87,5 @@ def _renewed(trial: FrozenTrial, objective: str, space: Space, fixed: Mapping[st
         }
     if trial.state is TrialState.COMPLETE:
         told = {metric: trial.user_attrs[metric] for metric in DIRECTIONS}
-        trial.values = study_values(objective, told, trial.user_attrs["score"])
+        trial.values = study_values(search.objective, told, trial.user_attrs["score"])
     return trial

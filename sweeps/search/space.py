@@ -1,7 +1,7 @@
 """The search space: one Optuna distribution for every parameter that a sweep varies.
 
-It is conditional: alpha exists only where `kd_loss` has a soft term, a setting of the soft term (temperature, ...) only
-where that loss reads it and alpha > 0. A space without `kd_loss` or alpha is one of plain `kd` with alpha > 0.
+It is conditional: a parameter that would change nothing beside those asked for before it (`CandidateConfig.inert`),
+such as the temperature of a loss that reads none, is not asked for. What the space does not vary, `base` says.
 """
 
 import itertools
@@ -16,8 +16,7 @@ from optuna.distributions import (
 )
 from optuna.trial import Trial
 
-from trainables.config.candidate import KD_LOSSES, LOSS_SETTINGS, CandidateConfig, StudentConfig
-from trainables.config.compression import PruneConfig
+from trainables.config.candidate import DECIDING, CandidateConfig
 
 STUDENT_PARAMS = ("kd_loss", "temperature", "alpha", "dkd_beta", "learning_rate")
 """What decides the dense student: a trial that keeps these finds it in the store and only prunes and recovers."""
@@ -31,8 +30,6 @@ STEPS = {"temperature": 0.5, "alpha": 0.1, "dkd_beta": 0.5, "pruning_ratio": 0.0
 """Grid of a range LOW:HIGH: coarse, so that trials share stages. A learning rate has none, it is searched in log."""
 
 Space = Mapping[str, BaseDistribution]
-
-_PRUNING = ("pruning_method", "pruning_ratio", "pruning_criterion", "pruning_scope")
 
 _COMMON = {"learning_rate": 3e-4, "pruning_method": "structured", "pruning_ratio": 0.3}
 LITERATURE: tuple[Mapping[str, Any], ...] = (
@@ -100,14 +97,14 @@ def default_space() -> dict[str, BaseDistribution]:
     }
 
 
-def suggest(trial: Trial, space: Space) -> dict[str, Any]:
+def suggest(trial: Trial, space: Space, base: CandidateConfig) -> dict[str, Any]:
     """A trial's parameters, asked for one after the other; those that would be inert are left out.
 
     What the trial already has, enqueued or from before a crash, it keeps.
     """
     params: dict[str, Any] = {}
     for name in _in_order(space):
-        if not _inert(name, params):
+        if not _inert(name, params, space, base):
             params[name] = _ask(trial, name, space[name])
     return params
 
@@ -122,45 +119,43 @@ def tidy(params: Mapping[str, Any]) -> dict[str, Any]:
     return {name: round(value, 10) if isinstance(value, float) else value for name, value in params.items()}
 
 
-def canonical(params: Mapping[str, Any]) -> dict[str, Any]:
-    """What tells two trials apart: without inert parameters, and no teacher always as kd_loss=none."""
-    kept: dict[str, Any] = {}
-    params = tidy(params)
-    for name in _in_order(params):
-        if not _inert(name, kept):
-            kept[name] = params[name]
-    if kept.get("alpha") == 0:
-        del kept["alpha"]
-        kept["kd_loss"] = "none"
-    if kept.get("pruning_ratio") == 0:
-        kept.pop("pruning_method", None)
-    if kept.get("pruning_criterion") == "lamp" and kept.get("pruning_scope", PruneConfig.pruning_scope) == "layer":
-        kept["pruning_criterion"] = "magnitude"  # ranks the channels of one layer alike
-    return kept
+def identify(params: Mapping[str, Any], base: CandidateConfig) -> CandidateConfig:
+    """What tells two trials apart: their canonical configuration, which a set can hold."""
+    return base.replace(**tidy(params)).canonical()
 
 
-def first_trials(space: Space) -> list[dict[str, Any]]:
+def active(params: Mapping[str, Any], base: CandidateConfig) -> dict[str, Any]:
+    """The parameters that are not inert beside the others."""
+    inert = base.replace(**tidy(params)).inert()
+    return {name: value for name, value in params.items() if name not in inert}
+
+
+def first_trials(space: Space, base: CandidateConfig) -> list[dict[str, Any]]:
     """The literature's settings for every loss of the space; a parameter outside takes its nearest value."""
+    losses = space["kd_loss"].choices if "kd_loss" in space else (base.student.kd_loss,)
     points: list[dict[str, Any]] = []
+    seen: set[CandidateConfig] = set()
     for wanted in LITERATURE:
-        if wanted["kd_loss"] not in _losses(space):
+        if wanted["kd_loss"] not in losses:
             continue
         point: dict[str, Any] = {}
         for name in _in_order(space):
-            if not _inert(name, point) and name in wanted:
+            if name in wanted and not _inert(name, point, space, base):
                 point[name] = _nearest(space[name], wanted[name])
-        if canonical(point) not in map(canonical, points):
+        if (same := identify(point, base)) not in seen:
+            seen.add(same)
             points.append(point)
     return points
 
 
-def far_cuts(space: Space, student: Mapping[str, Any]) -> list[dict[str, Any]]:
+def far_cuts(space: Space, base: CandidateConfig, student: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A trained student pruned hard: the ratio's upper end, then two thirds of it; none where no ratio is searched.
 
     Such a trial costs a recovery alone, and the literature's ratios leave that end of the front bare.
     """
     ratios = space.get("pruning_ratio")
-    if ratios is None or "structured" not in _methods(space):
+    methods = space["pruning_method"].choices if "pruning_method" in space else (base.prune.pruning_method,)
+    if ratios is None or "structured" not in methods:
         return []
     top = max(_values(ratios))
     method = {"pruning_method": "structured"} if "pruning_method" in space else {}
@@ -168,19 +163,22 @@ def far_cuts(space: Space, student: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{**student, **method, "pruning_ratio": ratio} for ratio in cuts if ratio > 0]
 
 
-def size(space: Space) -> float:
+def size(space: Space, base: CandidateConfig) -> float:
     """How many different trials there are, inert parameters not counted; infinity if one is continuous."""
-    apart = {"kd_loss", "alpha", *_PRUNING, *LOSS_SETTINGS}
-    others = math.prod(_count(space[name]) for name in space if name not in apart) * _prunings(space)
-    losses = set(_losses(space))
-    without = "none" in losses or ("alpha" in space and _holds_zero(space["alpha"]))
-    alphas = _count(space["alpha"]) - _holds_zero(space["alpha"]) if "alpha" in space else 1
-    taught = sum(
-        alphas * math.prod(_count(space[name]) for name in KD_LOSSES[loss] if name in space)
-        for loss in losses - {"none"}
-        if alphas
-    )
-    return others * (taught + without)
+    of_parts = ([name for name in space if name in vars(part)] for part in vars(base).values())
+    return math.prod(_size_of_part({name: space[name] for name in names}, base) for names in of_parts)
+
+
+def _size_of_part(space: Space, base: CandidateConfig) -> float:
+    """As `size`; every value of the settings that decide is tried, others are counted where they are read."""
+    counts = {name: _count(values) for name, values in space.items()}
+    deciding = {name: _values(space[name]) for name in space if name in DECIDING}
+    different: dict[CandidateConfig, float] = {}
+    for point in itertools.product(*deciding.values()):
+        config = base.replace(**dict(zip(deciding, point, strict=True)))
+        read = counts.keys() - deciding.keys() - config.inert()
+        different[config.canonical()] = math.prod(counts[name] for name in read)
+    return sum(different.values())
 
 
 def describe(space: Space) -> dict[str, str]:
@@ -213,27 +211,10 @@ def _in_order(names: Mapping[str, Any]) -> Iterator[str]:
     yield from (name for name in names if name not in known)
 
 
-def _inert(name: str, given: Mapping[str, Any]) -> bool:
-    """Whether a parameter changes nothing, given those before it."""
-    loss = given.get("kd_loss", StudentConfig.kd_loss)
-    if name == "alpha":
-        return bool(loss == "none")
-    if name in LOSS_SETTINGS:
-        return name not in KD_LOSSES[loss] or given.get("alpha", StudentConfig.alpha) == 0
-    method = given.get("pruning_method", PruneConfig.pruning_method)
-    if name == "pruning_ratio":
-        return bool(method == "nm_2_4")
-    if name in ("pruning_criterion", "pruning_scope"):
-        return bool(method != "structured" or given.get("pruning_ratio", PruneConfig.pruning_ratio) == 0)
-    return False
-
-
-def _losses(space: Space) -> tuple[str, ...]:
-    return tuple(space["kd_loss"].choices) if "kd_loss" in space else (StudentConfig.kd_loss,)
-
-
-def _methods(space: Space) -> tuple[str, ...]:
-    return tuple(space["pruning_method"].choices) if "pruning_method" in space else (PruneConfig.pruning_method,)
+def _inert(name: str, given: Mapping[str, Any], space: Space, base: CandidateConfig) -> bool:
+    """Whether a parameter changes nothing, given those before it; those after it are taken at their upper ends."""
+    later = {other: max(_ends(space[other])) for other in DECIDING.difference(given, WORDS).intersection(space)}
+    return name in base.replace(**later | tidy(given)).inert()
 
 
 def _ask(trial: Trial, name: str, distribution: BaseDistribution) -> Any:
@@ -244,13 +225,6 @@ def _ask(trial: Trial, name: str, distribution: BaseDistribution) -> Any:
     return tidy({name: value})[name]
 
 
-def _prunings(space: Space) -> float:
-    """Different prunings: ratio 0 is one, whatever the method."""
-    axes = {name: _values(space[name]) for name in _PRUNING if name in space}
-    points = (dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values()))
-    return len({tuple(sorted(canonical(point).items())) for point in points})
-
-
 def _values(distribution: BaseDistribution) -> list[Any]:
     """Every value of a list or a stepped range."""
     if isinstance(distribution, CategoricalDistribution):
@@ -259,11 +233,12 @@ def _values(distribution: BaseDistribution) -> list[Any]:
     return [round(distribution.low + i * distribution.step, 10) for i in range(int(_count(distribution)))]
 
 
-def _holds_zero(distribution: BaseDistribution) -> bool:
+def _ends(distribution: BaseDistribution) -> list[Any]:
+    """All choices of a list, the ends of a range."""
     if isinstance(distribution, CategoricalDistribution):
-        return 0 in distribution.choices
+        return list(distribution.choices)
     assert isinstance(distribution, FloatDistribution)
-    return bool(distribution.low == 0)
+    return [distribution.low, distribution.high]
 
 
 def _choices(name: str, values: list[Any]) -> CategoricalDistribution:

@@ -63,12 +63,12 @@ def main(argv: list[str] | None = None) -> int:
 def benchmark(flags: argparse.Namespace, words: list[str]) -> int:
     """Find the limit, run the sweep under it, read its records."""
     config = sweep_config(parsed(words, lenient=True)[1])
-    dataset = prepared.prepare(config.base.data, config.data_dir)
+    dataset = prepared.prepare(config.search.base.data, config.places.data_dir)
     flags.out.mkdir(parents=True, exist_ok=True)
     print(hardware())
     print(f"flags of kd_prune.py: {' '.join(words)}", flush=True)
     ratios = pruning_ratios(config)
-    times = latencies(config.base, dataset, ratios)
+    times = latencies(config.search.base, dataset, ratios)
     limit = flags.max_latency_ms or statistics.median(times)
     print("latency ms by ratio: " + ", ".join(f"{r:g}: {t:.4f}" for r, t in zip(ratios, times, strict=True)))
     over = sum(time > limit for time in times)
@@ -90,7 +90,7 @@ def benchmark(flags: argparse.Namespace, words: list[str]) -> int:
 
 def pruning_ratios(config: SweepConfig) -> list[float]:
     """The ratios of the space, smallest first; five of a range without steps."""
-    asked: Any = config.space["pruning_ratio"]
+    asked: Any = config.search.space["pruning_ratio"]
     if isinstance(asked, CategoricalDistribution):
         return sorted(asked.choices)
     steps = 5 if asked.step is None else round((asked.high - asked.low) / asked.step) + 1

@@ -178,7 +178,7 @@ def ours(flags: argparse.Namespace, out: Path) -> dict[str, Any]:
         name="overhead", out=out, data_dir=out / "data", trials=flags.trials, cpus=flags.cpus, base=base
     )
     try:
-        launch.run_sweep(config, prepared.prepare(DataConfig(dataset="digits"), config.data_dir), Console())
+        launch.run_sweep(config, prepared.prepare(DataConfig(dataset="digits"), config.places.data_dir), Console())
     except KeyboardInterrupt:
         raise KeyboardInterrupt from None
     records = config.folder.glob("trials/*/record.json")

@@ -8,7 +8,6 @@ The last line is what auto would take, and how much less that is than the best o
 """
 
 import argparse
-import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -25,14 +24,14 @@ from trainables.stages.data import prepared
 def config_of(flags: argparse.Namespace) -> SweepConfig:
     """The preset on one device."""
     preset = PRESETS[flags.preset]()
-    base = preset.base.replace(**({"train_limit": flags.train_limit} if flags.train_limit else {}))
+    base = preset.search.base.replace(**({"train_limit": flags.train_limit} if flags.train_limit else {}))
     gpus = 1 if flags.device == "cuda" else 0
-    return dataclasses.replace(preset, base=base, gpus=gpus, cpus=os.cpu_count() or 1, data_dir=flags.data_dir)
+    return preset.replace(base=base, gpus=gpus, cpus=os.cpu_count() or 1, data_dir=flags.data_dir)
 
 
 def images_of_a_trial(config: SweepConfig, num_train: int) -> int:
     """Training images that one trial sees in all its epochs."""
-    return num_train * (config.base.student.student_epochs + config.base.prune.recovery_epochs)
+    return num_train * (config.search.base.student.student_epochs + config.search.base.prune.recovery_epochs)
 
 
 def table(config: SweepConfig, flags: argparse.Namespace, images: int) -> list[Together]:
@@ -61,12 +60,12 @@ def main(words: list[str]) -> int:
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     flags = parser.parse_args(words)
     config = config_of(flags)
-    dataset = prepared.prepare(config.base.data, config.data_dir)
+    dataset = prepared.prepare(config.search.base.data, config.places.data_dir)
     images = images_of_a_trial(config, dataset.num_train)
     where = f"{torch.cuda.get_device_name()}, " if flags.device == "cuda" else ""
     print(
-        f"{where}{config.base.student.student_model}, {dataset.image_size} px, "
-        f"batch {config.base.training.batch_size}, {images} images a trial, {os.cpu_count()} CPU cores, "
+        f"{where}{config.search.base.student.student_model}, {dataset.image_size} px, "
+        f"batch {config.search.base.training.batch_size}, {images} images a trial, {os.cpu_count()} CPU cores, "
         f"load {os.getloadavg()[0]:.2f}"
     )
     for with_mps in (False, True) if flags.device == "cuda" else (False,):

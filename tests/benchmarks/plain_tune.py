@@ -366,25 +366,33 @@ class Points(tune.Callback):
 
 def run(config: SweepConfig, dataset: DatasetRecord, workers: int, max_seconds: float | None) -> bool:
     """Teacher, then the sweep; False if it was interrupted."""
-    out = config.out.resolve()
+    out = config.places.out.resolve()
     arrays = {split: tuple(np.array(array) for array in prepared.load(dataset, split)) for split in ("train", "val")}
-    device = "cuda" if config.gpus else "cpu"
-    task = Task(config=config.base, dataset=dataset, rates=config.rates, device=device, workers=workers, folder=out)
-    train_teacher(task, arrays, config.cpus)
-    ray.init(address="local", num_cpus=config.cpus, num_gpus=config.gpus, include_dashboard=False, log_to_driver=False)
-    epochs = config.base.student.student_epochs + config.base.prune.recovery_epochs
+    device = "cuda" if config.devices.gpus else "cpu"
+    task = Task(
+        config=config.search.base, dataset=dataset, rates=config.rates, device=device, workers=workers, folder=out
+    )
+    train_teacher(task, arrays, config.devices.cpus)
+    ray.init(
+        address="local",
+        num_cpus=config.devices.cpus,
+        num_gpus=config.devices.gpus,
+        include_dashboard=False,
+        log_to_driver=False,
+    )
+    epochs = config.search.base.student.student_epochs + config.search.base.prune.recovery_epochs
     tracking_uri = f"sqlite:///{out / 'mlflow.db'}"
     MlflowClient(tracking_uri).create_experiment("plain", artifact_location=(out / "artifacts").as_uri())
     searcher = OptunaSearch(
-        space=dict(config.space),
+        space=dict(config.search.space),
         metric="score",
         mode="max",
-        seed=config.search_seed,
-        points_to_evaluate=spaces.first_trials(config.space),
+        seed=config.search.search_seed,
+        points_to_evaluate=spaces.first_trials(config.search.space),
     )
     left = None if max_seconds is None else max(1.0, max_seconds - (time.time() - START))
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(trial, task=task, arrays=arrays), config.resources),
+        tune.with_resources(tune.with_parameters(trial, task=task, arrays=arrays), config.devices.resources),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=ASHAScheduler(
@@ -393,8 +401,8 @@ def run(config: SweepConfig, dataset: DatasetRecord, workers: int, max_seconds: 
                 max_t=epochs + 1,  # the last report is the measurement
                 grace_period=max(1, round(GRACE_SHARE * epochs)),
             ),
-            num_samples=config.trials,
-            max_concurrent_trials=config.concurrency,
+            num_samples=config.search.trials,
+            max_concurrent_trials=config.devices.concurrency,
             time_budget_s=left,
         ),
         run_config=tune.RunConfig(
@@ -412,7 +420,7 @@ def run(config: SweepConfig, dataset: DatasetRecord, workers: int, max_seconds: 
     ended = sum(bool(result.metrics and result.metrics.get("done")) or result.error is not None for result in results)
     wall = time.time() - START
     print(f"{len(results)} trials, {results.num_errors} failed, {wall:.1f} s with the teacher: {out / 'points.csv'}")
-    return ended >= config.trials or (max_seconds is not None and wall >= max_seconds)
+    return ended >= config.search.trials or (max_seconds is not None and wall >= max_seconds)
 
 
 def write_ends(results: tune.ResultGrid, last: int, path: Path) -> None:
@@ -429,15 +437,15 @@ def main(argv: list[str] | None = None) -> int:
     parser, flags = parsed(words)
     try:
         config = sweep_config(flags)
-        _check(config.base.augment)
-        if config.out.exists() and any(config.out.iterdir()):
-            raise ValueError(f"--out {config.out}: holds files already; name a fresh folder.")
-        dataset = prepared.prepare(config.base.data, config.data_dir)
+        _check(config.search.base.augment)
+        if config.places.out.exists() and any(config.places.out.iterdir()):
+            raise ValueError(f"--out {config.places.out}: holds files already; name a fresh folder.")
+        dataset = prepared.prepare(config.search.base.data, config.places.data_dir)
     except ValueError as error:
         parser.error(str(error))
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
     try:
-        config.out.mkdir(parents=True, exist_ok=True)
+        config.places.out.mkdir(parents=True, exist_ok=True)
         return 0 if run(config, dataset, flags.workers, flags.max_seconds) else 130
     except KeyboardInterrupt:
         return 130
@@ -453,9 +461,9 @@ def parsed(words: list[str], *, lenient: bool = False) -> tuple[OneLineParser, A
     sweep = parser.add_argument_group("sweep", "as in kd_prune.py")
     sweep.add_argument("--preset", choices=sorted(PRESETS), default="cifar10", help="what the other flags start from")
     sweep.add_argument("--out", type=Path, default=Path("plain"), help="a fresh folder (default: plain)")
-    sweep.add_argument("--data-dir", type=Path, default=preset.data_dir, help="downloads and decoded images")
+    sweep.add_argument("--data-dir", type=Path, default=preset.places.data_dir, help="downloads and decoded images")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    numbers = {"trials": preset.trials, "search_seed": 0, "cpus": cores, "cpus_per_trial": 1, "gpus": 0}
+    numbers = {"trials": preset.search.trials, "search_seed": 0, "cpus": cores, "cpus_per_trial": 1, "gpus": 0}
     for name, default in numbers.items():
         sweep.add_argument(flag_name(name), type=int, metavar="N", default=default, help=f"(default: {default})")
     sweep.add_argument("--gpus-per-trial", type=float, metavar="N", default=1.0, help="(default: 1)")
@@ -464,15 +472,17 @@ def parsed(words: list[str], *, lenient: bool = False) -> tuple[OneLineParser, A
     own.add_argument("--max-seconds", type=float, metavar="S", help="stop after S seconds in all (default: never)")
     searched = parser.add_argument_group("search space", "each takes one value, a list such as 1,2,4, or LOW:HIGH")
     for name in SEARCHED:
-        searched.add_argument(flag_name(name), metavar="SPACE", help=f"(default: {spaces.show(preset.space[name])})")
-    add_config_flags(parser, preset.base, leave_out=spaces.SEARCHED)
+        searched.add_argument(
+            flag_name(name), metavar="SPACE", help=f"(default: {spaces.show(preset.search.space[name])})"
+        )
+    add_config_flags(parser, preset.search.base, leave_out=spaces.SEARCHED)
     return parser, parser.parse_known_args(words)[0] if lenient else parser.parse_args(words)
 
 
 def sweep_config(flags: Any) -> SweepConfig:
     """What the flags ask for."""
     preset = PRESETS[flags.preset]()
-    base = preset.base
+    base = preset.search.base
     if flags.dataset not in (None, base.data.dataset) or flags.image_size is not None:
         base = dataclasses.replace(base, augment=augment_for(flags.dataset or base.data.dataset, flags.image_size))
     given = {name: getattr(flags, name) for name in SEARCHED if getattr(flags, name) is not None}
@@ -483,7 +493,9 @@ def sweep_config(flags: Any) -> SweepConfig:
         preset,
         name="plain",
         base=config_from_flags(base, flags),
-        space={name: spaces.parse(name, given[name]) if name in given else preset.space[name] for name in SEARCHED},
+        space={
+            name: spaces.parse(name, given[name]) if name in given else preset.search.space[name] for name in SEARCHED
+        },
         **{name: getattr(flags, name) for name in names},
     )
 

@@ -68,21 +68,24 @@ def main(argv: list[str] | None = None) -> int:
 def run(flags: argparse.Namespace) -> None:
     """All trials; a line at every size of `ROWS`."""
     space = default_space() | {"learning_rate": parse("learning_rate", "1e-4:1e-2")}
-    config = SweepConfig(name="scale", out=flags.out, trials=flags.trials, sampler=flags.sampler, space=space)
+    config = SweepConfig(name="scale").replace(out=flags.out, trials=flags.trials, sampler=flags.sampler, space=space)
     config.folder.mkdir(parents=True)
-    write_model(config.out / "model.onnx")
+    write_model(config.places.out / "model.onnx")
     rates, clock, rng = ExchangeRates(), Clock(), np.random.default_rng(0)
 
     def score(metrics: Mapping[str, float]) -> float:
         return composite_score(metrics, teacher_size_bytes=TEACHER["size_bytes"], rates=rates)
 
-    study = open_study(config.folder / "study.journal", config.name, objective=config.objective, space=space)
+    study = open_study(config.folder / "study.journal", config.name, objective=config.search.objective, space=space)
     searcher = StudySearcher(
         study,
         Proposing(
-            space=space, sampler=flags.sampler, objective=config.objective, reuse_probability=config.reuse_probability
+            space=space,
+            sampler=flags.sampler,
+            objective=config.search.objective,
+            reuse_probability=config.search.reuse_probability,
         ),
-        trial_config=lambda number, params: {"trial_number": number, **quick().base.replace(**params).flat()},
+        trial_config=lambda number, params: {"trial_number": number, **quick().search.base.replace(**params).flat()},
         score=score,
     )
     stopper = FrontStopper("pareto", rates, config.folder / "rungs.jsonl")
@@ -119,7 +122,7 @@ def one_trial(
     with clock("record"):
         folder = config.folder / "trials" / f"{number:05}"
         folder.mkdir(parents=True)
-        os.link(config.out / "model.onnx", folder / "model.onnx")
+        os.link(config.places.out / "model.onnx", folder / "model.onnx")
         write_text(folder / "record.json", to_json(record_of(number, flat, metrics)))
     with clock("tell"):
         searcher.on_trial_complete("t", metrics | {"final": True})
@@ -174,8 +177,10 @@ def write_model(path: Path) -> None:
 
 def tracker_of(config: SweepConfig) -> Tracker:
     """MLflow in a SQLite file, with the sweep's description."""
-    uri = f"sqlite:///{config.out.resolve() / 'mlflow.db'}"
-    tracker = Tracker(uri, experiment="scale", sweep="scale", sweep_id="scale", artifacts=config.out / "artifacts")
+    uri = f"sqlite:///{config.places.out.resolve() / 'mlflow.db'}"
+    tracker = Tracker(
+        uri, experiment="scale", sweep="scale", sweep_id="scale", artifacts=config.places.out / "artifacts"
+    )
     about = {"name": "scale", "directions": DIRECTIONS, "units": UNITS, "reference_point": reference_point(10)}
     described = about | {"teacher": TEACHER, "config": {"dataset": "none"}, "versions": {}}
     write_text(config.folder / "sweep.json", json.dumps(described))
@@ -186,7 +191,7 @@ def tracker_of(config: SweepConfig) -> Tracker:
 def front(tracker: Tracker, config: SweepConfig) -> float:
     """Seconds until the front is drawn, on disk and in MLflow."""
     started = time.perf_counter()
-    runs = publish(tracker, f"sqlite:///{config.out.resolve() / 'mlflow.db'}", config.folder / "front")
+    runs = publish(tracker, f"sqlite:///{config.places.out.resolve() / 'mlflow.db'}", config.folder / "front")
     assert len(front_members(runs))
     return time.perf_counter() - started
 

@@ -88,7 +88,7 @@ def benchmark(flags: argparse.Namespace, arms: Sequence[str], words: list[str]) 
     from trainables.stages.data import prepared
 
     config = sweep_config(parsed(words)[1])
-    dataset = prepared.prepare(config.base.data, config.data_dir)  # decoded before any clock starts
+    dataset = prepared.prepare(config.search.base.data, config.places.data_dir)  # decoded before any clock starts
     flags.out.mkdir(parents=True, exist_ok=True)
     print(hardware())
     print(f"flags of both: {' '.join(words)}", flush=True)
@@ -98,7 +98,7 @@ def benchmark(flags: argparse.Namespace, arms: Sequence[str], words: list[str]) 
             folder = flags.out / f"{arm}-{seed}"
             attend(folder, [*command(arm), *words, "--out", str(folder), *seeded(seed)], flags.max_seconds)
             runs.append(read_run(folder, arm, seed))
-            again = retime(runs[-1], folder, flags.retime_seconds, config.base.measure.latency_threads)
+            again = retime(runs[-1], folder, flags.retime_seconds, config.search.base.measure.latency_threads)
             runs[-1] = dataclasses.replace(runs[-1], points=again)
     report(runs, arms, list(reference_point(dataset.num_classes).values()), flags.out)
     return 0

@@ -230,7 +230,7 @@ def test_a_name_that_was_used_with_other_settings(refused: Refused, words: str, 
     assert all(part in line.replace("--", "").replace("-", "_").replace(" ", "=") for part in named), line
 
 
-@pytest.mark.parametrize("there", [{"base": quick().base.flat() | {"ema_decay": 0.9}}, {"base": None}])
+@pytest.mark.parametrize("there", [{"base": quick().search.base.flat() | {"ema_decay": 0.9}}, {"base": None}])
 def test_a_name_that_was_used_by_another_version(refused: Refused, there: dict) -> None:
     folder = made(refused.out, "mine")
     identity = {name: part for name, part in (quick().identity() | there).items() if part is not None}

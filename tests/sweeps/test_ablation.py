@@ -78,19 +78,19 @@ def test_pictures_fit_a_page_and_hold_every_cell(tmp_path: Path, monkeypatch: py
 def test_a_grid_is_as_large_as_its_cells_times_seeds(preset: str, cells_: int) -> None:
     made = config("--preset", preset, "--base", "quick", "--seeds", "2")
     points = grid(made)
-    assert made.trials == len(points) == 2 * cells_
+    assert made.search.trials == len(points) == 2 * cells_
     assert len({str(sorted(point.items(), key=str)) for point in points}) == len(points)
     assert [point["seed"] for point in points[:cells_]] == [0] * cells_
-    assert (made.sampler, made.stopper, made.reuse_probability) == ("grid", "off", 0.0)
+    assert (made.search.sampler, made.search.stopper, made.search.reuse_probability) == ("grid", "off", 0.0)
 
 
 def test_flags_change_the_axes_and_what_is_fixed() -> None:
     made = config(
         "--preset", "augmentation", "--base", "quick", "--mixup-alpha", "0.4", "--alpha", "0.7", "--seed", "5"
     )
-    assert made.space["mixup_alpha"].choices == (None, 0.4)
-    assert made.space["seed"].choices == (5, 6, 7)
-    assert made.base.student.alpha == 0.7
+    assert made.search.space["mixup_alpha"].choices == (None, 0.4)
+    assert made.search.space["seed"].choices == (5, 6, 7)
+    assert made.search.base.student.alpha == 0.7
     grid_ = config("--preset", "kd-grid", "--base", "quick", "--temperature", "1,3", "--seeds", "1")
     assert grid_.trials == 2 * 3 * 3
 

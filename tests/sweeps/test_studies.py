@@ -22,10 +22,10 @@ TINY = "--dataset digits --train-limit 200 --teacher-epochs 1 --student-epochs 1
 def test_every_study_is_a_grid_that_can_be_made(study: str) -> None:
     _, flags = ablation.parse(STUDIES[study].flags.split())
     config = ablation.config_from(flags)
-    assert config.trials == {"pruning": 3}.get(study, 2)
-    assert config.base.data.dataset == "cifar10"
+    assert config.search.trials == {"pruning": 3}.get(study, 2)
+    assert config.search.base.data.dataset == "cifar10"
     if study == "pruning":
-        told = config.base.flat()
+        told = config.search.base.flat()
         assert (told["temperature"], told["alpha"], told["label_smoothing"]) == (4, 0.9, 0.05)
         assert (told["image_size"], told["crop"], told["student_model"]) == (224, "resized", "mobilenet_v3_small")
 

@@ -7,9 +7,9 @@ parameter = MLflow parameter = CSV column.
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Protocol
 
-from trainables.config.checks import check_epochs, check_not_negative, check_positive, check_word
+from trainables.config.checks import at_default, check_epochs, check_not_negative, check_positive, check_word
 from trainables.config.compression import ExportConfig, PruneConfig
 from trainables.config.training import TrainingConfig as TrainingConfig
 
@@ -27,6 +27,10 @@ KD_LOSSES: Mapping[str, tuple[str, ...]] = {
 }
 """The soft, teacher terms (`trainables.stages.training.losses`) and the settings that each reads besides alpha."""
 LOSS_SETTINGS = frozenset(name for names in KD_LOSSES.values() for name in names)
+DECIDING = frozenset(
+    {"kd_loss", "alpha", "pruning_method", "pruning_ratio", "pruning_criterion", "pruning_scope", "precision"}
+)
+"""Settings whose values decide which others are inert, or that have two names for one thing; no other setting does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,15 +150,18 @@ class StudentConfig:
         """alpha, or 0 where there is no soft term."""
         return 0.0 if self.kd_loss == "none" else self.alpha
 
+    def inert(self) -> frozenset[str]:
+        """Settings that change nothing beside the others: what the loss does not read, alpha where there is no loss."""
+        read = KD_LOSSES[self.kd_loss] if self.soft_weight > 0 else ()
+        return LOSS_SETTINGS.difference(read) | ({"alpha"} if self.kd_loss == "none" else frozenset())
+
     def canonical(self) -> "StudentConfig":
-        """The same student with every setting that its loss does not read at its default.
+        """The same student with inert settings at their defaults.
 
         No teacher is one thing by two names: alpha=0 and kd_loss=none both become kd_loss=none, alpha=0.
         """
         taught = self if self.soft_weight > 0 else dataclasses.replace(self, kd_loss="none", alpha=0.0)
-        inert = LOSS_SETTINGS.difference(KD_LOSSES[taught.kd_loss])
-        defaults: dict[str, Any] = {f.name: f.default for f in fields(self) if f.name in inert}
-        return dataclasses.replace(taught, **defaults)
+        return dataclasses.replace(taught, **at_default(StudentConfig, taught.inert() - {"alpha"}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +185,18 @@ class MeasureConfig:
         check_positive("latency_seconds", self.latency_seconds)
 
 
+class Decoded(Protocol):
+    """What a configuration needs to know of its decoded images: `DatasetRecord` has it."""
+
+    @property
+    def name(self) -> str:
+        """The data set's, without a local path."""
+
+    @property
+    def image_size(self) -> int:
+        """Pixels of a side of what networks take."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class CandidateConfig:
     """Everything that decides one candidate, from data to measured file."""
@@ -198,6 +217,10 @@ class CandidateConfig:
             row |= dataclasses.asdict(getattr(self, part.name))
         return row
 
+    def inert(self) -> frozenset[str]:
+        """Settings of student, pruning and export that change nothing beside the others."""
+        return self.student.inert() | self.prune.inert() | self.export.inert()
+
     def replace(self, **changes: Any) -> "CandidateConfig":
         """A copy with fields changed by their flat names.
 
@@ -208,22 +231,52 @@ class CandidateConfig:
         for part in fields(self):
             value = getattr(self, part.name)
             own = {f.name: changes.pop(f.name) for f in fields(value) if f.name in changes}
-            parts[part.name] = dataclasses.replace(value, **own)
+            parts[part.name] = dataclasses.replace(value, **own) if own else value
         if changes:
             raise ValueError(f"Unknown configuration fields: {', '.join(sorted(changes))}.")
         return CandidateConfig(**parts)
 
     def canonical(self) -> "CandidateConfig":
-        """The same candidate with every inert setting at its default: what records show and keys are made of."""
-        return dataclasses.replace(
-            self, student=self.student.canonical(), prune=self.prune.canonical(), export=self.export.canonical()
-        )
+        """The same candidate with inert settings at their defaults: two that differ in those alone become equal."""
+        parts = {part.name: getattr(self, part.name) for part in fields(self)}
+        parts |= {name: parts[name].canonical() for name in ("student", "prune", "export")}
+        return CandidateConfig(**parts)
 
-    def on(self, device: str) -> "CandidateConfig":
-        """The same candidate with everything named that depends on where it trains: `cpu` or `cuda`."""
-        return dataclasses.replace(self, training=self.training.on(device))
+    def resolve(self, dataset: Decoded, *, device: str) -> "Candidate":
+        """The candidate that this configuration stands for, in the one form that trials, keys and records know.
+
+        Args:
+            dataset: the images as arrays; their name has no local path.
+            device: where it trains, `cpu` or `cuda`; decides the precision of training where none is asked for.
+        """
+        parts = vars(self.canonical())
+        data = dataclasses.replace(self.data, dataset=dataset.name, image_size=dataset.image_size)
+        return Candidate(**parts | {"data": data, "training": self.training.on(device)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate(CandidateConfig):
+    """A configuration in the one form in which it travels; only `CandidateConfig.resolve` makes one.
+
+    Inert settings are at their defaults, the precision of training and the size of images are named, and there is no
+    local path. Its flat row is what keys are made of, and the recipe, record, CSV and MLflow rows of its trial.
+    """
+
+    def __post_init__(self) -> None:
+        assert self.training.train_precision is not None and self.data.image_size is not None, "`resolve` comes first"
+        assert vars(self.canonical()) == vars(self), "`resolve` comes first"
+
+    def recipe(self) -> dict[str, Any]:
+        """The row of what decides the file: everything but how it is timed."""
+        row = self.flat()
+        return {name: row[name] for name in row if name not in vars(self.measure)}
+
+    def teacher_row(self) -> dict[str, Any]:
+        """The row of the teacher, whose file is FP32: without student and pruning."""
+        row = self.flat() | vars(ExportConfig(opset=self.export.opset))
+        return {name: row[name] for name in row if name not in {**vars(self.student), **vars(self.prune)}}
 
     @classmethod
-    def from_flat(cls, row: Mapping[str, Any]) -> "CandidateConfig":
+    def from_flat(cls, row: Mapping[str, Any]) -> "Candidate":
         """The inverse of `flat`."""
-        return cls().replace(**row)
+        return cls(**vars(CandidateConfig().replace(**row)))

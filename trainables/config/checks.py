@@ -1,7 +1,9 @@
-"""Checks that the configurations share (standard library only)."""
+"""What the configurations share: checks of values, and defaults by name (standard library only)."""
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Any
 
 
 class MachineError(ValueError):
@@ -46,3 +48,9 @@ def check_word(name: str, value: str, known: Sequence[str]) -> None:
     """
     if value not in known:
         raise ValueError(f"`{name}` must be one of {', '.join(known)}, but got {name}={value!r}.")
+
+
+def at_default(config: type, names: Collection[str]) -> dict[str, Any]:
+    """Name -> default of these fields of a dataclass."""
+    assert dataclasses.is_dataclass(config)
+    return {field.name: field.default for field in dataclasses.fields(config) if field.name in names}

@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 
-from trainables.config.checks import check_epochs, check_positive, check_word
+from trainables.config.checks import at_default, check_epochs, check_positive, check_word
 
 PRUNING_METHODS = ("l1_unstructured", "structured", "l1_global", "nm_2_4")
 PRUNING_CRITERIA = ("magnitude", "lamp", "taylor", "bn_scale")
@@ -64,21 +64,26 @@ class PruneConfig:
         """Whether nobody knows the pruned widths before the student is trained."""
         return self.removes_channels and self.pruning_scope == "global"
 
-    def canonical(self) -> "PruneConfig":
-        """The same pruning with inert settings at their defaults.
+    def inert(self) -> frozenset[str]:
+        """Settings that change nothing beside the others.
 
-        Ratio 0 removes nothing by any method; zeroed weights know no criterion of channels; 2:4 has no ratio; within
-        one layer LAMP ranks as magnitude does.
+        Ratio 0 removes nothing by any method; zeroed weights know no criterion of channels; 2:4 has no ratio.
         """
-        if not self.removes_channels:
-            names = ("pruning_criterion", "pruning_scope", "pruning_steps", "pruning_of")
-            plain = dataclasses.replace(self, **{name: getattr(PruneConfig, name) for name in names})
-            if self.pruning_ratio == 0:
-                return dataclasses.replace(plain, pruning_method="structured")
-            return dataclasses.replace(plain, pruning_ratio=0.5) if self.pruning_method == "nm_2_4" else plain
-        if self.pruning_criterion == "lamp" and self.pruning_scope == "layer":
-            return dataclasses.replace(self, pruning_criterion="magnitude")
-        return self
+        if self.removes_channels:
+            return frozenset()
+        of_channels = frozenset({"pruning_criterion", "pruning_scope", "pruning_steps", "pruning_of"})
+        if self.pruning_ratio == 0:
+            return of_channels | {"pruning_method"}
+        return of_channels | {"pruning_ratio"} if self.pruning_method == "nm_2_4" else of_channels
+
+    def canonical(self) -> "PruneConfig":
+        """The same pruning with inert settings at their defaults; within one layer LAMP ranks as magnitude does."""
+        plain = dataclasses.replace(self, **at_default(PruneConfig, self.inert()))
+        if plain.pruning_method == "nm_2_4":
+            return dataclasses.replace(plain, pruning_ratio=0.5)
+        if plain.pruning_criterion == "lamp" and plain.pruning_scope == "layer":
+            return dataclasses.replace(plain, pruning_criterion="magnitude")
+        return plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,9 +113,12 @@ class ExportConfig:
         if self.qat_epochs < 1:
             raise ValueError(f"`qat_epochs >= 1` must hold, but got qat_epochs={self.qat_epochs}.")
 
+    def inert(self) -> frozenset[str]:
+        """Settings that change nothing beside the precision."""
+        if self.precision == "int8_qat":
+            return frozenset()
+        return frozenset({"qat_epochs"} if self.precision == "int8_ptq" else {"qat_epochs", "calibration_images"})
+
     def canonical(self) -> "ExportConfig":
         """The same export with inert settings at their defaults."""
-        unread: tuple[str, ...] = ("qat_epochs",) if self.precision != "int8_qat" else ()
-        if not self.precision.startswith("int8"):
-            unread += ("calibration_images",)
-        return dataclasses.replace(self, **{name: getattr(ExportConfig, name) for name in unread})
+        return dataclasses.replace(self, **at_default(ExportConfig, self.inert()))

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,11 +130,3 @@ class LatencyRecord:
         noisy = f"noisy: {why}" if self.latency_noisy else ""
         contaminated = f"contaminated: {self.latency_contaminated}" if self.latency_contaminated else ""
         return "; ".join(filter(None, (noisy, contaminated))) or "clean"
-
-
-def latency_from_json(row: Mapping[str, Any]) -> LatencyRecord:
-    """The `LatencyRecord` that `records.to_json` wrote."""
-    conditions = row.get("conditions")
-    if conditions is not None:
-        conditions = ConditionsRecord(**conditions | {"cores": tuple(conditions["cores"])})
-    return LatencyRecord(**{**row, "conditions": conditions})

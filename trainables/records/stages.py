@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from trainables.records.encoding import read_row
-from trainables.records.latency import LatencyRecord, latency_from_json
+from trainables.records.encoding import read_record
+from trainables.records.latency import LatencyRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,10 +146,10 @@ class CandidateRecord:
 
     stage: str
     """`candidate`, or `teacher` for the reference."""
-    params: Mapping[str, Any]
-    """The configuration, flat, without local paths."""
     export: ExportRecord
     measurement: Measurement
+    achieved: Mapping[str, float]
+    """What pruning really did, by the names it has as metrics; empty for the teacher."""
     curve: tuple[EpochRecord, ...]
     """All epochs that lead to it, teacher's excluded."""
     num_val: int
@@ -182,6 +181,7 @@ class CandidateRecord:
             "num_params": measured.num_params,
             "num_nonzero_params": measured.num_nonzero_params,
             "macs": measured.macs,
+            **self.achieved,
             "parity_max_abs": self.export.parity_max_abs,
             "parity_agreement": self.export.parity_agreement,
             "num_val": self.num_val,
@@ -193,26 +193,19 @@ class CandidateRecord:
 
 def read_model(folder: Path) -> ModelRecord:
     """The `ModelRecord` that a stage wrote into this folder of the store."""
-    row = read_row(folder)
-    return ModelRecord(**row | {"folder": folder, "curve": epochs_from_json(row["curve"])})
+    return read_record(ModelRecord, folder, extra={"folder": folder})
 
 
 def read_export(folder: Path) -> ExportRecord:
     """The `ExportRecord` that the export stage wrote into this folder of the store."""
-    return ExportRecord(**read_row(folder) | {"folder": folder})
+    return read_record(ExportRecord, folder, extra={"folder": folder})
 
 
 def read_measurement(folder: Path) -> Measurement:
     """The `Measurement` that the measuring stage wrote into this folder of the store."""
-    row = read_row(folder)
-    return Measurement(**row | {"latency": latency_from_json(row["latency"])})
+    return read_record(Measurement, folder)
 
 
 def read_shape(folder: Path) -> ShapeRecord:
     """The `ShapeRecord` that the shape stage wrote into this folder of the store."""
-    return ShapeRecord(**read_row(folder))
-
-
-def epochs_from_json(rows: list[Mapping[str, Any]]) -> tuple[EpochRecord, ...]:
-    """The curve that `to_json` wrote."""
-    return tuple(EpochRecord(**row) for row in rows)
+    return read_record(ShapeRecord, folder)

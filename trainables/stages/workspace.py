@@ -1,11 +1,15 @@
-"""Where a candidate is made: store, data folder, device, and the lease on that device."""
+"""Where a candidate is made, and what its stages work with."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from trainables.config.candidate import Candidate, DataConfig
 from trainables.locks import DeviceLock
+from trainables.records.stages import DatasetRecord
+from trainables.stages.data import prepared
+from trainables.stages.data.on_device import Images, load_images
 from trainables.stages.models import placement
 from trainables.store.results import Store
 
@@ -15,6 +19,8 @@ class Workspace:
     """What stages need besides their configuration; nothing in it changes a result."""
 
     store: Store
+    data: DataConfig
+    """Where this node finds the images: `folder:/home/me/photos` where a candidate says `folder:photos`."""
     data_dir: Path
     """Downloads and decoded arrays of this node."""
     device: str
@@ -24,7 +30,11 @@ class Workspace:
     lock_dir: Path
     """Lock files of this node, on a local disk: trials train together, a measurement runs alone."""
     memory_share: float = 1.0
-    """Of the GPU's memory, for this process in all, in (0, 1]; see `compute.enter`."""
+    """Of the GPU's memory, for this process in all, in (0, 1]; see `placement.enter`."""
+
+    def dataset(self) -> DatasetRecord:
+        """The images as arrays, found or decoded first, once a process."""
+        return prepared.remembered(self.data, self.data_dir)
 
     def device_lock(self) -> DeviceLock:
         """The right to compute on this node, together with others or, to measure, alone.
@@ -41,3 +51,20 @@ class Workspace:
     def enter(self) -> None:
         """Set this process up for computing on the device."""
         placement.enter(self.device, threads=self.threads, memory_share=self.memory_share)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """One candidate in work: what it is, its images, and where it is made."""
+
+    candidate: Candidate
+    dataset: DatasetRecord
+    images: Images
+    """On the device of the workspace."""
+    place: Workspace
+
+    @classmethod
+    def of(cls, candidate: Candidate, place: Workspace) -> "Bench":
+        """The bench of a candidate on the images of a workspace."""
+        dataset = place.dataset()
+        return cls(candidate=candidate, dataset=dataset, images=load_images(dataset, place.device), place=place)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from trainables.config.flags import OneLineParser
+from trainables.layout import STORE, SWEEPS
 from trainables.store.inventory import Leftover, LocalShelf, RemoteShelf, Shelf
 from trainables.store.manifest import Manifest
 from trainables.store.references import Reference, references, running, unfinished
@@ -19,8 +20,8 @@ def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = _parser()
     flags = parser.parse_args(argv)
-    where = flags.store or str(flags.out / "store")
-    sweeps = flags.out / "sweeps"
+    where = flags.store or str(flags.out / STORE)
+    sweeps = flags.out / SWEEPS
     try:
         shelf: Shelf = RemoteShelf(where) if "://" in where else LocalShelf(Path(where))
         if "://" not in where and not Path(where).is_dir():

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from trainables.files import write_text
+from trainables.layout import RECORD
 from trainables.records.encoding import to_json
 from trainables.store.manifest import FORMAT, MANIFEST, Manifest, describe, fault, is_scratch, other_format, parse
 from trainables.store.objects import Objects
@@ -89,7 +90,7 @@ def check_format(root: Path | None, objects: Objects | None, where: str) -> None
     """
     if root is not None and (root / FORMAT_FILE).exists():
         _check((root / FORMAT_FILE).read_bytes(), str(root))
-    elif root is not None and any(map(_without_manifest, root.glob("*/*/record.json"))):
+    elif root is not None and any(map(_without_manifest, root.glob(f"*/*/{RECORD}"))):
         raise ValueError(other_format(str(root), 1))
     if objects is not None and (text := objects.read(FORMAT_FILE)) is not None:
         _check(text, where)

@@ -5,9 +5,9 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-from trainables.files import _sync, sha256
+from trainables.files import sha256, sync
+from trainables.records.encoding import decode
 
 FORMAT = 2
 """Of the store's layout; 1 had no manifests."""
@@ -51,7 +51,7 @@ def describe(folder: Path, *, key: str, version: int, seconds: float, reports: i
     """The manifest of a folder as it is now, its files flushed to the disk; hidden and temporary ones are left out."""
     files = {}
     for path in result_files(folder):
-        _sync(path)
+        sync(path)
         files[path.relative_to(folder).as_posix()] = FileEntry(sha256=sha256(path), size=path.stat().st_size)
     return Manifest(key=key, version=version, seconds=seconds, reports=reports, created=time.time(), files=files)
 
@@ -75,12 +75,12 @@ def parse(text: str | bytes, where: str) -> Manifest | None:
         ValueError: if it is one of another format.
     """
     try:
-        row: dict[str, Any] = json.loads(text)
+        row = json.loads(text)
         found = row["format"]
         if found == FORMAT:
-            files = {inside(name): FileEntry(**entry) for name, entry in row["files"].items()}
-            return Manifest(**row | {"files": files})
-    except (KeyError, TypeError, AttributeError, ValueError):  # a damaged text can be any JSON, or none
+            manifest = decode(Manifest, row, where=where)
+            return manifest if all(map(inside, manifest.files)) else None
+    except (KeyError, TypeError, ValueError):  # a damaged text can be any JSON, or none
         return None
     raise ValueError(other_format(where, found))
 

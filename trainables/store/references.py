@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainables.layout import DRIVER_LOCK, FRONT, FRONT_TABLE, RECORD, TRIALS, UNFINISHED, recorded
 from trainables.locks import is_locked
-
-UNFINISHED = "unfinished"
-"""A file in the folder of a sweep that has begun and not come to its end."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +33,9 @@ def references(sweeps: Path) -> list[Reference]:
         ValueError: if a finished record cannot be read or does not name its results: what is needed is unknown then.
     """
     found = []
-    for path in sorted((*sweeps.glob("*/*/record.json"), *sweeps.glob("*/*/*/record.json"))):
+    for path in sorted((*sweeps.glob(f"*/*/{RECORD}"), *sweeps.glob(f"*/*/*/{RECORD}"))):
         sweep = sweeps / path.relative_to(sweeps).parts[0]
-        searched = path.relative_to(sweep).parts[0] == "trials"
+        searched = path.relative_to(sweep).parts[0] == TRIALS
         row = _record(path)
         front = _front(sweep) if searched else None
         needed = front is None or row.get("trial_number") in front or row.get("stage") != "candidate"
@@ -49,11 +47,11 @@ def references(sweeps: Path) -> list[Reference]:
 
 def _front(sweep: Path) -> set[int] | None:
     """Trial numbers of a sweep's front; None if nobody knows it yet."""
-    path = sweep / "front" / "pareto.csv"
+    path = sweep / FRONT / FRONT_TABLE
     if not path.exists():
         return None
     drawn = path.stat().st_mtime_ns
-    if any(record.stat().st_mtime_ns > drawn for record in sweep.glob("trials/*/record.json")):
+    if any((trial / RECORD).stat().st_mtime_ns > drawn for trial in recorded(sweep / TRIALS)):
         return None
     return front_numbers(path)
 
@@ -81,7 +79,7 @@ def unfinished(sweeps: Path) -> bool:
 
 def running(sweeps: Path) -> list[str]:
     """Names of the sweeps whose driver is alive: they may need any result."""
-    return [path.parent.name for path in sorted(sweeps.glob("*/driver.lock")) if is_locked(path)]
+    return [path.parent.name for path in sorted(sweeps.glob(f"*/{DRIVER_LOCK}")) if is_locked(path)]
 
 
 def _record(path: Path) -> dict[str, Any]:

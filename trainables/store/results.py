@@ -19,9 +19,10 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Never, TypeVar
 
 from trainables.files import write_text
+from trainables.layout import CACHE, RECORD, STORE, has_record
 from trainables.locks import file_lock, file_lock_if_free
 from trainables.records.encoding import to_json
 from trainables.store.entries import (
@@ -80,11 +81,11 @@ def store_below(out: Path, storage: str | None) -> "Store":
         storage: a folder that all nodes see at this path, or a URL; None where there is one node.
     """
     if storage is None:
-        return Store(out / "store")
+        return Store(out / STORE)
     if "://" not in storage:
-        return Store(Path(storage) / "store")
+        return Store(Path(storage) / STORE)
     cache = hashlib.sha256(storage.encode()).hexdigest()[:8]  # what one URL has, another one lacks
-    return Store(f"{storage.rstrip('/')}/store", cache=out / "cache" / cache)
+    return Store(f"{storage.rstrip('/')}/{STORE}", cache=out / CACHE / cache)
 
 
 class Store:
@@ -164,9 +165,23 @@ class Store:
             if work.remote is not None:
                 take_newest(work.remote, work.partial)
             work.partial.mkdir(parents=True, exist_ok=True)
-            if not (work.partial / "record.json").exists():  # or nothing is left but to put it in place
+            if not has_record(work.partial):  # or nothing is left but to put it in place
                 yield from self._computed(work, compute)
             return self._finish(work)
+
+    def once(self, key: Key, compute: Callable[[Path], None]) -> Path:
+        """As `obtain`, for work that reports nothing."""
+
+        def reporting_nothing(folder: Path) -> Generator[Never, None, None]:
+            compute(folder)
+            yield from ()
+
+        stage = self.obtain(key, reporting_nothing)
+        try:
+            next(stage)
+        except StopIteration as end:
+            return Path(end.value)
+        raise AssertionError(f"{key} reported something")
 
     def _computed(self, work: "_Work", compute: Compute[Report]) -> Generator[Report, None, None]:
         done = progress(work.partial)
@@ -188,7 +203,7 @@ class Store:
                 note_progress(work.partial, done)
                 work.share()
                 yield report
-        assert (work.partial / "record.json").exists(), f"stage {work.key} wrote no record.json"
+        assert has_record(work.partial), f"stage {work.key} wrote no {RECORD}"
         note_progress(work.partial, done)
 
     def _finish(self, work: "_Work") -> Path:

@@ -6,20 +6,20 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from trainables.files import write_text
+from trainables.layout import CELLS, CHAMPIONS, TEACHER, TRACKING, TRIALS, has_record, recorded
 from trainables.records.encoding import to_json
 from trainables.records.trial import TrialRecord, read_trial
 from trainables.tracking.tracker import Tracker
 
 Score = Callable[[Mapping[str, float]], float]
-WHERE = "tracking.json"
 _PASSWORD = re.compile(r"(?<=://)([^:/@]*):.*@(?=[^@]*$)")
 
 
 def outbox(folder: Path) -> list[Path]:
     """Folders below OUT/sweeps/NAME that hold a record: the teacher's, the trials', the champions', the runtimes'."""
-    parts = [sorted(folder.glob(f"{part}/*")) for part in ("trials", "champions", "runtimes")]
-    paths = [folder / "teacher", *(path for part in parts for path in part)]
-    return [path for path in paths if (path / "record.json").exists()]
+    teacher = folder / TEACHER
+    runs = [run for part in (TRIALS, CHAMPIONS, CELLS) for run in recorded(folder / part)]
+    return [teacher, *runs] if has_record(teacher) else runs
 
 
 def scores_of(record: TrialRecord, score: Score) -> dict[str, float]:
@@ -35,7 +35,7 @@ def deliver_all(tracker: Tracker, folders: Iterable[Path], score: Score) -> int:
 def note_where(folder: Path, uri: str, *, experiment: str, sweep: str, sweep_id: str, artifacts: Path) -> None:
     """Write down where a sweep is delivered to, without a password."""
     row = {"uri": hidden(uri), "experiment": experiment, "sweep": sweep, "sweep_id": sweep_id}
-    write_text(folder / WHERE, to_json({**row, "artifacts": str(artifacts.resolve())}))
+    write_text(folder / TRACKING, to_json({**row, "artifacts": str(artifacts.resolve())}))
 
 
 def open_noted(folder: Path, uri: str | None) -> Tracker:
@@ -46,7 +46,7 @@ def open_noted(folder: Path, uri: str | None) -> Tracker:
         TrackingError: if that store cannot be used.
     """
     try:
-        row = json.loads((folder / WHERE).read_text(encoding="utf-8"))
+        row = json.loads((folder / TRACKING).read_text(encoding="utf-8"))
         noted, rest = str(row.pop("uri")), {**row, "artifacts": Path(row["artifacts"])}
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         raise ValueError(f"{folder} does not say where it is delivered to; run the sweep's own command.") from None

@@ -7,6 +7,7 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from trainables.layout import ONNX_FILE
 from trainables.tracking.mlflow_model import write_mlflow_model
 from trainables.tracking.run_fields import version_tags
 
@@ -67,7 +68,7 @@ def _add_version(client: MlflowClient, model: str, run_id: str, words: str) -> s
     """Put a run's ONNX file on the run as an MLflow model, with signature and example; register it."""
     run = client.get_run(run_id)
     with tempfile.TemporaryDirectory() as scratch:
-        source = Path(client.download_artifacts(run_id, "model.onnx", scratch))
+        source = Path(client.download_artifacts(run_id, ONNX_FILE, scratch))
         write_mlflow_model(source, Path(scratch) / "model")
         client.log_artifacts(run_id, str(Path(scratch) / "model"), "model")
     tags = {name: run.data.tags[name] for name in ("sweep", "key", "latency_device") if name in run.data.tags}

@@ -5,7 +5,6 @@ server that is away costs nothing but a later delivery.
 """
 
 import json
-import os
 import sqlite3
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -17,20 +16,14 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
+from trainables.config.mlflow_settings import WRITING, mlflow_settings
 from trainables.files import write_text
+from trainables.layout import DELIVERED
 from trainables.records.encoding import to_json
 from trainables.records.trial import TrialRecord, read_trial
 from trainables.tracking.registry import register
 from trainables.tracking.run_fields import STATUS, curve, trial_tags
 
-# One call to a dead server costs 246 s with MLflow's defaults (7 retries with back-off). No retry at all: one that
-# follows a lost answer would make a second run, where ours looks for the first one before.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "1")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-
-DELIVERED = "delivered.json"
 RETRY_AFTER_S = 30.0
 BATCH_METRICS = 800  # MLflow takes 1,000 metrics, parameters and tags a call
 BATCH_PARAMS = 100
@@ -147,15 +140,11 @@ class Tracker:
         with self._told():
             self._client.set_tag(self.parent_id, "mlflow.note.content", text)
 
-    def offer_view(self, name: str, view: Mapping[str, object]) -> None:
-        """Keep a view of the run list: columns, filter and order, under a name (`analysis.pages.mlflow_view.address`).
-
-        MLflow's pages read it from a tag of the experiment, as their own Share button writes it.
-        """
+    def tag_experiment(self, tags: Mapping[str, str]) -> None:
+        """Set tags of the sweep's experiment."""
         with self._told():
-            self._client.set_experiment_tag(self.experiment_id, f"mlflow.sharedViewState.{name}", json.dumps(view))
-            # Else the pages open on prompts and traces, which a sweep has none of.
-            self._client.set_experiment_tag(self.experiment_id, "mlflow.experimentKind", "custom_model_development")
+            for name, value in tags.items():
+                self._client.set_experiment_tag(self.experiment_id, name, value)
 
     def register(self, model: str, members: Mapping[str, str], aliases: Mapping[str, str]) -> str:
         """Register candidates under one name, each once however often this is called, and point the aliases at them.
@@ -258,7 +247,8 @@ class Tracker:
     def _told(self) -> Iterator[None]:
         """MLflow's many errors as two: away, or not to be used."""
         try:
-            yield
+            with mlflow_settings(WRITING):
+                yield
         except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
             kind = AwayError if self._served and _is_silence(error) else TrackingError
             raise kind((str(error).splitlines() or [type(error).__name__])[0]) from error

@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 
 from trainables.files import sha256
+from trainables.layout import RECORD, has_record
 from trainables.records.trial import read_trial
 from trainables.store.manifest import MANIFEST, FileEntry, Manifest
 from trainables.store.objects import Objects
 from trainables.store.remote import Remote
 
-RECORD = "record.json"
 INCOMING = ".incoming"
 
 
@@ -45,7 +45,7 @@ def fetch(folder: Path, key: str, storage: str, *, patience_s: float = 0.0) -> b
     Raises:
         ConnectionError: if it still does not.
     """
-    if (folder / RECORD).exists():
+    if has_record(folder):
         return True
     remote = _remote(key, storage, patience_s=patience_s)
     manifest = remote.manifest()

@@ -12,43 +12,45 @@ import shutil
 import time
 from collections.abc import Generator, Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, Generic, TypeVar
 
 from ray import tune
 
-from trainables.config.candidate import CandidateConfig
-from trainables.config.limits import SHAPE_LATENCY, InfeasibleError, Limits
+from trainables.config.limits import SHAPE_LATENCY, InfeasibleError
 from trainables.files import write_text
+from trainables.layout import ONNX_FILE, RECIPE, RECORD, TORCHSCRIPT_FILE
 from trainables.records.encoding import to_json
 from trainables.records.stages import CandidateRecord, EpochRecord, ShapeRecord
-from trainables.records.trial import TrialRecord
-from trainables.stages.data.prepared import public_name
 from trainables.stages.models.placement import give_back
 from trainables.stages.workspace import Workspace
-from trainables.store.results import store_below
 from trainables.tracking.transport import send
+from trainables.trials.task import TASK, Task, TrialTask
 
+AnyTask = TypeVar("AnyTask", bound=Task)
 FULL = (errno.ENOSPC, errno.EDQUOT)
-
 SHAPE_METRICS = ("latency_p50_ms", "reference_latency_p50_ms", "size_bytes", "num_params", "macs")
 """What is known of a candidate before it is trained."""
 
 
-class StageTrial(tune.Trainable):
-    """Runs a generator of epochs; subclasses say which.
+class StageTrial(tune.Trainable, Generic[AnyTask]):
+    """Runs a generator of epochs for its task; subclasses say which.
 
-    The Tune config holds `candidate` (the flat configuration), `out`, `data_dir` (paths as text), `threads`, `device`
-    and `storage` (what all nodes share, or None). Reports `stage`, `epoch`, `epochs` and `val_accuracy` after every
-    epoch, and the result's own numbers with `final=True` at the end. A configuration that cannot work ends the trial
-    with `invalid` set to the reason instead of raising: Tune would only run it again. So does a full disk, with `full`.
+    Reports `stage`, `epoch`, `epochs` and `val_accuracy` after every epoch, and the result's own numbers with
+    `final=True` at the end. A configuration that cannot work ends the trial with `invalid` set to the reason instead of
+    raising: Tune would only run it again. A full disk ends it too, with `full` set.
     """
 
     _steps: Generator[ShapeRecord | EpochRecord, None, Any] | None = None
     _shape: ShapeRecord | None = None
     _started: float = 0.0
 
-    def begin(self, config: CandidateConfig, place: Workspace) -> Generator[ShapeRecord | EpochRecord, None, Any]:
+    @property
+    def task(self) -> AnyTask:
+        """What this trial is to do."""
+        task: AnyTask = self.config[TASK]
+        return task
+
+    def begin(self, task: AnyTask, place: Workspace) -> Generator[ShapeRecord | EpochRecord, None, Any]:
         """The work: yields the shape and epochs, returns a record."""
         raise NotImplementedError
 
@@ -64,9 +66,9 @@ class StageTrial(tune.Trainable):
         try:
             if self._steps is None:
                 self._started = time.time()
-                place = workspace(self.config)
+                place = self.task.worker.workspace()
                 place.enter()
-                self._steps = self.begin(CandidateConfig.from_flat(self.config["candidate"]).on(place.device), place)
+                self._steps = self.begin(self.task, place)
             step = next(self._steps)
         except StopIteration as end:
             return {**self.finish(end.value), "final": True, "done": True}
@@ -79,24 +81,15 @@ class StageTrial(tune.Trainable):
         except OSError as error:
             if error.errno not in FULL:
                 raise
-            return {"full": str(error.filename or self.config["out"]), "final": False, "done": True}
+            return {"full": str(error.filename or self.task.worker.out), "final": False, "done": True}
         if isinstance(step, ShapeRecord):
             self._shape = step
             return {"stage": "shape", "final": False}
-        return self._report(step)
+        return self.report(step)
 
-    def _report(self, epoch: EpochRecord) -> dict[str, Any]:
-        """An epoch, with what is known of the untrained shape, for schedulers that compare whole candidates."""
-        report = {**dataclasses.asdict(epoch), "final": False}
-        report["num_val"] = self.config.get("num_val")
-        if self._shape is not None and epoch.stage in ("student", "recovery"):
-            planned = self.config["candidate"]
-            before = planned["student_epochs"] if epoch.stage == "recovery" else 0
-            report["step"] = before + epoch.epoch
-            report["steps"] = planned["student_epochs"] + planned["recovery_epochs"]
-            for name in SHAPE_METRICS:
-                report[name] = getattr(self._shape, name)
-        return report
+    def report(self, epoch: EpochRecord) -> dict[str, Any]:
+        """An epoch's numbers for Tune."""
+        return {**dataclasses.asdict(epoch), "final": False}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Give this process to the next trial with nothing left of the last one."""
@@ -120,101 +113,69 @@ class StageTrial(tune.Trainable):
         """Nothing: the store is the checkpoint."""
 
 
-class OutboxTrial(StageTrial):
-    """A trial whose result goes to MLflow: it leaves record and files in `trial_dir`, and talks to nobody.
+class OutboxTrial(StageTrial[AnyTask]):
+    """A trial whose result goes to MLflow: it leaves record and files in its task's folder, and talks to nobody."""
 
-    Also needs `key` (`SWEEP/00012`), `trial_number` and `trial_dir` in the Tune config; `tags` there, if any, go into
-    the record.
-    """
+    def refuse(self, status: str, reason: str, measured: Mapping[str, float]) -> None:
+        """Leave the reason in the outbox."""
+        self.leave(status=status, reason=reason, metrics=measured)
 
-    stage: ClassVar[str]
+    def leave(self, **result: Any) -> None:
+        """Write the trial's record, `Task.record` of `result`, and send it on if nodes share a storage."""
+        task = self.task
+        task.folder.mkdir(parents=True, exist_ok=True)
+        record = task.record(started=self._started, ended=time.time(), **result)
+        write_text(task.folder / RECORD, to_json(record))
+        if task.worker.storage:
+            send(task.folder, task.key, task.worker.storage)
+
+
+class ChainTrial(OutboxTrial[TrialTask]):
+    """A chain that ends in files to ship."""
+
+    def report(self, epoch: EpochRecord) -> dict[str, Any]:
+        """An epoch, with what is known of the untrained shape, for schedulers that compare whole candidates."""
+        report = super().report(epoch) | {"num_val": self.task.num_val}
+        if self._shape is not None and epoch.stage in ("student", "recovery"):
+            planned = self.task.candidate
+            before = planned.student.student_epochs if epoch.stage == "recovery" else 0
+            report["step"] = before + epoch.epoch
+            report["steps"] = planned.student.student_epochs + planned.prune.recovery_epochs
+            for name in SHAPE_METRICS:
+                report[name] = getattr(self._shape, name)
+        return report
 
     def finish(self, record: CandidateRecord) -> dict[str, Any]:
         """Put artifacts and record into the outbox."""
-        folder = Path(self.config["trial_dir"])
+        task, folder = self.task, self.task.folder
         folder.mkdir(parents=True, exist_ok=True)
-        files = [record.export.folder / "model.onnx"]
+        files = [record.export.folder / ONNX_FILE]
         if record.export.torchscript_bytes is not None:
-            files.append(record.export.folder / "model.torchscript.pt")
+            files.append(record.export.folder / TORCHSCRIPT_FILE)
         for file in files:
             link(file, folder / file.name)
-        write_text(folder / "recipe.json", to_json(dict(record.params)))
+        write_text(folder / RECIPE, to_json(task.row()))
         metrics = record.metrics() | {"trial_time_s": time.time() - self._started}
         if self._shape is not None and self._shape_is_final():
             metrics[SHAPE_LATENCY] = self._shape.latency_p50_ms
-        teacher = {"teacher_val_accuracy": self.config["teacher_val_accuracy"]} if self.stage == "candidate" else {}
-        excess = self._limits().excess(metrics | teacher)
+        teacher = {"teacher_val_accuracy": task.teacher_val_accuracy} if task.teacher_val_accuracy is not None else {}
+        excess = task.limits.excess(metrics | teacher)
         over = [name for name, by in excess.items() if by > 0]
-        self._write(
+        self.leave(
             status="infeasible" if over else "finished",
             reason=f"over {', '.join(over)}" if over else "",
-            params=record.params,
             metrics=metrics,
             tags=record.tags(),
             curve=record.curve,
-            files=(*(file.name for file in files), "recipe.json"),
+            files=(*(file.name for file in files), RECIPE),
             keys=record.keys,
         )
         return metrics | {"excess": excess}
 
     def _shape_is_final(self) -> bool:
         """Whether the shape that was measured is that of the file: recovery between cuts changes which channels go."""
-        planned = CandidateConfig.from_flat(self.config["candidate"]).prune
-        return not planned.shape_needs_weights or planned.pruning_steps == 1
-
-    def _limits(self) -> Limits:
-        return Limits(**self.config.get("limits", {}))
-
-    def refuse(self, status: str, reason: str, measured: Mapping[str, float]) -> None:
-        """Leave the reason in the outbox."""
-        params = self.config["candidate"] | {"dataset": public_name(self.config["candidate"]["dataset"])}
-        self._write(status=status, reason=reason, params=params, metrics=measured)
-
-    def _write(
-        self,
-        *,
-        status: str,
-        params: Mapping[str, Any],
-        reason: str = "",
-        metrics: Mapping[str, float] = MappingProxyType({}),
-        tags: Mapping[str, str] = MappingProxyType({}),
-        curve: tuple[EpochRecord, ...] = (),
-        files: tuple[str, ...] = (),
-        keys: tuple[str, ...] = (),
-    ) -> None:
-        folder = Path(self.config["trial_dir"])
-        folder.mkdir(parents=True, exist_ok=True)
-        record = TrialRecord(
-            key=self.config["key"],
-            trial_number=self.config["trial_number"],
-            stage=self.stage,
-            status=status,
-            reason=reason,
-            params=params,
-            metrics=dict(metrics),
-            tags={**tags, **self.config.get("tags", {})},
-            curve=curve,
-            files=files,
-            started=self._started,
-            ended=time.time(),
-            keys=keys,
-        )
-        write_text(folder / "record.json", to_json(record))
-        if self.config.get("storage"):
-            send(folder, self.config["key"], self.config["storage"])
-
-
-def workspace(config: Mapping[str, Any]) -> Workspace:
-    """The workspace that a Tune config names."""
-    out = Path(config["out"])
-    return Workspace(
-        store=store_below(out, config.get("storage")),
-        data_dir=Path(config["data_dir"]),
-        device=config["device"],
-        threads=config["threads"],
-        lock_dir=out / "leases",
-        memory_share=config.get("memory_share", 1.0),
-    )
+        prune = self.task.candidate.prune
+        return not prune.shape_needs_weights or prune.pruning_steps == 1
 
 
 def link(source: Path, target: Path) -> None:

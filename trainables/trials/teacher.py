@@ -2,18 +2,16 @@
 
 from collections.abc import Generator
 
-from trainables.config.candidate import CandidateConfig
 from trainables.records.stages import CandidateRecord, EpochRecord
-from trainables.stages.candidate.chain import teacher_candidate
+from trainables.stages.candidate.teacher import make_teacher
 from trainables.stages.workspace import Workspace
-from trainables.trials.base import OutboxTrial
+from trainables.trials.base import ChainTrial
+from trainables.trials.task import TrialTask
 
 
-class TeacherTrial(OutboxTrial):
+class TeacherTrial(ChainTrial):
     """data -> teacher -> exported -> measured against itself."""
 
-    stage = "teacher"
-
-    def begin(self, config: CandidateConfig, place: Workspace) -> Generator[EpochRecord, None, CandidateRecord]:
+    def begin(self, task: TrialTask, place: Workspace) -> Generator[EpochRecord, None, CandidateRecord]:
         """Train the teacher, or find it."""
-        return teacher_candidate(config, place)
+        return make_teacher(task.candidate, place)

@@ -11,18 +11,20 @@ from typing import Any
 from ray import tune
 from ray.tune.experiment import Trial
 
+from sweeps.cluster.ray_private import allow_failures
 from sweeps.display.progress import Progress
 from sweeps.planning.budget import Deadline
 from trainables.files import write_text
+from trainables.layout import RECORD, has_record
 from trainables.records.encoding import to_json
 from trainables.records.latency import doubts
 from trainables.records.stages import EpochRecord
 from trainables.records.trial import TrialRecord, read_trial
-from trainables.stages.data.prepared import public_name
 from trainables.tracking.deliveries import Score, scores_of
 from trainables.tracking.tracker import Tracker
 from trainables.tracking.transport import fetch
 from trainables.trials.base import SHAPE_METRICS
+from trainables.trials.task import Task, task_of
 
 log = logging.getLogger(__name__)
 
@@ -51,23 +53,24 @@ class Delivery(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Tune: a trial has ended by itself."""
-        folder, seen = Path(trial.config["trial_dir"]), trial.last_result or {}
+        task, seen = task_of(trial), trial.last_result or {}
+        folder = task.folder
         reports = list(self._seen.pop(trial.trial_id, {}).values())
-        if self._storage is not None and not collected(folder, trial.config["key"], self._storage) and left(seen):
+        if self._storage is not None and not collected(folder, task.key, self._storage) and left(seen):
             return  # the storage does not answer: collected and delivered when the sweep ends, or goes on
-        if not (folder / "record.json").exists():
+        if not has_record(folder):
             if "full" in seen:
                 return
             reason = f"after {seen.get('step')} of {seen.get('steps')} epochs"
-            write_record(trial.config, status="stopped", reason=reason, seconds=_seconds(trial), reports=reports)
+            write_record(task, status="stopped", reason=reason, seconds=_seconds(trial), reports=reports)
         self._deliver(folder)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Tune: a trial has failed for good; its folder says why."""
         reports = list(self._seen.pop(trial.trial_id, {}).values())
-        reason = _last_line(trial.error_file)
-        write_record(trial.config, status="failed", reason=reason, seconds=_seconds(trial), reports=reports)
-        self._deliver(Path(trial.config["trial_dir"]))
+        task, reason = task_of(trial), _last_line(trial.error_file)
+        write_record(task, status="failed", reason=reason, seconds=_seconds(trial), reports=reports)
+        self._deliver(task.folder)
 
     def _deliver(self, folder: Path) -> None:
         record = read_trial(folder)
@@ -91,7 +94,7 @@ class Allowance(tune.Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, result: Mapping[str, Any], **info: Any
     ) -> None:
         """Tune: an epoch is over."""
-        trial.max_failures = trial.run_metadata.num_failures + self._attempts
+        allow_failures(trial, self._attempts)
 
 
 class Timesheet(tune.Callback):
@@ -128,28 +131,20 @@ def _seconds(trial: Trial) -> float:
 
 
 def write_record(
-    config: Mapping[str, Any], *, status: str, reason: str, seconds: float, reports: Sequence[Mapping[str, Any]] = ()
+    task: Task, *, status: str, reason: str, seconds: float, reports: Sequence[Mapping[str, Any]] = ()
 ) -> None:
     """The record of a trial that could not write its own: its epochs, and what was known of its shape before them."""
-    folder = Path(config["trial_dir"])
-    folder.mkdir(parents=True, exist_ok=True)
+    task.folder.mkdir(parents=True, exist_ok=True)
     now = time.time()
-    params = config["candidate"]
-    record = TrialRecord(
-        key=config["key"],
-        trial_number=config["trial_number"],
-        stage="candidate",
+    record = task.record(
         status=status,
         reason=reason,
-        params=params | {"dataset": public_name(params["dataset"])},
         metrics={name: reports[-1][name] for name in SHAPE_METRICS if name in reports[-1]} if reports else {},
-        tags={},
         curve=tuple(EpochRecord(**{name: report[name] for name in EPOCH_FIELDS}) for report in reports),
-        files=(),
         started=now - seconds,
         ended=now,
     )
-    write_text(folder / "record.json", to_json(record))
+    write_text(task.folder / RECORD, to_json(record))
 
 
 def summary(record: TrialRecord, score: float) -> str:

@@ -11,20 +11,23 @@ from sweeps.running.tune.delivery import write_record
 from sweeps.search.config import SweepConfig
 from sweeps.search.folder import InputError
 from sweeps.search.sampling.searcher import StudySearcher, finished
+from trainables.layout import has_record, trial_folder
 from trainables.records.trial import TrialRecord, read_trial
-from trainables.tracking.transport import RECORD, fetch
+from trainables.tracking.transport import fetch
+from trainables.trials.task import Task
 
 PATIENCE_S = 60.0
 """For a storage that does not answer."""
 
-TrialConfig = Callable[[int, Mapping[str, Any]], dict[str, Any]]
+TaskOf = Callable[[int, Mapping[str, Any]], Task]
+"""(Trial number, parameters) -> task."""
 
 
 def recover(
     study: optuna.Study,
     searcher: StudySearcher,
     config: SweepConfig,
-    trial_config: TrialConfig,
+    task_of: TaskOf,
     *,
     teacher: TrialRecord,
 ) -> None:
@@ -43,12 +46,12 @@ def recover(
         if trial.params and not _has_record(config, trial.number):
             reason = str(trial.user_attrs.get("reason", "its record was lost"))
             status = "failed" if trial.state == optuna.trial.TrialState.FAIL else "stopped"
-            write_record(trial_config(trial.number, trial.params), status=status, reason=reason, seconds=0.0)
+            write_record(task_of(trial.number, trial.params), status=status, reason=reason, seconds=0.0)
 
 
 def trial_dir(config: SweepConfig, number: int) -> Path:
     """The outbox folder of a trial on the driver."""
-    return config.folder / "trials" / f"{number:05}"
+    return trial_folder(config.folder, number)
 
 
 def fetch_late(study: optuna.Study, config: SweepConfig) -> int:
@@ -61,7 +64,7 @@ def fetch_late(study: optuna.Study, config: SweepConfig) -> int:
 
 
 def _is_here(config: SweepConfig, number: int) -> bool:
-    return (trial_dir(config, number) / RECORD).exists()
+    return has_record(trial_dir(config, number))
 
 
 def _has_record(config: SweepConfig, number: int) -> bool:
@@ -71,12 +74,14 @@ def _has_record(config: SweepConfig, number: int) -> bool:
         InputError: if the storage does not answer: then nobody knows, and nothing may be taken for lost.
     """
     folder = trial_dir(config, number)
-    if config.storage is None:
+    if config.places.storage is None:
         return _is_here(config, number)
     try:
-        return fetch(folder, f"{config.name}/{folder.name}", config.storage, patience_s=PATIENCE_S)
+        return fetch(folder, f"{config.name}/{folder.name}", config.places.storage, patience_s=PATIENCE_S)
     except OSError as error:
-        raise InputError(f"--storage {config.storage}: {error}; run the same command when it answers.") from error
+        raise InputError(
+            f"--storage {config.places.storage}: {error}; run the same command when it answers."
+        ) from error
 
 
 def _result(record: TrialRecord, config: SweepConfig, teacher: TrialRecord) -> dict[str, Any]:

@@ -9,6 +9,9 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 from rich.console import Console
 
+from sweeps.cluster.ray_private import give_resources
+from trainables.trials.task import task_of
+
 OUT_OF_MEMORY = (
     *("OutOfMemoryError", "MemoryError", "out of memory", "STATUS_ALLOC_FAILED"),
     "Failed to allocate memory",  # ONNX Runtime, in the process that measures
@@ -18,14 +21,16 @@ OUT_OF_MEMORY = (
 class RetryAlone(FIFOScheduler):
     """First come, first served; gives a trial that failed for want of memory more resources for its next attempt."""
 
-    alone: Mapping[str, float] | None = None
-    """What such a trial gets; None leaves it what it had."""
+    def __init__(self, *, alone: Mapping[str, float] | None = None) -> None:
+        """`alone` is what such a trial gets; None leaves it what it had."""
+        super().__init__()
+        self._alone = alone
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """Tune: a trial has failed, for good or until its next attempt."""
-        if self.alone and ran_out_of_memory(trial) and not trial.config.get("alone"):
-            trial.update_resources(dict(self.alone))
-            trial.config |= {"memory_share": 1.0, "alone": True}
+        if self._alone and ran_out_of_memory(trial) and not task_of(trial).alone:
+            give_resources(trial, self._alone)
+            trial.config |= task_of(trial).with_whole_gpu().tune_config()
         super().on_trial_error(tune_controller, trial)
 
 
@@ -43,11 +48,11 @@ class SayRetry(tune.Callback):
         """Tune: a trial will be started again."""
         if self._console is None:
             return
-        number = trial.config.get("trial_number")
+        task = task_of(trial)
         text = "was cut off; it goes on where it was"
-        if trial.config.get("alone") and ran_out_of_memory(trial):
+        if task.alone and ran_out_of_memory(trial):
             text = "ran out of memory beside others; it runs again with a GPU of its own"
-        who = "teacher" if number is None else f"trial {number}"
+        who = "teacher" if task.trial_number is None else f"trial {task.trial_number}"
         self._console.print(f"{who}  {text}", style="yellow", markup=False, soft_wrap=True)
 
 

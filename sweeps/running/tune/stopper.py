@@ -10,11 +10,13 @@ from typing import Any
 from ray.tune.schedulers import TrialScheduler
 
 from sweeps.running.tune.retry import RetryAlone
+from sweeps.search.config import OBJECTIVES
 from sweeps.search.journal import drop_half_line
 from sweeps.search.sampling.rungs import Rungs
+from trainables.config.compression import PruneConfig
 from trainables.config.score import ExchangeRates
+from trainables.trials.task import task_of
 
-OBJECTIVES = ("composite", "pareto")
 NEEDED = {
     "stage",
     "step",
@@ -45,7 +47,14 @@ class FrontStopper(RetryAlone):
     """
 
     def __init__(
-        self, objective: str, rates: ExchangeRates, path: Path | None, *, eta: int = 3, grace: float = 0.25
+        self,
+        objective: str,
+        rates: ExchangeRates,
+        path: Path | None,
+        *,
+        eta: int = 3,
+        grace: float = 0.25,
+        alone: Mapping[str, float] | None = None,
     ) -> None:
         """Go on with the rungs kept in `path`, if there are any.
 
@@ -55,11 +64,12 @@ class FrontStopper(RetryAlone):
             path: OUT/sweeps/NAME/rungs.jsonl, a line an entry; None keeps nothing.
             eta: see `Rungs`.
             grace: see `Rungs`.
+            alone: see `RetryAlone`.
 
         Raises:
             ValueError: if `objective` is unknown, or `path` holds something else.
         """
-        super().__init__()
+        super().__init__(alone=alone)
         if objective not in OBJECTIVES:
             raise ValueError(f"`objective` must be one of {', '.join(OBJECTIVES)}, but got {objective=}.")
         prices = {"log2_latency": rates.latency_points, "log2_size": rates.size_points}
@@ -76,14 +86,15 @@ class FrontStopper(RetryAlone):
         """STOP or CONTINUE after an epoch."""
         if any(result.get(name) is None for name in NEEDED) or result.get("final"):
             return str(TrialScheduler.CONTINUE)
-        key = str(trial.config.get("key", trial.trial_id))  # Tune's own id is another one after a restart
+        task = task_of(trial)
+        key = task.key  # Tune's own id is another one after a restart
         if self._rungs.has_stopped(key):  # by a driver that died before Tune had stopped it; its epoch is not run again
             return str(TrialScheduler.STOP)
         step, budget = int(result["step"]), int(result["steps"])
         milestone = result["stage"] == "recovery" and result.get("epoch") == 1
         if not self._rungs.is_rung(step, budget, milestone=milestone):
             return str(TrialScheduler.CONTINUE)
-        peers, fixed = compared_with(result, trial.config.get("candidate", {}))
+        peers, fixed = compared_with(result, task.candidate.prune)
         stop = self._rungs.report(
             key,
             step=step,
@@ -117,7 +128,7 @@ class FrontStopper(RetryAlone):
             self._rungs.saved()
 
 
-def compared_with(result: Mapping[str, Any], candidate: Mapping[str, Any]) -> tuple[str, dict[str, float]]:
+def compared_with(result: Mapping[str, Any], prune: PruneConfig) -> tuple[str, dict[str, float]]:
     """(peers, fixed objectives) of an epoch's report, for `Rungs.report`.
 
     log2_latency = log2(latency_p50_ms / reference_latency_p50_ms), doublings of the teacher's
@@ -126,14 +137,14 @@ def compared_with(result: Mapping[str, Any], candidate: Mapping[str, Any]) -> tu
 
     Args:
         result: with the keys of `NEEDED`.
-        candidate: the trial's flat configuration.
+        prune: how the trial's student is pruned.
     """
     fixed = {
         "log2_latency": math.log2(result["latency_p50_ms"] / result["reference_latency_p50_ms"]),
         "log2_size": math.log2(result["size_bytes"]),
     }
     stage = str(result["stage"])
-    if stage == "student" and "pruning_ratio" in candidate:
-        how = [str(candidate[name]) for name in ("pruning_method", "pruning_of", "pruning_scope") if name in candidate]
-        return " ".join([stage, *how]), fixed | {"pruning_ratio": float(candidate["pruning_ratio"])}
+    if stage == "student":
+        how = (prune.pruning_method, prune.pruning_of, prune.pruning_scope)
+        return " ".join([stage, *how]), fixed | {"pruning_ratio": prune.pruning_ratio}
     return stage, fixed

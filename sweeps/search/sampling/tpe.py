@@ -1,8 +1,7 @@
 """TPE whose time for a proposal does not grow with the sweep."""
 
-import copy
 import warnings
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -12,6 +11,7 @@ from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
 from analysis.findings.pareto import SIGNS, Floats, epsilon_net, non_dominated
+from sweeps.search.optuna_private import PartOfStudy, cached_trials
 
 REMEMBERED = 1000
 """Up to twice as many trials are all weighed; beyond, the best of them and an even share of the rest."""
@@ -39,7 +39,7 @@ class BoundedTPE(TPESampler):
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Take in what is new, and forget where there is too much."""
-        trials = study._get_trials(deepcopy=False, use_cache=True)  # each at the place of its number
+        trials = cached_trials(study)
         self._kept += range(self._next, len(trials))
         self._next = len(trials)
         ended = [trials[at] for at in self._kept if trials[at].state in ENDED]
@@ -47,7 +47,7 @@ class BoundedTPE(TPESampler):
             every = [one for one in trials if one.state in ENDED]
             chosen = {one.number for one in remembered(every, study.directions, self._chance)}
             self._kept = sorted(chosen.union(at for at in self._kept if not trials[at].state.is_finished()))
-        self._part = cast(optuna.Study, _Part(study, [trials[at] for at in self._kept]))
+        self._part = cast(optuna.Study, PartOfStudy(study, [trials[at] for at in self._kept]))
         super().before_trial(study, trial)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -67,22 +67,6 @@ class BoundedTPE(TPESampler):
     ) -> Any:
         """As Optuna's, of what is remembered."""
         return super().sample_independent(self._part or study, trial, param_name, param_distribution)
-
-
-class _Part:
-    """A study with some of its trials, for the method by which Optuna's samplers read them."""
-
-    def __init__(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> None:
-        self._study, self._trials = study, trials
-
-    def _get_trials(
-        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
-    ) -> list[FrozenTrial]:
-        found = [trial for trial in self._trials if states is None or trial.state in states]
-        return copy.deepcopy(found) if deepcopy else found
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._study, name)
 
 
 def remembered(

@@ -80,4 +80,4 @@ def test_a_later_node_without_it_is_said_and_the_sweep_goes_on(
 
 def test_mps_without_gpus_is_refused() -> None:
     with pytest.raises(ValueError, match=r"mps=True needs GPUs, but got gpus=0"):
-        SweepConfig(name="x", mps=True)
+        SweepConfig(name="x").replace(mps=True)

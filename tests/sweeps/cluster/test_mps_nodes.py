@@ -46,7 +46,7 @@ def fresh(folder: Path) -> None:
 
 
 def sweep(cluster: Cluster, folder: Path) -> SweepConfig:
-    return SweepConfig(name="x", out=folder, address=cluster.address, gpus=2, cpus=2, mps=True)
+    return SweepConfig(name="x").replace(out=folder, address=cluster.address, gpus=2, cpus=2, mps=True)
 
 
 def calls(folder: Path, wanted: int) -> list[str]:
@@ -83,7 +83,8 @@ import time
 from pathlib import Path
 from sweeps.cluster.joining import ray_for
 from sweeps.search.config import SweepConfig
-with ray_for(SweepConfig(name="x", out=Path({str(folder)!r}), address={cluster.address!r}, gpus=2, cpus=2, mps=True)):
+config = SweepConfig(name="x").replace(address={cluster.address!r}, gpus=2, cpus=2, mps=True)
+with ray_for(config.replace(out=Path({str(folder)!r}))):
     print("on", flush=True)
     time.sleep(600)
 """

@@ -25,7 +25,7 @@ SCRIPT = """
                 continue
         return found + [deep for child in found for deep in children(child)]
 
-    with ray_for(dataclasses.replace(quick(), out=Path(sys.argv[1]))):
+    with ray_for(quick().replace(out=Path(sys.argv[1]))):
         inodes = set()
         for pid in [os.getpid(), *children(os.getpid())]:
             for link in Path(f"/proc/{pid}/fd").iterdir():

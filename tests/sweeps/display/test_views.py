@@ -1,7 +1,6 @@
 import io
 import json
 import time
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,12 +15,14 @@ from sweeps.display.live import screen
 from sweeps.display.progress import Progress
 from sweeps.display.standing import Standing, label_seconds
 from sweeps.running.command import tell_end
+from sweeps.running.run import worker_of
 from sweeps.running.tune.delivery import Delivery
 from sweeps.search.presets import quick
 from trainables.config.candidate import CandidateConfig
 from trainables.files import write_text
 from trainables.records.encoding import to_json
 from trainables.records.trial import TrialRecord, read_trial
+from trainables.trials.task import TrialTask
 
 SHAPE = {"reference_latency_p50_ms": 1.0, "size_bytes": 1e6, "latency_p50_ms": 0.5, "num_params": 10, "macs": 100}
 
@@ -150,7 +151,7 @@ def followed(console: Console) -> None:
     """A sweep of two trials, one stopped, through the callbacks that Tune calls."""
     about = {"phase": "trials", "title": "Sweep s", "trials": 2, "done": 0, "concurrency": 1, "teacher": "teacher t"}
     progress = Progress(console, **about)
-    trial = SimpleNamespace(trial_id="t", config={"trial_number": 0})
+    trial = SimpleNamespace(trial_id="t", config={"task": SimpleNamespace(trial_number=0)})
     result = {"stage": "student", "epoch": 1, "epochs": 4, "step": 1, "steps": 6, "val_accuracy": 0.5}
     with progress:
         progress.on_trial_start(0, [], trial)
@@ -237,11 +238,18 @@ def test_a_stopped_trial_keeps_its_curve_and_its_shape(tmp_path: Path) -> None:
     told: list[TrialRecord] = []
     progress = SimpleNamespace(dropped=lambda label, made: told.append(made))
     delivery = Delivery(tracker, lambda metrics: 0.0, progress)
-    candidate = CandidateConfig().flat()
-    place = {"trial_dir": str(tmp_path / "00003"), "key": "s/00003", "trial_number": 3, "candidate": candidate}
+    task = TrialTask(
+        candidate=CandidateConfig().resolve(SimpleNamespace(name="digits", image_size=32), device="cpu"),
+        worker=worker_of(quick().replace(out=tmp_path)),
+        key="s/00003",
+        folder=tmp_path / "00003",
+        trial_number=3,
+    )
     epoch = {"stage": "student", "epochs": 4, "train_loss": 1.0, "train_accuracy": 0.4, "val_loss": 1.1}
     epoch |= {"val_accuracy": 0.5, "learning_rate": 0.01, "seconds": 2.0, "steps": 6, "final": False} | SHAPE
-    trial = SimpleNamespace(trial_id="t", config=place, last_result={"step": 2, "steps": 6}, error_file=None)
+    trial = SimpleNamespace(
+        trial_id="t", config=task.tune_config(), last_result={"step": 2, "steps": 6}, error_file=None
+    )
     delivery.on_trial_result(0, [], trial, {"stage": "shape", "final": False})
     for number in (1, 2, 2):  # one that was trained again after its process had died counts once
         delivery.on_trial_result(0, [], trial, epoch | {"epoch": number, "step": number})
@@ -258,7 +266,7 @@ def test_a_stopped_trial_keeps_its_curve_and_its_shape(tmp_path: Path) -> None:
 
 
 def test_the_end_is_told_with_front_and_reuse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = replace(quick(), name="x", out=tmp_path)
+    config = quick().replace(name="x", out=tmp_path)
     spent = {"size_bytes": 4e6, "train_time_s": 80.0, "reused_time_s": 0.0}
     leave(config.folder / "teacher", record(None, 0.97, 1.0, 4.0, stage="teacher", metrics=spent))
     leave(config.folder / "trials" / "00000", record(0, 0.9, 0.5, 1.0))

@@ -4,7 +4,6 @@ import math
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +13,8 @@ from sweeps.display.durations import Range, duration, in_words
 from sweeps.planning.budget import (
     FINISH_S,
     MIN_TRIALS,
-    SPENT,
     Deadline,
-    fitted,
+    fit_to_budget,
     remember_start,
     spent_seconds,
     start_seconds,
@@ -28,7 +26,9 @@ from sweeps.running.tune.delivery import Timesheet
 from sweeps.search.config import SweepConfig
 from sweeps.search.presets import quick
 from sweeps.search.space import parse
+from trainables.config.candidate import CandidateConfig
 from trainables.files import write_text
+from trainables.layout import SPENT
 from trainables.records.encoding import to_json
 from trainables.stages.data import prepared
 
@@ -51,10 +51,10 @@ SMALL = ["--preset", "quick", "--train-limit", "100", "--teacher-epochs", "1", "
 
 def sweep(**changes: object) -> SweepConfig:
     """Teacher 2 epochs, student 3, recovery 1, 1 s of timing, two at once, every trial its own student."""
-    base = quick().base.replace(teacher_epochs=2, student_epochs=3, recovery_epochs=1, latency_seconds=1.0)
+    base = quick().search.base.replace(teacher_epochs=2, student_epochs=3, recovery_epochs=1, latency_seconds=1.0)
     space = {"learning_rate": parse("learning_rate", "1e-4:1e-2"), "pruning_ratio": parse("pruning_ratio", "0.2,0.3")}
     settings = {"base": base, "space": space, "trials": 6, "cpus": 2, "reuse_probability": 0.0} | changes
-    return replace(quick(), **settings)
+    return quick().replace(**settings)
 
 
 def test_a_plan_by_hand() -> None:
@@ -74,8 +74,8 @@ def test_a_plan_by_hand() -> None:
 
 @pytest.mark.parametrize(("asked", "share"), [("fp32,int8_qat", 0.5), ("fp32,int8_ptq", 0.0)])
 def test_quantisation_aware_epochs_are_reckoned_with_by_their_share(asked: str, share: float) -> None:
-    config = sweep(space=sweep().space | {"precision": parse("precision", asked)})
-    config = replace(config, base=config.base.replace(qat_epochs=2))
+    config = sweep(space=sweep().search.space | {"precision": parse("precision", asked)})
+    config = config.replace(base=config.search.base.replace(qat_epochs=2))
     plain = estimate(PROBE, sweep(), Hits(views_needed=4)).trial_s.expected
     assert estimate(PROBE, config, Hits(views_needed=4)).trial_s.expected - plain == pytest.approx(
         2 * share * QAT_COST * 12
@@ -102,11 +102,11 @@ def test_distinct_students_are_counted_as_by_drawing_all_subsets() -> None:
     for trials in range(7):
         draws = list(itertools.combinations(everything, trials))
         mean = sum(len({student for student, _ in draw}) for draw in draws) / len(draws)
-        assert distinct_students(space, trials) == pytest.approx(mean)
+        assert distinct_students(space, CandidateConfig(), trials) == pytest.approx(mean)
 
 
 def test_a_continuous_parameter_gives_every_trial_its_own_student() -> None:
-    assert distinct_students({"learning_rate": parse("learning_rate", "1e-4:1e-2")}, 30) == 30
+    assert distinct_students({"learning_rate": parse("learning_rate", "1e-4:1e-2")}, CandidateConfig(), 30) == 30
 
 
 def budgeted() -> Plan:
@@ -117,13 +117,13 @@ def budgeted() -> Plan:
 @pytest.mark.parametrize(("trials", "more"), [(1, 0), (2, 0), (5, 0), (5, 31.9)])
 def test_trials_within_a_budget(trials: int, more: float) -> None:
     seconds = 88 + START_S + max(60, trials * 32 + more)
-    assert trials_within(seconds, budgeted(), budget_s=seconds) == trials
+    assert trials_within(seconds, budgeted()) == trials
 
 
 def test_a_budget_too_small_says_what_one_trial_needs() -> None:
     needs = in_words(88 + START_S + 60)
     with pytest.raises(ValueError, match=rf"--budget 2 min: one trial needs about {needs} .*trial 60 s"):
-        trials_within(120.0, budgeted(), budget_s=120.0)
+        fit_to_budget(sweep(), reckoned, at=time.monotonic() + 120 + FINISH_S, budget_s=120.0, shares=(1.0,))
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_what_is_no_length_of_time(text: str) -> None:
 
 
 def reckoned(config: SweepConfig) -> tuple[Plan, Hits]:
-    hits = Hits(views_needed=config.base.student.student_epochs + config.base.prune.recovery_epochs)
+    hits = Hits(views_needed=config.search.base.student.student_epochs + config.search.base.prune.recovery_epochs)
     return estimate(PROBE, config, hits), hits
 
 
@@ -152,17 +152,17 @@ def reckoned(config: SweepConfig) -> tuple[Plan, Hits]:
 def test_a_budget_chooses_trials_and_their_epochs(
     tmp_path: Path, seconds: float, epochs: tuple[int, int], trials: int
 ) -> None:
-    base = sweep().base.replace(student_epochs=16, recovery_epochs=8)
+    base = sweep().search.base.replace(student_epochs=16, recovery_epochs=8)
     asked = sweep(base=base, out=tmp_path)
-    fit = fitted(asked, reckoned, at=time.monotonic() + seconds, budget_s=seconds)
-    assert (fit.base.student.student_epochs, fit.base.prune.recovery_epochs) == epochs
-    assert fit.trials == trials
-    needs = reckoned(replace(asked, base=fit.base, trials=trials))[0].total_s.expected
+    fit, _ = fit_to_budget(asked, reckoned, at=time.monotonic() + seconds, budget_s=seconds)
+    assert (fit.search.base.student.student_epochs, fit.search.base.prune.recovery_epochs) == epochs
+    assert fit.search.trials == trials
+    needs = reckoned(asked.replace(base=fit.search.base, trials=trials))[0].total_s.expected
     assert needs <= seconds - FINISH_S
     fit.folder.mkdir(parents=True)
-    write_text(fit.folder / "identity.json", to_json({"settings": {"base": fit.base.flat()}}))
-    again = fitted(asked, reckoned, at=time.monotonic() + 5000, budget_s=5000)
-    assert again.base == fit.base  # whatever else would fit now
+    write_text(fit.folder / "identity.json", to_json({"settings": {"base": fit.search.base.flat()}}))
+    again, _ = fit_to_budget(asked, reckoned, at=time.monotonic() + 5000, budget_s=5000)
+    assert again.search.base == fit.search.base  # whatever else would fit now
 
 
 def test_a_command_that_was_cut_off_leaves_the_rest_of_its_budget(tmp_path: Path) -> None:
@@ -177,19 +177,19 @@ def test_a_command_that_was_cut_off_leaves_the_rest_of_its_budget(tmp_path: Path
         plan, _ = reckoned(config)
         return plan, Hits(views_needed=4, trials=7)
 
-    fit = fitted(asked, there, at=now + 20, budget_s=300.0)
-    assert fit.trials == 7, "too short for another one"
-    assert fit.deadline.spent() == pytest.approx(280, abs=1)
+    fit, deadline = fit_to_budget(asked, there, at=now + 20, budget_s=300.0)
+    assert fit.search.trials == 7, "too short for another one"
+    assert deadline.spent() == pytest.approx(280, abs=1)
     path.unlink()
     with pytest.raises(ValueError, match="--budget 20 s: one trial needs"):
-        fitted(asked, there, at=now + 20, budget_s=20.0)
+        fit_to_budget(asked, there, at=now + 20, budget_s=20.0)
 
 
 def test_epochs_that_were_asked_for_are_kept(tmp_path: Path) -> None:
-    asked = sweep(base=sweep().base.replace(student_epochs=16, recovery_epochs=8), out=tmp_path)
-    fit = fitted(asked, reckoned, at=time.monotonic() + 1300, budget_s=1300, shares=(1.0,))
-    assert fit.base == asked.base
-    assert 0 < fit.trials < MIN_TRIALS
+    asked = sweep(base=sweep().search.base.replace(student_epochs=16, recovery_epochs=8), out=tmp_path)
+    fit, _ = fit_to_budget(asked, reckoned, at=time.monotonic() + 1300, budget_s=1300, shares=(1.0,))
+    assert fit.search.base == asked.search.base
+    assert 0 < fit.search.trials < MIN_TRIALS
 
 
 def test_the_search_leaves_their_time_to_the_champions() -> None:
@@ -240,11 +240,13 @@ def test_a_plan_writes_nothing_and_says_what_it_would_cost(tmp_path: Path) -> No
 
 
 def test_looking_up_an_empty_store(tmp_path: Path) -> None:
-    config = sweep(out=tmp_path / "runs", base=quick().base.replace(train_limit=100))
-    dataset = prepared.prepare(config.base.data, tmp_path / "data")
-    point = {"pruning_ratio": 0.2, "learning_rate": 1e-3}
-    assert look_up(config, dataset, [point]) == Hits(views_needed=4 + 2, first_students=1)
-    assert look_up(config, dataset, [point | {"kd_loss": "none"}]).views_needed == 0
+    config = sweep(out=tmp_path / "runs", base=quick().search.base.replace(train_limit=100))
+    dataset = prepared.prepare(config.search.base.data, tmp_path / "data")
+    found = look_up(config, dataset)
+    assert (found.trials, found.teacher, found.views, found.students) == (0, False, 0, 0)
+    assert found.views_needed == 4 + 2
+    alone = config.replace(space={"kd_loss": parse("kd_loss", "none")})
+    assert look_up(alone, dataset) == Hits(first_students=1)
     assert math.isclose(Range.of([3.0, 1.0, 2.0]).expected, 2.0)
 
 
@@ -263,9 +265,9 @@ def test_champions_and_controls_are_part_of_the_cost() -> None:
 def test_champions_come_out_of_a_budget() -> None:
     plan = estimate(PROBE, sweep(champions=1, seeds=1), Hits(views_needed=4))
     seconds = 88 + START_S + plan.champions_s.expected + 5 * 32
-    assert trials_within(seconds, plan, budget_s=seconds) == 5
+    assert trials_within(seconds, plan) == 5
     with pytest.raises(ValueError, match=r"trial 60 s, champions 110 s, probe and start"):
-        trials_within(60.0, plan, budget_s=60.0)
+        fit_to_budget(sweep(), lambda _: (plan, Hits()), at=time.monotonic() + 60, budget_s=60.0, shares=(1.0,))
 
 
 def test_a_measured_start_replaces_the_guess(tmp_path: Path) -> None:

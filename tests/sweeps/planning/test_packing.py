@@ -1,4 +1,3 @@
-import dataclasses
 import io
 import os
 import re
@@ -89,9 +88,9 @@ def test_one_trial_that_does_not_fit_is_an_error() -> None:
 
 @pytest.fixture
 def small(tmp_path: Path) -> SweepConfig:
-    base = quick().base.replace(batch_size=8, train_limit=100)
-    config = dataclasses.replace(quick(), base=base, data_dir=tmp_path / "data", out=tmp_path / "runs", cpus=2)
-    prepared.prepare(base.data, config.data_dir)
+    base = quick().search.base.replace(batch_size=8, train_limit=100)
+    config = quick().replace(base=base, data_dir=tmp_path / "data", out=tmp_path / "runs", cpus=2)
+    prepared.prepare(base.data, config.places.data_dir)
     return config
 
 
@@ -106,10 +105,10 @@ def test_trials_are_really_run_together_and_measured(small: SweepConfig) -> None
 
 @pytest.mark.slow
 def test_the_memory_of_a_trial_is_that_of_the_one_that_asks_the_teacher(small: SweepConfig) -> None:
-    base = small.base.replace(teacher_model="alexnet", image_size=64)
-    prepared.prepare(base.data, small.data_dir)
+    base = small.search.base.replace(teacher_model="alexnet", image_size=64)
+    prepared.prepare(base.data, small.places.data_dir)
     taught, alone = (
-        together(dataclasses.replace(small, base=base.replace(kd_loss=loss)), 1, seconds=0.1) for loss in ("kd", "none")
+        together(small.replace(base=base.replace(kd_loss=loss)), 1, seconds=0.1) for loss in ("kd", "none")
     )
     assert taught is not None and alone is not None
     assert taught.peak_bytes > alone.peak_bytes + 120e6  # AlexNet of that size has 57 million weights
@@ -124,7 +123,7 @@ def test_a_probes_memory_is_not_that_of_who_started_it() -> None:
 
 
 def test_a_probe_that_fails_says_why(small: SweepConfig) -> None:
-    broken = dataclasses.replace(small, base=small.base.replace(student_model="no_such_model"))
+    broken = small.replace(base=small.search.base.replace(student_model="no_such_model"))
     with pytest.raises(ProbeError, match=r"the probe failed: .*Unknown model 'no_such_model'"):
         together(broken, 1, seconds=0.1)
 
@@ -145,38 +144,42 @@ def test_cores_are_shared_by_as_many_trials_as_divide_them() -> None:
 @pytest.mark.slow
 def test_auto_becomes_a_number_of_cores(small: SweepConfig) -> None:
     said = io.StringIO()
-    config = packed(dataclasses.replace(small, cpus_per_trial="auto"), Screen(file=said, width=200))
-    assert config.cpus_per_trial in (1, 2)
+    config = packed(small.replace(cpus_per_trial="auto"), Screen(file=said, width=200))
+    assert config.devices.cpus_per_trial in (1, 2)
     assert re.match(
         r"auto: [12] trials? at once on the CPU\. Images/s of all by trials at once: 1: \d+", said.getvalue()
     )
-    many = packed(dataclasses.replace(small, cpus_per_trial="auto", cpus=64), Screen(file=said))
-    assert many.cores_per_trial <= len(os.sched_getaffinity(0))
+    many = packed(small.replace(cpus_per_trial="auto", cpus=64), Screen(file=said))
+    assert many.devices.cores_per_trial <= len(os.sched_getaffinity(0))
 
 
 @pytest.mark.parametrize("elsewhere", [{"gpus": 1}, {"address": "head:6379"}])
 def test_cores_of_other_machines_are_not_measured(elsewhere: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="cpus_per_trial=auto measures trials on this machine's cores"):
-        SweepConfig(name="x", cpus=4, cpus_per_trial="auto", **elsewhere)
+        SweepConfig(name="x").replace(cpus=4, cpus_per_trial="auto", **elsewhere)
 
 
 def test_auto_is_not_measured_on_a_machine_that_trains_nothing() -> None:
     with pytest.raises(ValueError, match=r"gpus_per_trial=auto measures on this machine's GPU, but got address=10"):
-        SweepConfig(name="x", gpus=4, gpus_per_trial="auto", address="10.0.0.1:6379")
+        SweepConfig(name="x").replace(gpus=4, gpus_per_trial="auto", address="10.0.0.1:6379")
 
 
 def test_a_number_is_left_as_it_is_and_auto_needs_a_gpu() -> None:
-    config = SweepConfig(name="x", gpus=2, gpus_per_trial=0.5)
+    config = SweepConfig(name="x").replace(gpus=2, gpus_per_trial=0.5)
     assert packed(config, Screen(file=io.StringIO())) is config
     with pytest.raises(ValueError, match="gpus_per_trial=auto: it needs --gpus 1 or more"):
-        packed(SweepConfig(name="x", gpus_per_trial="auto"), Screen(file=io.StringIO()))
+        packed(SweepConfig(name="x").replace(gpus_per_trial="auto"), Screen(file=io.StringIO()))
 
 
 def test_auto_becomes_a_share(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sweeps.planning.packing.together", lambda config, trials: at(trials, 1000.0 * min(trials, 3)))
     said = io.StringIO()
-    config = packed(SweepConfig(name="x", gpus=2, gpus_per_trial="auto", cpus=8), Screen(file=said, width=200))
-    assert (config.gpus_per_trial, config.concurrency, config.resources["gpu"]) == (1 / 4, 8, 1 / 4)
+    config = packed(SweepConfig(name="x").replace(gpus=2, gpus_per_trial="auto", cpus=8), Screen(file=said, width=200))
+    assert (config.devices.gpus_per_trial, config.devices.concurrency, config.devices.resources["gpu"]) == (
+        1 / 4,
+        8,
+        1 / 4,
+    )
     assert said.getvalue() == (
         "auto: 4 trials at once on a GPU. Images/s of all by trials at once: 1: 1000, 2: 2000, 4: 3000, 6: 3000,"
         " 8: 3000; one takes 2000 MB.\n"
@@ -185,18 +188,18 @@ def test_auto_becomes_a_share(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_settings_have_the_price_of_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     def measured(config: SweepConfig, trials: int, *, seconds: float) -> Together:
-        training = config.base.training
+        training = config.search.base.training
         return at(trials, 1000.0 * (2 if training.compile else 1) / (1.18 if training.deterministic else 1))
 
     monkeypatch.setattr("sweeps.planning.packing.together", measured)
     config = SweepConfig(name="x")
     assert prices(config) == []
-    both = dataclasses.replace(config, base=config.base.replace(deterministic=True, compile=True))
+    both = config.replace(base=config.search.base.replace(deterministic=True, compile=True))
     assert prices(both) == [
         "deterministic: 1.18 x the time of a step here",
         "compile: 0.50 x the time of a step here",
     ]
-    assert prices(dataclasses.replace(both, address="10.0.0.1:6379")) == []
+    assert prices(both.replace(address="10.0.0.1:6379")) == []
 
 
 def test_what_cannot_be_compiled_here_is_said_before_the_sweep(
@@ -204,6 +207,6 @@ def test_what_cannot_be_compiled_here_is_said_before_the_sweep(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))  # no compiler
     monkeypatch.delenv("CXX", raising=False)
-    compiling = dataclasses.replace(small, base=small.base.replace(compile=True))
+    compiling = small.replace(base=small.search.base.replace(compile=True))
     with pytest.raises(ValueError, match=r"compile=True: the probe failed: .*torch.compile needs a C\+\+ compiler"):
         prices(compiling, seconds=0.1)

@@ -1,4 +1,3 @@
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -10,9 +9,9 @@ from trainables.stages.data import prepared
 
 @pytest.mark.slow
 def test_a_process_of_its_own_times_the_same_stages(tmp_path: Path) -> None:
-    base = quick().base.replace(train_limit=200, batch_size=20)
-    config = dataclasses.replace(quick(), base=base, data_dir=tmp_path / "data", out=tmp_path / "runs")
-    dataset = prepared.prepare(base.data, config.data_dir)
+    base = quick().search.base.replace(train_limit=200, batch_size=20)
+    config = quick().replace(base=base, data_dir=tmp_path / "data", out=tmp_path / "runs")
+    dataset = prepared.prepare(base.data, config.places.data_dir)
     here, there = (probe(config, dataset, apart=apart) for apart in (False, True))
     for one in (here, there):
         assert len(one.teacher_step_s) == len(one.student_step_s) == 6 - 1  # without the first

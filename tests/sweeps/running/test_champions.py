@@ -9,9 +9,10 @@ import pytest
 from rich.console import Console
 from torch import nn
 
-from sweeps.planning.budget import Deadline, TimedSweep
+from sweeps.planning.budget import Deadline
 from sweeps.running import champions
 from sweeps.running.champions import ArmDelivery, arm_runs, arms, choose_champions, retrain
+from sweeps.running.run import Run, worker_of
 from sweeps.running.tune.fixed_runs import FixedRuns
 from sweeps.search.config import SweepConfig
 from sweeps.search.presets import quick
@@ -19,15 +20,14 @@ from trainables.config.candidate import CandidateConfig
 from trainables.records.encoding import to_json
 from trainables.records.stages import DatasetRecord
 from trainables.records.trial import TrialRecord, read_trial
-from trainables.stages.candidate.from_scratch import scratch, scratch_key
-from trainables.stages.data import prepared
-from trainables.stages.data.on_device import load_images
-from trainables.stages.pruning.recovery import recovery
+from trainables.stages.candidate.from_scratch import scratch_key, train_from_scratch
+from trainables.stages.pruning.recovery import recover
 from trainables.stages.training import loop as loop_module
-from trainables.stages.training.student import student
-from trainables.stages.training.teacher import teacher, teacher_key
-from trainables.stages.workspace import Workspace
-from trainables.store.results import Store
+from trainables.stages.training.student import train_student
+from trainables.stages.training.teacher import teacher_key, train_teacher
+from trainables.stages.workspace import Bench, Workspace
+from trainables.store.results import Key, Store
+from trainables.trials.task import TrialTask
 
 TEACHER = {"val_accuracy": 0.95, "latency_p50_ms": 4.0, "size_bytes": 16e6}
 CORNER = {"error_points": 90.0, "log2_latency_vs_teacher": 1.0, "log2_size_vs_teacher": 1.0}
@@ -111,53 +111,61 @@ def test_the_list_is_handed_out_once_and_in_order() -> None:
 @pytest.mark.parametrize(("changes", "words"), [({"champions": -1}, "champions=-1"), ({"seeds": 0}, "seeds=0")])
 def test_out_of_range_counts_are_named(changes: dict[str, int], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        SweepConfig(name="x", **changes)
+        SweepConfig(name="x").replace(**changes)
 
 
 def test_champions_may_be_asked_for_later() -> None:
-    assert dataclasses.replace(quick(), champions=3, seeds=9).identity() == quick().identity()
+    assert quick().replace(champions=3, seeds=9).identity() == quick().identity()
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[CandidateConfig, Workspace, DatasetRecord]:
     folder = tmp_path_factory.mktemp("scratch")
     words = {"train_limit": 100, "teacher_epochs": 1, "student_epochs": 2, "recovery_epochs": 1, "latency_seconds": 0.1}
-    config = quick().base.replace(pruning_ratio=0.4, **words)
+    config = quick().search.base.replace(pruning_ratio=0.4, **words)
     place = Workspace(
         store=Store(folder / "store"),
+        data=config.data,
         data_dir=folder / "data",
         device="cpu",
         threads=1,
         lock_dir=folder / "leases",
     )
-    return config, place, prepared.prepare(config.data, place.data_dir)
+    return config, place, place.dataset()
+
+
+def bench_of(config: CandidateConfig, place: Workspace) -> Bench:
+    return Bench.of(config.resolve(place.dataset(), device="cpu"), place)
 
 
 def test_what_is_the_students_alone_does_not_retrain_the_teacher(
     small: tuple[CandidateConfig, Workspace, DatasetRecord],
 ) -> None:
     config, _, dataset = small
-    key = teacher_key(config, dataset)
+
+    def key_of(**changes: Any) -> Key:
+        return teacher_key(config.replace(**changes).resolve(dataset, device="cpu"), dataset)
+
     for change in ({"seed": 5}, {"weight_decay": 0.5}, {"learning_rate": 0.5}):
-        assert teacher_key(config.replace(**change), dataset) == key
+        assert key_of(**change) == key_of()
     own = [{"teacher_seed": 5}, {"teacher_weight_decay": 0.5}, {"teacher_optimizer": "sgd"}, {"label_smoothing": 0.2}]
     for change in own:
-        assert teacher_key(config.replace(**change), dataset) != key
+        assert key_of(**change) != key_of()
 
 
 def test_the_teacher_is_trained_by_its_own_settings(
     small: tuple[CandidateConfig, Workspace, DatasetRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, place, dataset = small
+    config, place, _ = small
     loops: list[loop_module.Loop] = []
 
     def seen(model: nn.Module, loop: loop_module.Loop, *rest: Any, **more: Any) -> Any:
         loops.append(loop)
         return loop_module.train(model, loop, *rest, **more)
 
-    monkeypatch.setattr("trainables.stages.training.loop.train", seen)
+    monkeypatch.setattr("trainables.stages.training.stage.train", seen)
     own = {"teacher_optimizer": "sgd", "teacher_learning_rate": 2e-3, "teacher_weight_decay": 0.01, "teacher_seed": 3}
-    result(teacher(config.replace(weight_decay=0.25, seed=7, **own), dataset, load_images(dataset, "cpu"), place))
+    result(train_teacher(bench_of(config.replace(weight_decay=0.25, seed=7, **own), place)))
     (loop,) = loops
     assert (loop.optimizer, loop.learning_rate) == ("sgd", 2e-3)
     assert (loop.training.weight_decay, loop.training.seed) == (0.01, 3)
@@ -175,12 +183,12 @@ def result(stage: Any) -> Any:
 def test_from_scratch_trains_the_champions_shape_for_as_many_epochs(
     small: tuple[CandidateConfig, Workspace, DatasetRecord], method: str
 ) -> None:
-    config, place, dataset = small
-    config, images = config.replace(pruning_method=method), load_images(dataset, place.device)
-    taught_by = result(teacher(config, dataset, images, place))
-    dense = result(student(config, dataset, images, taught_by, place))
-    champion = result(recovery(config, dataset, images, taught_by, dense, place, channel_ratio=0.4))
-    alone = result(scratch(config, dataset, images, taught_by, place, channel_ratio=0.4))
+    config, place, _ = small
+    bench = bench_of(config.replace(pruning_method=method), place)
+    teacher = result(train_teacher(bench))
+    dense = result(train_student(bench, teacher))
+    champion = result(recover(bench, teacher, dense, channel_ratio=0.4))
+    alone = result(train_from_scratch(bench, teacher, channel_ratio=0.4))
     assert (alone.num_params, alone.macs) == (champion.num_params, champion.macs)
     assert alone.num_nonzero_params == pytest.approx(champion.num_nonzero_params, rel=0.01)
     assert (alone.num_params < dense.num_params) is (method == "structured")
@@ -192,20 +200,22 @@ def test_what_decides_a_network_from_scratch_is_in_its_key(
     small: tuple[CandidateConfig, Workspace, DatasetRecord],
 ) -> None:
     config, place, dataset = small
-    taught_by = result(teacher(config, dataset, load_images(dataset, place.device), place))
-    keys = [scratch_key(config, dataset, taught_by, channel_ratio=0.4)]
-    for change in ({"seed": 1}, {"recovery_epochs": 2}, {"student_epochs": 3}, {"alpha": 0.1}, {"data_seed": 1}):
-        keys.append(scratch_key(config.replace(**change), dataset, taught_by, channel_ratio=0.4))
-    keys.append(scratch_key(config, dataset, taught_by, channel_ratio=0.5))
+    teacher = result(train_teacher(bench_of(config, place)))
+
+    def key_of(*, ratio: float = 0.4, **changes: Any) -> Key:
+        return scratch_key(bench_of(config.replace(**changes), place).candidate, dataset, teacher, channel_ratio=ratio)
+
+    changes = ({"seed": 1}, {"recovery_epochs": 2}, {"student_epochs": 3}, {"alpha": 0.1}, {"data_seed": 1})
+    keys = [key_of(), *(key_of(**change) for change in changes), key_of(ratio=0.5)]
     assert len(set(keys)) == len(keys)
 
 
 def searched(out: Path) -> SweepConfig:
     """A sweep whose search is over, with one trial on disk."""
-    config = dataclasses.replace(quick(), name="x", out=out, champions=1, seeds=2)
+    config = quick().replace(name="x", out=out, champions=1, seeds=2)
     folder = config.folder / "trials" / "00000"
     folder.mkdir(parents=True)
-    made = record(0, 0.9, 2.0, 8e6, params=config.base.replace(alpha=0.5).canonical().flat())
+    made = record(0, 0.9, 2.0, 8e6, params=config.search.base.replace(alpha=0.5).canonical().flat())
     (folder / "record.json").write_text(to_json(made))
     return config
 
@@ -229,28 +239,39 @@ def test_when_the_time_is_over_the_arms_are_left_to_the_next_command(
     small: tuple[CandidateConfig, Workspace, DatasetRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(champions, "tuner", refuse)
-    config = TimedSweep(**vars(searched(tmp_path)), deadline=Deadline(at=0.0, trial_s=1.0))
     console = Console(width=200)
-    teacher_record = record(0, 0.95, 4.0, 16e6, stage="teacher")
+    late = Run(
+        config=searched(tmp_path),
+        dataset=small[2],
+        teacher=record(0, 0.95, 4.0, 16e6, stage="teacher"),
+        tracker=Any,
+        console=console,
+        deadline=Deadline(at=0.0, trial_s=1.0),
+    )
     with console.capture() as capture:
-        failed = retrain(config, teacher_record, small[2], Any, console, score=refuse)
+        failed = retrain(late)
     assert failed == 0
     assert "8 runs of champions and controls did not fit" in capture.get()
 
 
-def test_a_run_that_was_cut_leaves_no_record_and_one_that_died_keeps_its_arm(tmp_path: Path) -> None:
+def test_a_run_that_was_cut_leaves_no_record_and_one_that_died_keeps_its_arm(
+    small: tuple[CandidateConfig, Workspace, DatasetRecord], tmp_path: Path
+) -> None:
     delivered: list[str] = []
     tracker = SimpleNamespace(deliver=lambda folder, scores: delivered.append(folder.name))
     progress = SimpleNamespace(dropped=lambda label, made: None)
     delivery = ArmDelivery(tracker, refuse, progress)
     folder = tmp_path / "7-not_pruned-seed1"
-    place = {"trial_dir": str(folder), "key": f"x/champions/{folder.name}", "trial_number": None}
-    trial = SimpleNamespace(
-        trial_id="t",
-        config=place | {"candidate": CandidateConfig().flat()},
-        last_result={"step": 1, "steps": 2},
-        error_file=None,
+    config, _, dataset = small
+    task = TrialTask(
+        candidate=config.resolve(dataset, device="cpu"),
+        worker=worker_of(quick().replace(out=tmp_path)),
+        key=f"x/champions/{folder.name}",
+        folder=folder,
+        tags={"control": "not_pruned", "champion": "7"},
     )
+    last = {"step": 1, "steps": 2}
+    trial = SimpleNamespace(trial_id="t", config=task.tune_config(), last_result=last, error_file=None)
     delivery.on_trial_complete(0, [], trial)
     assert not (folder / "record.json").exists()
     delivery.on_trial_error(0, [], trial)

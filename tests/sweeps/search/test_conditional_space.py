@@ -11,11 +11,13 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
-from sweeps.search.sampling.searcher import DUPLICATE, Proposing, StudySearcher, open_study
-from sweeps.search.space import Space, canonical, default_space, first_trials, parse, size, split, suggest, tidy
+from sweeps.search.config import Search
+from sweeps.search.sampling.searcher import DUPLICATE, StudySearcher, open_study
+from sweeps.search.space import Space, active, default_space, first_trials, identify, parse, size, split, suggest, tidy
 from trainables.config.candidate import KD_LOSSES, CandidateConfig, StudentConfig
 
 ALL = ",".join(KD_LOSSES)
+PLAIN = CandidateConfig()
 SMALL = {"dkd_beta": "1,2", "alpha": "0,0.5", "temperature": "1,4", "kd_loss": ALL}
 FINAL = {"final": True, "latency_p50_ms": 1.5, "size_bytes": 1_000_000, "macs": 2_000_000}
 
@@ -54,18 +56,18 @@ def student(point: dict[str, Any]) -> StudentConfig:
 )
 def test_the_size_is_the_number_of_students_that_the_store_tells_apart(texts: dict[str, str]) -> None:
     space = space_of(**texts)
-    assert size(space) == len({student(point) for point in grid(space)})
+    assert size(space, PLAIN) == len({student(point) for point in grid(space)})
 
 
 def test_two_points_are_one_to_the_search_if_and_only_if_they_are_one_to_the_store() -> None:
     for one, other in itertools.combinations(grid(space_of(**SMALL)), 2):
-        assert (canonical(one) == canonical(other)) == (student(one) == student(other)), (one, other)
+        assert (identify(one, PLAIN) == identify(other, PLAIN)) == (student(one) == student(other)), (one, other)
 
 
 def test_no_values_times_a_continuous_range_is_none() -> None:
     space = space_of(alpha="0", pruning_ratio="0.2,0.3,0.4") | {"temperature": FloatDistribution(1, 8)}
-    assert size(space) == 3
-    assert size(space | space_of(alpha="0,1")) == math.inf
+    assert size(space, PLAIN) == 3
+    assert size(space | space_of(alpha="0,1"), PLAIN) == math.inf
 
 
 def test_a_trial_is_asked_only_for_what_its_loss_reads() -> None:
@@ -74,8 +76,8 @@ def test_a_trial_is_asked_only_for_what_its_loss_reads() -> None:
     seen = set()
     for _ in range(300):
         trial = study.ask()
-        params = suggest(trial, space)
-        assert params == tidy(trial.params) == suggest(trial, space)
+        params = suggest(trial, space, PLAIN)
+        assert params == tidy(trial.params) == suggest(trial, space, PLAIN)
         loss, others = params["kd_loss"], {"kd_loss", "learning_rate", "pruning_method", "pruning_ratio"}
         read = {"alpha", *(KD_LOSSES[loss] if params.get("alpha") else ())} if loss != "none" else set()
         assert params.keys() == others | read
@@ -89,14 +91,14 @@ def test_a_trial_is_asked_only_for_what_its_loss_reads() -> None:
 def test_enqueued_points_may_lack_parameters_or_have_inert_ones(fixed: dict) -> None:
     study = optuna.create_study()
     study.enqueue_trial(fixed)
-    params = suggest(study.ask(), default_space() | space_of(kd_loss=ALL))
-    assert params.items() >= canonical({"kd_loss": params["kd_loss"]} | fixed).items() or params["alpha"] == 0
+    params = suggest(study.ask(), default_space() | space_of(kd_loss=ALL), PLAIN)
+    assert params.items() >= active({"kd_loss": params["kd_loss"]} | fixed, PLAIN).items() or params["alpha"] == 0
     if params["kd_loss"] == "none" or params["alpha"] == 0:
         assert "temperature" not in params
 
 
 def test_first_trials_are_each_papers_setting_on_our_grid() -> None:
-    points = first_trials(default_space() | space_of(kd_loss=ALL))
+    points = first_trials(default_space() | space_of(kd_loss=ALL), PLAIN)
     settings = [tuple(point.get(name) for name in ("kd_loss", "alpha", "temperature", "dkd_beta")) for point in points]
     assert settings == [
         ("kd", 0.9, 4.0, None),
@@ -108,20 +110,21 @@ def test_first_trials_are_each_papers_setting_on_our_grid() -> None:
         ("mse", 1.0, None, None),
         ("none", None, None, None),
     ]
-    assert first_trials(space_of(alpha="0:1", temperature="1:8")) == [{"alpha": 0.9, "temperature": 4.0}]
+    assert first_trials(space_of(alpha="0:1", temperature="1:8"), PLAIN) == [{"alpha": 0.9, "temperature": 4.0}]
 
 
 def test_first_trials_without_a_teacher_are_one_a_ratio() -> None:
-    points = first_trials(default_space() | space_of(kd_loss=ALL, alpha="0"))
-    assert [(canonical(point)["kd_loss"], point["pruning_ratio"]) for point in points] == [("none", 0.2), ("none", 0.3)]
+    points = first_trials(default_space() | space_of(kd_loss=ALL, alpha="0"), PLAIN)
+    assert [(student(point).kd_loss, point["pruning_ratio"]) for point in points] == [("none", 0.2), ("none", 0.3)]
 
 
 def driver(folder: Path, space: Space) -> tuple[optuna.Study, StudySearcher]:
-    study = open_study(folder / "study.journal", "night", objective="composite", space=space)
+    search = Search(space=space, objective="composite", reuse_probability=0.0)
+    study = open_study(folder / "study.journal", "night", search)
     searcher = StudySearcher(
         study,
-        Proposing(space=space),
-        trial_config=lambda number, params: {"trial_number": number, "params": dict(params)},
+        search,
+        tune_config=lambda number, params: {"trial_number": number, "params": dict(params)},
         score=lambda metrics: 100 * metrics["val_accuracy"],
     )
     return study, searcher
@@ -142,16 +145,16 @@ def test_tpe_searches_all_losses_without_warnings_and_never_one_student_twice(tm
         for i in range(40):
             config = searcher.suggest(f"t{i}")
             assert isinstance(config, dict)
-            seen.append(canonical(config["params"]))
+            seen.append(identify(config["params"], PLAIN))
             searcher.on_trial_complete(f"t{i}", FINAL | {"val_accuracy": worth(config["params"])})
-    assert all(seen.count(params) == 1 for params in seen)
-    assert {params["kd_loss"] for params in seen} == set(KD_LOSSES)
-    late = [params["kd_loss"] for params in seen[20:]]
+    assert len(set(seen)) == len(seen)
+    assert {one.student.kd_loss for one in seen} == set(KD_LOSSES)
+    late = [one.student.kd_loss for one in seen[20:]]
     assert late.count("dkd") > 20 / len(KD_LOSSES)
     # on disk, read by somebody else
-    reread = open_study(tmp_path / "study.journal", "night", objective="composite", space=space)
+    reread = open_study(tmp_path / "study.journal", "night", Search(space=space, objective="composite"))
     complete = reread.get_trials(states=(TrialState.COMPLETE,))
-    assert [canonical(trial.params) for trial in complete] == seen
+    assert [identify(trial.params, PLAIN) for trial in complete] == seen
     for trial in complete:
         assert ("temperature" in trial.params) == (
             bool(trial.params.get("alpha")) and trial.params["kd_loss"] not in ("mse", "none")
@@ -168,11 +171,11 @@ def test_a_small_space_is_searched_whole_then_exhausted(tmp_path: Path) -> None:
         config = searcher.suggest(f"t{i}")
         if not isinstance(config, dict):
             break
-        seen.append(canonical(config["params"]))
+        seen.append(identify(config["params"], PLAIN))
         searcher.on_trial_complete(f"t{i}", FINAL | {"val_accuracy": 0.5})
     assert searcher.exhausted
-    assert len(seen) == size(space) == 2 + 1 + 1
-    assert sum(params["kd_loss"] == "none" for params in seen) == 1
+    assert len(seen) == size(space, PLAIN) == 2 + 1 + 1
+    assert sum(one.student.kd_loss == "none" for one in seen) == 1
     assert any(DUPLICATE in trial.user_attrs for trial in study.trials)
 
 
@@ -201,10 +204,10 @@ def test_settings_of_channels_are_asked_for_where_channels_are_removed() -> None
     }
     pruning = {name: values for name, values in space.items() if name.startswith("p")}
     # nothing, half of all weights, 2:4, and for channels: 3 criteria globally, 2 in a layer, where lamp is magnitude
-    assert size(pruning) == 2 * (1 + 1 + 1 + 3 + 2)
+    assert size(pruning, PLAIN) == 2 * (1 + 1 + 1 + 3 + 2)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for _ in range(40):
-        params = suggest(study.ask(), space)
+        params = suggest(study.ask(), space, PLAIN)
         assert ("pruning_ratio" in params) == (params["pruning_method"] != "nm_2_4")
         channels = params["pruning_method"] == "structured" and params["pruning_ratio"] > 0
         asked = {"pruning_criterion", "pruning_scope"} & params.keys()

@@ -1,6 +1,5 @@
 """A sweep that goes on with more than it began with: wider lists and ranges, new parameters, other objectives."""
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -30,14 +29,14 @@ IMAGES = DatasetRecord(
 
 
 def sweep(tmp_path: Path, objective: str = "composite", **space: str) -> SweepConfig:
-    return dataclasses.replace(quick(), name="night", out=tmp_path, objective=objective, space=space_of(**space))
+    return quick().replace(name="night", out=tmp_path, objective=objective, space=space_of(**space))
 
 
 def begun(config: SweepConfig, *, told: int, asked: int) -> list[dict]:
     """A sweep whose driver died with some trials told and some running; the parameters of all."""
     config.folder.mkdir(parents=True, exist_ok=True)
     check_identity(config, IMAGES)
-    study, searcher = driver(config.folder, config.space, objective=config.objective)
+    study, searcher = driver(config.folder, config.search.space, objective=config.search.objective)
     ask(searcher, asked)
     for number in range(told):
         searcher.on_trial_complete(f"t{number}", FINAL | {"excess": {"max_drop": -0.5}})
@@ -51,11 +50,11 @@ def test_lists_and_ranges_may_grow_and_a_new_parameter_may_come(tmp_path: Path) 
         tmp_path, learning_rate="3e-4,1e-3,3e-3", alpha="0.3:1.0", pruning_method="structured,l1_unstructured"
     )
     identity = check_identity(first, IMAGES)
-    study, _ = driver(first.folder, first.space)
+    study, _ = driver(first.folder, first.search.space)
     study.set_user_attr("far_cuts", 1)
     before = study.user_attrs
     assert check_identity(wider, IMAGES) == identity
-    study, searcher = driver(wider.folder, wider.space)
+    study, searcher = driver(wider.folder, wider.search.space)
     assert study.user_attrs == before
     assert [trial.params for trial in study.trials[:4]] == params
     assert [trial.state for trial in study.trials[:4]] == [TrialState.COMPLETE] * 3 + [TrialState.RUNNING]
@@ -68,12 +67,12 @@ def test_lists_and_ranges_may_grow_and_a_new_parameter_may_come(tmp_path: Path) 
 
 def test_what_was_fixed_may_be_searched(tmp_path: Path) -> None:
     first = sweep(tmp_path, alpha="0.5:0.9")
-    space = {name: values for name, values in first.space.items() if name != "learning_rate"}
-    first = dataclasses.replace(first, space=space, base=first.base.replace(learning_rate=1e-3))
+    space = {name: values for name, values in first.search.space.items() if name != "learning_rate"}
+    first = first.replace(space=space, base=first.search.base.replace(learning_rate=1e-3))
     begun(first, told=2, asked=2)
-    wider = dataclasses.replace(first, space={**space, "learning_rate": parse("learning_rate", "1e-3,3e-3")})
+    wider = first.replace(space={**space, "learning_rate": parse("learning_rate", "1e-3,3e-3")})
     check_identity(wider, IMAGES)
-    study, _ = driver(wider.folder, wider.space)
+    study, _ = driver(wider.folder, wider.search.space)
     assert [trial.params["learning_rate"] for trial in study.trials[:2]] == [1e-3, 1e-3]
 
 
@@ -81,11 +80,11 @@ def test_the_objective_may_change_both_ways(tmp_path: Path) -> None:
     begun(sweep(tmp_path, alpha="0.5:0.9"), told=2, asked=2)
     three = sweep(tmp_path, "pareto", alpha="0.5:0.9")
     check_identity(three, IMAGES)
-    study, searcher = driver(three.folder, three.space, objective="pareto")
+    study, searcher = driver(three.folder, three.search.space, objective="pareto")
     assert study.trials[0].values == [0.9, 1.5, 1_000_000]
     ask(searcher, 1, name="more")
     check_identity(sweep(tmp_path, alpha="0.5:0.9"), IMAGES)
-    study, _ = driver(three.folder, three.space)
+    study, _ = driver(three.folder, three.search.space)
     assert study.trials[0].value == pytest.approx(90.0)
 
 

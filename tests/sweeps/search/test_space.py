@@ -9,16 +9,18 @@ from sweeps.search.space import (
     LITERATURE,
     SEARCHED,
     Space,
-    canonical,
     default_space,
     describe,
     far_cuts,
     first_trials,
+    identify,
     parse,
     show,
     size,
 )
 from trainables.config.candidate import KD_LOSSES, CandidateConfig
+
+PLAIN = CandidateConfig()
 
 
 def values(distribution: CategoricalDistribution | FloatDistribution) -> list:
@@ -46,13 +48,13 @@ def values(distribution: CategoricalDistribution | FloatDistribution) -> list:
 def test_what_a_flag_asks_for(name: str, text: str, expected: list) -> None:
     distribution = parse(name, text)
     assert values(distribution) == (expected if name == "pruning_method" else pytest.approx(expected))
-    assert size({name: distribution}) == len(expected)
+    assert size({name: distribution}, PLAIN) == len(expected)
 
 
 def test_a_range_of_learning_rates_is_continuous_and_logarithmic() -> None:
     distribution = parse("learning_rate", "1e-4:1e-2")
     assert distribution == FloatDistribution(1e-4, 1e-2, log=True)
-    assert size({"learning_rate": distribution}) == math.inf
+    assert size({"learning_rate": distribution}, PLAIN) == math.inf
 
 
 @pytest.mark.parametrize(
@@ -103,8 +105,8 @@ def test_every_value_of_the_default_space_is_a_configuration() -> None:
 def test_size_counts_trials_that_differ(losses: str, alphas: str) -> None:
     texts = {"kd_loss": losses, "alpha": alphas, "temperature": "1:2", "dkd_beta": "1,8", "pruning_ratio": "0,0.3"}
     space = {name: parse(name, text) for name, text in texts.items()}
-    different = {tuple(sorted(canonical(point).items())) for point in points_of(space)}
-    assert size(space) == len(different)
+    different = {identify(point, PLAIN) for point in points_of(space)}
+    assert size(space, PLAIN) == len(different)
 
 
 def test_a_space_is_described_as_its_flags_are_written() -> None:
@@ -119,16 +121,16 @@ def test_a_space_is_described_as_its_flags_are_written() -> None:
 
 def test_size_of_the_default_space() -> None:
     """Rates x (methods x ratios above 0 + no pruning) x (alphas above 0 x temperatures + no teacher)."""
-    assert size(default_space()) == 3 * (2 * 14 + 1) * (10 * 15 + 1)
+    assert size(default_space(), PLAIN) == 3 * (2 * 14 + 1) * (10 * 15 + 1)
 
 
 def test_the_default_space_holds_the_literatures_points_exactly() -> None:
-    assert first_trials(default_space()) == [dict(point) for point in LITERATURE if point["kd_loss"] == "kd"]
+    assert first_trials(default_space(), PLAIN) == [dict(point) for point in LITERATURE if point["kd_loss"] == "kd"]
 
 
 def test_every_loss_of_the_space_has_a_first_trial() -> None:
     space = default_space() | {"kd_loss": parse("kd_loss", ",".join(KD_LOSSES))}
-    assert {point["kd_loss"] for point in first_trials(space)} == set(KD_LOSSES)
+    assert {point["kd_loss"] for point in first_trials(space, PLAIN)} == set(KD_LOSSES)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +145,7 @@ def test_every_loss_of_the_space_has_a_first_trial() -> None:
     ],
 )
 def test_a_first_trial_outside_the_space_takes_its_nearest_point(name: str, text: str, expected: object) -> None:
-    assert first_trials(default_space() | {name: parse(name, text)})[0][name] == expected
+    assert first_trials(default_space() | {name: parse(name, text)}, PLAIN)[0][name] == expected
 
 
 def test_first_trials_lie_in_the_space_and_differ() -> None:
@@ -154,7 +156,7 @@ def test_first_trials_lie_in_the_space_and_differ() -> None:
     }
     for combination in itertools.product(*texts.values()):
         space = default_space() | {name: parse(name, text) for name, text in zip(texts, combination, strict=True)}
-        points = first_trials(space)
+        points = first_trials(space, PLAIN)
         assert 1 <= len(points) <= 2
         assert all(points.count(point) == 1 for point in points)
         for point in points:
@@ -179,5 +181,5 @@ def test_descriptions_tell_spaces_apart() -> None:
 )
 def test_far_cuts_are_the_upper_end_of_the_ratios(texts: dict[str, str], ratios: list[float]) -> None:
     space = {name: parse(name, text) for name, text in ({"pruning_method": "structured"} | texts).items()}
-    assert [point["pruning_ratio"] for point in far_cuts(space, {"alpha": 0.5})] == ratios
-    assert all(point["alpha"] == 0.5 for point in far_cuts(space, {"alpha": 0.5}))
+    assert [point["pruning_ratio"] for point in far_cuts(space, PLAIN, {"alpha": 0.5})] == ratios
+    assert all(point["alpha"] == 0.5 for point in far_cuts(space, PLAIN, {"alpha": 0.5}))

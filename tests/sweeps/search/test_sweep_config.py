@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import subprocess
 import sys
@@ -33,20 +32,22 @@ from trainables.records.encoding import to_json
 def test_what_runs_at_once_and_on_what(
     gpus: int, gpus_per_trial: float, cpus: int, cpus_per_trial: int, at_once: int, cpu: float, threads: int
 ) -> None:
-    config = SweepConfig(name="x", gpus=gpus, gpus_per_trial=gpus_per_trial, cpus=cpus, cpus_per_trial=cpus_per_trial)
-    assert config.concurrency == at_once
-    assert config.resources == ({"cpu": cpu, "gpu": gpus_per_trial} if gpus else {"cpu": cpu})
-    assert config.threads == threads
+    config = SweepConfig(name="x").replace(
+        gpus=gpus, gpus_per_trial=gpus_per_trial, cpus=cpus, cpus_per_trial=cpus_per_trial
+    )
+    assert config.devices.concurrency == at_once
+    assert config.devices.resources == ({"cpu": cpu, "gpu": gpus_per_trial} if gpus else {"cpu": cpu})
+    assert config.devices.threads == threads
 
 
 @pytest.mark.parametrize("cpus", [1, 2, 7, 64])
 @pytest.mark.parametrize("gpus", [1, 3, 4])
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.3, 1 / 3, 0.5, 0.7, 1.0])
 def test_all_trials_at_once_fit_the_machine(cpus: int, gpus: int, share: float) -> None:
-    config = SweepConfig(name="x", gpus=gpus, gpus_per_trial=share, cpus=cpus)
-    assert config.concurrency * config.resources["cpu"] <= cpus + 1e-9
-    assert config.concurrency * config.resources["gpu"] <= gpus + 1e-9
-    assert config.concurrency == gpus * int(1 / share + 1e-9)
+    config = SweepConfig(name="x").replace(gpus=gpus, gpus_per_trial=share, cpus=cpus)
+    assert config.devices.concurrency * config.devices.resources["cpu"] <= cpus + 1e-9
+    assert config.devices.concurrency * config.devices.resources["gpu"] <= gpus + 1e-9
+    assert config.devices.concurrency == gpus * int(1 / share + 1e-9)
 
 
 @pytest.mark.parametrize(
@@ -69,17 +70,17 @@ def test_all_trials_at_once_fit_the_machine(cpus: int, gpus: int, share: float) 
 )
 def test_out_of_range_values_are_named(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        SweepConfig(**({"name": "x"} | changes))
+        SweepConfig(name="x").replace(**changes)
 
 
 @pytest.mark.parametrize("share", [float("nan"), float("inf")])
 def test_a_share_that_is_no_number_is_named(share: float) -> None:
     with pytest.raises(ValueError, match=f"gpus_per_trial={share}"):
-        SweepConfig(name="x", gpus=4, gpus_per_trial=share)
+        SweepConfig(name="x").replace(gpus=4, gpus_per_trial=share)
 
 
 def changed(**changes: object) -> SweepConfig:
-    return dataclasses.replace(quick(), **changes)
+    return quick().replace(**changes)
 
 
 def test_the_default_name_is_the_same_in_every_process() -> None:
@@ -92,11 +93,11 @@ def test_the_default_name_is_the_same_in_every_process() -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        changed(base=quick().base.replace(student_epochs=5)),
-        changed(base=quick().base.replace(dataset="cifar10")),
-        changed(base=quick().base.replace(seed=1)),
-        changed(space=quick().space | {"alpha": parse("alpha", "0:0.9")}),
-        changed(space=quick().space | {"alpha": parse("alpha", "0.9")}),
+        changed(base=quick().search.base.replace(student_epochs=5)),
+        changed(base=quick().search.base.replace(dataset="cifar10")),
+        changed(base=quick().search.base.replace(seed=1)),
+        changed(space=quick().search.space | {"alpha": parse("alpha", "0:0.9")}),
+        changed(space=quick().search.space | {"alpha": parse("alpha", "0.9")}),
         changed(rates=ExchangeRates(latency_points=2)),
     ],
 )
@@ -113,12 +114,12 @@ def test_identity_survives_json_and_holds_every_setting_once() -> None:
     identity = quick().identity()
     assert json.loads(to_json(identity)) == identity
     assert set(identity["space"]) == set(SEARCHED)
-    assert set(identity["base"]) | set(SEARCHED) == set(quick().base.flat())
+    assert set(identity["base"]) | set(SEARCHED) == set(quick().search.base.flat())
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_are_sweeps_and_their_names_can_be_folders(preset: str) -> None:
     config = PRESETS[preset]()
-    assert config.concurrency >= 1
+    assert config.devices.concurrency >= 1
     assert config.folder == Path("runs/sweeps") / config.name
-    dataclasses.replace(config, name=default_name(preset, config.identity()))
+    config.replace(name=default_name(preset, config.identity()))

@@ -6,6 +6,7 @@ import pytest
 from trainables.config.candidate import (
     KD_LOSSES,
     AugmentConfig,
+    Candidate,
     CandidateConfig,
     DataConfig,
     StudentConfig,
@@ -19,6 +20,8 @@ from trainables.stages.pruning.recovery import VERSION as RECOVERY_VERSION
 from trainables.stages.pruning.recovery import recovery_key
 from trainables.stages.training.student import student_key
 from trainables.store.results import Key, stage_key
+
+DIGITS = SimpleNamespace(name="digits", image_size=32)
 
 
 def test_field_names_are_unique_across_parts_so_that_a_candidate_is_one_row() -> None:
@@ -35,8 +38,11 @@ def test_every_field_says_its_unit() -> None:
 
 def test_the_device_names_the_precision_and_what_was_asked_for_stays() -> None:
     config = CandidateConfig()
-    assert [config.on(device).training.train_precision for device in ("cpu", "cuda")] == ["fp32", "amp"]
-    assert config.replace(train_precision="fp32").on("cuda").training.train_precision == "fp32"
+    assert [config.resolve(DIGITS, device=device).training.train_precision for device in ("cpu", "cuda")] == [
+        "fp32",
+        "amp",
+    ]
+    assert config.replace(train_precision="fp32").resolve(DIGITS, device="cuda").training.train_precision == "fp32"
     with pytest.raises(ValueError, match=r"train_precision` must be one of fp32, amp.*train_precision='int8'"):
         config.replace(train_precision="int8")
 
@@ -47,20 +53,21 @@ def test_students_of_different_precision_determinism_or_device_never_share() -> 
     keys = [
         student_key(one, *place)
         for one in (
-            config.on("cpu"),
-            config.on("cuda"),
-            config.replace(deterministic=True),
-            config.replace(compile=True),
+            config.resolve(DIGITS, device="cpu"),
+            config.resolve(DIGITS, device="cuda"),
+            config.replace(deterministic=True).resolve(DIGITS, device="cpu"),
+            config.replace(compile=True).resolve(DIGITS, device="cpu"),
         )
     ]
     assert len(set(keys)) == 4
-    assert student_key(config, *place) == keys[0]
 
 
 def test_flat_and_back() -> None:
     config = CandidateConfig().replace(alpha=0.5, dataset="cifar10", train_limit=100)
-    assert CandidateConfig.from_flat(config.flat()) == config
-    assert config.student.alpha == 0.5
+    assert CandidateConfig().replace(**config.flat()) == config
+    candidate = config.resolve(DIGITS, device="cpu")
+    assert Candidate.from_flat(candidate.flat()) == candidate
+    assert candidate.student.alpha == 0.5 and candidate.data.dataset == "digits"
 
 
 def test_replace_refuses_unknown_names() -> None:
@@ -152,7 +159,7 @@ def test_students_that_do_not_differ_share_a_place_in_the_store() -> None:
     place = SimpleNamespace(fingerprint="data"), SimpleNamespace(key="teacher/t")
 
     def key(**changes: object) -> Key:
-        return student_key(CandidateConfig().replace(**changes), *place)
+        return student_key(CandidateConfig().replace(**changes).resolve(DIGITS, device="cpu"), *place)
 
     assert key(kd_loss="none") == key(alpha=0.0, temperature=9.0) != key()
     assert key(dkd_beta=1.0) == key() != key(temperature=9.0)
@@ -204,4 +211,4 @@ def test_what_older_stores_hold_is_found_again() -> None:
     old = {"pruning_method": "structured", "pruning_ratio": 0.3, "pruning_of": "channels"}
     old |= {"recovery_epochs": 4, "recovery_learning_rate_factor": 0.3}
     key = stage_key("recovery", version=RECOVERY_VERSION, parents=["student/s"], channel_ratio=0.3, **old)
-    assert recovery_key(CandidateConfig(), student, channel_ratio=0.3) == key
+    assert recovery_key(CandidateConfig().resolve(DIGITS, device="cpu"), student, channel_ratio=0.3) == key

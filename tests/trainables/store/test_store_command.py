@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.trainables.store.steps import counting, run
+from trainables.layout import UNFINISHED
 from trainables.records.encoding import to_json
 from trainables.records.trial import TrialRecord
 from trainables.store.__main__ import human, lasting, main
-from trainables.store.references import UNFINISHED
 from trainables.store.results import Key, Store, stage_key
 
 

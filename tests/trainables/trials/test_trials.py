@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 from ray import tune
 
+from sweeps.running.tune.fixed_runs import FixedRuns
 from trainables.config.candidate import CandidateConfig
 from trainables.trials.base import StageTrial
-from trainables.trials.pruned import PruneTrial
-from trainables.trials.student import StudentTrial
+from trainables.trials.networks import PruneTrial, StudentTrial
+from trainables.trials.task import TrialTask, Worker
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 
@@ -19,16 +20,14 @@ def run(trainable: type[StageTrial], folder: Path, **changes: Any) -> dict[str, 
     epochs = {"teacher_epochs": 1, "student_epochs": 1, "recovery_epochs": 1}
     models = {"teacher_model": "alexnet", "student_model": "alexnet_small"}
     config = CandidateConfig().replace(**settings, **epochs, **models, **changes)
-    space = {
-        "candidate": config.flat(),
-        "out": str(folder / "runs"),
-        "data_dir": str(folder / "data"),
-        "device": "cpu",
-        "threads": 1,
-    }
+    worker = Worker(
+        out=folder / "runs", data=config.data, data_dir=folder / "data", storage=None, device="cpu", threads=1
+    )
+    candidate = config.resolve(worker.workspace().dataset(), device="cpu")
+    task = TrialTask(candidate=candidate, worker=worker, key="x/00000", folder=folder / "trial")
     (result,) = tune.Tuner(
         trainable,
-        param_space=space,
+        tune_config=tune.TuneConfig(search_alg=FixedRuns([task.tune_config()]), num_samples=1),
         run_config=tune.RunConfig(
             storage_path=str(folder / "tune"),
             verbose=0,

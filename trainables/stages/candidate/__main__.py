@@ -12,23 +12,21 @@ import torch
 
 from trainables.config.candidate import CandidateConfig
 from trainables.config.flags import OneLineParser, add_config_flags, config_from_flags, with_flags
+from trainables.layout import LEASES, STORE
 from trainables.records.encoding import to_json
 from trainables.records.stages import (
     CandidateRecord,
     ShapeRecord,
 )
-from trainables.stages.candidate.chain import (
-    Steps,
-    candidate,
-)
+from trainables.stages.candidate.chain import Steps, make_candidate
 from trainables.stages.models.build import check_model
 from trainables.stages.runtimes.absence import check_runtime
 from trainables.stages.workspace import Workspace
 from trainables.store.results import Store
 
 
-def _shown(steps: Steps) -> CandidateRecord:
-    """Run to the end, one line an epoch on standard error."""
+def _show(steps: Steps) -> CandidateRecord:
+    """Run a chain to its end; writes one line an epoch to standard error."""
     while True:
         try:
             step = next(steps)
@@ -76,14 +74,15 @@ def main(argv: list[str] | None = None) -> int:
         config = config_from_flags(CandidateConfig(), flags)
         _check(flags, config)
         place = Workspace(
-            store=Store(flags.out / "store"),
+            store=Store(flags.out / STORE),
+            data=config.data,
             data_dir=flags.data_dir,
             device=flags.device,
             threads=flags.threads,
-            lock_dir=flags.out / "leases",
+            lock_dir=flags.out / LEASES,
         )
         place.enter()
-        record = _shown(candidate(config, place))
+        record = _show(make_candidate(config.resolve(place.dataset(), device=flags.device), place))
     except ValueError as error:
         parser.error(with_flags(str(error), list(CandidateConfig().flat())))
     print(to_json(record.metrics()))

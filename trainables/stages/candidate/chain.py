@@ -1,140 +1,136 @@
-"""One candidate, from data to measured file, in one process and without Ray.
+"""The chain of one candidate: data, teacher, shape, student, pruned and recovered, exported, measured.
 
-python -m trainables.stages.candidate --dataset digits --teacher-model alexnet --student-model alexnet_small
+Every stage is found in the store or made. Chains yield the untrained shape first, then every epoch that is trained;
+what the store already holds yields nothing. Closing a chain, or a dead process, loses at most the running epoch.
 """
 
 from collections.abc import Generator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Never, TypeVar
 
-from trainables.config.candidate import CandidateConfig
+from trainables.config.candidate import Candidate
 from trainables.config.limits import InfeasibleError, Limits
-from trainables.records.stages import (
-    CandidateRecord,
-    DatasetRecord,
-    EpochRecord,
-    ExportRecord,
-    ModelRecord,
-    ShapeRecord,
-)
-from trainables.stages.data import prepared
-from trainables.stages.data.on_device import load_images
-from trainables.stages.export.qat import qat
-from trainables.stages.export.stage import exported, recipe, reference_export
-from trainables.stages.measuring.finished_file import measured
-from trainables.stages.measuring.untrained_shape import shaped
-from trainables.stages.pruning.cuts import planned
-from trainables.stages.pruning.recovery import recovery
-from trainables.stages.training.student import student
-from trainables.stages.training.teacher import teacher
-from trainables.stages.workspace import Workspace
+from trainables.records.stages import CandidateRecord, EpochRecord, ExportRecord, ModelRecord, ShapeRecord
+from trainables.stages.candidate.from_scratch import train_from_scratch
+from trainables.stages.export.qat import train_quantised
+from trainables.stages.export.stage import export_model, export_teacher
+from trainables.stages.measuring.finished_file import measure_file
+from trainables.stages.measuring.untrained_shape import measure_shape
+from trainables.stages.pruning.cuts import achieved, plan_cut, read_plan
+from trainables.stages.pruning.recovery import recover
+from trainables.stages.training.stage import Epochs
+from trainables.stages.training.student import train_student
+from trainables.stages.training.teacher import train_teacher
+from trainables.stages.workspace import Bench, Workspace
 
-Epochs = Generator[EpochRecord, None, CandidateRecord]
 Steps = Generator[ShapeRecord | EpochRecord, None, CandidateRecord]
+Networks = Generator[ShapeRecord | EpochRecord, None, list[ModelRecord]]
 NO_LIMITS = Limits()
 NOTHING: Mapping[str, object] = MappingProxyType({})
-Model = TypeVar("Model")
 
 
-def teacher_candidate(config: CandidateConfig, place: Workspace) -> Epochs:
-    """The teacher as everybody's reference: trained, exported, measured against itself; yields its epochs."""
-    config = config.on(place.device)
-    dataset = prepared.remembered(config.data, place.data_dir)
-    model, spent = yield from spending(teacher(config, dataset, load_images(dataset, place.device), place))
-    made_by = recipe(config, dataset, "teacher")
-    files = yield from reference_export(config, dataset, model, place)
-    measurement, stands_on = yield from measured(config, dataset, model, files, files, place)
-    return CandidateRecord(
-        stage="teacher",
-        params=made_by | vars(config.measure),
-        export=files,
-        measurement=measurement,
-        curve=model.curve,
-        num_val=dataset.num_val,
-        num_test=dataset.num_test,
-        train_time_s=model.train_time_s,
-        reused_time_s=max(0.0, model.train_time_s - spent),
-        keys=(model.key, files.key, *stands_on),
-    )
+def make_candidate(
+    candidate: Candidate, place: Workspace, limits: Limits = NO_LIMITS, *, from_scratch: bool = False
+) -> Steps:
+    """Make one candidate, as far as the limits allow; yields its shape and epochs.
 
-
-def candidate(config: CandidateConfig, place: Workspace, limits: Limits = NO_LIMITS) -> Steps:
-    """data -> teacher -> shape -> student -> pruned and recovered (-> quantised in training) -> exported -> measured.
-
-    Where only the trained weights tell the pruned widths (`pruning_scope` global), the first shape is an estimate that
-    refuses nobody; the trained student's own is measured, yielded and checked before it is recovered.
-
-    Yields the untrained shape first, then every epoch trained. Stages that the store already holds yield nothing.
-    Closing the generator, or a dead process, loses at most the running epoch.
+    Args:
+        from_scratch: train the pruned shape from random weights instead: the control arm of pruning.
 
     Raises:
         InfeasibleError: if the shape cannot keep to the limits; nothing more is trained for it.
         ValueError: if the configuration cannot give a candidate (it would fail again).
     """
-    config = config.on(place.device)
-    dataset: DatasetRecord = prepared.remembered(config.data, place.data_dir)
-    images = load_images(dataset, place.device)
-    teacher_model, teacher_spent = yield from spending(teacher(config, dataset, images, place))
-    reference = yield from reference_export(config, dataset, teacher_model, place)
-    shape = yield from shaped(config, dataset, reference, place)
+    chain = Chain(Bench.of(candidate, place))
+    teacher = yield from chain.spend(train_teacher(chain.bench))
+    reference = export_teacher(chain.bench, teacher)
+    shape = measure_shape(chain.bench, reference)
     yield shape
-    if not config.prune.shape_needs_weights:
+    if not candidate.prune.shape_needs_weights:
         check_shape(shape, limits)
-    student_model, student_spent = yield from spending(student(config, dataset, images, teacher_model, place))
-    if config.prune.shape_needs_weights:
-        ratio = shape.channel_ratio
-        plan = yield from planned(config.prune, dataset, images, student_model, place, channel_ratio=ratio)
-        shape = yield from shaped(config, dataset, reference, place, plan=plan)
-        yield shape
-        if config.prune.pruning_steps == 1:  # recovery between cuts changes which channels go
-            check_shape(shape, limits)
-    pruned_model, recovery_spent = yield from spending(
-        recovery(config, dataset, images, teacher_model, student_model, place, channel_ratio=shape.channel_ratio)
-    )
-    final, qat_spent = pruned_model, 0.0
-    if config.export.precision == "int8_qat":
-        final, qat_spent = yield from spending(qat(config, dataset, images, teacher_model, pruned_model, place))
-    spent = teacher_spent + student_spent + recovery_spent + qat_spent
-    stages = list(dict.fromkeys((student_model, pruned_model, final)))
-    return (yield from finished(config, dataset, teacher_model, stages, reference, place, spent=spent))
+    if from_scratch:
+        networks = yield from chain.train_shape(teacher, shape)
+    else:
+        networks = yield from chain.prune_student(teacher, reference, shape, limits)
+    if candidate.export.precision == "int8_qat":
+        networks.append((yield from chain.spend(train_quantised(chain.bench, teacher, networks[-1]))))
+    more = {"from_scratch": True} if from_scratch else NOTHING
+    files = export_model(chain.bench, networks[-1], candidate.recipe() | dict(more))
+    return chain.finish("candidate", networks, teacher, files, reference)
 
 
-def finished(
-    config: CandidateConfig,
-    dataset: DatasetRecord,
-    teacher_model: ModelRecord,
-    stages: Sequence[ModelRecord],
-    reference: ExportRecord,
-    place: Workspace,
-    *,
-    spent: float,
-    more: Mapping[str, object] = NOTHING,
-) -> Generator[Never, None, CandidateRecord]:
-    """Export and measure the last of a candidate's trained stages, and put down what came of all of them.
+class Chain:
+    """The stages of one candidate on one bench; counts the seconds that training takes now."""
 
-    Args:
-        spent: training seconds of now, teacher's included; what the stages took beyond that was found in the store.
-        more: what the recipe says besides the configuration.
-    """
-    made_by = recipe(config, dataset, "candidate") | dict(more)
-    files = yield from exported(config, dataset, stages[-1], made_by, place)
-    measurement, stands_on = yield from measured(config, dataset, stages[-1], files, reference, place)
-    train_time_s = sum(model.train_time_s for model in stages)
-    return CandidateRecord(
-        stage="candidate",
-        params=made_by | vars(config.measure),
-        export=files,
-        measurement=measurement,
-        curve=tuple(epoch for model in stages for epoch in model.curve),
-        num_val=dataset.num_val,
-        num_test=dataset.num_test,
-        train_time_s=train_time_s,
-        reused_time_s=max(0.0, teacher_model.train_time_s + train_time_s - spent),
-        keys=(
-            *(model.key for model in (teacher_model, *stages)),
-            *(reference.key, files.key, *stands_on),
-        ),
-    )
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+        self._spent = 0.0
+        """Seconds of training since the chain began; what its networks took beyond that was found in the store."""
+
+    def spend(self, stage: Epochs) -> Epochs:
+        """Pass a stage's epochs on, and count their seconds."""
+        while True:
+            try:
+                epoch = next(stage)
+            except StopIteration as end:
+                model: ModelRecord = end.value
+                return model
+            self._spent += epoch.seconds
+            yield epoch
+
+    def prune_student(
+        self, teacher: ModelRecord, reference: ExportRecord, shape: ShapeRecord, limits: Limits
+    ) -> Networks:
+        """Distil the student, prune and recover it; returns both networks.
+
+        Where only the trained weights tell the pruned widths (`pruning_scope` global), the first shape was an estimate
+        that refuses nobody; the trained student's own is measured, yielded and checked before it is recovered.
+        """
+        bench, prune = self.bench, self.bench.candidate.prune
+        student = yield from self.spend(train_student(bench, teacher))
+        if prune.shape_needs_weights:
+            plan = plan_cut(bench, student, channel_ratio=shape.channel_ratio)
+            shape = measure_shape(bench, reference, plan=plan)
+            yield shape
+            if prune.pruning_steps == 1:  # recovery between cuts changes which channels go
+                check_shape(shape, limits)
+        pruned = yield from self.spend(recover(bench, teacher, student, channel_ratio=shape.channel_ratio))
+        return [student, pruned]
+
+    def train_shape(self, teacher: ModelRecord, shape: ShapeRecord) -> Networks:
+        """Train the pruned shape from random weights; returns that network."""
+        bench, ratio, plan = self.bench, shape.channel_ratio, None
+        if bench.candidate.prune.shape_needs_weights:  # the champion's widths, whose training is not this one's cost
+            student = yield from train_student(bench, teacher)
+            pruned = yield from recover(bench, teacher, student, channel_ratio=ratio)
+            plan = read_plan(pruned.folder)
+        return [(yield from self.spend(train_from_scratch(bench, teacher, channel_ratio=ratio, plan=plan)))]
+
+    def finish(
+        self,
+        stage: str,
+        networks: Sequence[ModelRecord],
+        teacher: ModelRecord,
+        files: ExportRecord,
+        reference: ExportRecord,
+    ) -> CandidateRecord:
+        """Measure the file of the last network, and put down what came of all of them."""
+        measurement, stands_on = measure_file(self.bench, networks[-1], files, reference)
+        is_teacher = stage == "teacher"
+        train_time_s = sum(model.train_time_s for model in networks)
+        needed_s = train_time_s if is_teacher else teacher.train_time_s + train_time_s
+        models = dict.fromkeys((teacher.key, *(model.key for model in networks)))
+        return CandidateRecord(
+            stage=stage,
+            export=files,
+            measurement=measurement,
+            achieved={} if is_teacher else achieved(self.bench.candidate, networks[-1]),
+            curve=tuple(epoch for model in networks for epoch in model.curve),
+            num_val=self.bench.dataset.num_val,
+            num_test=self.bench.dataset.num_test,
+            train_time_s=train_time_s,
+            reused_time_s=max(0.0, needed_s - self._spent),
+            keys=tuple(dict.fromkeys((*models, reference.key, files.key, *stands_on))),
+        )
 
 
 def check_shape(shape: ShapeRecord, limits: Limits) -> None:
@@ -147,15 +143,3 @@ def check_shape(shape: ShapeRecord, limits: Limits) -> None:
     excess = limits.excess(measured)
     if any(over > 0 for over in excess.values()):
         raise InfeasibleError(excess, measured)
-
-
-def spending(stage: Generator[EpochRecord, None, Model]) -> Generator[EpochRecord, None, tuple[Model, float]]:
-    """Pass a stage's epochs on; return its result and the seconds that were really trained now."""
-    spent = 0.0
-    while True:
-        try:
-            epoch = next(stage)
-        except StopIteration as end:
-            return end.value, spent
-        spent += epoch.seconds
-        yield epoch

@@ -6,8 +6,10 @@ import logging
 import shutil
 import urllib.request
 from dataclasses import dataclass
+from io import BufferedRandom, BufferedReader
 from pathlib import Path
 
+from trainables.files import replacing
 from trainables.locks import file_lock
 
 _TIMEOUT_S = 30.0  # of one socket operation, not of the whole download
@@ -45,32 +47,29 @@ def fetch(dataset: str, data_dir: Path) -> Path:
     path = data_dir / archive.file_name
     with file_lock(data_dir / f".{archive.file_name}.lock"):
         if path.exists():
-            _check(dataset, path, archive, fix=f"delete {path} and run again")
+            with path.open("rb") as file:
+                _check(dataset, file, archive, fix=f"delete {path} and run again")
             return path
-        part = path.with_name(path.name + ".part")
-        try:
-            _download(dataset, archive, part)
-            _check(dataset, part, archive, fix="run again, or download it by other means")
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        with replacing(path, part=path.with_name(path.name + ".part")) as file:
+            _download(dataset, archive, file, data_dir)
+            _check(dataset, file, archive, fix="run again, or download it by other means")
     return path
 
 
-def _download(dataset: str, archive: Archive, part: Path) -> None:
-    _log.info("Downloading %s to %s", archive.url, part.parent)
+def _download(dataset: str, archive: Archive, file: BufferedRandom, data_dir: Path) -> None:
+    _log.info("Downloading %s to %s", archive.url, data_dir)
     try:
-        with urllib.request.urlopen(archive.url, timeout=_TIMEOUT_S) as answer, part.open("wb") as file:
+        with urllib.request.urlopen(archive.url, timeout=_TIMEOUT_S) as answer:
             shutil.copyfileobj(answer, file, 1 << 20)
     except (OSError, http.client.HTTPException) as error:
         raise ValueError(
             f"--dataset {dataset}: cannot download {archive.url} ({error}); "
-            f"put the file {archive.file_name} into {part.parent} yourself and run again."
+            f"put the file {archive.file_name} into {data_dir} yourself and run again."
         ) from error
 
 
-def _check(dataset: str, path: Path, archive: Archive, *, fix: str) -> None:
-    with path.open("rb") as file:
-        md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+def _check(dataset: str, file: BufferedRandom | BufferedReader, archive: Archive, *, fix: str) -> None:
+    file.seek(0)
+    md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     if md5 != archive.md5:
         raise ValueError(f"--dataset {dataset}: {archive.file_name} has checksum md5={md5}, not {archive.md5}; {fix}.")

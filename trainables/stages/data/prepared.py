@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from trainables.config.candidate import DataConfig
 from trainables.files import write_text
 from trainables.locks import file_lock
+from trainables.records import encoding
 from trainables.records.stages import DatasetRecord
 from trainables.stages.data import folders
 from trainables.stages.data.decoding import RawDataset, RawSplit, decode
@@ -163,7 +164,5 @@ def _triple(values: NDArray[np.float64]) -> tuple[float, float, float]:
 
 
 def _read_record(folder: Path) -> DatasetRecord:
-    row = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
-    for name in ("class_names", "mean", "std"):
-        row[name] = tuple(row[name])
-    return DatasetRecord(folder=folder, **row)
+    path = folder / _RECORD
+    return encoding.decode(DatasetRecord, encoding.read_json(path), where=path, extra={"folder": folder})

@@ -5,11 +5,13 @@ weight's scale follows from its largest |w|, so that folding BatchNorm, which mu
 changes the scale and leaves the integers: what is trained is what is written.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils.hooks import RemovableHandle
 
 from trainables.stages.export.scheme import Scheme
 
@@ -65,8 +67,11 @@ class FakeWeight(nn.Module):
         return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -self._most, self._most)
 
 
-def insert(model: nn.Module, scheme: Scheme) -> None:
-    """Puts fake quantisation before every Conv2d and Linear and on its weight.
+def insert(model: nn.Module, scheme: Scheme) -> list[RemovableHandle]:
+    """Puts fake quantisation before every Conv2d and Linear and on its weight; it comes after the network's own hooks.
+
+    Returns:
+        What `remove` takes.
 
     Raises:
         ValueError: if there is no such layer.
@@ -74,19 +79,37 @@ def insert(model: nn.Module, scheme: Scheme) -> None:
     layers = list(_layers(model))
     if not layers:
         raise ValueError("Quantisation-aware training needs a Conv2d or Linear layer, but the network has none.")
+    handles = []
     for layer in layers:
         device = layer.weight.device
         layer.add_module("fake_input", FakeInput(scheme).to(device))
-        layer.register_forward_pre_hook(_hook)
-        parametrize.register_parametrization(layer, "weight", FakeWeight(scheme))
+        handles.append(layer.register_forward_pre_hook(_hook))
+        if isinstance(layer.weight, nn.Parameter) or parametrize.is_parametrized(layer, "weight"):
+            parametrize.register_parametrization(layer, "weight", FakeWeight(scheme))
+        else:  # a hook of the network's own makes the weight before every forward pass: torch.nn.utils.weight_norm
+            handles.append(layer.register_forward_pre_hook(partial(_round_weight, FakeWeight(scheme))))
+    return handles
 
 
-def remove(model: nn.Module) -> None:
-    """Takes everything out again; the weights stay as they were trained, not rounded."""
+def remove(model: nn.Module, handles: Iterable[RemovableHandle]) -> None:
+    """Takes out what `insert` put in, and nothing of the network's own; the weights stay as trained, not rounded."""
+    for handle in handles:
+        handle.remove()
     for layer in list(_layers(model)):
-        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
         del layer.fake_input
-        layer._forward_pre_hooks.clear()
+        if not parametrize.is_parametrized(layer, "weight"):
+            continue
+        steps = layer.get_submodule("parametrizations.weight")
+        assert isinstance(steps, nn.ModuleList), steps
+        if isinstance(steps[-1], FakeWeight):
+            if len(steps) > 1:
+                del steps[-1]
+            else:
+                parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+
+
+def _round_weight(fake: FakeWeight, layer: nn.Conv2d | nn.Linear, inputs: tuple[Tensor, ...]) -> None:
+    layer.weight = fake(layer.weight)
 
 
 def _hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

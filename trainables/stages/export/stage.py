@@ -1,20 +1,20 @@
 """A trained network becomes the files to ship, once per network and precision."""
 
 import dataclasses
-import hashlib
 import json
 import shutil
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Never
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from trainables.config.candidate import CandidateConfig
+from trainables.config.candidate import Candidate
 from trainables.config.compression import ExportConfig
-from trainables.files import write_text
+from trainables.files import sha256, write_text
+from trainables.layout import ONNX_FILE, RECORD
 from trainables.records.encoding import to_json
 from trainables.records.stages import DatasetRecord, ExportRecord, ModelRecord, read_export
 from trainables.stages.data import prepared
@@ -24,9 +24,9 @@ from trainables.stages.export.convert import convert_fp16, quantize_int8
 from trainables.stages.export.onnx_files import describe, padded
 from trainables.stages.export.scheme import scheme_for
 from trainables.stages.export.session import open_session, run_logits
-from trainables.stages.export.writer import ONNX_FILE, export, parity_chunks
+from trainables.stages.export.writer import export, parity_chunks
 from trainables.stages.models.stored import load_model
-from trainables.stages.workspace import Workspace
+from trainables.stages.workspace import Bench
 from trainables.store.results import Key, stage_key
 
 VERSION = 3
@@ -35,53 +35,42 @@ PARITY_IMAGES = 512
 CALIBRATION_PART = 64  # images that are scaled at once
 
 
-def recipe(config: CandidateConfig, dataset: DatasetRecord, stage: str) -> dict[str, Any]:
-    """What decides the weights of a `teacher` or `candidate`, flat and without local paths."""
-    config = config.canonical() if stage == "candidate" else config.canonical().replace(**_fp32(config.export))
-    row = config.flat() | {"dataset": dataset.name, "image_size": dataset.image_size}
-    unused = {**vars(config.measure)}
-    if stage == "teacher":
-        unused |= {**vars(config.student), **vars(config.prune)}
-    return {name: value for name, value in row.items() if name not in unused}
-
-
-def reference_export(
-    config: CandidateConfig, dataset: DatasetRecord, teacher: ModelRecord, place: Workspace
-) -> Generator[Never, None, ExportRecord]:
+def export_teacher(bench: Bench, teacher: ModelRecord) -> ExportRecord:
     """The teacher's FP32 file: what candidates of every precision are timed against."""
-    fp32 = config.replace(**_fp32(config.export))
-    return (yield from exported(fp32, dataset, teacher, recipe(config, dataset, "teacher"), place))
+    row = bench.candidate.teacher_row()
+    made_by = {name: value for name, value in row.items() if name not in vars(bench.candidate.measure)}
+    return _export_fp32(bench, teacher, made_by)
 
 
-def exported(
-    config: CandidateConfig, dataset: DatasetRecord, model: ModelRecord, made_by: Mapping[str, Any], place: Workspace
-) -> Generator[Never, None, ExportRecord]:
-    """Write the files of a trained network in the configuration's precision, or find them in the store.
+def export_model(bench: Bench, model: ModelRecord, made_by: Mapping[str, Any]) -> ExportRecord:
+    """Write the files of a trained network in the candidate's precision, or find them in the store.
 
     FP32 is ONNX and TorchScript, checked against PyTorch; the other precisions are ONNX alone, made of that file, and
-    say how far they are from it. `model` is what `qat` left where the precision is `int8_qat`.
+    say how far they are from it.
+
+    Args:
+        model: what `train_quantised` left where the precision is `int8_qat`.
+        made_by: the recipe that goes into the file.
 
     Raises:
         ValueError: if the network cannot be written in this precision.
     """
-    plain: ExportRecord = yield from _exported_fp32(config, dataset, model, made_by, place)
-    if config.export.precision == "fp32":
-        return plain
-    return (yield from _converted(config, dataset, plain, made_by, place))
+    plain = _export_fp32(bench, model, made_by)
+    return plain if bench.candidate.export.precision == "fp32" else _convert(bench, plain, made_by)
 
 
-def convert(source: Path, target: Path, config: CandidateConfig, dataset: DatasetRecord) -> None:
-    """Writes an FP32 file in the configuration's precision.
+def convert(source: Path, target: Path, candidate: Candidate, dataset: DatasetRecord) -> None:
+    """Write an FP32 file in the candidate's precision.
 
     INT8 is calibrated on training images, with the integers that `latency_runtime` is fast with on this machine.
     """
-    export = config.export
+    export = candidate.export
     if export.precision == "fp32":
         shutil.copyfile(source, target)
     elif export.precision == "fp16":
         convert_fp16(source, target)
     else:
-        scheme = scheme_for(config.measure.latency_runtime)
+        scheme = scheme_for(candidate.measure.latency_runtime)
         quantize_int8(source, target, calibration_pixels(dataset, export.calibration_images), scheme)
 
 
@@ -92,67 +81,56 @@ def calibration_pixels(dataset: DatasetRecord, count: int) -> npt.NDArray[np.flo
     return np.concatenate([(scaled(part, dataset.image_size) / 255).numpy() for part in parts])
 
 
-def _fp32(export: ExportConfig) -> dict[str, Any]:
-    return vars(ExportConfig(opset=export.opset))
+def _export_fp32(bench: Bench, model: ModelRecord, made_by: Mapping[str, Any]) -> ExportRecord:
+    dataset, opset = bench.dataset, bench.candidate.export.opset
+    key: Key = stage_key("exported", version=VERSION, parents=[model.key], opset=opset)
 
-
-def _exported_fp32(
-    config: CandidateConfig, dataset: DatasetRecord, model: ModelRecord, made_by: Mapping[str, Any], place: Workspace
-) -> Generator[Never, None, ExportRecord]:
-    key: Key = stage_key("exported", version=VERSION, parents=[model.key], opset=config.export.opset)
-
-    def compute(folder: Path) -> Generator[Never, None, None]:
-        with place.device_lock().shared():
+    def compute(folder: Path) -> None:
+        with bench.place.device_lock().shared():
             record = export(
                 load_model(model),
                 mean=dataset.mean,
                 std=dataset.std,
                 image_size=dataset.image_size,
                 class_names=dataset.class_names,
-                recipe=dict(made_by) | _fp32(config.export),  # the file is shared by all precisions
+                recipe=dict(made_by) | vars(ExportConfig(opset=opset)),  # all precisions share the file
                 parity_images=parity_images(dataset),
-                opset=config.export.opset,
+                opset=opset,
                 folder=folder,
                 key=str(key),
             )
-        write_text(folder / "record.json", to_json(record))
-        yield from ()
+        write_text(folder / RECORD, to_json(record))
 
-    return read_export((yield from place.store.obtain(key, compute)))
+    return read_export(bench.place.store.once(key, compute))
 
 
-def _converted(
-    config: CandidateConfig, dataset: DatasetRecord, plain: ExportRecord, made_by: Mapping[str, Any], place: Workspace
-) -> Generator[Never, None, ExportRecord]:
-    precision = config.export.precision
-    decides: dict[str, Any] = {"precision": precision}
-    if precision != "fp16":
-        decides |= vars(scheme_for(config.measure.latency_runtime)) | {
-            "calibration_images": config.export.calibration_images
-        }
+def _convert(bench: Bench, plain: ExportRecord, made_by: Mapping[str, Any]) -> ExportRecord:
+    candidate, dataset = bench.candidate, bench.dataset
+    decides: dict[str, Any] = {"precision": candidate.export.precision}
+    if candidate.export.precision != "fp16":
+        decides |= vars(scheme_for(candidate.measure.latency_runtime))
+        decides |= {"calibration_images": candidate.export.calibration_images}
     key: Key = stage_key("converted", version=QUANTIZED_VERSION, parents=[plain.key, dataset.fingerprint], **decides)
 
-    def compute(folder: Path) -> Generator[Never, None, None]:
+    def compute(folder: Path) -> None:
         file = folder / ONNX_FILE
-        with place.device_lock().shared():
-            convert(plain.folder / ONNX_FILE, file, config, dataset)
+        with bench.place.device_lock().shared():
+            convert(plain.folder / ONNX_FILE, file, candidate, dataset)
             describe(file, {"recipe": padded(json.dumps(dict(made_by), sort_keys=True, default=str))})
             max_abs, agreement = distance(file, plain.folder / ONNX_FILE, parity_images(dataset))
-        content = file.read_bytes()
         record = dataclasses.replace(
             plain,
             key=str(key),
             folder=folder,
-            size_bytes=len(content),
+            size_bytes=file.stat().st_size,
             torchscript_bytes=None,
-            onnx_sha256=hashlib.sha256(content).hexdigest(),
+            onnx_sha256=sha256(file),
             parity_max_abs=max_abs,
             parity_agreement=agreement,
         )
-        write_text(folder / "record.json", to_json(record))
-        yield from ()
+        write_text(folder / RECORD, to_json(record))
 
-    return read_export((yield from place.store.obtain(key, compute)))
+    return read_export(bench.place.store.once(key, compute))
 
 
 def distance(file: Path, plain: Path, images: torch.Tensor) -> tuple[float, float]:

@@ -22,13 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from trainables.files import write_bytes
+from trainables.layout import ONNX_FILE, TORCHSCRIPT_FILE
 from trainables.records.stages import ExportRecord
 from trainables.stages.export.onnx_files import padded, strip
 from trainables.stages.export.session import open_session, run_logits
 from trainables.stages.models.inspection import Normalised
-
-ONNX_FILE = "model.onnx"
-TORCHSCRIPT_FILE = "model.torchscript.pt"
 
 _jit: Any = torch.jit  # its functions carry no types
 _RELATIVE_ERROR = 1e-3

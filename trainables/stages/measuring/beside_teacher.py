@@ -5,6 +5,7 @@ import platform
 from pathlib import Path
 
 from trainables.config.candidate import MeasureConfig
+from trainables.layout import ONNX_FILE
 from trainables.records.latency import LatencyRecord
 from trainables.records.stages import ExportRecord
 from trainables.stages.measuring.clean_room import Job, Measured, measure_apart
@@ -52,7 +53,7 @@ def timed(
     found = measured_beside(
         measure,
         path,
-        reference.folder / "model.onnx",
+        reference.folder / ONNX_FILE,
         place,
         reference_own_ms=own_ms,
         throughput_batch=throughput_batch,

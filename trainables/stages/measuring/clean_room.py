@@ -15,16 +15,15 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Any
 
 from trainables.layout import CHECKOUT
 from trainables.locks import DeviceLock
-from trainables.records.encoding import to_json
-from trainables.records.latency import LatencyRecord, latency_from_json
+from trainables.records.encoding import decode, to_json
+from trainables.records.latency import LatencyRecord
 from trainables.stages.measuring.gpu_state import GpuState, others_on_gpu
 from trainables.stages.measuring.machine import Counters, bind, conditions, contamination, disturbance, normal_priority
 from trainables.stages.measuring.timing import EXTENSION, alternate, throughput_ips
@@ -156,12 +155,7 @@ class _Room:
         """Have it measure."""
         self._say("go")
         limit = (1 + EXTENSION) * self._job.seconds + SLACK_S
-        row = self._hear(limit)
-        return Measured(
-            candidate=latency_from_json(row["candidate"]),
-            reference=latency_from_json(row["reference"]),
-            throughput_ips=row["throughput_ips"],
-        )
+        return decode(Measured, self._hear(limit), where="the measuring process")
 
     def _say(self, line: str) -> None:
         assert self._process.stdin is not None
@@ -200,16 +194,6 @@ def _environment(threads: int) -> dict[str, str]:
     path = os.pathsep.join(filter(None, (str(CHECKOUT), os.environ.get("PYTHONPATH"))))
     ours = {name: value for name, value in os.environ.items() if name not in MPS}  # who ships the file has no MPS
     return {**ours, **fixed, "PYTHONPATH": path, "OMP_WAIT_POLICY": "PASSIVE"}
-
-
-def job_from_json(row: Mapping[str, Any]) -> Job:
-    """The `Job` that was written as JSON."""
-    return Job(**{**row, "candidate": _artifact(row["candidate"]), "reference": _artifact(row["reference"])})
-
-
-def _artifact(row: Mapping[str, Any]) -> Artifact:
-    paths = {name: Path(row[name]) for name in ("onnx", "torchscript", "weights") if row[name] is not None}
-    return Artifact(**{**row, **paths, "mean": tuple(row["mean"]), "std": tuple(row["std"])})
 
 
 def _measure(job: Job, candidate: Opened, reference: Opened, wide: Opened | None) -> Measured:
@@ -274,7 +258,7 @@ def _end_with_caller() -> None:
 def main() -> int:
     """The measuring process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the caller decides
-    job = job_from_json(json.loads(sys.stdin.readline()))
+    job = decode(Job, json.loads(sys.stdin.readline()), where="the job")
     with _channel() as channel:
         try:
             opened = _open(job)

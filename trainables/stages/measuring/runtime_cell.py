@@ -3,19 +3,18 @@
 import dataclasses
 import gc
 import importlib
-import json
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Never
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow
 
-from trainables.config.candidate import CandidateConfig
 from trainables.files import sha256, write_text
-from trainables.records.encoding import to_json
+from trainables.layout import ONNX_FILE, RECORD, TORCHSCRIPT_FILE, WEIGHTS
+from trainables.records.encoding import read_record, to_json
 from trainables.records.latency import LatencyRecord
 from trainables.records.stages import DatasetRecord, ModelRecord, read_model
 from trainables.records.trial import TrialRecord
@@ -50,16 +49,9 @@ class CellRecord:
     """Everything by the name it has in MLflow and CSV."""
 
 
-def measured_cell(
-    cell: Cell,
-    trial: TrialRecord,
-    folder: Path,
-    config: CandidateConfig,
-    place: Workspace,
-    *,
-    scratch: Path,
-    seconds: float,
-) -> Generator[Never, None, CellRecord]:
+def measure_cell(
+    cell: Cell, trial: TrialRecord, folder: Path, place: Workspace, *, scratch: Path, seconds: float
+) -> CellRecord:
     """Accuracy on test, parity, size and latency of a finished trial's network in one cell.
 
     Parity is against the same network's FP32 file in ONNX Runtime on the CPU, over the test images, where the trial
@@ -75,7 +67,7 @@ def measured_cell(
         AbsentError: if this cell cannot exist here; the message says why.
         ValueError: if the network cannot be written in this precision.
     """
-    dataset = prepared.prepare(config.data, place.data_dir)
+    dataset = place.dataset()
     plain = artifact_of(trial, folder, dataset, place.store)
     shipped = str(trial.params.get("precision", "fp32"))
     if shipped == "fp32":
@@ -85,7 +77,7 @@ def measured_cell(
     else:
         raise AbsentError(f"this trial ships an ONNX file in {shipped} and nothing else")
     reference = plain if shipped == "fp32" else None
-    tested = yield from _tested(cell, artifact, reference, dataset, place)
+    tested = _test(cell, artifact, reference, dataset, place)
     took, speedup = _time(cell, artifact, plain, place, seconds)
     file = _file(cell, artifact)
     metrics = (
@@ -103,9 +95,9 @@ def measured_cell(
 
 def artifact_of(trial: TrialRecord, folder: Path, dataset: DatasetRecord, store: Store) -> Artifact:
     """The files of a finished trial, and its weights where the store still has them."""
-    script = folder / "model.torchscript.pt"
+    script = folder / TORCHSCRIPT_FILE
     artifact = Artifact(
-        onnx=folder / "model.onnx",
+        onnx=folder / ONNX_FILE,
         torchscript=script if script.exists() else None,
         image_size=dataset.image_size,
         num_classes=dataset.num_classes,
@@ -115,7 +107,7 @@ def artifact_of(trial: TrialRecord, folder: Path, dataset: DatasetRecord, store:
     network = _network(trial, store)
     if network is None:
         return artifact
-    return dataclasses.replace(artifact, weights=network.folder / "weights.pt", model_name=network.model_name)
+    return dataclasses.replace(artifact, weights=network.folder / WEIGHTS, model_name=network.model_name)
 
 
 def in_precision(plain: Artifact, cell: Cell, dataset: DatasetRecord, scratch: Path) -> Artifact:
@@ -165,12 +157,12 @@ def _network(trial: TrialRecord, store: Store) -> ModelRecord | None:
         return None
     stage, _, digest = trained[-1].partition("/")
     found = store.find(Key(stage, digest))
-    return read_model(found) if found is not None and (found / "weights.pt").exists() else None
+    return read_model(found) if found is not None and (found / WEIGHTS).exists() else None
 
 
-def _tested(
+def _test(
     cell: Cell, artifact: Artifact, reference: Artifact | None, dataset: DatasetRecord, place: Workspace
-) -> Generator[Never, None, dict[str, float]]:
+) -> dict[str, float]:
     """Accuracy on test, and how far the logits are from the reference's; from the store if they are there.
 
     Raises:
@@ -190,18 +182,15 @@ def _tested(
         processor=hardware(cell.runtime),
     )
 
-    def compute(folder: Path) -> Generator[Never, None, None]:
+    def compute(folder: Path) -> None:
         with place.device_lock().shared():
             opened = open_runtime(cell.runtime, artifact, threads=place.threads, batch=EVALUATION_BATCH)
             found = _quality(opened, reference, dataset, threads=place.threads)
             del opened
             gc.collect()
-        write_text(folder / "record.json", to_json(found))
-        yield from ()
+        write_text(folder / RECORD, to_json(found))
 
-    path = (yield from place.store.obtain(key, compute)) / "record.json"
-    found: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    return read_record(dict[str, float], place.store.once(key, compute))
 
 
 def _quality(opened: Opened, other: Artifact | None, dataset: DatasetRecord, *, threads: int) -> dict[str, float]:

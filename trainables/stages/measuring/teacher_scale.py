@@ -2,15 +2,16 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Never
 
 from trainables.config.candidate import MeasureConfig
 from trainables.files import write_text
-from trainables.records.encoding import read_row, to_json
-from trainables.records.latency import LatencyRecord, latency_from_json
+from trainables.layout import ONNX_FILE, RECORD
+from trainables.records.encoding import read_record, to_json
+from trainables.records.latency import LatencyRecord
 from trainables.records.stages import ExportRecord
 from trainables.stages.measuring.beside_teacher import hardware, measured_beside
 from trainables.stages.measuring.machine import DRIFT_LIMIT
@@ -31,9 +32,7 @@ class Scale:
     """Its own, last, and those of the scales before it: the newest is found by counting, so none may be collected."""
 
 
-def scale(
-    measure: MeasureConfig, reference: ExportRecord, place: Workspace, *, check: bool = False
-) -> Generator[Never, None, Scale]:
+def find_scale(measure: MeasureConfig, reference: ExportRecord, place: Workspace, *, check: bool = False) -> Scale:
     """The newest scale of machines like this one; measured if there is none.
 
     Args:
@@ -45,12 +44,12 @@ def scale(
     known = [next(keys)]
     newest = None
     while (folder := place.store.find(known[-1])) is not None:
-        newest = Scale(own=latency_from_json(read_row(folder)), keys=tuple(known))
+        newest = Scale(own=read_record(LatencyRecord, folder), keys=tuple(known))
         known.append(next(keys))
     if newest is not None and not (check and _outdated(newest.own, measure, reference, place)):
         return newest
-    folder = yield from place.store.obtain(known[-1], _compute(measure, reference, place))
-    return Scale(own=latency_from_json(read_row(folder)), keys=tuple(known))
+    folder = place.store.once(known[-1], partial(_measure, measure, reference, place))
+    return Scale(own=read_record(LatencyRecord, folder), keys=tuple(known))
 
 
 def agreed(take: Callable[[], LatencyRecord]) -> LatencyRecord:
@@ -90,22 +89,15 @@ def _keys(measure: MeasureConfig, reference: ExportRecord) -> Iterator[Key]:
         )
 
 
-def _compute(
-    measure: MeasureConfig, reference: ExportRecord, place: Workspace
-) -> Callable[[Path], Generator[Never, None, None]]:
-    path = reference.folder / "model.onnx"
-
-    def compute(folder: Path) -> Generator[Never, None, None]:
-        own = agreed(lambda: measured_beside(measure, path, path, place).candidate)
-        write_text(folder / "record.json", to_json(own))
-        yield from ()
-
-    return compute
+def _measure(measure: MeasureConfig, reference: ExportRecord, place: Workspace, folder: Path) -> None:
+    path = reference.folder / ONNX_FILE
+    own = agreed(lambda: measured_beside(measure, path, path, place).candidate)
+    write_text(folder / RECORD, to_json(own))
 
 
 def _outdated(own: LatencyRecord, measure: MeasureConfig, reference: ExportRecord, place: Workspace) -> bool:
     """Whether the machine is quiet now and the scale is not what it would measure."""
-    path = reference.folder / "model.onnx"
+    path = reference.folder / ONNX_FILE
     now = measured_beside(measure, path, path, place).candidate
     if now.verdict != "clean":
         return False

@@ -1,41 +1,35 @@
 """Measure first: what a pruned student costs its user, found on its untrained shape and kept for all trials."""
 
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Never
+from typing import Any
 
 import torch
 
-from trainables.config.candidate import CandidateConfig
+from trainables.config.candidate import Candidate
 from trainables.files import write_text
+from trainables.layout import RECORD
 from trainables.records.encoding import to_json
-from trainables.records.stages import DatasetRecord, ExportRecord, ShapeRecord, read_shape
+from trainables.records.stages import ExportRecord, ShapeRecord, read_shape
 from trainables.stages.export.scheme import scheme_for
-from trainables.stages.export.stage import convert, recipe
+from trainables.stages.export.stage import convert
 from trainables.stages.export.writer import export_untrained
 from trainables.stages.measuring.beside_teacher import Timed, hardware, timed
-from trainables.stages.measuring.teacher_scale import scale
+from trainables.stages.measuring.teacher_scale import find_scale
 from trainables.stages.models.build import source_of
 from trainables.stages.models.inspection import count
 from trainables.stages.models.stored import build_for
 from trainables.stages.pruning.cuts import cut_untrained
-from trainables.stages.workspace import Workspace
+from trainables.stages.workspace import Bench
 from trainables.store.results import stage_key
 
 VERSION = 4
 BISECTIONS = 8  # 1/256 of the channels is finer than any layer
 
 
-def shaped(
-    config: CandidateConfig,
-    dataset: DatasetRecord,
-    reference: ExportRecord,
-    place: Workspace,
-    *,
-    plan: Mapping[str, int] | None = None,
-) -> Generator[Never, None, ShapeRecord]:
+def measure_shape(bench: Bench, reference: ExportRecord, *, plan: Mapping[str, int] | None = None) -> ShapeRecord:
     """Latency, size and MACs of this candidate's architecture, from random weights, or from the store.
 
     The signature is the architecture and the precision: zeroed weights change none of these numbers, so all methods
@@ -45,46 +39,45 @@ def shaped(
     Args:
         plan: the widths that are left, where the trained weights have told them.
     """
-    structured = config.prune.removes_channels
-    found = yield from scale(config.measure, reference, place)
+    candidate, dataset, place = bench.candidate, bench.dataset, bench.place
+    structured = candidate.prune.removes_channels
+    scale = find_scale(candidate.measure, reference, place)
     key = stage_key(
         "shape",
         version=VERSION,
-        parents=[reference.onnx_sha256, str(found.keys[-1])],
-        student_model=config.student.student_model,
-        model_source=source_of(config.student.student_model),
+        parents=[reference.onnx_sha256, str(scale.keys[-1])],
+        student_model=candidate.student.student_model,
+        model_source=source_of(candidate.student.student_model),
         num_classes=dataset.num_classes,
         image_size=dataset.image_size,
-        pruning_ratio=config.prune.pruning_ratio if structured else 0.0,
-        pruning_of=config.prune.pruning_of if structured else "channels",
-        processor=hardware(config.measure.latency_runtime),
-        **_apart(config, plan),
-        **vars(config.measure),
+        pruning_ratio=candidate.prune.pruning_ratio if structured else 0.0,
+        pruning_of=candidate.prune.pruning_of if structured else "channels",
+        processor=hardware(candidate.measure.latency_runtime),
+        **_apart(candidate, plan),
+        **vars(candidate.measure),
     )
 
-    def compute(folder: Path) -> Generator[Never, None, None]:
+    def compute(folder: Path) -> None:
         started = time.perf_counter()
-        timing = partial(timed, config.measure, reference=reference, own=found.own, place=place)
-        sketch = _Sketch(config, dataset, place, folder / "untrained.onnx", timing, plan)
-        ratio = sketch.channel_ratio() if structured else 0.0
-        record = sketch.measured(ratio)
+        timing = partial(timed, candidate.measure, reference=reference, own=scale.own, place=place)
+        sketch = _Sketch(bench, folder / "untrained.onnx", timing, plan)
+        record = sketch.measure(sketch.channel_ratio() if structured else 0.0)
         sketch.path.unlink()
         seconds = time.perf_counter() - started
-        write_text(folder / "record.json", to_json(vars(record) | {"seconds": seconds}))
-        yield from ()
+        write_text(folder / RECORD, to_json(vars(record) | {"seconds": seconds}))
 
-    return read_shape((yield from place.store.obtain(key, compute)))
+    return read_shape(place.store.once(key, compute))
 
 
-def _apart(config: CandidateConfig, plan: Mapping[str, int] | None) -> dict[str, Any]:
+def _apart(candidate: Candidate, plan: Mapping[str, int] | None) -> dict[str, Any]:
     """Settings with a shape of their own; at their defaults they are left out, as old keys lack them."""
     apart: dict[str, Any] = {} if plan is None else {"plan": dict(plan)}
-    if config.prune.removes_channels and config.prune.pruning_criterion == "bn_scale":
+    if candidate.prune.removes_channels and candidate.prune.pruning_criterion == "bn_scale":
         apart["pruning_criterion"] = "bn_scale"  # spares layers without BatchNorm
-    if config.export.precision != "fp32":
-        apart["precision"] = config.export.precision.partition("_")[0]
+    if candidate.export.precision != "fp32":
+        apart["precision"] = candidate.export.precision.partition("_")[0]
     if apart.get("precision") == "int8":
-        apart |= vars(scheme_for(config.measure.latency_runtime))
+        apart |= vars(scheme_for(candidate.measure.latency_runtime))
     return apart
 
 
@@ -109,20 +102,14 @@ class _Sketch:
     """Untrained students of one architecture, pruned by any ratio and measured."""
 
     def __init__(
-        self,
-        config: CandidateConfig,
-        dataset: DatasetRecord,
-        place: Workspace,
-        path: Path,
-        timing: Callable[[Path], Timed],
-        plan: Mapping[str, int] | None,
+        self, bench: Bench, path: Path, timing: Callable[[Path], Timed], plan: Mapping[str, int] | None
     ) -> None:
         self.path, self._timing, self._plan = path, timing, plan
-        self._config, self._dataset, self._place = config, dataset, place
+        self._candidate, self._dataset, self._place = bench.candidate, bench.dataset, bench.place
 
     def channel_ratio(self) -> float:
         """The ratio of channels that `pruning_of` and `pruning_ratio` ask for."""
-        wanted = self._config.prune
+        wanted = self._candidate.prune
         if wanted.pruning_of == "channels":
             return wanted.pruning_ratio
         known: dict[float, float] = {}
@@ -134,7 +121,7 @@ class _Sketch:
 
         return solve(lambda ratio: amount(ratio) / amount(0.0), 1 - wanted.pruning_ratio)
 
-    def measured(self, ratio: float) -> ShapeRecord:
+    def measure(self, ratio: float) -> ShapeRecord:
         """Build, prune, export and time one."""
         with self._place.device_lock().shared():
             model = self._model(ratio)
@@ -158,13 +145,13 @@ class _Sketch:
             return count(self._model(ratio), self._dataset.image_size)[2]
         if what == "size":
             return self._export(self._model(ratio))
-        record = self.measured(ratio)
+        record = self.measure(ratio)
         return record.latency_p50_ms / record.reference_latency_p50_ms
 
     def _model(self, ratio: float) -> torch.nn.Module:
         torch.manual_seed(0)
-        model = build_for(self._config.student.student_model, self._dataset)
-        config = self._config.prune
+        model = build_for(self._candidate.student.student_model, self._dataset)
+        config = self._candidate.prune
         if config.removes_channels:
             cut_untrained(model, config, self._dataset, channel_ratio=ratio, plan=self._plan, must_remove=False)
         return model
@@ -176,11 +163,11 @@ class _Sketch:
             std=self._dataset.std,
             image_size=self._dataset.image_size,
             class_names=self._dataset.class_names,
-            recipe=recipe(self._config, self._dataset, "candidate"),
-            opset=self._config.export.opset,
+            recipe=self._candidate.recipe(),
+            opset=self._candidate.export.opset,
             path=self.path,
         )
-        if self._config.export.precision == "fp32":
+        if self._candidate.export.precision == "fp32":
             return size_bytes
-        convert(self.path, self.path, self._config, self._dataset)
+        convert(self.path, self.path, self._candidate, self._dataset)
         return self.path.stat().st_size

@@ -4,7 +4,6 @@ Shape letters: B images, C classes.
 """
 
 import difflib
-import hashlib
 import importlib
 import inspect
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import Any
 import torchvision
 from torch import nn
 
+from trainables.files import sha256
 from trainables.stages.models.inspection import (
     OUT_OF_MEMORY,
     _first_line,
@@ -76,7 +76,7 @@ def source_of(name: str) -> str:
     if ":" not in name:
         return "small-1" if name in LATER else ""
     file = inspect.getsourcefile(importlib.import_module(name.partition(":")[0]))
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if file else ""
+    return sha256(Path(file))[:16] if file else ""
 
 
 def _users_function(name: str) -> Callable[..., Any]:

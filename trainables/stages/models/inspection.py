@@ -6,7 +6,8 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+
+from trainables.stages.models.torch_private import BatchNorm
 
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 """Transient: never turned into a ValueError, which stands for a failure that will come again."""
@@ -63,7 +64,7 @@ def recalibrate_bn(model: nn.Module, batches: Iterable[Tensor]) -> None:
     Raises:
         ValueError: if there is no batch.
     """
-    layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
+    layers = [layer for layer in model.modules() if isinstance(layer, BatchNorm) and layer.track_running_stats]
     if not layers:
         return
     momenta = [layer.momentum for layer in layers]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from trainables.config.checks import MachineError
 from trainables.config.training import TrainingConfig
 from trainables.stages.models.inspection import evaluating
+from trainables.stages.models.torch_private import compiler_in_use, has_cpp_compiler
 
 CONTEXT_BYTES = 600 * 2**20
 """What a process takes of a GPU besides its tensors (context, kernels, cuBLAS and cuDNN): a guess, not measured yet."""
@@ -95,13 +96,8 @@ def compiled(model: nn.Module, training: TrainingConfig) -> Callable[[Tensor], T
     """
     if not training.compile:
         return model
-    from torch._inductor.cpp_builder import get_cpp_compiler  # seconds of imports, for those who asked
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    try:
-        get_cpp_compiler()
-    except (InvalidCxxCompiler, RuntimeError, OSError):
-        raise MachineError("compile=True: torch.compile needs a C++ compiler; install g++ or leave it out.") from None
+    if not has_cpp_compiler():
+        raise MachineError("compile=True: torch.compile needs a C++ compiler; install g++ or leave it out.")
     device = next(model.parameters()).device
     return torch.compile(model, dynamic=False, mode="reduce-overhead" if device.type == "cuda" else None)
 
@@ -154,8 +150,8 @@ def tensor_share(memory_share: float, device_bytes: int) -> float:
 
 def give_back() -> None:
     """Return freed memory to the system and the GPU, and what torch.compile holds: between trials of one process."""
-    if "torch._dynamo" in sys.modules:
-        torch._dynamo.reset()  # else the ninth width in a process is over its limit and runs uncompiled
+    if compiler_in_use():
+        torch.compiler.reset()  # else the ninth width in a process is over its limit and runs uncompiled
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
         trim(0)
     if torch.cuda.is_initialized():

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from trainables.files import write_text
+from trainables.layout import RECORD, STATE, WEIGHTS
 from trainables.records.encoding import to_json
 from trainables.records.stages import DatasetRecord, EpochRecord, ModelRecord
 from trainables.stages.models.build import build_model
@@ -20,7 +21,7 @@ def write_model(
     """Leave `weights.pt` and `record.json` in a stage's folder and drop the state that only resuming needed."""
     model.to("cpu").to(memory_format=torch.contiguous_format)
     num_params, num_nonzero_params, macs = count(model, dataset.image_size)
-    save_weights(model, folder / "weights.pt")
+    save_weights(model, folder / WEIGHTS)
     record = ModelRecord(
         key=str(key),
         folder=folder,
@@ -33,8 +34,8 @@ def write_model(
         macs=macs,
         train_time_s=sum(epoch.seconds for epoch in curve),
     )
-    write_text(folder / "record.json", to_json(record))
-    (folder / "state.pt").unlink(missing_ok=True)
+    write_text(folder / RECORD, to_json(record))
+    (folder / STATE).unlink(missing_ok=True)
 
 
 def build_for(name: str, dataset: DatasetRecord, *, pretrained: bool = False) -> torch.nn.Module:
@@ -45,5 +46,5 @@ def build_for(name: str, dataset: DatasetRecord, *, pretrained: bool = False) ->
 def load_model(record: ModelRecord) -> torch.nn.Module:
     """The trained network of a record, on the CPU, in evaluation mode."""
     model = build_model(record.model_name, num_classes=record.num_classes, image_size=record.image_size)
-    load_weights(model, record.folder / "weights.pt")
+    load_weights(model, record.folder / WEIGHTS)
     return model.eval()

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 import torchvision
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainables.files import sha256
 from trainables.stages.models.inspection import _first_line
+from trainables.stages.models.torch_private import BatchNorm
 
 SAFE_LOAD = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 """Environment variable with which torch.load takes tensors and plain containers alone."""
@@ -33,7 +33,7 @@ def _torchvision_model(name: str, *, num_classes: int, image_size: int, pretrain
             options["image_size"] = image_size
         model = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
     for layer in model.modules():
-        if isinstance(layer, _BatchNorm) and layer.momentum is not None:
+        if isinstance(layer, BatchNorm) and layer.momentum is not None:
             # 0.01, as in MobileNetV3 and EfficientNet, needs thousands of steps to forget its start
             layer.momentum = max(layer.momentum, 0.1)
     return model

@@ -3,27 +3,23 @@
 A pruned network is its architecture's name plus a plain state_dict: the tensor shapes are the channel plan.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from trainables.files import replacing
 from trainables.stages.models.inspection import evaluating
+from trainables.stages.models.torch_private import BatchNorm
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """Writes a plain state_dict on the CPU; a reader sees the old file or the whole new one."""
     # clones: a view would drag its whole storage into the file
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
+    with replacing(path) as file:
         torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -85,7 +81,7 @@ def _resize(layer: nn.Module, shapes: dict[str, torch.Size], *, where: str) -> N
         layer.out_channels, layer.in_channels = shape[0], shape[1] * layer.groups
     elif isinstance(layer, nn.Linear) and len(shape) == 2:
         layer.out_features, layer.in_features = shape
-    elif isinstance(layer, _BatchNorm) and len(shape) == 1:
+    elif isinstance(layer, BatchNorm) and len(shape) == 1:
         layer.num_features = shape[0]
     elif isinstance(layer, nn.LayerNorm) and len(shape) == 1:
         layer.normalized_shape = tuple(shape)

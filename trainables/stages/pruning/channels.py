@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainables.stages.models.inspection import OUT_OF_MEMORY, check_logits, evaluating
+from trainables.stages.models.torch_private import BatchNorm
 from trainables.stages.models.weights import check_reload, is_scale
 from trainables.stages.pruning.criteria import Batches, Score, add_gradients, scorer
 
@@ -197,7 +197,7 @@ def _check_layers(model: nn.Module) -> None:
     """Returns if every parameter can lose channels and be resized: of a known layer, or one number a channel."""
     for name, layer in model.named_modules():
         sizes = [parameter.shape for parameter in layer.parameters(recurse=False)]
-        if not isinstance(layer, nn.Conv2d | _BatchNorm | nn.Linear | nn.LayerNorm) and not all(map(is_scale, sizes)):
+        if not isinstance(layer, nn.Conv2d | BatchNorm | nn.Linear | nn.LayerNorm) and not all(map(is_scale, sizes)):
             raise ValueError(
                 "Structured pruning handles Conv2d, BatchNorm, LayerNorm and Linear layers, but got "
                 f"{name or 'a model'} of type {type(layer).__name__}; take pruning_method='l1_unstructured'."
@@ -206,7 +206,7 @@ def _check_layers(model: nn.Module) -> None:
 
 def _scales(model: nn.Module) -> list[tuple[nn.Parameter, int]]:
     """Parameters outside of layers, one number a channel, and the dimension that the channels lie along."""
-    known = (nn.Conv2d, _BatchNorm, nn.Linear, nn.LayerNorm)
+    known = (nn.Conv2d, BatchNorm, nn.Linear, nn.LayerNorm)
     own = [p for layer in model.modules() if not isinstance(layer, known) for p in layer.parameters(recurse=False)]
     return [(parameter, int(torch.tensor(parameter.shape).argmax())) for parameter in own if parameter.numel() > 1]
 

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainables.config.flags import OneLineParser
+from trainables.layout import WEIGHTS
 from trainables.stages.models.build import build_model
 from trainables.stages.models.inspection import OUT_OF_MEMORY, count, evaluating
+from trainables.stages.models.torch_private import BatchNorm
 from trainables.stages.models.weights import load_weights, save_weights
 from trainables.stages.pruning.channels import widths
 from trainables.stages.pruning.methods import PruneSummary, check_removed, compare, prune
@@ -138,7 +139,7 @@ def _dense(name: str) -> nn.Module:
     torch.manual_seed(0)
     model = build_model(name, num_classes=CLASSES, image_size=SIZE).eval()
     for layer in model.modules():
-        if isinstance(layer, _BatchNorm):
+        if isinstance(layer, BatchNorm):
             nn.init.uniform_(layer.weight, 0.5, 1.5)
             nn.init.normal_(layer.bias, std=0.1)
     return model
@@ -197,9 +198,9 @@ def _faults(
     elif ratio > 0 and (fault := _wrong_zeros(model, way.method, ratio)):
         yield fault
     with tempfile.TemporaryDirectory() as folder:
-        save_weights(model, Path(folder) / "weights.pt")
+        save_weights(model, Path(folder) / WEIGHTS)
         loaded = build_model(name, num_classes=CLASSES, image_size=SIZE)
-        load_weights(loaded, Path(folder) / "weights.pt")
+        load_weights(loaded, Path(folder) / WEIGHTS)
     if not torch.equal(_logits(loaded), logits):
         yield "logits changed on the way through a file"
 

@@ -1,27 +1,31 @@
 """The trained student's cuts on the way to its pruning ratio, and what they are told by: ratio, plan, gradients."""
 
 import dataclasses
+import functools
 import json
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Never
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from trainables.config.candidate import Candidate
 from trainables.config.compression import PruneConfig
 from trainables.files import write_text
+from trainables.layout import RECORD
 from trainables.records.encoding import to_json
 from trainables.records.stages import DatasetRecord, ModelRecord
 from trainables.stages.data.augment.pixels import scaled
 from trainables.stages.data.on_device import Images
 from trainables.stages.data.splits import evenly
+from trainables.stages.models.build import build_model
 from trainables.stages.models.inspection import count
 from trainables.stages.models.stored import load_model
 from trainables.stages.pruning.channels import widths
 from trainables.stages.pruning.criteria import Batches
 from trainables.stages.pruning.methods import Counts, PruneSummary, check_removed, compare, prune
-from trainables.stages.workspace import Workspace
+from trainables.stages.workspace import Bench
 from trainables.store.results import stage_key
 
 TAYLOR_IMAGES = 512
@@ -32,7 +36,7 @@ _NEW = ("pruning_criterion", "pruning_scope", "pruning_steps")
 
 def key_parts(config: PruneConfig) -> dict[str, Any]:
     """What of a pruning decides its result, for keys; a setting at its default is left out where old keys lack it."""
-    row = vars(config.canonical())
+    row = vars(config)
     return {name: value for name, value in row.items() if name not in _NEW or value != getattr(PruneConfig, name)}
 
 
@@ -46,18 +50,17 @@ def cut(
     dense: Mapping[str, int],
     step: int = 1,
 ) -> PruneSummary:
-    """Makes cut number `step` of `pruning_steps`, in place: `step / pruning_steps` of the ratio is gone after it.
+    """Make cut number `step` of `pruning_steps`, in place: `step / pruning_steps` of the ratio is gone after it.
 
     Args:
+        config: canonical.
         channel_ratio: what `structured` removes in all.
         dense: widths of the network before the first cut.
     """
-    config = config.canonical()
-    structured = config.pruning_method == "structured"
     return prune(
         model,
         method=config.pruning_method,
-        ratio=(channel_ratio if structured else config.pruning_ratio) * step / config.pruning_steps,
+        ratio=_whole_ratio(config, channel_ratio) * step / config.pruning_steps,
         image_size=dataset.image_size,
         num_classes=dataset.num_classes,
         criterion=config.pruning_criterion,
@@ -77,18 +80,16 @@ def cut_untrained(
     plan: Mapping[str, int] | None = None,
     must_remove: bool = True,
 ) -> None:
-    """Gives an untrained model the shape that a trained one gets: which channels go is chance.
+    """Give an untrained model the shape that a trained one gets: which channels go is chance.
 
     The shape follows from the ratio alone where every layer loses its share; `bn_scale` spares layers without
     BatchNorm. For `global` scope it is the layer-wise shape of the same ratio, no more than an estimate, unless `plan`
     says what was left of the trained one.
     """
-    config = config.canonical()
-    structured = config.pruning_method == "structured"
     prune(
         model,
         method=config.pruning_method,
-        ratio=channel_ratio if structured else config.pruning_ratio,
+        ratio=_whole_ratio(config, channel_ratio),
         image_size=dataset.image_size,
         num_classes=dataset.num_classes,
         criterion="bn_scale" if config.pruning_criterion == "bn_scale" and plan is None else "magnitude",
@@ -97,31 +98,25 @@ def cut_untrained(
     )
 
 
-def planned(
-    config: PruneConfig,
-    dataset: DatasetRecord,
-    images: Images,
-    student: ModelRecord,
-    place: Workspace,
-    *,
-    channel_ratio: float,
-) -> Generator[Never, None, dict[str, int]]:
+def _whole_ratio(config: PruneConfig, channel_ratio: float) -> float:
+    return channel_ratio if config.pruning_method == "structured" else config.pruning_ratio
+
+
+def plan_cut(bench: Bench, student: ModelRecord, *, channel_ratio: float) -> dict[str, int]:
     """The widths that one cut leaves of the trained student, or from the store: for `global` scope only it knows."""
-    config = config.canonical()
+    config = dataclasses.replace(bench.candidate.prune, pruning_steps=1)
     decides = {"criterion": config.pruning_criterion, "scope": config.pruning_scope, "channel_ratio": channel_ratio}
     key = stage_key("plan", version=1, parents=[student.key], **decides)
 
-    def compute(folder: Path) -> Generator[Never, None, None]:
+    def compute(folder: Path) -> None:
         model = load_model(student)
-        before, dense = count(model, dataset.image_size), widths(model)
-        once = dataclasses.replace(config, pruning_steps=1)
-        with place.device_lock().shared():
-            cut(model, once, dataset, images, channel_ratio=channel_ratio, dense=dense)
-        write_plan(model, before, once, dataset, folder)
-        write_text(folder / "record.json", to_json({"student": student.key}))
-        yield from ()
+        before, dense = count(model, bench.dataset.image_size), widths(model)
+        with bench.place.device_lock().shared():
+            cut(model, config, bench.dataset, bench.images, channel_ratio=channel_ratio, dense=dense)
+        write_plan(model, before, config, bench.dataset, folder)
+        write_text(folder / RECORD, to_json({"student": student.key}))
 
-    return read_plan((yield from place.store.obtain(key, compute)))
+    return read_plan(bench.place.store.once(key, compute))
 
 
 def gradient_images(images: Images, device: torch.device) -> Batches:
@@ -139,12 +134,11 @@ def gradient_images(images: Images, device: torch.device) -> Batches:
 
 
 def write_plan(model: nn.Module, before: Counts, config: PruneConfig, dataset: DatasetRecord, folder: Path) -> None:
-    """Leaves what was achieved and the width of every layer beside the weights.
+    """Leave what was achieved and the width of every layer beside the weights.
 
     Raises:
         ValueError: if all cuts together removed nothing.
     """
-    config = config.canonical()
     summary = compare(
         model, before, method=config.pruning_method, ratio=config.pruning_ratio, image_size=dataset.image_size
     )
@@ -156,3 +150,28 @@ def read_plan(folder: Path) -> dict[str, int]:
     """The width of every layer of a pruned network in the store."""
     channels: dict[str, int] = json.loads((folder / PLAN_FILE).read_text(encoding="utf-8"))["channels"]
     return channels
+
+
+def achieved(candidate: Candidate, pruned: ModelRecord) -> dict[str, float]:
+    """What pruning really did to the dense student, as metrics: shares (0 to 1) of parameters, MACs and channels.
+
+    Parameters are gone, or zero where the method zeroes them; zeroed weights are still multiplied. Widths are rounded
+    and some layers cannot be cut, so that the shares differ from `pruning_ratio`.
+    """
+    params, macs, dense_widths = _dense(candidate.student.student_model, pruned.num_classes, pruned.image_size)
+    left = pruned.num_params if candidate.prune.pruning_method == "structured" else pruned.num_nonzero_params
+    channels = sum(widths(load_model(pruned)).values())
+    return {
+        "achieved_params_ratio": 1 - left / params,
+        "achieved_macs_ratio": 1 - pruned.macs / macs,
+        "achieved_channel_ratio": 1 - channels / dense_widths,
+    }
+
+
+@functools.lru_cache
+def _dense(name: str, num_classes: int, image_size: int) -> tuple[int, int, int]:
+    """Parameters, MACs and channels of all layers of the network before it is pruned."""
+    with torch.random.fork_rng(devices=()):
+        model = build_model(name, num_classes=num_classes, image_size=image_size)
+    params, _, macs = count(model, image_size)
+    return params, macs, sum(widths(model).values())

@@ -2,53 +2,41 @@
 
 import dataclasses
 import shutil
-from collections.abc import Generator
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from trainables.config.candidate import CandidateConfig
-from trainables.records.stages import DatasetRecord, EpochRecord, ModelRecord, read_model
-from trainables.stages.data.on_device import Images
+from trainables.config.candidate import Candidate
+from trainables.records.stages import EpochRecord, ModelRecord
 from trainables.stages.models.inspection import count
 from trainables.stages.models.placement import move
-from trainables.stages.models.stored import load_model, write_model
+from trainables.stages.models.stored import load_model
 from trainables.stages.models.weights import load_weights, save_weights
 from trainables.stages.pruning.channels import widths
 from trainables.stages.pruning.cuts import cut, key_parts, write_plan
-from trainables.stages.pruning.zeros import apply_masks, masks
+from trainables.stages.pruning.zeros import masks
 from trainables.stages.training.lessons import Distillation
-from trainables.stages.training.loop import Loop, recalibrate, train
-from trainables.stages.workspace import Workspace
+from trainables.stages.training.loop import Loop, recalibrate
+from trainables.stages.training.stage import Curve, Epochs, Made, fit, obtain_model
+from trainables.stages.workspace import Bench
 from trainables.store.results import Key, stage_key
 
 VERSION = 3
 
-Curve = Generator[EpochRecord, None, tuple[EpochRecord, ...]]
 
-
-def recovery_key(config: CandidateConfig, student: ModelRecord, *, channel_ratio: float) -> Key:
-    """Where the pruned and recovered student of this configuration lies in the store."""
+def recovery_key(candidate: Candidate, student: ModelRecord, *, channel_ratio: float) -> Key:
+    """Where the pruned and recovered student of this candidate lies in the store."""
     return stage_key(
         "recovery",
         version=VERSION,
         parents=[student.key],
         channel_ratio=channel_ratio,
-        **key_parts(config.prune),
+        **key_parts(candidate.prune),
     )
 
 
-def recovery(
-    config: CandidateConfig,
-    dataset: DatasetRecord,
-    images: Images,
-    teacher: ModelRecord,
-    student: ModelRecord,
-    place: Workspace,
-    *,
-    channel_ratio: float,
-) -> Generator[EpochRecord, None, ModelRecord]:
+def recover(bench: Bench, teacher: ModelRecord, student: ModelRecord, *, channel_ratio: float) -> Epochs:
     """Prune the student and train what is left, or find it in the store; yields the recovery epochs.
 
     `channel_ratio` is what `structured` removes of the channels: `pruning_ratio`, or what the shape stage found for
@@ -57,18 +45,18 @@ def recovery(
     Zeroed weights stay zero: the masks are put back after every step. Ratio 0 keeps every weight and still trains
     the recovery epochs, so that all candidates of a sweep get the same budget.
     """
-    key = recovery_key(config, student, channel_ratio=channel_ratio)
+    candidate = bench.candidate
+    key = recovery_key(candidate, student, channel_ratio=channel_ratio)
 
-    def compute(folder: Path) -> Generator[EpochRecord, None, None]:
+    def make(folder: Path) -> Made:
         model = load_model(student)
-        before = count(model, dataset.image_size)
-        lesson = Distillation.of(config, dataset, images, teacher, place)
-        work = _Work(config, dataset, images, lesson, place, channel_ratio, widths(model))
-        curve = yield from work.cuts(model, folder)
-        write_plan(model, before, config.prune, dataset, folder)
-        write_model(model, folder, key=key, name=config.student.student_model, dataset=dataset, curve=curve)
+        before = count(model, bench.dataset.image_size)
+        cuts = _Cuts(bench, Distillation.of(bench, teacher), channel_ratio, widths(model))
+        curve = yield from cuts.make(model, folder)
+        write_plan(model, before, candidate.prune, bench.dataset, folder)
+        return model, curve
 
-    return read_model((yield from place.store.obtain(key, compute)))
+    return obtain_model(bench, key, candidate.student.student_model, make)
 
 
 def shares(epochs: int, steps: int) -> list[int]:
@@ -77,21 +65,18 @@ def shares(epochs: int, steps: int) -> list[int]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Work:
+class _Cuts:
     """The cuts of one student."""
 
-    config: CandidateConfig
-    dataset: DatasetRecord
-    images: Images
+    bench: Bench
     lesson: Distillation
-    place: Workspace
     channel_ratio: float
     dense: dict[str, int]
 
-    def cuts(self, model: nn.Module, folder: Path) -> Curve:
+    def make(self, model: nn.Module, folder: Path) -> Curve:
         """Cut, recover, cut again; yields the epochs, numbered through."""
-        prune = self.config.prune
-        steps = prune.canonical().pruning_steps
+        prune = self.bench.candidate.prune
+        steps = prune.pruning_steps
         curve: list[EpochRecord] = []
         for step, epochs in enumerate(shares(prune.recovery_epochs, steps), 1):
             # the last cut resumes in the folder itself, as a single one always has
@@ -110,33 +95,32 @@ class _Work:
         if kept is not None and kept.exists():
             load_weights(model, kept)
             return
+        bench, prune = self.bench, self.bench.candidate.prune
         model.to("cpu").to(memory_format=torch.contiguous_format)
-        with self.place.device_lock().shared():
-            if self.config.prune.pruning_criterion == "taylor":
-                model.to(self.images.mean.device)
+        with bench.place.device_lock().shared():
+            if prune.pruning_criterion == "taylor":
+                model.to(bench.images.mean.device)
             ratio = self.channel_ratio
-            cut(model, self.config.prune, self.dataset, self.images, channel_ratio=ratio, dense=self.dense, step=step)
+            cut(model, prune, bench.dataset, bench.images, channel_ratio=ratio, dense=self.dense, step=step)
             model.to("cpu")
         if kept is not None:
             save_weights(model, kept)
 
     def _recover(self, model: nn.Module, step: int, epochs: int, folder: Path, done: int) -> Curve:
-        move(model, self.images.mean.device, image_size=self.dataset.image_size)  # masks lie where the weights will
-        zeros = masks(model, self.config.prune.canonical().pruning_method)
+        images, candidate = self.bench.images, self.bench.candidate
+        move(model, images.mean.device, image_size=images.image_size)  # masks lie where the weights will
         loop = Loop(
             stage="recovery" if step == 1 else f"recovery-{step}",
             epochs=epochs,
-            learning_rate=self.config.student.learning_rate * self.config.prune.recovery_learning_rate_factor,
-            training=self.config.training,
-            augment=self.config.augment,
-            first_view=self.config.student.student_epochs + done,
+            learning_rate=candidate.student.learning_rate * candidate.prune.recovery_learning_rate_factor,
+            training=candidate.training,
+            augment=candidate.augment,
+            first_view=candidate.student.student_epochs + done,
         )
-        turn = self.place.device_lock().shared
-        curve = yield from train(
-            model, loop, self.images, self.lesson, folder, after_step=lambda: apply_masks(model, zeros), turn=turn
-        )
+        zeros = masks(model, candidate.prune.pruning_method)
+        curve = yield from fit(self.bench, model, loop, self.lesson, folder, zeros)
         if not curve:  # nothing has re-estimated BatchNorm since the cut
-            recalibrate(model, loop, self.images)
+            recalibrate(model, loop, images)
         return curve
 
 

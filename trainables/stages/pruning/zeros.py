@@ -59,13 +59,6 @@ def masks(model: nn.Module, method: str) -> dict[str, Tensor]:
     return {name: zero for name, zero in zeros.items() if zero.any()}
 
 
-@torch.no_grad()
-def apply_masks(model: nn.Module, masks: dict[str, Tensor]) -> None:
-    """Sets the masked weights to zero again; to be called after every optimizer step of recovery."""
-    for name, zero in masks.items():
-        model.get_parameter(name).masked_fill_(zero, 0)
-
-
 def convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:
     """Every Conv2d by name."""
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d)}

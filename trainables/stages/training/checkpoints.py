@@ -1,7 +1,6 @@
 """The state of a training stage after its last epoch, so that a killed stage goes on there."""
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from pickle import UnpicklingError
@@ -9,18 +8,16 @@ from pickle import UnpicklingError
 import torch
 from torch import nn
 
-from trainables.records.stages import EpochRecord, epochs_from_json
+from trainables.files import replacing
+from trainables.records.encoding import decode
+from trainables.records.stages import EpochRecord
 
 
 def save(model: nn.Module, optimizer: torch.optim.Optimizer, curve: list[EpochRecord], path: Path) -> None:
     """Write the state; a reader sees the old file or the whole new one."""
-    temporary = path.with_suffix(".tmp")
     rows = json.dumps([asdict(record) for record in curve])
-    with temporary.open("wb") as file:
+    with replacing(path, part=path.with_suffix(".tmp")) as file:
         torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "curve": rows}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def resume(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path, device: torch.device) -> list[EpochRecord]:
@@ -35,4 +32,4 @@ def resume(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path, devic
         return []
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
-    return list(epochs_from_json(json.loads(state["curve"])))
+    return list(decode(tuple[EpochRecord, ...], json.loads(state["curve"]), where=path))

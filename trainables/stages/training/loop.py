@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from trainables.config.candidate import AugmentConfig
 from trainables.config.training import TrainingConfig
+from trainables.layout import STATE
 from trainables.records.stages import EpochRecord
 from trainables.stages.data.augment import draws, views
 from trainables.stages.data.on_device import Images
@@ -104,11 +105,11 @@ def train(
         turn: entered around every step.
     """
     trainer = Trainer(model, loop, images, lesson, after_step=after_step, turn=turn)
-    curve = checkpoints.resume(model, trainer.optimizer, folder / "state.pt", images.mean.device)
+    curve = checkpoints.resume(model, trainer.optimizer, folder / STATE, images.mean.device)
     for epoch in range(len(curve) + 1, loop.epochs + 1):
         record = trainer.epoch(epoch)
         curve.append(record)
-        checkpoints.save(model, trainer.optimizer, curve, folder / "state.pt")
+        checkpoints.save(model, trainer.optimizer, curve, folder / STATE)
         yield record
     return tuple(curve)
 
@@ -140,9 +141,7 @@ class Trainer:
         """One pass over the training split, BatchNorm estimated anew, validation."""
         loop, started = self._loop, time.perf_counter()
         train_loss, train_accuracy = self.learn(epoch)
-        with self._turn():
-            recalibrate(self._model, loop, self._images)
-            val_loss, val_accuracy = evaluate(self._model, self._images, loop.training)
+        val_loss, val_accuracy = self.check()
         return EpochRecord(
             stage=loop.stage,
             epoch=epoch,
@@ -155,10 +154,37 @@ class Trainer:
             seconds=time.perf_counter() - started,
         )
 
+    def check(self) -> tuple[float, float]:
+        """Estimate BatchNorm anew; loss in nats and accuracy on the validation split."""
+        with self._turn():
+            recalibrate(self._model, self._loop, self._images)
+            return evaluate(self._model, self._images, self._loop.training)
+
     def learn(self, epoch: int) -> tuple[float, float]:
         """One pass over the training split; mean loss in nats and accuracy on the augmented images.
 
         A GPU is waited for once, at the end.
+        """
+        total_loss = torch.zeros((), device=self._device)
+        correct = torch.zeros((), device=self._device)
+        count = 0
+        for index, value, logits_BC in self.steps(epoch):
+            total_loss += value * len(index)
+            correct += (logits_BC.argmax(1) == self._images.train_labels[index]).sum()
+            count += len(index)
+        with self._turn():  # a GPU still computes
+            mean_loss = total_loss.item() / count
+        if not math.isfinite(mean_loss):
+            raise ValueError(
+                f"training diverged: {self._loop.stage} loss is {mean_loss} in epoch {epoch} at learning rate"
+                f" {self._loop.learning_rate}."
+            )
+        return mean_loss, correct.item() / count
+
+    def steps(self, epoch: int) -> Generator[tuple[Tensor, Tensor, Tensor], None, None]:
+        """The steps of one pass; yields samples [B], loss and logits [B, C] of each, detached and on the device.
+
+        What the consumer does with them still belongs to the step: the device is given back afterwards.
         """
         loop, images = self._loop, self._images
         settle(self._device, loop.training)
@@ -168,8 +194,6 @@ class Trainer:
         seen = views.views_of(images, loop.augment, epoch=view)
         self._lesson.open(view, self._turn)
         seen.announce(images.train_images, batches)
-        total_loss = torch.zeros((), device=self._device)
-        correct = torch.zeros((), device=self._device)
         self._model.train()
         for step, host_index in enumerate(batches):
             with self._turn():
@@ -178,18 +202,7 @@ class Trainer:
                 index = host_index.to(self._device, non_blocking=True)
                 pixels = seen.batch(images.train_images, host_index)
                 batch = Batch(index=index, view=view, pixels=pixels, target=_target(seen, index, images))
-                value, logits_BC = self._step(batch)
-                total_loss += value * len(index)
-                correct += (logits_BC.argmax(1) == images.train_labels[index]).sum()
-        count = sum(len(index) for index in batches)
-        with self._turn():  # a GPU still computes
-            mean_loss = total_loss.item() / count
-        if not math.isfinite(mean_loss):
-            raise ValueError(
-                f"training diverged: {loop.stage} loss is {mean_loss} in epoch {epoch} at learning rate"
-                f" {loop.learning_rate}."
-            )
-        return mean_loss, correct.item() / count
+                yield (index, *self._step(batch))
 
     def _step(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Forward, backward and update; loss and logits [B, C], both detached."""

@@ -10,18 +10,17 @@ Shape letters: N samples, B batch, C classes.
 """
 
 import time
-from collections.abc import Generator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Never
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainables.config.candidate import AugmentConfig
+from trainables.config.candidate import AugmentConfig, Candidate
 from trainables.config.training import TrainingConfig
 from trainables.files import write_text
+from trainables.layout import RECORD
 from trainables.records.encoding import to_json
 from trainables.records.stages import DatasetRecord, ModelRecord
 from trainables.stages.data.augment.views import views_of
@@ -29,49 +28,34 @@ from trainables.stages.data.on_device import Images
 from trainables.stages.models.placement import autocast, layout, move
 from trainables.stages.models.stored import load_model
 from trainables.stages.training.loop import Turn
-from trainables.store.results import Key, Store, stage_key
+from trainables.stages.workspace import Bench
+from trainables.store.results import Key, stage_key
 
 VERSION = 2
 FILL_BATCH = 256
 
 
-def soft_labels_key(
-    teacher: ModelRecord, dataset: DatasetRecord, augment: AugmentConfig, training: TrainingConfig, *, view: int
-) -> Key:
-    """Where a view's logits lie in the store; of `training` only what the teacher's forward pass depends on counts."""
-    training = training.on("cpu")
+def soft_labels_key(candidate: Candidate, dataset: DatasetRecord, teacher: ModelRecord, *, view: int) -> Key:
+    """Where a view's logits lie in the store; of training only what the teacher's forward pass depends on counts."""
     return stage_key(
         "soft_labels",
         version=VERSION,
         parents=[dataset.fingerprint, teacher.key],
         view=view,
-        train_precision=training.train_precision,
-        deterministic=training.deterministic,
-        **vars(augment),
+        train_precision=candidate.training.train_precision,
+        deterministic=candidate.training.deterministic,
+        **vars(candidate.augment),
     )
 
 
 class SoftLabels:
     """The bank of one teacher on one data set under one augmentation and precision."""
 
-    def __init__(
-        self,
-        teacher: ModelRecord,
-        dataset: DatasetRecord,
-        images: Images,
-        augment: AugmentConfig,
-        store: Store,
-        *,
-        training: TrainingConfig,
-        views: int = 0,
-    ) -> None:
-        """Nothing is computed yet.
-
-        Args:
-            views: those that the candidate needs in all, from 0; only these are filled ahead.
-        """
-        self._teacher, self._dataset, self._images = teacher, dataset, images
-        self._augment, self._store, self._training, self._views = augment, store, training, views
+    def __init__(self, bench: Bench, teacher: ModelRecord) -> None:
+        """Nothing is computed yet; of the views that the candidate needs, only those are filled ahead."""
+        candidate = bench.candidate
+        self._bench, self._teacher, self._store = bench, teacher, bench.place.store
+        self._views = candidate.student.student_epochs + candidate.prune.recovery_epochs
         self._view: int | None = None
         self._logits_NC = torch.empty(0)
 
@@ -83,7 +67,7 @@ class SoftLabels:
             self._obtain(ahead, turn)
         # mapped, so that all trials of a node share its pages; "c" (copy on write) as torch knows no read-only memory
         logits = np.load(self._obtain(view, turn) / "logits.npy", mmap_mode="c")
-        self._logits_NC = torch.from_numpy(logits).to(self._images.mean.device)
+        self._logits_NC = torch.from_numpy(logits).to(self._bench.images.mean.device)
         self._view = view
 
     def __call__(self, view: int, index: Tensor) -> Tensor:
@@ -92,7 +76,7 @@ class SoftLabels:
         return self._logits_NC[index].float()
 
     def _key(self, view: int) -> Key:
-        return soft_labels_key(self._teacher, self._dataset, self._augment, self._training, view=view)
+        return soft_labels_key(self._bench.candidate, self._bench.dataset, self._teacher, view=view)
 
     def _first_free(self, start: int) -> int | None:
         """The first view from `start` that nobody has filled and nobody is filling."""
@@ -100,23 +84,17 @@ class SoftLabels:
         return next((view for view, key in keys if self._store.find(key) is None and not self._store.busy(key)), None)
 
     def _obtain(self, view: int, turn: Turn) -> Path:
-        filling = self._store.obtain(self._key(view), lambda folder: self._fill(view, folder, turn))
-        try:
-            next(filling)
-        except StopIteration as end:
-            return Path(end.value)
-        raise AssertionError("filling a view reports nothing")
+        return self._store.once(self._key(view), lambda folder: self._fill(view, folder, turn))
 
-    def _fill(self, view: int, folder: Path, turn: Turn) -> Generator[Never, None, None]:
-        started = time.perf_counter()
+    def _fill(self, view: int, folder: Path, turn: Turn) -> None:
+        started, images, candidate = time.perf_counter(), self._bench.images, self._bench.candidate
         network = load_model(self._teacher)
-        move(network, self._images.mean.device, image_size=self._images.image_size)
-        logits_NC = logits_of(network, self._images, self._augment, self._training, view=view, turn=turn)
+        move(network, images.mean.device, image_size=images.image_size)
+        logits_NC = logits_of(network, images, candidate.augment, candidate.training, view=view, turn=turn)
         with turn():  # a GPU still computes
             logits = logits_NC.cpu().numpy()
         np.save(folder / "logits.npy", logits)
-        write_text(folder / "record.json", to_json({"view": view, "seconds": time.perf_counter() - started}))
-        yield from ()
+        write_text(folder / RECORD, to_json({"view": view, "seconds": time.perf_counter() - started}))
 
 
 @torch.no_grad()

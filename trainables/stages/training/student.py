@@ -1,54 +1,54 @@
-"""The student, distilled from the teacher; and the lesson it shares with recovery."""
+"""The student, distilled from the teacher."""
 
-from collections.abc import Generator
 from pathlib import Path
 
 import torch
 
-from trainables.config.candidate import CandidateConfig
-from trainables.records.stages import DatasetRecord, EpochRecord, ModelRecord, read_model
-from trainables.stages.data.on_device import Images
+from trainables.config.candidate import Candidate
+from trainables.records.stages import DatasetRecord, ModelRecord
 from trainables.stages.models.build import source_of
-from trainables.stages.models.stored import build_for, write_model
+from trainables.stages.models.stored import build_for
 from trainables.stages.training.lessons import Distillation
-from trainables.stages.training.loop import Loop, seed_for, train
-from trainables.stages.workspace import Workspace
+from trainables.stages.training.loop import Loop, seed_for
+from trainables.stages.training.stage import Epochs, Made, fit, obtain_model
+from trainables.stages.workspace import Bench
 from trainables.store.results import Key, stage_key
 
 VERSION = 4
 
 
-def student_key(config: CandidateConfig, dataset: DatasetRecord, teacher: ModelRecord) -> Key:
-    """Where the student of this configuration lies in the store."""
+def student_key(candidate: Candidate, dataset: DatasetRecord, teacher: ModelRecord) -> Key:
+    """Where the dense student of this candidate lies in the store."""
     return stage_key(
         "student",
         version=VERSION,
-        model_source=source_of(config.student.student_model),
+        model_source=source_of(candidate.student.student_model),
         parents=[dataset.fingerprint, teacher.key],
-        **vars(config.augment),
-        **vars(config.training.on("cpu")),
-        **vars(config.student.canonical()),
+        **vars(candidate.augment),
+        **vars(candidate.training),
+        **vars(candidate.student),
     )
 
 
-def student(
-    config: CandidateConfig, dataset: DatasetRecord, images: Images, teacher: ModelRecord, place: Workspace
-) -> Generator[EpochRecord, None, ModelRecord]:
+def train_student(bench: Bench, teacher: ModelRecord) -> Epochs:
     """Distil the dense student, or find it in the store; yields its epochs."""
-    key = student_key(config, dataset, teacher)
+    candidate, own = bench.candidate, bench.candidate.student
 
-    def compute(folder: Path) -> Generator[EpochRecord, None, None]:
-        torch.manual_seed(seed_for(config.training.seed, "student", "weights"))
-        model = build_for(config.student.student_model, dataset, pretrained=config.student.student_pretrained)
-        loop = Loop(
-            stage="student",
-            epochs=config.student.student_epochs,
-            learning_rate=config.student.learning_rate,
-            training=config.training,
-            augment=config.augment,
-        )
-        lesson = Distillation.of(config, dataset, images, teacher, place)
-        curve = yield from train(model, loop, images, lesson, folder, turn=place.device_lock().shared)
-        write_model(model, folder, key=key, name=config.student.student_model, dataset=dataset, curve=curve)
+    def make(folder: Path) -> Made:
+        torch.manual_seed(seed_for(candidate.training.seed, "student", "weights"))
+        model = build_for(own.student_model, bench.dataset, pretrained=own.student_pretrained)
+        lesson = Distillation.of(bench, teacher)
+        return model, (yield from fit(bench, model, student_loop(candidate), lesson, folder))
 
-    return read_model((yield from place.store.obtain(key, compute)))
+    return obtain_model(bench, student_key(candidate, bench.dataset, teacher), own.student_model, make)
+
+
+def student_loop(candidate: Candidate, *, more_epochs: int = 0) -> Loop:
+    """The student's training in numbers, `more_epochs` longer than asked for."""
+    return Loop(
+        stage="student",
+        epochs=candidate.student.student_epochs + more_epochs,
+        learning_rate=candidate.student.learning_rate,
+        training=candidate.training,
+        augment=candidate.augment,
+    )

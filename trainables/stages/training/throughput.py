@@ -6,30 +6,28 @@ The process gets ready (data, model, first steps), touches FOLDER/NUMBER.ready a
 FOLDER/go appears until FOLDER/stop does: all processes of a folder compute at the same time.
 """
 
-import dataclasses
-import json
 import os
 import resource
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from trainables.config.candidate import CandidateConfig
+from trainables.config.candidate import Candidate, CandidateConfig
 from trainables.files import write_text
-from trainables.records.encoding import to_json
+from trainables.layout import TASK
+from trainables.records.encoding import decode, read_json, to_json
+from trainables.records.probe import Probed, ProbeTask
 from trainables.stages.data import prepared
 from trainables.stages.data.on_device import Images, load_images
 from trainables.stages.models import placement
 from trainables.stages.models.build import build_model
 from trainables.stages.models.inspection import OUT_OF_MEMORY
-from trainables.stages.training.loop import EVAL_BATCH, Batch, Loop, Trainer, Turn
-from trainables.stages.training.losses import distillation_loss
+from trainables.stages.training.lessons import LogitsAtHand
+from trainables.stages.training.loop import EVAL_BATCH, Trainer
 from trainables.stages.training.soft_labels import FILL_BATCH, logits_of
+from trainables.stages.training.student import student_loop
 
 STEPS = 8
 """Of one pass, between two looks at FOLDER/stop."""
@@ -38,75 +36,46 @@ POLL_S = 0.01
 WAIT_S = 600.0
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Probed:
-    """What one trial did while all of them ran."""
-
-    images: int
-    seconds: float
-    peak_bytes: int
-    """CUDA memory, the context and whatever else was on the GPU included; on a CPU this process's resident memory."""
-    device_bytes: int
-    """Memory of the GPU, or of the machine."""
-
-    @property
-    def images_per_s(self) -> float:
-        """Training images a second."""
-        return self.images / self.seconds
-
-
-class _Bank:
-    """Distillation from logits at hand, as where the bank is filled: those of an untrained teacher cost the same."""
-
-    def __init__(self, config: CandidateConfig, images: Images) -> None:
-        self._config, self._images = config, images
-        shape = (len(images.train_labels), images.num_classes)
-        self._logits_NC = torch.zeros(shape, dtype=torch.float16, device=images.mean.device)
-
-    def fill(self) -> None:
-        """Take the teacher's logits, as the trial does that first needs a view: its memory holds the teacher, too."""
-        images = self._images
-        name, classes, size = self._config.teacher.teacher_model, images.num_classes, images.image_size
-        network = build_model(name, num_classes=classes, image_size=size).eval()
-        placement.move(network, images.mean.device, image_size=size)
-        self._logits_NC = logits_of(network, images, self._config.augment, self._config.training, view=0)
-
-    def open(self, view: int, turn: Turn) -> None:
-        """Nothing is needed."""
-
-    def __call__(self, logits_BC: Tensor, batch: Batch) -> Tensor:
-        """The loss in nats."""
-        return distillation_loss(
-            logits_BC,
-            self._logits_NC[batch.index].float(),
-            batch.target,
-            settings=self._config.student,
-            label_smoothing=self._config.training.label_smoothing,
-        )
-
-
-def few_of(config: CandidateConfig, images: Images, steps: int) -> Images:
+def few_of(candidate: Candidate, images: Images, steps: int) -> Images:
     """As many training images as that many steps take, and the teacher at once, and one batch of validation images."""
-    count = min(len(images.train_labels), max(steps * config.training.batch_size, FILL_BATCH))
+    count = min(len(images.train_labels), max(steps * candidate.training.batch_size, FILL_BATCH))
     return images.few(count, EVAL_BATCH)
 
 
-def trainer_of(config: CandidateConfig, images: Images, bank: _Bank) -> Trainer:
-    """A student in training."""
-    model = build_model(config.student.student_model, num_classes=images.num_classes, image_size=images.image_size)
-    loop = Loop(
-        stage="student",
-        epochs=10**9,
-        learning_rate=config.student.learning_rate,
-        training=config.training,
-        augment=config.augment,
-    )
-    return Trainer(model, loop, images, bank)
+class TrialSteps:
+    """The steps of a student's training as a trial takes them, for as long as somebody wants them."""
+
+    def __init__(self, candidate: Candidate, images: Images) -> None:
+        self._candidate, self._images = candidate, images
+        self._lesson = LogitsAtHand(candidate.student, images, label_smoothing=candidate.training.label_smoothing)
+        model = build_model(candidate.student.student_model, num_classes=images.num_classes, image_size=self._size)
+        self.trainer = Trainer(model, student_loop(candidate, more_epochs=10**9), images, self._lesson)
+
+    @property
+    def _size(self) -> int:
+        return self._images.image_size
+
+    def fill_bank(self) -> None:
+        """Take the teacher's logits, as the trial does that first needs a view: its memory holds the teacher, too.
+
+        Those of an untrained teacher cost the same.
+        """
+        images, candidate = self._images, self._candidate
+        name = candidate.teacher.teacher_model
+        network = build_model(name, num_classes=images.num_classes, image_size=self._size).eval()
+        placement.move(network, images.mean.device, image_size=self._size)
+        self._lesson.logits_NC = logits_of(network, images, candidate.augment, candidate.training, view=0)
+
+    def warm_up(self, epoch: int) -> None:
+        """Everything that an epoch of a trial does."""
+        if self._candidate.student.soft_weight > 0:
+            self.fill_bank()
+        self.trainer.epoch(epoch)
 
 
 def main(folder: Path, number: str) -> int:
     """Run one probe; returns the exit code: 0, or 3 if there was not enough memory."""
-    task = json.loads((folder / "task.json").read_text(encoding="utf-8"))
+    task = decode(ProbeTask, read_json(folder / TASK), where=folder / TASK)
     try:
         probed = _probe(task, folder, number)
     except OUT_OF_MEMORY:
@@ -115,37 +84,32 @@ def main(folder: Path, number: str) -> int:
         if not any(words in str(error) for words in ("out of memory", "STATUS_ALLOC_FAILED")):
             raise
         return OUT_OF_MEMORY_CODE
-    write_text(folder / f"{number}.json", to_json(dataclasses.asdict(probed)))
+    write_text(folder / f"{number}.json", to_json(probed))
     return 0
 
 
-def _probe(task: Mapping[str, Any], folder: Path, number: str) -> Probed:
-    device = task["device"]
+def _probe(task: ProbeTask, folder: Path, number: str) -> Probed:
+    device = task.device
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, task["cores"])
-    placement.enter(device, threads=task["threads"], memory_share=task["memory_share"])
-    config = CandidateConfig.from_flat(task["candidate"]).on(device)
-    images = few_of(config, load_images(prepared.prepare(config.data, Path(task["data_dir"])), device), STEPS)
-    bank = _Bank(config, images)
-    trainer = trainer_of(config, images, bank)
-
-    def warm_up(epoch: int) -> None:
-        if config.student.soft_weight > 0:
-            bank.fill()
-        trainer.epoch(epoch)
-
-    warm_up(1)  # kernels, caches, and the memory of a view's soft labels and of a validation
+        os.sched_setaffinity(0, task.cores)
+    placement.enter(device, threads=task.threads, memory_share=task.memory_share)
+    config = CandidateConfig().replace(**task.config)
+    dataset = prepared.prepare(config.data, task.data_dir)
+    candidate = config.resolve(dataset, device=device)
+    images = few_of(candidate, load_images(dataset, device), STEPS)
+    steps = TrialSteps(candidate, images)
+    steps.warm_up(1)  # kernels, caches, and the memory of a view's soft labels and of a validation
     if device == "cuda":  # without what cuDNN took to try its algorithms
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        warm_up(2)
+        steps.warm_up(2)
     (folder / f"{number}.ready").touch()
     _wait_for(folder / "go")
     passes = 2
     done, started = 0, time.perf_counter()
     while not done or not (folder / "stop").exists():
         passes += 1
-        trainer.learn(passes)
+        steps.trainer.learn(passes)
         done += len(images.train_labels)
     seconds = time.perf_counter() - started
     peak, whole = _memory(device)

@@ -1,8 +1,8 @@
 """Trial folders and study agree again, wherever the driver died between the two."""
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +10,7 @@ from optuna.trial import TrialState
 from ray.tune.experiment import Trial
 from s3fs import S3FileSystem
 
+from sweeps.running.run import worker_of
 from sweeps.running.tune import recovery
 from sweeps.running.tune.delivery import Allowance, left, write_record
 from sweeps.running.tune.recovery import fetch_late, recover
@@ -22,19 +23,22 @@ from trainables.records.encoding import to_json
 from trainables.records.trial import TrialRecord, read_trial
 from trainables.tracking.deliveries import outbox
 from trainables.tracking.transport import INCOMING, fetch, send
+from trainables.trials.task import TrialTask
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 SPACE = space_of(alpha="0.5:0.9", pruning_ratio="0.2:0.4")
 
 
-def trial_config(config: SweepConfig, number: int, params: Any) -> dict[str, Any]:
+def task(config: SweepConfig, number: int, params: Any, dataset: str = "digits") -> TrialTask:
     folder = config.folder / "trials" / f"{number:05}"
-    return {
-        "trial_dir": str(folder),
-        "key": f"{config.name}/{folder.name}",
-        "trial_number": number,
-        "candidate": config.base.replace(**params).flat(),
-    }
+    images = SimpleNamespace(name=dataset, image_size=32)
+    return TrialTask(
+        candidate=config.search.base.replace(**params).resolve(images, device="cpu"),
+        worker=worker_of(config),
+        key=f"{config.name}/{folder.name}",
+        folder=folder,
+        trial_number=number,
+    )
 
 
 def record(folder: Path, number: int, status: str, **metrics: float) -> None:
@@ -63,13 +67,13 @@ def recovered(tmp_path: Path, config: SweepConfig) -> tuple[Any, Any]:
     if not teacher_dir.exists():
         record(teacher_dir, 0, "finished", val_accuracy=0.95)
     teacher = read_trial(teacher_dir)
-    recover(study, searcher, config, lambda n, p: trial_config(config, n, p), teacher=teacher)
+    recover(study, searcher, config, lambda n, p: task(config, n, p), teacher=teacher)
     return study, searcher
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> SweepConfig:
-    config = dataclasses.replace(quick(), name="night", out=tmp_path / "runs")
+    config = quick().replace(name="night", out=tmp_path / "runs")
     config.folder.mkdir(parents=True)
     return config
 
@@ -82,7 +86,7 @@ def test_a_trial_that_had_left_its_record_is_not_run_again(tmp_path: Path, confi
     record(trials / "00000", 0, "finished", **metrics)
     record(trials / "00001", 1, "failed")
     record(trials / "00002", 2, "infeasible", latency_p50_ms=9.0, size_bytes=1e6, macs=1e6)
-    config = dataclasses.replace(config, limits=Limits(max_latency_ms=3.0, max_drop=1.0))
+    config = config.replace(limits=Limits(max_latency_ms=3.0, max_drop=1.0))
     study, searcher = recovered(tmp_path, config)
     states = [trial.state for trial in study.trials[:4]]
     assert states == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.PRUNED, TrialState.RUNNING]
@@ -111,7 +115,7 @@ def study_params(config: SweepConfig) -> list[dict[str, Any]]:
 def test_a_record_that_is_still_in_storage_is_fetched(tmp_path: Path, config: SweepConfig) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
-    config = dataclasses.replace(config, storage=str(shared))
+    config = config.replace(storage=str(shared))
     _, searcher = driver(config.folder, SPACE)
     ask(searcher, 1)
     elsewhere = tmp_path / "node" / "00000"
@@ -138,7 +142,7 @@ def test_what_the_storage_did_not_give_is_fetched_later_and_never_taken_for_lost
     tmp_path: Path, config: SweepConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recovery, "PATIENCE_S", 0.1)
-    away = dataclasses.replace(config, storage="s3://bucket/runs")
+    away = config.replace(storage="s3://bucket/runs")
     study, searcher = driver(config.folder, SPACE)
     ask(searcher, 1)
     searcher.on_trial_complete("t0", FINAL)
@@ -150,7 +154,7 @@ def test_what_the_storage_did_not_give_is_fetched_later_and_never_taken_for_lost
     shared.mkdir()
     record(elsewhere, 0, "finished", val_accuracy=0.9)
     send(elsewhere, "night/00000", str(shared))
-    assert fetch_late(study, dataclasses.replace(config, storage=str(shared))) == 0
+    assert fetch_late(study, config.replace(storage=str(shared))) == 0
     assert read_trial(config.folder / "trials" / "00000") == read_trial(elsewhere)
 
 
@@ -206,8 +210,8 @@ def test_who_has_left_a_record_is_known_from_the_last_report(result: dict[str, A
 
 
 def test_a_record_that_the_driver_writes_hides_local_paths(tmp_path: Path, config: SweepConfig) -> None:
-    settings = trial_config(config, 3, {"dataset": "folder:/home/me/photos"})
-    write_record(settings, status="stopped", reason="r", seconds=2.0)
+    config = config.replace(base=config.search.base.replace(dataset="folder:/home/me/photos"))
+    write_record(task(config, 3, {}, "folder:photos"), status="stopped", reason="r", seconds=2.0)
     written = read_trial(config.folder / "trials" / "00003")
     assert written.params["dataset"] == "folder:photos"
     assert written.ended - written.started == pytest.approx(2.0)

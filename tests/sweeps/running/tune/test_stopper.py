@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import logging
 import pickle
@@ -15,7 +16,9 @@ from optuna.trial import TrialState
 from ray import tune
 
 from sweeps.running.tune.stopper import FrontStopper
-from sweeps.search.sampling.searcher import Proposing, StudySearcher
+from sweeps.search.config import Search
+from sweeps.search.sampling.searcher import StudySearcher
+from trainables.config.compression import PruneConfig
 from trainables.config.score import ExchangeRates, composite_score
 
 EPOCHS = 8  # with eta = 3 and a grace of 25 %: rungs after epochs 2 and 6
@@ -24,7 +27,9 @@ RATES = ExchangeRates(latency_points=1.0, size_points=0.5)
 
 
 def trial(key: str, **candidate: Any) -> SimpleNamespace:
-    return SimpleNamespace(trial_id=f"tune-{key}", config={"key": key, "candidate": candidate})
+    prune = dataclasses.replace(PruneConfig(), **candidate)
+    task = SimpleNamespace(key=key, candidate=SimpleNamespace(prune=prune), trial_number=0, alone=False)
+    return SimpleNamespace(trial_id=f"tune-{key}", config={"task": task})
 
 
 def epoch(accuracy: float, *, step: int = 2, ms: float = 1.0, megabytes: float = 1.0, **more: Any) -> dict[str, Any]:
@@ -33,6 +38,12 @@ def epoch(accuracy: float, *, step: int = 2, ms: float = 1.0, megabytes: float =
     shape = {"latency_p50_ms": ms, "reference_latency_p50_ms": 4.0, "size_bytes": int(megabytes * 1e6)}
     planned = {"step": step, "steps": EPOCHS, "num_val": NUM_VAL, "final": False}
     return stage | shape | planned | {"val_accuracy": accuracy} | more
+
+
+def task(number: int, quality: float) -> SimpleNamespace:
+    made = trial(f"s/{number:05}").config["task"]
+    made.quality = quality
+    return made
 
 
 def judge(stopper: FrontStopper, who: SimpleNamespace, result: dict[str, Any]) -> str:
@@ -102,9 +113,10 @@ def test_a_resumed_sweep_has_its_rungs_again(tmp_path: Path) -> None:
     assert judge(resumed, trial("s/00001"), epoch(0.5)) == "STOP"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(row["rung"], row["trial"], row["beaten_by"]) for row in rows] == [
-        ("1/4 student", "s/00000", None), ("1/4 student", "s/00001", "s/00000")
+        ("1/4 student structured channels layer", "s/00000", None),
+        ("1/4 student structured channels layer", "s/00001", "s/00000"),
     ]  # fmt: skip
-    restarted = SimpleNamespace(trial_id="another id", config={"key": "s/00001", "candidate": {}})
+    restarted = SimpleNamespace(trial_id="another id", config=trial("s/00001").config)
     assert judge(FrontStopper("pareto", RATES, path), restarted, epoch(0.99)) == "STOP"
     assert sorted(file.name for file in path.parent.iterdir()) == ["rungs.jsonl"]
 
@@ -169,7 +181,7 @@ def probe() -> type[tune.Trainable]:
         def step(self) -> dict[str, Any]:
             step = self.iteration + 1
             shape = {"latency_p50_ms": 1.0, "reference_latency_p50_ms": 4.0, "size_bytes": 10**6, "macs": 10**6}
-            accuracy = self.config["quality"] / 10 * min(step, 8) / 8
+            accuracy = self.config["task"].quality / 10 * min(step, 8) / 8
             if step > 8:
                 return shape | {"val_accuracy": accuracy, "final": True, "done": True}
             planned = {"stage": "student", "epoch": step, "step": step, "steps": 8, "num_val": 10_000, "final": False}
@@ -190,11 +202,16 @@ def probe() -> type[tune.Trainable]:
 def test_tune_stops_the_trial_and_optuna_is_told_pruned(tmp_path: Path) -> None:
     study = optuna.create_study(direction="maximize")
     for quality in (9.0, 2.0, 8.9, 1.0):
-        study.enqueue_trial({"quality": quality})
+        study.enqueue_trial({"learning_rate": quality})
     searcher = StudySearcher(
         study,
-        Proposing(space={"quality": FloatDistribution(1, 9)}, sampler="random"),
-        trial_config=lambda number, params: {"key": f"s/{number:05}", "trial_number": number, **params},
+        Search(
+            space={"learning_rate": FloatDistribution(1, 9)},
+            sampler="random",
+            objective="composite",
+            reuse_probability=0.0,
+        ),
+        tune_config=lambda number, params: {"task": task(number, params["learning_rate"])},
         score=lambda metrics: 100 * metrics["val_accuracy"],
     )
     grid = tune.Tuner(
@@ -214,7 +231,7 @@ def test_tune_stops_the_trial_and_optuna_is_told_pruned(tmp_path: Path) -> None:
         ),
     ).fit()
     assert sorted(result.metrics["training_iteration"] for result in grid) == [2, 2, 9, 9]
-    states = {t.params["quality"]: t.state for t in study.get_trials()}
+    states = {t.params["learning_rate"]: t.state for t in study.get_trials()}
     assert states == {
         9.0: TrialState.COMPLETE,
         2.0: TrialState.PRUNED,

@@ -8,11 +8,10 @@ import pytest
 from optuna import Study
 from optuna.trial import TrialState
 
-from sweeps.search.config import SAMPLERS
+from sweeps.search.config import SAMPLERS, Search
 from sweeps.search.sampling.searcher import (
     DUPLICATE,
     RULED_OUT,
-    Proposing,
     StudySearcher,
     dropped,
     finished,
@@ -20,6 +19,7 @@ from sweeps.search.sampling.searcher import (
 )
 from sweeps.search.sampling.tpe import BoundedTPE
 from sweeps.search.space import Space, default_space, first_trials, parse, tidy
+from trainables.config.candidate import CandidateConfig
 
 ONE_POINT = {
     "temperature": "4",
@@ -42,17 +42,18 @@ def driver(
     folder: Path, space: Space, *, seed: int = 0, objective: str = "composite", **how: Any
 ) -> tuple[Study, StudySearcher]:
     """What a driver does when it starts on this folder: for the first time, or after another one died."""
-    study = open_study(folder / "study.journal", "night", objective=objective, space=space)
+    search = Search(space=space, search_seed=seed, objective=objective, **{"reuse_probability": 0.0, **how})
+    study = open_study(folder / "study.journal", "night", search)
     searcher = StudySearcher(
         study,
-        Proposing(space=space, seed=seed, objective=objective, **how),
-        trial_config=trial_config,
+        search,
+        tune_config=tune_config,
         score=lambda metrics: 100 * metrics["val_accuracy"],
     )
     return study, searcher
 
 
-def trial_config(number: int, params: Mapping[str, Any]) -> dict[str, Any]:
+def tune_config(number: int, params: Mapping[str, Any]) -> dict[str, Any]:
     return {"trial_number": number, "params": dict(params)}
 
 
@@ -65,7 +66,7 @@ def ask(searcher: StudySearcher, count: int, *, name: str = "t") -> list[dict[st
 def test_the_literatures_settings_come_first(tmp_path: Path) -> None:
     """Those of one student one after the other: run at once, the second would only wait for the first."""
     _, searcher = driver(tmp_path, default_space())
-    first, second = first_trials(default_space())
+    first, second = first_trials(default_space(), CandidateConfig())
     at_once = ask(searcher, 2)
     assert at_once[0]["params"] == first
     assert at_once[1]["params"] != second
@@ -81,7 +82,7 @@ def test_the_better_of_two_students_is_pruned_hard_once(tmp_path: Path) -> None:
     searcher.on_trial_complete("t0", FINAL)
     searcher.on_trial_complete("t1", FINAL | {"val_accuracy": 0.91})
     literature, far, middle = (config["params"] for config in ask(searcher, 3, name="cut"))
-    assert literature == first_trials(default_space())[1]
+    assert literature == first_trials(default_space(), CandidateConfig())[1]
     student = {name: value for name, value in other["params"].items() if not name.startswith("pruning")}
     assert far == {**student, "pruning_method": "structured", "pruning_ratio": 0.7}
     assert middle == {**far, "pruning_ratio": 0.45}
@@ -213,7 +214,7 @@ def test_the_next_driver_hands_out_what_the_dead_one_left_running(tmp_path: Path
 
 def test_a_driver_that_died_in_the_middle_of_asking_leaves_a_whole_trial(tmp_path: Path) -> None:
     study, dead = driver(tmp_path, default_space())
-    whole = ask(dead, len(first_trials(default_space())))
+    whole = ask(dead, len(first_trials(default_space(), CandidateConfig())))
     half = study.ask()
     half.suggest_float("alpha", 0.0, 1.0, step=0.1)
     _, searcher = driver(tmp_path, default_space())
@@ -232,7 +233,7 @@ def test_the_literature_is_not_enqueued_again_on_resuming(tmp_path: Path) -> Non
         searcher.on_trial_complete(f"{name}0", FINAL)
         ask(searcher, 1, name=f"{name}later")
     params = [trial.params for trial in study.trials]
-    assert all(params.count(point) == 1 for point in first_trials(default_space()))
+    assert all(params.count(point) == 1 for point in first_trials(default_space(), CandidateConfig()))
 
 
 def test_a_resumed_sampler_does_not_repeat_its_first_proposals(tmp_path: Path) -> None:

@@ -15,6 +15,17 @@ TINY = [
     *["--teacher-epochs", "1", "--student-epochs", "1", "--recovery-epochs", "1", "--latency-seconds", "0.1"],
 ]
 
+HOOKED = """
+from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
+
+def make(*, num_classes):
+    first = weight_norm(nn.Conv2d(3, 16, 3, padding=1))
+    first.register_forward_pre_hook(lambda layer, inputs: (inputs[0] * 0.5,))
+    return nn.Sequential(first, nn.BatchNorm2d(16), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(),
+                         nn.Linear(256, num_classes))
+"""
+
 
 @pytest.fixture(autouse=True)
 def one_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,6 +111,19 @@ def test_lower_precisions_are_made_of_the_same_student(folders: list[str], capsy
     again, told = run([*words, "--precision", "int8_qat"], capsys)
     assert [line.split()[0] for line in told.splitlines()] == ["shape"]
     assert again["val_accuracy"] == found["val_accuracy"]
+
+
+def test_a_network_with_hooks_and_parametrized_weights_can_be_trained_for_int8(
+    folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "hooked_net.py").write_text(HOOKED)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    words = [*TINY, *folders, "--student-model", "hooked_net:make", "--pruning-ratio", "0"]
+    plain, _ = run(words, capsys)
+    found, told = run([*words, "--precision", "int8_qat"], capsys)
+    assert [line.split()[0] for line in told.splitlines()] == ["shape", "qat"]
+    assert found["num_params"] == plain["num_params"]
+    assert found["parity_agreement"] > 0.8
 
 
 def test_cuts_in_steps_and_over_the_whole_network(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:

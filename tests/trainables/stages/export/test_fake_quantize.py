@@ -1,6 +1,9 @@
+import warnings
+
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from trainables.stages.export.fake_quantize import FakeInput, FakeWeight, insert, remove
 from trainables.stages.export.scheme import Scheme
@@ -72,14 +75,44 @@ def test_gradients_pass_straight_through_inside_the_range() -> None:
 def test_inserting_and_removing_leaves_the_network_as_it_was() -> None:
     model, images = network().eval(), torch.randn(4, 3, 8, 8)
     state, before = {name: tensor.clone() for name, tensor in model.state_dict().items()}, model(images)
-    insert(model, UNSIGNED)
+    inserted = insert(model, UNSIGNED)
     model.train()(images).sum().backward()
     assert model[0].parametrizations.weight.original.grad is not None
     model.eval()
     assert 0 < (model(images) - before).abs().max() < 0.5
-    remove(model)
+    remove(model, inserted)
     assert set(model.state_dict()) == set(state)
     assert all(torch.equal(model.state_dict()[n], t) for n, t in state.items() if "running" not in n and "num" not in n)
+
+
+def with_hooks() -> nn.Sequential:
+    """A network with a hook of its own, and normalised weights of torch's newer and older kind."""
+    model = network()
+    model[0].register_forward_pre_hook(lambda layer, inputs: (2 * inputs[0],))
+    parametrizations.weight_norm(model[5])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the older kind is deprecated, and in use
+        return nn.Sequential(nn.utils.weight_norm(nn.Conv2d(3, 3, 1)), *model)
+
+
+def test_a_networks_own_hooks_and_normalised_weights_survive() -> None:
+    model, images = with_hooks().eval(), torch.randn(4, 3, 8, 8)
+    before = model(images)
+    inserted = insert(model, UNSIGNED)
+    rounded = model.train()(images)
+    for layer in (model[0], model[6]):
+        steps = layer.weight / layer.weight.flatten(1).abs().amax(dim=1).view(-1, *[1] * (layer.weight.ndim - 1)) * 127
+        torch.testing.assert_close(steps, steps.round(), atol=1e-3, rtol=0)
+    rounded.sum().backward()
+    assert model[0].weight_g.grad is not None
+    assert model[6].parametrizations.weight.original0.grad is not None
+    torch.optim.SGD(model.parameters(), lr=0.01).step()
+    assert (model.eval()(images) - before).abs().max() > 0
+    remove(model, inserted)
+    untouched = with_hooks().eval()
+    untouched.load_state_dict(model.state_dict())
+    assert torch.equal(model(images), untouched(images))
+    assert not torch.equal(model(images), before), "it was trained"
 
 
 def test_nothing_to_quantise_is_an_error() -> None:

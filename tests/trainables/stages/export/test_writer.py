@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from trainables.layout import ONNX_FILE, TORCHSCRIPT_FILE
 from trainables.records.stages import ExportRecord
 from trainables.stages.export import writer as export_module
 from trainables.stages.export.session import open_session, run_logits
-from trainables.stages.export.writer import ONNX_FILE, TORCHSCRIPT_FILE, export
+from trainables.stages.export.writer import export
 from trainables.stages.models.build import build_model
 from trainables.stages.models.inspection import recalibrate_bn
 from trainables.stages.pruning.methods import prune

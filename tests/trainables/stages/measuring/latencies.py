@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from tests.trainables.stages.measuring.linear_onnx import linear_model, random_weight
+from trainables.config.candidate import DataConfig
 from trainables.records.latency import LatencyRecord
 from trainables.records.stages import ExportRecord
 from trainables.stages.workspace import Workspace
@@ -27,7 +28,7 @@ def latency(p50_ms: float, *, noisy: bool = False, contaminated: str = "", half_
 
 
 def node(folder: Path) -> Workspace:
-    return Workspace(store=Store(folder), data_dir=folder, device="cpu", threads=1, lock_dir=folder)
+    return Workspace(store=Store(folder), data=DataConfig(), data_dir=folder, device="cpu", threads=1, lock_dir=folder)
 
 
 def linear_file(folder: Path) -> ExportRecord:

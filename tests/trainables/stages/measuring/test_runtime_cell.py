@@ -6,18 +6,16 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Generator
 from pathlib import Path
-from typing import Any, TypeVar
 
 import pytest
 
 from trainables.config.candidate import CandidateConfig
 from trainables.records.stages import CandidateRecord
 from trainables.records.trial import TrialRecord
-from trainables.stages.candidate.chain import teacher_candidate
+from trainables.stages.candidate.teacher import make_teacher
 from trainables.stages.measuring import clean_room, runtime_cell
-from trainables.stages.measuring.runtime_cell import CellRecord, measured_cell
+from trainables.stages.measuring.runtime_cell import CellRecord, measure_cell
 from trainables.stages.runtimes import absence as absence_module
 from trainables.stages.runtimes.absence import absence, check_runtime
 from trainables.stages.runtimes.base import RUNTIMES, AbsentError
@@ -25,7 +23,6 @@ from trainables.stages.runtimes.cell import Cell
 from trainables.stages.workspace import Workspace
 from trainables.store.results import Store
 
-Made = TypeVar("Made")
 CONFIG = CandidateConfig().replace(
     train_limit=60, flip=False, batch_size=32, teacher_model="alexnet_small", teacher_epochs=0, latency_seconds=0.1
 )
@@ -41,24 +38,24 @@ def one_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     root = tmp_path_factory.mktemp("cells")
     return Workspace(
-        store=Store(root / "store"), data_dir=root / "data", device="cpu", threads=1, lock_dir=root / "leases"
+        store=Store(root / "store"),
+        data=CONFIG.data,
+        data_dir=root / "data",
+        device="cpu",
+        threads=1,
+        lock_dir=root / "leases",
     )
 
 
 @pytest.fixture(scope="module")
 def made(place: Workspace) -> CandidateRecord:
     """A network, random but real, that has gone through the stages of a teacher."""
-    return finished(teacher_candidate(CONFIG, place))
-
-
-def finished(steps: Generator[Any, None, Made]) -> Made:
-    """What a stage comes to."""
-    while True:
-        try:
+    steps = make_teacher(CONFIG.resolve(place.dataset(), device="cpu"), place)
+    with pytest.raises(StopIteration) as end:
+        while True:
             next(steps)
-        except StopIteration as end:
-            result: Made = end.value
-            return result
+    record: CandidateRecord = end.value.value
+    return record
 
 
 def measure(
@@ -77,7 +74,7 @@ def measure(
         stage="teacher",
         status="finished",
         reason="",
-        params=made.params | {"precision": ships},
+        params={"precision": ships},
         metrics={},
         tags={},
         curve=(),
@@ -87,17 +84,7 @@ def measure(
         keys=() if gone else (*made.keys, *last),
     )
     words = {"precision": "fp32", "batch_images": 1, "runtime_threads": 1, **cell}
-    return finished(
-        measured_cell(
-            Cell(**words),
-            trial,
-            made.export.folder,
-            CONFIG,
-            place,
-            scratch=folder,
-            seconds=0.1,
-        )
-    )
+    return measure_cell(Cell(**words), trial, made.export.folder, place, scratch=folder, seconds=0.1)
 
 
 @pytest.mark.parametrize("runtime", ["torchscript_cpu", "eager_cpu", "openvino"])

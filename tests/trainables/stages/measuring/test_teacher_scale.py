@@ -8,7 +8,7 @@ from trainables.config.candidate import MeasureConfig
 from trainables.records.latency import LatencyRecord
 from trainables.stages.measuring import teacher_scale as module
 from trainables.stages.measuring.clean_room import Measured
-from trainables.stages.measuring.teacher_scale import Scale, agreed, scale
+from trainables.stages.measuring.teacher_scale import Scale, agreed, find_scale
 
 BUSY = "8 % of its CPUs were used by others"
 MEASURE = MeasureConfig(latency_seconds=0.1)
@@ -69,12 +69,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> list[LatencyRecord]:
 
 
 def taken(folder: Path, *, check: bool = False) -> Scale:
-    steps = scale(MEASURE, linear_file(folder), node(folder / "node"), check=check)
-    with pytest.raises(StopIteration) as end:
-        while True:
-            next(steps)
-    found: Scale = end.value.value
-    return found
+    return find_scale(MEASURE, linear_file(folder), node(folder / "node"), check=check)
 
 
 def test_the_scale_is_measured_in_two_processes_and_then_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

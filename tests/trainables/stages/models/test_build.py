@@ -9,7 +9,7 @@ import torch
 import torchvision
 from torch import nn
 
-from trainables.stages.models import build, torchvision_zoo
+from trainables.stages.models import torchvision_zoo
 from trainables.stages.models.build import MODEL_NAMES, build_model, check_model
 from trainables.stages.models.inspection import count, evaluating, recalibrate_bn
 
@@ -164,7 +164,7 @@ def test_pretrained_files_run_nothing_and_are_what_their_name_says(
     torch.save({"fc.weight": Hostile(tmp_path / "ran")}, file)
     with pytest.raises(ValueError, match=rf"--pretrained: {file} is damaged, or another file: .*f37072fd"):
         build_model("resnet18", num_classes=10, image_size=32, pretrained=True)
-    monkeypatch.setattr(build, "sha256", lambda path: "f37072fd" + 56 * "0")
+    monkeypatch.setattr(torchvision_zoo, "sha256", lambda path: "f37072fd" + 56 * "0")
     with pytest.raises(ValueError, match=rf"--pretrained: {file} holds more than weights"):
         build_model("resnet18", num_classes=10, image_size=32, pretrained=True)
     assert not (tmp_path / "ran").exists()

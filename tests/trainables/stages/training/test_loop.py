@@ -108,8 +108,8 @@ def test_the_first_step_of_an_optimizer_is_the_textbooks(optimizer: str, step: f
     """Nesterov: rate (1 + momentum) (gradient + decay weight); AdamW: rate (sign of the gradient + decay weight)."""
     model = nn.Linear(1, 1, bias=False)
     nn.init.constant_(model.weight, 2.0)
-    loop_module = TrainingConfig(weight_decay=0.2)
-    asked = dataclasses.replace(loop(), learning_rate=0.1, training=loop_module, optimizer=optimizer)
+    training = TrainingConfig(weight_decay=0.2)
+    asked = dataclasses.replace(loop(), learning_rate=0.1, training=training, optimizer=optimizer)
     made = optimizer_of(model, asked)
     (0.5 * model.weight).sum().backward()
     made.step()
@@ -136,8 +136,8 @@ def test_amp_learns_too_and_gives_other_weights_of_the_same_type(images: Images,
     models = {precision: network() for precision in ("fp32", "amp")}
     for precision, model in models.items():
         (tmp_path / precision).mkdir()
-        loop_module = TrainingConfig(batch_size=15, train_precision=precision)
-        curve = run(model, images, tmp_path / precision, loop=dataclasses.replace(loop(8), training=loop_module))
+        training = TrainingConfig(batch_size=15, train_precision=precision)
+        curve = run(model, images, tmp_path / precision, loop=dataclasses.replace(loop(8), training=training))
         assert curve[-1].val_accuracy > 0.9
     weights = [model[0].weight for model in models.values()]
     assert weights[0].dtype == weights[1].dtype == torch.float32

@@ -2,12 +2,12 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from trainables.config.candidate import AugmentConfig, CandidateConfig
-from trainables.config.training import TrainingConfig
 from trainables.records.stages import DatasetRecord, ModelRecord, read_model
 from trainables.stages.data import prepared
 from trainables.stages.data.augment.views import Views
@@ -16,6 +16,7 @@ from trainables.stages.models.stored import build_for, load_model, write_model
 from trainables.stages.training.lessons import Distillation
 from trainables.stages.training.loop import Batch, Loop, Turn, train
 from trainables.stages.training.soft_labels import SoftLabels
+from trainables.stages.workspace import Bench, Workspace
 from trainables.store.results import Key, Store
 
 AUGMENTS = {
@@ -56,6 +57,23 @@ def teacher(dataset: DatasetRecord, images: Images, tmp_path_factory: pytest.Tem
     return read_model(folder)
 
 
+def bank_of(
+    kind: type[SoftLabels],
+    teacher: ModelRecord,
+    dataset: DatasetRecord,
+    images: Images,
+    store: Store,
+    **changes: Any,
+) -> SoftLabels:
+    """The soft labels of a candidate with these settings."""
+    settings = {"crop_padding": 2, "batch_size": 32, "student_epochs": 2, "recovery_epochs": 0, **changes}
+    candidate = CandidateConfig().replace(**settings).resolve(dataset, device="cpu")
+    place = Workspace(
+        store=store, data=candidate.data, data_dir=store._local, device="cpu", threads=1, lock_dir=store._local
+    )
+    return kind(Bench(candidate=candidate, dataset=dataset, images=images, place=place), teacher)
+
+
 class LiveTeacher(SoftLabels):
     """What the bank replaces: the teacher runs on every batch's own pixels."""
 
@@ -64,7 +82,7 @@ class LiveTeacher(SoftLabels):
 
     def see(self, batch: Batch) -> torch.Tensor:
         with torch.no_grad():
-            return self._network(self._images.normalise(batch.pixels))
+            return self._network(self._bench.images.normalise(batch.pixels))
 
 
 class NextView(SoftLabels):
@@ -89,16 +107,17 @@ def test_a_student_of_the_bank_equals_one_of_the_live_teacher(
     dataset: DatasetRecord, images: Images, teacher: ModelRecord, augment: AugmentConfig, tmp_path: Path
 ) -> None:
     """Equal but for float16 in the bank: 11 bits of each logit."""
-    config = CandidateConfig().replace(alpha=1.0, temperature=2.0, batch_size=32)
-    loop = Loop(stage="student", epochs=1, learning_rate=1e-3, training=config.training, augment=augment)
+    settings = {"alpha": 1.0, "temperature": 2.0, **vars(augment)}
     students = []
     for kind, lesson in ((SoftLabels, Distillation), (LiveTeacher, LiveDistillation), (NextView, Distillation)):
         folder = tmp_path / kind.__name__
         folder.mkdir()
         torch.manual_seed(1)
         model = build_for("alexnet_small", dataset)
-        soft = kind(teacher, dataset, images, augment, Store(tmp_path / "store"), training=config.training)
-        *_, last = train(model, loop, images, lesson(config, soft), folder)
+        soft = bank_of(kind, teacher, dataset, images, Store(tmp_path / "store"), **settings)
+        candidate = soft._bench.candidate
+        loop = Loop(stage="student", epochs=1, learning_rate=1e-3, training=candidate.training, augment=augment)
+        *_, last = train(model, loop, images, lesson(candidate, soft), folder)
         students.append((model, last))
     (from_bank, bank), (from_live, live), (from_next, wrong) = students
     assert bank.train_loss == pytest.approx(live.train_loss, rel=1e-3)
@@ -117,8 +136,8 @@ def test_the_bank_is_mapped_not_read(
     dataset: DatasetRecord, images: Images, teacher: ModelRecord, tmp_path: Path
 ) -> None:
     """Trials of one node share its pages."""
-    bank = SoftLabels(teacher, dataset, images, AUGMENTS["mixup"], Store(tmp_path), training=TrainingConfig())
-    bank.open(0, nullcontext)
+    mixup = bank_of(SoftLabels, teacher, dataset, images, Store(tmp_path), **vars(AUGMENTS["mixup"]))
+    mixup.open(0, nullcontext)
     maps = Path("/proc/self/maps")
     if not maps.exists():
         pytest.skip("what a process has mapped is read from /proc")
@@ -129,13 +148,13 @@ def test_the_bank_holds_the_teachers_logits_of_that_view_for_any_batch(
     dataset: DatasetRecord, images: Images, teacher: ModelRecord, tmp_path: Path
 ) -> None:
     augment = AUGMENTS["mixup"]
-    bank = SoftLabels(teacher, dataset, images, augment, Store(tmp_path), training=TrainingConfig())
-    bank.open(3, nullcontext)
+    mixup = bank_of(SoftLabels, teacher, dataset, images, Store(tmp_path), **vars(augment))
+    mixup.open(3, nullcontext)
     index = torch.tensor([7, 90, 0])
     pixels = Views(augment, num_samples=dataset.num_train, epoch=3, image_size=32).batch(images.train_images, index)
     with torch.no_grad():
         expected = load_model(teacher)(images.normalise(pixels))
-    torch.testing.assert_close(bank(3, index), expected, rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(mixup(3, index), expected, rtol=2e-3, atol=2e-3)
 
 
 def test_a_view_is_computed_once_and_shared(
@@ -147,10 +166,10 @@ def test_a_view_is_computed_once_and_shared(
         steps.append(1)
         return nullcontext()
 
-    first = SoftLabels(teacher, dataset, images, AUGMENTS["crop"], Store(tmp_path), training=TrainingConfig())
+    first = bank_of(SoftLabels, teacher, dataset, images, Store(tmp_path))
     first.open(0, turn)
     filled = len(steps)
-    second = SoftLabels(teacher, dataset, images, AUGMENTS["crop"], Store(tmp_path), training=TrainingConfig())
+    second = bank_of(SoftLabels, teacher, dataset, images, Store(tmp_path))
     second.open(0, turn)
     assert len(steps) == filled > 0
     index = torch.arange(dataset.num_train)
@@ -172,15 +191,13 @@ def test_who_would_wait_for_a_view_fills_a_later_one(
         ahead.set()
         return nullcontext()
 
-    def bank() -> SoftLabels:
-        return SoftLabels(
-            teacher, dataset, images, AUGMENTS["crop"], Store(tmp_path), training=TrainingConfig(), views=2
-        )
+    def crop() -> SoftLabels:
+        return bank_of(SoftLabels, teacher, dataset, images, Store(tmp_path))
 
     with ThreadPoolExecutor(1) as other:
-        first = other.submit(bank().open, 0, held)
+        first = other.submit(crop().open, 0, held)
         assert filling.wait(60)
-        second = bank()
+        second = crop()
         second.open(0, free)
         first.result()
     assert len(list(tmp_path.glob("soft_labels/*/logits.npy"))) == 2
@@ -195,20 +212,18 @@ def test_views_augmentations_and_teachers_do_not_share(
     store = Store(tmp_path)
     for augment in (AUGMENTS["crop"], AUGMENTS["mixup"]):
         for view in (0, 1):
-            SoftLabels(teacher, dataset, images, augment, store, training=TrainingConfig()).open(view, nullcontext)
+            bank_of(SoftLabels, teacher, dataset, images, store, **vars(augment)).open(view, nullcontext)
     assert len(list(tmp_path.glob("soft_labels/*/logits.npy"))) == 4
 
 
 def test_precisions_do_not_share(dataset: DatasetRecord, images: Images, teacher: ModelRecord, tmp_path: Path) -> None:
-    for training in (TrainingConfig(), TrainingConfig(train_precision="amp"), TrainingConfig(train_precision="fp32")):
-        SoftLabels(teacher, dataset, images, AUGMENTS["crop"], Store(tmp_path), training=training).open(0, nullcontext)
+    for precision in (None, "amp", "fp32"):
+        bank_of(SoftLabels, teacher, dataset, images, Store(tmp_path), train_precision=precision).open(0, nullcontext)
     assert len(list(tmp_path.glob("soft_labels/*/logits.npy"))) == 2  # none is fp32 on a CPU
 
 
 def test_alpha_0_asks_no_teacher(dataset: DatasetRecord, images: Images, teacher: ModelRecord, tmp_path: Path) -> None:
-    lesson = Distillation(
-        CandidateConfig().replace(alpha=0.0),
-        SoftLabels(teacher, dataset, images, AUGMENTS["crop"], Store(tmp_path), training=TrainingConfig()),
-    )
+    soft = bank_of(SoftLabels, teacher, dataset, images, Store(tmp_path), alpha=0.0)
+    lesson = Distillation(soft._bench.candidate, soft)
     lesson.open(0, nullcontext)
     assert not list(tmp_path.iterdir())

@@ -1,0 +1,30 @@
+"""The private parts of Ray that a sweep needs, all of them; pyproject.toml bounds Ray's version because of them.
+
+tests/contracts/test_private_parts.py fails when one of them moves.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from ray._private import ray_constants
+from ray.tune.experiment import Trial
+
+LOOPBACK = "127.0.0.1"
+
+
+def init_on_loopback(**settings: Any) -> None:
+    """`ray.init` of a Ray on this machine alone, whose every port is bound to loopback."""
+    # As Ray has it on macOS and Windows; elsewhere it takes 127.0.0.1 for the machine's own address.
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    ray.init(address="local", _node_ip_address=LOOPBACK, **settings)
+
+
+def allow_failures(trial: Trial, more: int) -> None:
+    """Let a trial's process die `more` times from now on; Tune counts its own limit from the trial's start."""
+    trial.max_failures = trial.num_failures + more
+
+
+def give_resources(trial: Trial, resources: Mapping[str, float]) -> None:
+    """Give a trial these resources when it starts again."""
+    trial.update_resources(dict(resources))

@@ -1,0 +1,46 @@
+"""A sweep under way: what everybody needs who brings it forward."""
+
+from dataclasses import dataclass
+from functools import partial
+
+from rich.console import Console
+
+from sweeps.planning.budget import Deadline
+from sweeps.search.config import SweepConfig
+from sweeps.search.objectives import composite_score
+from trainables.records.stages import DatasetRecord
+from trainables.records.trial import TrialRecord
+from trainables.tracking.deliveries import Score
+from trainables.tracking.tracker import Tracker
+from trainables.trials.task import Worker
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One command's run of a sweep."""
+
+    config: SweepConfig
+    dataset: DatasetRecord
+    teacher: TrialRecord
+    tracker: Tracker
+    console: Console
+    deadline: Deadline | None = None
+    """When it has to stop; None where it may take its time."""
+
+    @property
+    def score(self) -> Score:
+        """A finished candidate's metrics -> points, higher is better; Tune pickles what holds it."""
+        return partial(composite_score, teacher_size_bytes=self.teacher.metrics["size_bytes"], rates=self.config.rates)
+
+
+def worker_of(config: SweepConfig) -> Worker:
+    """What a trial's process works with."""
+    return Worker(
+        out=config.places.out.resolve(),
+        data=config.search.base.data,
+        data_dir=config.places.data_dir.resolve(),
+        storage=config.places.storage,
+        device=config.devices.device,
+        threads=config.devices.threads,
+        memory_share=min(1.0, config.devices.share),
+    )

@@ -1,0 +1,52 @@
+"""One training stage: epochs with the masks of a pruning, and the network they leave in the store."""
+
+from collections.abc import Callable, Generator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
+
+from trainables.records.stages import EpochRecord, ModelRecord, read_model
+from trainables.stages.models.stored import write_model
+from trainables.stages.training.loop import Lesson, Loop, train
+from trainables.stages.workspace import Bench
+from trainables.store.results import Key
+
+Epochs = Generator[EpochRecord, None, ModelRecord]
+"""A stage under way: yields its epochs, returns the network in the store."""
+Made = Generator[EpochRecord, None, tuple[nn.Module, tuple[EpochRecord, ...]]]
+"""A network being made: yields its epochs, returns the network and all of its curve."""
+Curve = Generator[EpochRecord, None, tuple[EpochRecord, ...]]
+Masks = Mapping[str, Tensor]
+"""Parameter name -> where its weights are to stay zero, bool of the weight's shape."""
+NO_MASKS: Masks = MappingProxyType({})
+
+
+def obtain_model(bench: Bench, key: Key, name: str, make: Callable[[Path], Made]) -> Epochs:
+    """The network under `key`: found in the store, or made and put there; yields the epochs that making takes.
+
+    Args:
+        name: of the model, as `build_model` knows it.
+        make: gets the stage's folder, which may hold what an interrupted attempt left; see `Made`.
+    """
+
+    def compute(folder: Path) -> Generator[EpochRecord, None, None]:
+        model, curve = yield from make(folder)
+        write_model(model, folder, key=key, name=name, dataset=bench.dataset, curve=curve)
+
+    return read_model((yield from bench.place.store.obtain(key, compute)))
+
+
+def fit(bench: Bench, model: nn.Module, loop: Loop, lesson: Lesson, folder: Path, masks: Masks = NO_MASKS) -> Curve:
+    """Train in place as `train` does, taking turns on the workspace's device; masked weights stay zero."""
+    after_step = (lambda: apply_masks(model, masks)) if masks else None
+    turn = bench.place.device_lock().shared
+    return train(model, loop, bench.images, lesson, folder, after_step=after_step, turn=turn)
+
+
+@torch.no_grad()
+def apply_masks(model: nn.Module, masks: Masks) -> None:
+    """Set the masked weights to zero again."""
+    for name, zero in masks.items():
+        model.get_parameter(name).masked_fill_(zero, 0)
