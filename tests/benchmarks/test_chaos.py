@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from chaos_nodes import may_make_nodes
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1000)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.nightly, pytest.mark.timeout(1000)]
 SCRIPT = Path(__file__).with_name("chaos.py")
 
 

@@ -38,12 +38,14 @@ def lines(name: str, *words: str, before: tuple[str, ...] = ()) -> list[str]:
     return result.stdout.strip().splitlines()
 
 
+@pytest.mark.nightly
 def test_train_throughput_runs_where_only_torch_and_torchvision_are_installed() -> None:
     asked = '{"batch_size": 4, "steps": 2, "device": "cpu", "size": 32, "model": "mobilenet_v3_small"}'
     (rate,) = lines("train_throughput.py", "--run", "ours-first", asked, before=("-c", ONLY_TORCH))
     assert float(rate) > 0
 
 
+@pytest.mark.nightly
 def test_train_throughput_compares_with_the_notebook() -> None:
     flags = ("--device", "cpu", "--models", "resnet18", "--sizes", "32", "--arms", "notebook", "bare")
     rows = lines("train_throughput.py", *flags, "--batch-size", "2", "--steps", "1", "--repeats", "1")[2:]
@@ -71,6 +73,7 @@ def test_an_arm_that_fails_leaves_the_others_their_figures(
     assert "7.00 x notebook" in rows[2]
 
 
+@pytest.mark.nightly
 def test_packing_prints_its_table_and_what_auto_takes(tmp_path: Path) -> None:
     rows = lines(
         "packing.py", "--device", "cpu", "--preset", "quick", "--trials", "1", "--seconds", "0.2",
@@ -80,6 +83,7 @@ def test_packing_prints_its_table_and_what_auto_takes(tmp_path: Path) -> None:
     assert rows[-2].split()[0] == "1"
 
 
+@pytest.mark.nightly
 def test_teacher_and_students_run(tmp_path: Path) -> None:
     rows = lines(
         "teacher_cifar10.py", "--device", "cpu", "--dataset", "digits", "--steps", "2", "--batch-size", "8",
@@ -89,6 +93,7 @@ def test_teacher_and_students_run(tmp_path: Path) -> None:
     assert all(re.search(r"test accuracy +[0-9.]+ %", row) for row in rows[1:])
 
 
+@pytest.mark.nightly
 def test_scale_takes_its_trials_to_a_front_in_mlflow(tmp_path: Path) -> None:
     heading, row = lines("scale.py", "--trials", "12", "--out", str(tmp_path / "scale"))
     assert heading.split()[:7] == ["trials", "MB", "propose", "stopper", "record", "tell", "deliver"]

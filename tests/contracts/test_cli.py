@@ -129,50 +129,10 @@ def refused(tmp_path: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]) 
     return Refused(tmp_path / "runs", data_dir, capsys)
 
 
-@pytest.mark.parametrize(
-    ("words", "named"),
-    [
-        ("--alfa 1", ["--alfa", "did you mean --alpha"]),
-        ("--pruning_ratio 0.3", ["--pruning_ratio", "did you mean --pruning-ratio"]),
-        ("--zzz", ["--zzz", "--help"]),
-        ("more", ["more"]),
-        ("--preset cifar", ["--preset", "'cifar'", "cifar10", "quick"]),
-        ("--trials", ["--trials"]),
-        ("--trials many", ["--trials", "'many'"]),
-        ("--trials 0", ["--trials 0"]),
-        ("--cpus 0", ["--cpus 0"]),
-        ("--cpus 2 --cpus-per-trial 3", ["--cpus-per-trial 3", "--cpus 2"]),
-        ("--gpus -1", ["--gpus -1"]),
-        ("--gpus 99", ["--gpus 99"]),
-        ("--gpus-per-trial 1.5", ["--gpus-per-trial 1.5"]),
-        ("--gpus-per-trial 0", ["--gpus-per-trial 0"]),
-        ("--name a/b", ["--name", "'a/b'"]),
-        ("--alpha 1.5", ["--alpha 1.5", "0 <= alpha <= 1"]),
-        ("--alpha 0:2", ["--alpha 2.0", "0 <= alpha <= 1"]),
-        ("--alpha x", ["--alpha 'x'", "LOW:HIGH"]),
-        ("--alpha 0.9:0.1", ["--alpha '0.9:0.1'", "LOW < HIGH"]),
-        ("--alpha nan", ["--alpha nan"]),
-        ("--temperature 0", ["--temperature 0"]),
-        ("--pruning-ratio 1", ["--pruning-ratio 1"]),
-        ("--learning-rate 0:1", ["--learning-rate 0"]),
-        ("--pruning-method l2", ["pruning_method", "'l2'", "structured"]),
-        ("--latency-points -1", ["--latency-points -1"]),
-        ("--size-points nan", ["--size-points nan"]),
-        ("--student-epochs -1", ["--student-epochs -1"]),
-        ("--val-fraction 1", ["--val-fraction 1"]),
-        ("--image-size 4", ["--image-size 4"]),
-        ("--opset 11", ["--opset 11"]),
-        ("--crop zoom", ["--crop 'zoom'"]),
-        ("--teacher-model resnet81", ["'resnet81'", "resnet18"]),
-        ("--student-model mobilnet_v3_small", ["'mobilnet_v3_small'", "mobilenet_v3_small"]),
-        ("--student-model nowhere.nets:tiny", ["'nowhere.nets:tiny'", "nowhere"]),
-        ("--dataset cifar-10", ["--dataset cifar-10", "did you mean cifar10"]),
-        ("--split-seed -1", ["--split-seed -1"]),
-    ],
-)
-def test_bad_values_are_named(refused: Refused, words: str, named: list[str]) -> None:
-    line = refused(*words.split())
-    assert all(part in line for part in named), line
+def test_a_misspelt_model_is_named_with_the_one_that_was_meant(refused: Refused) -> None:
+    """More bad values stand in `faults.py`."""
+    line = refused("--student-model", "mobilnet_v3_small")
+    assert "'mobilnet_v3_small'" in line and "mobilenet_v3_small" in line
 
 
 @pytest.mark.parametrize(

@@ -1,21 +1,16 @@
-import subprocess
-import sys
-from collections.abc import Iterator
+"""Grids of an ablation, its cells and pictures; tests/sweeps/test_studies.py trains one."""
+
 from pathlib import Path
 
-import mlflow
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
 from analysis.pages.ablation import bars_png, cells, heat_map_png
-from analysis.reading.runs import read_runs
 from sweeps import ablation
 from sweeps.ablation import grid
 from sweeps.search.config import SweepConfig
-
-SCRIPT = Path(ablation.__file__)
 
 
 def trial(**changes: object) -> dict[str, object]:
@@ -123,38 +118,3 @@ def test_bad_input_is_answered_on_one_line(
     assert error.count("\n") == 1
     assert all(part in error for part in named), error
     assert not (tmp_path / "runs").exists()
-
-
-@pytest.fixture(scope="module")
-def out(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Two cells with two seeds each."""
-    out = tmp_path_factory.mktemp("ablation") / "runs"
-    settings = "--preset distillation --base quick --seeds 2 --train-limit 200 --teacher-epochs 1 --student-epochs 1"
-    words = [*settings.split(), "--recovery-epochs", "1", "--latency-seconds", "0.1", "--name", "worth"]
-    command = [sys.executable, str(SCRIPT), *words, "--out", str(out), "--data-dir", str(out.parent / "data")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (out / "terminal.txt").write_text(done.stdout)
-    yield out
-    mlflow.set_tracking_uri("")
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_an_ablation_trains_every_cell_with_every_seed_and_one_teacher(out: Path) -> None:
-    table = pd.read_csv(out / "sweeps" / "worth" / "ablation" / "ablation.csv")
-    assert table.set_index("kd_loss")["n"].to_dict() == {"kd": 2, "none": 2}
-    assert len(list(out.glob("store/teacher/*/record.json"))) == 1
-    assert len(list(out.glob("store/student/*/record.json"))) == 4
-    runs = read_runs(f"sqlite:///{out / 'mlflow.db'}", "worth")
-    trials = runs.frame[runs.frame["stage"] == "candidate"]
-    assert sorted(zip(trials["kd_loss"], trials["seed"], strict=True)) == [
-        ("kd", 0), ("kd", 1), ("none", 0), ("none", 1)
-    ]  # fmt: skip
-    kd = trials[trials["kd_loss"] == "kd"]["test_accuracy"]
-    assert table.set_index("kd_loss").loc["kd", "test_accuracy_mean"] == pytest.approx(kd.mean())
-    client = mlflow.MlflowClient(f"sqlite:///{out / 'mlflow.db'}")
-    (parent,) = client.search_runs(list(trials["experiment_id"].unique()), "tags.kind = 'sweep'")
-    names = {file.path for file in client.list_artifacts(parent.info.run_id)}
-    assert {"ablation.csv", "ablation.md", "ablation.png", "sweep.json"} <= names
-    assert "Ablation:" in (out / "terminal.txt").read_text()

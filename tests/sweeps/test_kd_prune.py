@@ -1,13 +1,11 @@
 """A whole sweep on real images through the real command: Ray, Optuna's journal, MLflow on SQLite, ONNX Runtime."""
 
 import json
-import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
-import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,13 +19,16 @@ from optuna.storages.journal import JournalFileBackend
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from sweeps import runtimes
+from analysis.findings.front import front_members
+from analysis.reading.runs import Runs, read_runs
+from sweeps import kd_prune, runtimes
 from sweeps.search.sampling.searcher import RULED_OUT, dropped
 from sweeps.search.space import tidy
 from trainables.records.trial import read_trial
 
 REPO = Path(__file__).parents[2]
 TRIALS = 4
+ARMS = ("champion", "no_distillation", "from_scratch", "not_pruned")
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -48,10 +49,21 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def command(photos: Path, out: Path, *more: str) -> list[str]:
+def flags(photos: Path, out: Path, *more: str) -> list[str]:
+    """Of a small sweep, in whose space every champion has a teacher and is pruned."""
     settings = "--preset quick --teacher-epochs 3 --student-epochs 2 --recovery-epochs 1 --latency-seconds 0.2"
+    space = "--alpha 0.5:1 --pruning-ratio 0.2:0.7"
     where = ["--out", str(out), "--data-dir", str(out.parent / "data"), "--dataset", f"folder:{photos}", "--no-flip"]
-    return [sys.executable, str(REPO / "sweeps" / "kd_prune.py"), *settings.split(), *where, *more]
+    return [*settings.split(), *space.split(), *where, *more]
+
+
+def command(photos: Path, out: Path, *more: str) -> list[str]:
+    return [sys.executable, str(REPO / "sweeps" / "kd_prune.py"), *flags(photos, out, *more)]
+
+
+def in_this_process(photos: Path, out: Path, *more: str) -> int:
+    """The exit code of the command on the Ray that is there, which has two cores."""
+    return kd_prune.main([*flags(photos, out, "--cpus", "2"), *more])
 
 
 def study_of(out: Path) -> optuna.Study:
@@ -147,18 +159,20 @@ def test_the_teachers_run_id_names_the_teacher(out: Path) -> None:
     assert runtimes._of_run(sweep, run_id) == sweep / "teacher"
 
 
-def test_runtimes_are_measured_beside_the_sweep_and_what_is_absent_is_a_row(out: Path, photos: Path) -> None:
+@pytest.mark.usefixtures("local_ray")
+def test_runtimes_are_measured_beside_the_sweep_and_what_is_absent_is_a_row(
+    out: Path, photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Cells are runs of another kind under the sweep's; --again measures those in doubt once more."""
     (sweep,) = (out / "sweeps").iterdir()
     words = f"--name {sweep.name} --run teacher --runtimes onnxruntime_cpu,onnxruntime_cuda --precisions fp32"
     words += f" --batches 1 --seconds 0.1 --out {out} --data-dir {out.parent / 'data'} --dataset folder:{photos}"
-    line = [sys.executable, str(REPO / "sweeps" / "runtimes.py"), *words.split()]
-    hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     for again in ([], ["--again"]):  # what was absent is tried again in any case
-        run = subprocess.run([*line, *again], capture_output=True, text=True, timeout=300, env=hidden)
-        assert run.returncode == 0, run.stdout + run.stderr
-        assert "2 to measure" in run.stdout
-        assert "\n1 cell absent: this machine has no CUDA device\n" in run.stdout
+        assert runtimes.main([*words.split(), *again]) == 0
+        shown = capsys.readouterr().out
+        assert "2 to measure" in shown
+        assert "\n1 cell absent: this machine has no CUDA device\n" in shown
         (path,) = (sweep / "runtimes").glob("*onnxruntime_cpu*/record.json")
         row = json.loads(path.read_text())
         assert "9.0 %" not in row["tags"]["latency_verdict"]
@@ -218,30 +232,69 @@ def test_the_terminal_stays_calm(out: Path) -> None:
     assert "its trials: http://127.0.0.1:5000/#/experiments/" in trials
 
 
-def test_the_same_command_adds_only_what_is_missing(out: Path, photos: Path) -> None:
+def controls(runs: Runs) -> dict[str, int]:
+    return dict(Counter(runs.frame["control"].dropna()))
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_the_same_command_adds_only_what_is_missing(
+    out: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A trial more, and a champion with its controls; the command after that runs nothing."""
+    (sweep,) = (out / "sweeps").iterdir()
     before = {path: path.stat().st_mtime_ns for path in out.glob("sweeps/*/trials/*/record.json")}
-    more = command(photos, out, "--trials", str(TRIALS + 1))
-    assert subprocess.run(more, capture_output=True, timeout=200).returncode == 0
+    more = ("--trials", str(TRIALS + 1), "--champions", "1", "--seeds", "2")
+    assert in_this_process(photos, out, *more) == 0
+    shown = capsys.readouterr().out
     after = {path: path.stat().st_mtime_ns for path in out.glob("sweeps/*/trials/*/record.json")}
     assert len(after) == TRIALS + 1
     assert before.items() <= after.items()
-    assert len(children(out)) == TRIALS + 2
+    assert len(children(out)) == TRIALS + 2 + 2 * len(ARMS)
+    assert "Champions and controls" in shown and "n = 2" in shown
+    assert (sweep / "front" / "controls.csv").exists()
+    runs = read_runs(f"sqlite:///{out / 'mlflow.db'}", sweep.name)
+    check_champions(runs, sweep.name)
+    assert len(list(out.glob("store/teacher/*/record.json"))) == 1
+    assert len(list(out.glob("store/scratch/*/record.json"))) == 2
+
+    before = {path: path.stat().st_mtime_ns for path in out.glob("**/record.json")}
+    assert len(list(sweep.glob("champions/*/record.json"))) == 2 * len(ARMS)
+    assert in_this_process(photos, out, *more) == 0
+    assert "Champions and controls" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in out.glob("**/record.json")} == before
+    assert controls(read_runs(f"sqlite:///{out / 'mlflow.db'}", sweep.name)) == controls(runs)
 
 
-def test_what_cannot_keep_to_a_limit_is_told_to_optuna_and_costs_no_training(photos: Path, tmp_path: Path) -> None:
+def check_champions(runs: Runs, name: str) -> None:
+    """Every arm has run with both seeds, and none of them is on the front."""
+    assert controls(runs) == {"teacher": 1, **dict.fromkeys(ARMS, 2)}
+    assert set(runs.frame["status"]) == {"finished"}
+    retrained = runs.frame[runs.frame["control"].isin(ARMS)]
+    assert retrained["trial_number"].isna().all()
+    assert retrained["key"].str.match(rf"{name}/champions/\d+-[a-z_]+-seed[12]$").all()
+    assert set(retrained["seed"]) == {1, 2}
+    front = front_members(runs)
+    assert len(front) and front["control"].isna().all()
+    sizes = {arm: group["num_params"].unique().tolist() for arm, group in retrained.groupby("control")}
+    assert sizes["from_scratch"] == sizes["champion"] == sizes["no_distillation"]
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_what_cannot_keep_to_a_limit_is_told_to_optuna_and_costs_no_training(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Through Tune, which hands nested results over flat. Ratio 0.2 leaves 2.0 MB, 0.6 leaves 0.5 MB."""
     out = tmp_path / "runs"
     space = "--pruning-method structured --pruning-ratio 0.2,0.6 --alpha 0.5 --temperature 2,4 --learning-rate 1e-3"
-    words = command(photos, out, *space.split(), "--trials", "4", "--max-size-mb", "1", "--max-drop", "100")
-    words += ["--stopper", "off", "--teacher-epochs", "1", "--student-epochs", "1"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
+    words = [*space.split(), "--trials", "4", "--max-size-mb", "1", "--max-drop", "100", "--stopper", "off"]
+    assert in_this_process(photos, out, *words, "--teacher-epochs", "1", "--student-epochs", "1") == 0
+    shown = capsys.readouterr().out
     trials = [trial for trial in study_of(out).trials if not dropped(trial)]
     over = [trial for trial in trials if trial.params["pruning_ratio"] == 0.2]
     without = sum(RULED_OUT in trial.user_attrs for trial in study_of(out).trials)
     assert len(trials) == 2 + len(over)  # the other is wider than none, unless both were asked for at once
     assert (len(over), without > 0) in {(1, True), (2, False)}
-    assert ("cost no trial" in done.stdout) == (without > 0)
+    assert ("cost no trial" in shown) == (without > 0)
     for trial in over:
         assert trial.state.name == "PRUNED"
         assert trial.constraints["max_size_mb"] == pytest.approx(1.0, abs=0.1)
@@ -254,25 +307,3 @@ def test_what_cannot_keep_to_a_limit_is_told_to_optuna_and_costs_no_training(pho
     assert sum(runs["tags.status"] == "infeasible") == len(over)
     feasible_students = {trial.params["temperature"] for trial in trials if trial not in over}
     assert len(list(out.glob("store/student/*/record.json"))) == len(feasible_students)
-
-
-def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(photos: Path, tmp_path: Path) -> None:
-    out = tmp_path / "runs"
-    words = command(photos, out, "--trials", "3", "--name", "stopped")
-    driver = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
-    assert driver.stdout is not None
-    for line in driver.stdout:
-        if line.startswith("[1/3]"):
-            break
-    driver.send_signal(signal.SIGINT)
-    rest = driver.stdout.read()
-    assert driver.wait(timeout=60) == 130
-    assert "same command goes on" in rest
-    finished = [t.number for t in study_of(out).trials if t.state.name == "COMPLETE"]
-    assert 1 <= len(finished) < 3
-    started = time.time()
-    assert subprocess.run(words, capture_output=True, timeout=200).returncode == 0
-    records = {int(p.parent.name): json.loads(p.read_text()) for p in out.glob("sweeps/stopped/trials/*/record.json")}
-    assert len(records) == 3
-    assert all(records[number]["ended"] < started for number in finished)
-    assert len(children(out)) == 3 + 1

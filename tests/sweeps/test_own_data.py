@@ -1,17 +1,26 @@
-"""A user's own photographs and own network through the commands of the README: sweep, select, export, predict."""
+"""A user's own photographs and own network through the commands of the README: sweep, select, export, predict.
 
+The sweep is stopped by Ctrl-C after its first trial, and the same command goes on.
+"""
+
+import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pytest
 from PIL import Image
 
 from analysis.__main__ import main
+from tests.sweeps.test_kd_prune import children, study_of
 
 REPO = Path(__file__).parents[2]
 README = REPO / "README.md"
@@ -62,25 +71,51 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(scope="module")
-def runs(shop: Path) -> Path:
-    """The folder of a finished sweep of two trials: the README's command, with small settings behind."""
+def command() -> list[str]:
+    """What the README prints, with small settings behind."""
     printed = re.findall(r"^    PYTHONPATH=\. python sweeps/kd_prune\.py (.*)$", README.read_text(), re.MULTILINE)
     assert len(printed) == 1
-    settings = "--preset quick --trials 2 --teacher-epochs 3 --student-epochs 3 --recovery-epochs 1 --batch-size 16"
-    settings += " --teacher-model my_package.nets:large --teacher-learning-rate 0.01 --learning-rate 0.01"
-    settings += " --pruning-ratio 0,0.25 --latency-seconds 0.2 --image-size 16 --name shop --quiet"
-    words = [*shlex.split(printed[0]), *settings.split()]
-    done = subprocess.run(
-        [sys.executable, str(REPO / "sweeps" / "kd_prune.py"), *words],
-        cwd=shop,
-        env={**os.environ, "PYTHONPATH": "."},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
+    settings = "--preset quick --trials 3 --teacher-epochs 3 --student-epochs 3 --recovery-epochs 1 --batch-size 16"
+    settings += " --teacher-model my_package.nets:large --teacher-learning-rate 0.01 --learning-rate 0.01 --cpus 2"
+    settings += " --pruning-ratio 0,0.25 --latency-seconds 0.2 --image-size 16 --name shop"
+    return [sys.executable, str(REPO / "sweeps" / "kd_prune.py"), *shlex.split(printed[0]), *settings.split()]
+
+
+@pytest.fixture(scope="module")
+def stopped(shop: Path) -> tuple[list[int], float]:
+    """Trials that were finished when Ctrl-C stopped the sweep, and when it had ended."""
+    env = {**os.environ, "PYTHONPATH": ".", "PYTHONUNBUFFERED": "1"}
+    driver = subprocess.Popen(command(), cwd=shop, env=env, stdout=subprocess.PIPE, text=True)
+    assert driver.stdout is not None
+    for line in driver.stdout:
+        if line.startswith("[1/3]"):
+            break
+    driver.send_signal(signal.SIGINT)
+    rest = driver.stdout.read()
+    assert driver.wait(timeout=60) == 130
+    assert "same command goes on" in rest
+    return [t.number for t in study_of(shop / "runs").trials if t.state.name == "COMPLETE"], time.time()
+
+
+@pytest.fixture(scope="module")
+def runs(shop: Path, stopped: tuple[list[int], float]) -> Iterator[Path]:
+    """The folder of the sweep once the same command has gone on to its end."""
+    env = {**os.environ, "PYTHONPATH": "."}
+    done = subprocess.run([*command(), "--quiet"], cwd=shop, env=env, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
-    return shop / "runs"
+    yield shop / "runs"
+    mlflow.set_tracking_uri("")
+
+
+def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(
+    stopped: tuple[list[int], float], runs: Path
+) -> None:
+    finished, stopped_at = stopped
+    assert 1 <= len(finished) < 3
+    records = {int(p.parent.name): json.loads(p.read_text()) for p in runs.glob("sweeps/shop/trials/*/record.json")}
+    assert len(records) == 3
+    assert all(records[number]["ended"] < stopped_at for number in finished)
+    assert len(children(runs)) == 3 + 1
 
 
 def test_photographs_of_every_mode_and_a_users_net_go_all_the_way(runs: Path, shop: Path, capsys) -> None:

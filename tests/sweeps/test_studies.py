@@ -1,11 +1,16 @@
+import contextlib
+import io
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
+import mlflow
 import pandas as pd
 import pytest
 
+from analysis.reading.runs import read_runs
 from sweeps import ablation, studies
 from sweeps.studies import STUDIES
 
@@ -59,23 +64,67 @@ def test_a_table_of_cells_that_mlflow_has_not_got_is_told() -> None:
         studies._of_the_teacher(pd.DataFrame())
 
 
+class Studied(NamedTuple):
+    """The study `onnx` with two seeds, then `distillation`: the grid of `ablation.py --preset distillation`."""
+
+    out: Path
+    shown: tuple[str, str]
+    """By either."""
+    before: dict[Path, int]
+    """Records in the store, with their times, before the second."""
+
+
+@pytest.fixture(scope="module")
+def studied(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Studied:
+    """The first as a command of its own, the second in this process."""
+    folder = tmp_path_factory.mktemp("studies")
+    out = folder / "runs"
+    words = [*TINY.split(), "--seeds", "2", "--latency-seconds", "0.1", "--cpus", "2"]
+    words += ["--out", str(out), "--data-dir", str(folder / "data")]
+    done = subprocess.run([sys.executable, str(SCRIPT), "onnx", *words], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    before = stored(out)
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        assert studies.main(["distillation", *words]) == 0
+    return Studied(out, (done.stdout, shown.getvalue()), before)
+
+
+def stored(out: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in out.glob("store/*/*/record.json")}
+
+
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_study_is_one_command_and_another_one_trains_nothing_again(tmp_path: Path) -> None:
-    out = tmp_path / "runs"
-    words = [*TINY.split(), "--latency-seconds", "0.1", "--out", str(out), "--data-dir", str(tmp_path / "data")]
-    made: dict[Path, int] = {}
-    for study in ("onnx", "distillation"):
-        made = {path: path.stat().st_mtime_ns for path in out.glob("store/*/*/record.json")}
-        command = [sys.executable, str(SCRIPT), study, *words]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stdout + done.stderr
-    assert len(list(out.glob("store/student/*/record.json"))) == 2
-    assert made == {path: path.stat().st_mtime_ns for path in out.glob("store/*/*/record.json")}
-    (folder,) = out.glob("sweeps/*/studies")
+def test_a_study_is_one_command_and_another_one_trains_nothing_again(studied: Studied) -> None:
+    assert studied.before == stored(studied.out)
+    (folder,) = studied.out.glob("sweeps/*/studies")
     onnx, distillation = (pd.read_csv(folder / f"{name}.csv") for name in ("onnxruntime", "distillation"))
     assert onnx["Acc %"].iloc[0] == onnx["Acc %"].iloc[1] == distillation["Acc %"].iloc[0]
     assert (onnx["Test set s"] > 0).all()
     assert set(onnx["Verdict"].str.split(" ").str[-1]) <= {"clean", "noisy", "contaminated"}
     assert (folder / "distillation.png").stat().st_size > 10_000
-    assert shlex.join(["python", "sweeps/ablation.py", *STUDIES["distillation"].flags.split()]) in done.stdout
+    assert shlex.join(["python", "sweeps/ablation.py", *STUDIES["distillation"].flags.split()]) in studied.shown[1]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_an_ablation_trains_every_cell_with_every_seed_and_one_teacher(studied: Studied) -> None:
+    """Two cells with two seeds each."""
+    out = studied.out
+    (sweep,) = (out / "sweeps").iterdir()
+    table = pd.read_csv(sweep / "ablation" / "ablation.csv")
+    assert table.set_index("kd_loss")["n"].to_dict() == {"kd": 2, "none": 2}
+    assert len(list(out.glob("store/teacher/*/record.json"))) == 1
+    assert len(list(out.glob("store/student/*/record.json"))) == 4
+    runs = read_runs(f"sqlite:///{out / 'mlflow.db'}", sweep.name)
+    trials = runs.frame[runs.frame["stage"] == "candidate"]
+    assert sorted(zip(trials["kd_loss"], trials["seed"], strict=True)) == [
+        ("kd", 0), ("kd", 1), ("none", 0), ("none", 1)
+    ]  # fmt: skip
+    kd = trials[trials["kd_loss"] == "kd"]["test_accuracy"]
+    assert table.set_index("kd_loss").loc["kd", "test_accuracy_mean"] == pytest.approx(kd.mean())
+    client = mlflow.MlflowClient(f"sqlite:///{out / 'mlflow.db'}")
+    (parent,) = client.search_runs(list(trials["experiment_id"].unique()), "tags.kind = 'sweep'")
+    names = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert {"ablation.csv", "ablation.md", "ablation.png", "sweep.json"} <= names
+    assert all("Ablation:" in shown for shown in studied.shown)

@@ -16,7 +16,7 @@ from trainables.locks import DeviceLock
 HOLDER = """
 import sys, time
 from pathlib import Path
-from trainables.stages.lease import DeviceLock
+from trainables.locks import DeviceLock
 with getattr(DeviceLock(Path(sys.argv[1]), "cuda:0"), sys.argv[2])():
     print("held", flush=True)
     time.sleep(60)
@@ -25,7 +25,7 @@ with getattr(DeviceLock(Path(sys.argv[1]), "cuda:0"), sys.argv[2])():
 STEPPER = """
 import sys, time
 from pathlib import Path
-from trainables.stages.lease import DeviceLock
+from trainables.locks import DeviceLock
 lease = DeviceLock(Path(sys.argv[1]), "cuda:0")
 print("stepping", flush=True)
 while True:

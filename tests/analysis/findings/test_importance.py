@@ -79,7 +79,7 @@ def test_bad_input_is_named(frame: pd.DataFrame, evaluator: str, message: str) -
 
 def test_neither_torch_nor_ray_is_needed() -> None:
     code = (
-        "import sys; from tests.analysis.test_importance import PARAMS, trials;"
+        "import sys; from tests.analysis.findings.test_importance import PARAMS, trials;"
         "from analysis.findings.importance import importance; importance(trials(), PARAMS);"
         "print(sorted({name.split('.')[0] for name in sys.modules} & {'torch', 'ray'}))"
     )

@@ -10,7 +10,7 @@ from sweeps.cluster.interrupts import ONE_REQUEST_S
 
 SCRIPT = """
     import time
-    from sweeps.interrupts import Interrupted, stoppable
+    from sweeps.cluster.interrupts import Interrupted, stoppable
     with stoppable():
         try:
             print("ready", flush=True)  # inside: the signal may come as soon as this is read
@@ -23,7 +23,7 @@ SCRIPT = """
 
 BUSY = """
     import hashlib
-    from sweeps.interrupts import stoppable
+    from sweeps.cluster.interrupts import stoppable
     with stoppable():
         print("ready", flush=True)
         hashlib.pbkdf2_hmac("sha256", b"no", b"step of Python in here", 200_000_000)

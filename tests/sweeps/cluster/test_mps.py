@@ -2,11 +2,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from sweeps.cluster import mps_nodes
 from sweeps.cluster.mps import CONTROL, MpsError, mps
 from sweeps.search.config import SweepConfig
 from tests.sweeps.cluster.mps_control import fake_control
@@ -58,6 +61,21 @@ def test_without_the_daemon_it_is_one_line_and_off_asks_for_nothing(
         assert "CUDA_MPS_PIPE_DIRECTORY" not in os.environ
     with pytest.raises(MpsError, match=f"mps=True: {CONTROL} is not installed"), mps(True):
         pass
+
+
+def test_a_later_node_without_it_is_said_and_the_sweep_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    over = threading.Event()
+
+    def serve(folder: Path, keepers: dict[str, Any]) -> None:
+        over.set()
+        raise MpsError("node 10.0.0.9: no device")
+
+    monkeypatch.setattr(mps_nodes, "_serve", serve)
+    monkeypatch.setattr(mps_nodes, "LOOK_S", 0.01)
+    mps_nodes._watch(Path("mps"), {}, over)
+    assert "node 10.0.0.9: no device (its trials take turns on a GPU)" in caplog.text
 
 
 def test_mps_without_gpus_is_refused() -> None:

@@ -3,11 +3,9 @@
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import ray
@@ -19,7 +17,7 @@ from sweeps.cluster.mps import CONTROL, MpsError
 from sweeps.search.config import SweepConfig
 from tests.sweeps.cluster.mps_control import fake_control
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.nightly]
 PATIENCE_S = 60
 
 
@@ -77,21 +75,6 @@ def test_every_gpu_node_has_it_later_ones_too_and_none_keeps_it(cluster: Cluster
         cluster.add_node(num_cpus=1, num_gpus=1)
         assert calls(folder, 2) == [f"start {pipe}"] * 2
     assert calls(folder, 4) == [f"start {pipe}"] * 2 + [f"quit {pipe}"] * 2
-
-
-def test_a_later_node_without_it_is_said_and_the_sweep_goes_on(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    over = threading.Event()
-
-    def serve(folder: Path, keepers: dict[str, Any]) -> None:
-        over.set()
-        raise MpsError("node 10.0.0.9: no device")
-
-    monkeypatch.setattr(mps_nodes, "_serve", serve)
-    monkeypatch.setattr(mps_nodes, "LOOK_S", 0.01)
-    mps_nodes._watch(Path("mps"), {}, over)
-    assert "node 10.0.0.9: no device (its trials take turns on a GPU)" in caplog.text
 
 
 def test_kill_9_of_the_driver_ends_it_on_the_nodes(cluster: Cluster, folder: Path) -> None:

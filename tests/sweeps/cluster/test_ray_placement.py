@@ -4,7 +4,6 @@ import io
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,15 +23,8 @@ from sweeps.search.folder import InputError
 from trainables.config.candidate import CandidateConfig
 from trainables.trials.task import TrialTask
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 TOGETHER_S = 90  # 16 workers start one after another on two cores
-
-
-@pytest.fixture(scope="module", autouse=True)
-def four_gpus() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, num_gpus=4, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 def test_a_node_that_leaves_before_it_is_asked_for_the_storage_is_no_fault(
@@ -64,8 +56,8 @@ def probe() -> type[tune.Trainable]:
 
 @pytest.mark.parametrize(
     ("gpus", "share", "at_once"),
-    [(4, 0.25, 16), (3, 1.0, 3)],
-    ids=["sixteen quarters on two cores", "three GPUs on two cores"],
+    [(2, 0.5, 4), (3, 1.0, 3), pytest.param(4, 0.25, 16, marks=pytest.mark.nightly)],
+    ids=["four halves on two cores", "three GPUs on two cores", "sixteen quarters on two cores"],
 )
 def test_all_trials_run_at_once_spread_evenly(tmp_path: Path, gpus: int, share: float, at_once: int) -> None:
     config = SweepConfig(name="probe").replace(out=tmp_path, gpus=gpus, gpus_per_trial=share, cpus=2)

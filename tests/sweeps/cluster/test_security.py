@@ -12,8 +12,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 SCRIPT = """
     import dataclasses, os, sys
     from pathlib import Path
-    from sweeps.cluster import ray_for
-    from sweeps.config import quick
+    from sweeps.cluster.joining import ray_for
+    from sweeps.search.presets import quick
 
     def children(pid):
         found = []

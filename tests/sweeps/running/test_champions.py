@@ -1,10 +1,6 @@
-"""Champions and their controls: which are chosen, what is trained, and the whole of it through the real command."""
+"""Champions and their controls: which are chosen, and what is trained; tests/sweeps/test_kd_prune.py runs them all."""
 
 import dataclasses
-import json
-import subprocess
-import sys
-from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,8 +9,6 @@ import pytest
 from rich.console import Console
 from torch import nn
 
-from analysis.findings.front import front_members
-from analysis.reading.runs import Runs, read_runs
 from sweeps.planning.budget import Deadline
 from sweeps.running import champions
 from sweeps.running.champions import ArmDelivery, arm_runs, arms, choose_champions, retrain
@@ -35,7 +29,6 @@ from trainables.stages.workspace import Bench, Workspace
 from trainables.store.results import Key, Store
 from trainables.trials.task import TrialTask
 
-REPO = Path(__file__).parents[3]
 TEACHER = {"val_accuracy": 0.95, "latency_p50_ms": 4.0, "size_bytes": 16e6}
 CORNER = {"error_points": 90.0, "log2_latency_vs_teacher": 1.0, "log2_size_vs_teacher": 1.0}
 ARMS = ("champion", "no_distillation", "from_scratch", "not_pruned")
@@ -285,51 +278,3 @@ def test_a_run_that_was_cut_leaves_no_record_and_one_that_died_keeps_its_arm(
     assert delivered == [folder.name]
     made = read_trial(folder)
     assert (made.status, made.tags) == ("failed", {"control": "not_pruned", "champion": "7"})
-
-
-def command(out: Path) -> list[str]:
-    words = (
-        "--preset quick --name c --cpus 2 --trials 2 --champions 1 --seeds 2 --train-limit 200 --teacher-epochs 1"
-        " --student-epochs 1 --recovery-epochs 1 --latency-seconds 0.1 --pruning-ratio 0.2,0.3 --alpha 0.5,0.9"
-    )
-    where = ["--out", str(out), "--data-dir", str(out.parent / "data")]
-    return [sys.executable, str(REPO / "sweeps" / "kd_prune.py"), *words.split(), *where]
-
-
-def run(out: Path) -> str:
-    done = subprocess.run(command(out), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def arms_in(runs: Runs) -> dict[str, int]:
-    return dict(Counter(runs.frame["control"].dropna()))
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_all_arms_reach_mlflow_none_the_front_and_the_same_command_runs_nothing_again(tmp_path: Path) -> None:
-    out = tmp_path / "runs"
-    shown = run(out)
-    runs = read_runs(f"sqlite:///{out / 'mlflow.db'}", "c")
-    assert arms_in(runs) == {"teacher": 1, **dict.fromkeys(ARMS, 2)}
-    assert set(runs.frame["status"]) == {"finished"}
-    retrained = runs.frame[runs.frame["control"].isin(ARMS)]
-    assert retrained["trial_number"].isna().all()
-    assert retrained["key"].str.match(r"c/champions/\d+-[a-z_]+-seed[12]$").all()
-    assert set(retrained["seed"]) == {1, 2}
-    front = front_members(runs)
-    assert len(front) and front["control"].isna().all()
-    assert len(list(out.glob("store/teacher/*/record.json"))) == 1
-    assert len(list(out.glob("store/scratch/*/record.json"))) == 2
-    assert "Champions and controls" in shown and "n = 2" in shown
-    assert (out / "sweeps" / "c" / "front" / "controls.csv").exists()
-    sizes = {name: group["num_params"].unique().tolist() for name, group in retrained.groupby("control")}
-    assert sizes["from_scratch"] == sizes["champion"] == sizes["no_distillation"]
-
-    before = {path: path.stat().st_mtime_ns for path in out.glob("**/record.json")}
-    ended = {path: json.loads(path.read_text())["ended"] for path in out.glob("sweeps/c/champions/*/record.json")}
-    assert len(ended) == 8
-    assert "Champions and controls" in run(out)
-    assert {path: path.stat().st_mtime_ns for path in out.glob("**/record.json")} == before
-    assert arms_in(read_runs(f"sqlite:///{out / 'mlflow.db'}", "c")) == {"teacher": 1, **dict.fromkeys(ARMS, 2)}

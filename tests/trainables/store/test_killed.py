@@ -10,11 +10,12 @@ TRAIN = """
     from pathlib import Path
     import torch
     from torch import nn
-    from trainables.configs import AugmentConfig, TrainingConfig
-    from trainables.stages.teacher import Labels
-    from trainables.stages.tensors import Images
-    from trainables.stages.training import Loop, train
-    from trainables.store import Key, Store
+    from trainables.config.candidate import AugmentConfig
+    from trainables.config.training import TrainingConfig
+    from trainables.stages.data.on_device import Images
+    from trainables.stages.training.lessons import Labels
+    from trainables.stages.training.loop import Loop, train
+    from trainables.store.results import Key, Store
 
     class Lesson(Labels):
         def open(self, view, turn):

@@ -49,7 +49,7 @@ def test_everything_that_decides_a_result_changes_its_key(change: dict) -> None:
 SLOW = """
     import sys, time
     from pathlib import Path
-    from trainables.store import Key, Store
+    from trainables.store.results import Key, Store
     def compute(folder):
         with (folder / "starts").open("a") as file:
             file.write("x")
@@ -170,7 +170,7 @@ def test_damage_done_in_another_process_is_found_by_a_fresh_one(tmp_path: Path) 
     status = (folder / "steps").stat()
     flip(folder / "steps")
     os.utime(folder / "steps", ns=(status.st_atime_ns, status.st_mtime_ns))
-    script = "import sys; from pathlib import Path; from trainables.store import *; " + (
+    script = "import sys; from pathlib import Path; from trainables.store.results import *; " + (
         "print(Store(Path(sys.argv[1])).find(Key('student', sys.argv[2])))"
     )
     done = subprocess.run([sys.executable, "-c", script, tmp_path, KEY.digest], capture_output=True, text=True)

@@ -1,12 +1,9 @@
 """The Tune trainables on their own: student and pruning, without a sweep around them."""
 
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 from ray import tune
 
 from sweeps.running.tune.fixed_runs import FixedRuns
@@ -15,14 +12,7 @@ from trainables.trials.base import StageTrial
 from trainables.trials.networks import PruneTrial, StudentTrial
 from trainables.trials.task import TrialTask, Worker
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    yield
-    ray.shutdown()
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 
 
 def run(trainable: type[StageTrial], folder: Path, **changes: Any) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-import ray
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.distributions import FloatDistribution
@@ -199,6 +198,7 @@ def probe() -> type[tune.Trainable]:
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
 def test_tune_stops_the_trial_and_optuna_is_told_pruned(tmp_path: Path) -> None:
     study = optuna.create_study(direction="maximize")
     for quality in (9.0, 2.0, 8.9, 1.0):
@@ -214,26 +214,22 @@ def test_tune_stops_the_trial_and_optuna_is_told_pruned(tmp_path: Path) -> None:
         tune_config=lambda number, params: {"task": task(number, params["learning_rate"])},
         score=lambda metrics: 100 * metrics["val_accuracy"],
     )
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    try:
-        grid = tune.Tuner(
-            probe(),
-            tune_config=tune.TuneConfig(
-                search_alg=searcher,
-                scheduler=FrontStopper("pareto", RATES, tmp_path / "rungs.jsonl"),
-                num_samples=4,
-                max_concurrent_trials=1,
-                reuse_actors=True,
-            ),
-            run_config=tune.RunConfig(
-                name="s",
-                storage_path=str(tmp_path / "tune"),
-                verbose=0,
-                checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
-            ),
-        ).fit()
-    finally:
-        ray.shutdown()
+    grid = tune.Tuner(
+        probe(),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=FrontStopper("pareto", RATES, tmp_path / "rungs.jsonl"),
+            num_samples=4,
+            max_concurrent_trials=1,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name="s",
+            storage_path=str(tmp_path / "tune"),
+            verbose=0,
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+        ),
+    ).fit()
     assert sorted(result.metrics["training_iteration"] for result in grid) == [2, 2, 9, 9]
     states = {t.params["learning_rate"]: t.state for t in study.get_trials()}
     assert states == {

@@ -134,13 +134,13 @@ def test_changed_file_is_decoded_again(tmp_path: Path) -> None:
 PREPARE_AND_REPORT = """
 import sys
 from pathlib import Path
-from trainables.configs import DataConfig
-from trainables.stages import data
+from trainables.config.candidate import DataConfig
+from trainables.stages.data import prepared
 
-decode, dataset, data_dir = data._decode, sys.argv[1], Path(sys.argv[2])
-data._decode = lambda *args: (print("decoded"), decode(*args))
-record = data.prepare(DataConfig(dataset=dataset, val_fraction=0.2), data_dir)
-print(record.fingerprint, data.load(record, "train")[0].sum())
+decode, dataset, data_dir = prepared._decode, sys.argv[1], Path(sys.argv[2])
+prepared._decode = lambda *args: (print("decoded"), decode(*args))
+record = prepared.prepare(DataConfig(dataset=dataset, val_fraction=0.2), data_dir)
+print(record.fingerprint, prepared.load(record, "train")[0].sum())
 """
 
 

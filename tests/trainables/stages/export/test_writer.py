@@ -102,7 +102,7 @@ def test_no_path_of_this_machine_in_the_files(record: ExportRecord, tmp_path: Pa
     data = (record.folder / ONNX_FILE).read_bytes()
     with zipfile.ZipFile(record.folder / TORCHSCRIPT_FILE) as archive:
         data += b"".join(archive.read(name) for name in archive.namelist())
-    secrets = (tmp_path.parts[1], "site-packages", str(Path.home()), str(Path.cwd()), "test_export.py")
+    secrets = (tmp_path.parts[1], "site-packages", str(Path.home()), str(Path.cwd()), Path(__file__).name)
     for secret in secrets:
         assert f"{secret}/".encode() not in data
         assert f"/{secret.strip('/')}".encode() not in data

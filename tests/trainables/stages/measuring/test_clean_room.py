@@ -19,9 +19,9 @@ from trainables.stages.runtimes.base import AbsentError, Artifact
 CALLER = """
 import sys
 from pathlib import Path
-from trainables.stages.backends import Artifact
-from trainables.stages.clean_room import Job, measure_apart
-from trainables.stages.lease import DeviceLock
+from trainables.locks import DeviceLock
+from trainables.stages.measuring.clean_room import Job, measure_apart
+from trainables.stages.runtimes.base import Artifact
 file = Artifact(onnx=Path(sys.argv[1]))
 job = Job(candidate=file, reference=file, runtime="onnxruntime_cpu", threads=1, seconds=60)
 measure_apart(job, DeviceLock(Path(sys.argv[2]), "cpu"))

@@ -14,7 +14,7 @@ from trainables.config.candidate import CandidateConfig
 from trainables.records.stages import CandidateRecord
 from trainables.records.trial import TrialRecord
 from trainables.stages.candidate.teacher import make_teacher
-from trainables.stages.measuring import runtime_cell
+from trainables.stages.measuring import clean_room, runtime_cell
 from trainables.stages.measuring.runtime_cell import CellRecord, measure_cell
 from trainables.stages.runtimes import absence as absence_module
 from trainables.stages.runtimes.absence import absence, check_runtime
@@ -26,6 +26,12 @@ from trainables.store.results import Store
 CONFIG = CandidateConfig().replace(
     train_limit=60, flip=False, batch_size=32, teacher_model="alexnet_small", teacher_epochs=0, latency_seconds=0.1
 )
+
+
+@pytest.fixture(autouse=True)
+def one_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two workers of CI disturb each other, and no test here asks for an undisturbed latency."""
+    monkeypatch.setattr(clean_room, "ATTEMPTS", 1)
 
 
 @pytest.fixture(scope="module")
@@ -208,11 +214,11 @@ def test_tensorrt_of_a_wheel_is_found_where_the_loader_does_not_look(
     library(provider, *(str(wheel / name) for name in names))
     script = f"""
 import ctypes
-from trainables.stages import backends
-backends.TENSORRT_LIBRARIES = {names!r}
-assert not backends._loads({str(provider)!r})
-assert backends.load_tensorrt()
-assert backends._loads({str(provider)!r})
+from trainables.stages.runtimes import absence
+absence.TENSORRT_LIBRARIES = {names!r}
+assert not absence._loads({str(provider)!r})
+assert absence.load_tensorrt()
+assert absence._loads({str(provider)!r})
 """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
     subprocess.run([sys.executable, "-c", script], check=True, env=environment)

@@ -111,19 +111,19 @@ def test_freed_memory_is_kept_and_given_back() -> None:
     """A 64 MB tensor made again costs no page fault where memory is kept; give_back returns it to the system."""
     script = """
 import resource, torch
-from trainables.stages import compute
+from trainables.stages.models import placement
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
-compute.enter("cpu", threads=1)
+placement.enter("cpu", threads=1)
 for _ in range(3):
     torch.ones(16 << 20)
 before = faults()
 for _ in range(5):
     torch.ones(16 << 20)
 again, held = faults() - before, resident()
-compute.give_back()
+placement.give_back()
 print(again, held - resident())
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

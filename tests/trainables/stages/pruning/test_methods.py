@@ -85,8 +85,9 @@ def test_masks_keep_zeros_through_training() -> None:
     assert all(torch.equal(model.get_parameter(name) == 0, zero) for name, zero in kept.items())
 
 
-@pytest.mark.parametrize("ratio", [0.05, 0.3, 0.5])
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "alexnet", "alexnet_small"])
+@pytest.mark.parametrize(
+    ("name", "ratio"), [("resnet18", 0.3), ("mobilenet_v3_small", 0.5), ("alexnet", 0.5), ("alexnet_small", 0.05)]
+)
 def test_structured_removes_channels_and_survives_the_round_trip(name: str, ratio: float, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = build_model(name, num_classes=5, image_size=32)
