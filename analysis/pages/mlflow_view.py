@@ -1,23 +1,24 @@
-"""What MLflow's list of runs shows of a sweep: columns worth having, the front first."""
+"""How MLflow's own pages show a sweep: the columns of its list of runs, and the addresses."""
 
 from collections.abc import Mapping
 from urllib.parse import quote
 
 from analysis.reading.runs import Runs
 
+# The columns shown: those by which a person chooses; all others are a click away.
 METRICS = ("val_accuracy", "test_accuracy", "latency_p50_ms", "latency_p90_ms", "size_bytes", "score", "reused_time_s")
 PARAMS = ("temperature", "alpha", "kd_loss", "pruning_method", "pruning_ratio", "learning_rate")
 TAGS = ("pareto", "status", "control")
 
 
 def view_of(sweep: str) -> Mapping[str, object]:
-    """The state of MLflow's run list: one sweep's trials, the most accurate first, these columns and no others.
+    """The state of MLflow's run list that shows one sweep's trials, the most accurate first, in the columns above.
 
-    The front alone: add `and tags.pareto = "true"` to the filter.
+    To see the front alone, add `and tags.pareto = "true"` to the filter.
     """
     columns = [f"metrics.`{name}`" for name in METRICS]
     columns += [f"params.`{name}`" for name in PARAMS] + [f"tags.`{name}`" for name in TAGS]
-    name = sweep.replace('"', "")
+    name = sweep.replace('"', "")  # MLflow's filter language has no escape for a quotation mark
     return {
         "searchFilter": f'tags.kind = "trial" and tags.sweep = "{name}"',
         "orderByKey": "metrics.`val_accuracy`",
@@ -30,7 +31,7 @@ def view_of(sweep: str) -> Mapping[str, object]:
 
 
 def addresses(runs: Runs) -> dict[str, str]:
-    """Where a browser finds a sweep: its own run, with the verdict and its files, and the view of its trials."""
+    """The addresses of a sweep for a browser: its own run, with verdict and files, and the list of its trials."""
     experiment = runs.frame["experiment_id"].iloc[0] if len(runs.frame) else "0"
     place = f"{runs.url}/#/experiments/{experiment}/runs"
     own = {"the sweep": f"{place}/{runs.parent_ids[0]}"} if runs.parent_ids else {}

@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from analysis.findings.importance import EVALUATORS, counted, importance, importance_table
+from analysis.findings.importance import EVALUATORS, counted, importance
+from analysis.pages.terminal import importance_table
 
 
 def trials(count: int = 60) -> pd.DataFrame:
@@ -79,7 +80,7 @@ def test_bad_input_is_named(frame: pd.DataFrame, evaluator: str, message: str) -
 
 def test_neither_torch_nor_ray_is_needed() -> None:
     code = (
-        "import sys; from tests.analysis.test_importance import PARAMS, trials;"
+        "import sys; from tests.analysis.findings.test_importance import PARAMS, trials;"
         "from analysis.findings.importance import importance; importance(trials(), PARAMS);"
         "print(sorted({name.split('.')[0] for name in sys.modules} & {'torch', 'ray'}))"
     )

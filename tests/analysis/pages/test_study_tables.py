@@ -137,9 +137,8 @@ def test_a_gpu_run_beside_a_cpu_run_is_not_mixed_with_it():
 
 
 def test_curves_are_read_in_place_as_mlflows_client_reads_them(store, monkeypatch):
-    from tests.analysis.test_read_runs import tables_have_changed
-
     from analysis.reading.mlflow_sqlite import SqliteStore
+    from tests.analysis.reading.test_runs import tables_have_changed
 
     run_ids = [str(run_id) for run_id in read_runs(store).frame.index]
     in_place = read_curves(store, run_ids)
