@@ -4,8 +4,8 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NoReturn
 
+from trainables.config.flags import OneLineParser, with_flags
 from trainables.layout import DATABASE
 
 COMMANDS: Mapping[str, str] = {
@@ -16,96 +16,108 @@ COMMANDS: Mapping[str, str] = {
     "importance": "which parameter moved accuracy, latency and size",
     "compare": "two sweeps: hypervolume, and how surely one is ahead",
     "du": "what the folder takes on disk",
+    "sync": "deliver to MLflow what waits on disk because it was away, each trial once",
 }
-SWEEP_FLAGS = ("front", "select", "report", "importance")
+# Commands on one front: they take a sweep's name and the device of its latencies.
+FRONT_COMMANDS = ("front", "select", "report", "importance")
+PROGRAM = "python -m analysis"
+BAD_INPUT = 2
+EPILOG = """examples:
+  python -m analysis --out runs
+  python -m analysis select --max-latency-ms 5 --max-size-mb 4 --min-accuracy 0.9
+  python -m analysis export NAME@balanced --to ship
+  python -m analysis compare NAME OTHER
 
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"analysis: {message}; `python -m analysis --help` lists the commands and flags.\n")
+exit codes: 0 done, 1 nothing finished, nothing fits or something still waits, 2 bad input
+"""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; returns its exit code: 0 done, 1 nothing finished or nothing fits, 2 bad input."""
+    """Run a command; returns the exit code that `--help` explains."""
     words = sys.argv[1:] if arguments is None else arguments
-    if words[:1] == ["sync"]:
-        from analysis.sync import main as sync
-
-        return sync(words[1:])
-    options = parser().parse_args(words if words[:1] and words[0] in (*COMMANDS, "-h", "--help") else ["front", *words])
-    # pandas and the plotting libraries take two seconds to import: too long for --help or a typing error.
-    from analysis import commands
-
-    run: Callable[[argparse.Namespace], int] = getattr(commands, options.command)
+    if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help")):
+        words = ["front", *words]
+    options = vars(parser().parse_args(words))
+    command = options.pop("command")
+    run = _function_of(command)
     try:
-        return run(options)
+        return run(**options)
     except ValueError as error:
-        print(f"analysis: {as_flags(str(error))}", file=sys.stderr)
-        return 2
+        # The one place where the library's `field=value` becomes the flag that was typed.
+        message = with_flags(str(error), options)
     except OSError as error:
-        place = f"--to {options.to}" if getattr(options, "to", None) else str(error.filename)
-        print(f"analysis: {place} cannot be written ({error.strerror}); name another folder.", file=sys.stderr)
-        return 2
+        place = f"--to {options['to']}" if options.get("to") else str(error.filename)
+        message = f"{place} cannot be written ({error.strerror}); name another folder."
+    print(f"{PROGRAM} {command}: {message}", file=sys.stderr)
+    return BAD_INPUT
 
 
-def as_flags(message: str) -> str:
-    """The message with `tracking_uri='x'` said as `--tracking-uri 'x'`: what the person typed."""
-    names = {"sweep": "name"}
-    for name in (
-        "tracking_uri",
-        "sweep",
-        "max_latency_ms",
-        "max_size_mb",
-        "min_accuracy",
-        "device",
-        "out",
-        "evaluator",
-    ):
-        message = message.replace(f"{name}=", f"--{names.get(name, name).replace('_', '-')} ")
-    return message
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    more = "`sync` brings to MLflow what waits on disk because it was away; `sync --help` lists its flags."
-    top = _Parser(prog="python -m analysis", description=__doc__, epilog=more, allow_abbrev=False)
+def parser() -> OneLineParser:
+    """The command line; each command's flags are the arguments of the function that runs it."""
+    top = OneLineParser(
+        prog=PROGRAM,
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    made = {
-        name: commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        for name, text in COMMANDS.items()
-    }
+    made = {name: commands.add_parser(name, help=text, description=text) for name, text in COMMANDS.items()}
     for name, command in made.items():
         command.add_argument(
-            "--out", type=Path, default=Path("runs"), help=f"folder of the sweeps, with {DATABASE} (runs)"
+            "--out",
+            type=Path,
+            default=Path("runs"),
+            metavar="DIR",
+            help=f"folder of the sweeps, with {DATABASE} (default: runs)",
         )
-        if name != "du":
-            command.add_argument("--tracking-uri", help=f"MLflow store to read instead of OUT/{DATABASE}")
-        if name in SWEEP_FLAGS:
-            command.add_argument("--name", help="sweep; several with commas between; without it, the newest")
+        if name in FRONT_COMMANDS:
+            command.add_argument("--name", help="sweep; several with commas between them (default: the newest)")
             command.add_argument(
                 "--device", help="device of the latencies, such as cpu:1; needed where there are several"
             )
+        if name not in ("du", "sync"):
+            command.add_argument("--tracking-uri", metavar="URI", help="MLflow store to read instead of OUT/mlflow.db")
     for name in ("front", "report"):
-        place = f"folder to write to (OUT/sweeps/NAME/{name}, of several OUT/together/NAMES/{name})"
-        made[name].add_argument("--to", type=Path, help=place)
+        place = f"folder to write to (default: OUT/sweeps/NAME/{name}; of several sweeps OUT/together/NAMES/{name})"
+        made[name].add_argument("--to", type=Path, metavar="DIR", help=place)
+    _add_own_flags(made)
+    return top
+
+
+def _add_own_flags(made: Mapping[str, argparse.ArgumentParser]) -> None:
+    """The flags that one command alone has."""
     select = made["select"]
     select.add_argument("--max-latency-ms", type=float, metavar="MS", help="median latency of one image, at most")
     select.add_argument("--max-size-mb", type=float, metavar="MB", help="ONNX file, at most (1 MB = 1,000,000 bytes)")
     select.add_argument("--min-accuracy", type=float, metavar="SHARE", help="on the validation split, 0 to 1, at least")
-    export = made["export"]
-    export.add_argument(
+    made["export"].add_argument(
         "which",
         metavar="NAME@WHICH",
         help="sweep @ balanced, most_accurate, fastest, smallest, an alias of MLflow's registry, a trial, or teacher",
     )
-    export.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to write")
+    made["export"].add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to write")
     made["importance"].add_argument(
-        "--evaluator", default="fanova", metavar="NAME", help="fanova or ped-anova (fanova)"
+        "--evaluator", default="fanova", metavar="NAME", help="fanova or ped-anova (default: fanova)"
     )
     made["compare"].add_argument(
-        "sweeps", nargs=2, metavar="NAME", help="a sweep; several taken together with commas between"
+        "sweeps", nargs=2, metavar="NAME", help="a sweep; several taken together with commas between them"
     )
-    return top
+    made["sync"].add_argument("--name", help="sweep to deliver (default: all)")
+    made["sync"].add_argument(
+        "--tracking-uri", metavar="URI", help="MLflow store (default: the one that the sweep was started with)"
+    )
+
+
+def _function_of(command: str) -> Callable[..., int]:
+    if command == "sync":
+        from analysis.sync import sync
+
+        return sync
+    # pandas and the plotting libraries take two seconds to import: too long for --help or a typing error.
+    from analysis import commands
+
+    run: Callable[..., int] = getattr(commands, command)
+    return run
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""The commands of `python -m analysis`: each takes its parsed flags, prints, and returns the exit code."""
+"""The commands of `python -m analysis`: each takes plain values, prints its result, and returns the exit code."""
 
-import argparse
 import math
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,44 +13,37 @@ from rich.console import Console
 
 from analysis import disk
 from analysis.findings import selecting
+from analysis.findings.controls import controls
 from analysis.findings.front import choose, competing, front_hypervolume, front_members, of_device, split, with_teacher
 from analysis.findings.importance import importance as importances
-from analysis.findings.importance import importance_table
-from analysis.pages import front_table
-from analysis.reading.facts import row_of
+from analysis.pages import terminal
+from analysis.reading.rows import row_of
 from analysis.reading.runs import Runs, aliased_run, read_runs
-from trainables.layout import (
-    DATABASE,
-    FRONT,
-    ONNX_FILE,
-    REPORT,
-    SWEEPS,
-    TOGETHER,
-    sweep_folder,
-    trial_folder,
-)
+from analysis.reading.wording import MB, differences, in_words
+from trainables.config.flags import flag_name
+from trainables.layout import DATABASE, FRONT, ONNX_FILE, REPORT, SWEEPS, TOGETHER, sweep_folder, trial_folder
 
+DONE, NOTHING_FITS = 0, 1  # exit codes; the second also means that nothing has finished
 ALIASES = ("most_accurate", "balanced", "fastest", "smallest")
 
 
-def front(options: argparse.Namespace) -> int:
+def front(*, out: Path, tracking_uri: str | None, name: str | None, device: str | None, to: Path | None) -> int:
     """Print the front of each data set and device, then write its files."""
-    runs, code = _runs(options), 1
+    runs, code = _read(out, tracking_uri, name, device), NOTHING_FITS
     console = _console()
-    for name, part in split(runs).items():
-        folder = options.to or _folder(options, part) / FRONT
-        folder = folder / _file_name(name) if name else folder
-        if name:
-            console.print(f"[bold]{name}[/]")
-        code = min(code, _show_front(console, part))
+    for group, part in split(runs).items():
+        folder = to or _folder(out, part) / FRONT
+        folder = folder / _file_name(group) if group else folder
+        if group:
+            console.print(f"[bold]{group}[/]")
+        code = min(code, _show_front(console, part))  # done, if there is one front
         sys.stdout.flush()
-        # The table is there at once; what draws takes a second to import alone.
-        from analysis.findings.controls import controls, print_controls, write_controls
-        from analysis.pages.front_files import write_page, write_pictures, write_tables
+        # Plotting takes a second to import: the table is printed before.
+        from analysis.pages.front_files import write_controls, write_page, write_pictures, write_tables
 
         arms = controls(part.frame)
         paths = [*write_tables(part, folder), *write_page(part, folder), *write_controls(arms, folder)]
-        print_controls(console, arms)
+        terminal.print_controls(console, arms)
         for path in [*paths, *write_pictures(part, folder)]:
             print(shown(path))
     return code
@@ -61,10 +54,10 @@ def _show_front(console: Console, runs: Runs) -> int:
     if front.empty:
         counts = ", ".join(f"{n} {status}" for status, n in runs.frame["status"].value_counts().items())
         console.print(f"Sweep {runs.name} has no finished candidate yet ({counts or 'no trials'}).", markup=False)
-        return 1
+        return NOTHING_FITS
     console.print(f"Sweep {runs.name}: {len(front)} of {len(runs.frame)} runs are on the front.", markup=False)
     variants = choose(front, runs.sweep["teacher"])
-    console.print(front_table.front_table(with_teacher(runs, front), variants=variants))
+    console.print(terminal.front_table(with_teacher(runs, front), variants=variants))
     candidates = competing(runs)
     others = int((candidates["may_be_optimal"] & ~candidates["pareto"]).sum())
     if others:
@@ -74,126 +67,127 @@ def _show_front(console: Console, runs: Runs) -> int:
     reference = runs.sweep["reference_point"]
     corner = ", ".join(f"{axis} {value:g}" for axis, value in reference.items())
     console.print(f"hypervolume {front_hypervolume(runs):.2f} (reference point: {corner})", markup=False)
-    return 0
+    return DONE
 
 
-def select(options: argparse.Namespace) -> int:
-    """Print the file that fits, the runner-up, or the nearest miss and what it would take."""
-    goal = selecting.Goal(
-        max_latency_ms=options.max_latency_ms, max_size_mb=options.max_size_mb, min_accuracy=options.min_accuracy
-    )
-    runs = _one_device(_runs(options))
+def select(
+    *,
+    out: Path,
+    tracking_uri: str | None,
+    name: str | None,
+    device: str | None,
+    max_latency_ms: float | None,
+    max_size_mb: float | None,
+    min_accuracy: float | None,
+) -> int:
+    """Print the file that fits and a runner-up, or the nearest miss and what it would take."""
+    goal = selecting.Goal(max_latency_ms=max_latency_ms, max_size_mb=max_size_mb, min_accuracy=min_accuracy)
+    runs = _one_front(_read(out, tracking_uri, name, device))
     candidates = competing(runs)
     if candidates.empty:
-        print(f"Sweep {runs.name} has no finished candidate yet.")
-        return 1
+        return _print_no_candidate(runs)
     choice = selecting.select(candidates, goal, runs.sweep["directions"])
     if choice.best is None:
-        _say_nothing_fits(runs, candidates, goal, choice)
-        return 1
+        _print_nearest_miss(runs, candidates, goal, choice)
+        return NOTHING_FITS
     best = row_of(candidates, choice.best)
-    print(_model_file(options, runs, best))
-    print(f"{selecting.in_words(best)}   the most accurate of {choice.fitting} that fit")
+    print(_model_file(out, best))
+    print(f"{in_words(best)}   the most accurate of {choice.fitting} that fit")
     if choice.runner_up is not None:
         other = row_of(candidates, choice.runner_up)
-        print(f"runner-up {selecting.in_words(other)}   {selecting.differences(other, best)}")
-    name = shlex.quote(f"{best['sweep']}@{int(best['trial_number'])}")
-    place = (
-        f" --tracking-uri {shlex.quote(options.tracking_uri)}"
-        if options.tracking_uri
-        else f" --out {shlex.quote(str(options.out))}"
-    )
-    print(f"ship it: python -m analysis export {name} --to DIR{place}")
-    return 0
+        print(f"runner-up {in_words(other)}   {differences(other, best)}")
+    candidate = shlex.quote(f"{best['sweep']}@{int(best['trial_number'])}")
+    place = f"--tracking-uri {shlex.quote(tracking_uri)}" if tracking_uri else f"--out {shlex.quote(str(out))}"
+    print(f"ship it: python -m analysis export {candidate} --to DIR {place}")
+    return DONE
 
 
-def _say_nothing_fits(runs: Runs, candidates: pd.DataFrame, goal: selecting.Goal, choice: selecting.Choice) -> None:
-    limits = ", ".join(f"{_flag(name)} {value:g}" for name, value in goal.given().items())
+def _print_nearest_miss(runs: Runs, candidates: pd.DataFrame, goal: selecting.Goal, choice: selecting.Choice) -> None:
+    limits = ", ".join(f"{flag_name(name)} {value:g}" for name, value in goal.given().items())
     print(f"Nothing fits {limits} among {len(candidates)} finished candidates of sweep {runs.name}.")
     near = candidates.loc[[choice.nearest]]
-    excess = selecting.over(near, goal).iloc[0]
-    over = ", ".join(f"{_flag(str(name))} missed by {100 * value:.1f} %" for name, value in excess.items() if value > 0)
-    print(f"nearest miss {selecting.in_words(near.iloc[0])}   {over}")
+    excess = selecting.excess_over(near, goal).iloc[0]
+    missed = [f"{flag_name(str(name))} missed by {100 * value:.1f} %" for name, value in excess.items() if value > 0]
+    print(f"nearest miss {in_words(near.iloc[0])}   {', '.join(missed)}")
     for name, (value, run_id) in choice.would_take.items():
-        there = selecting.in_words(row_of(candidates, run_id))
-        print(f"it would take {_flag(name)} {_admitting(name, value)}, the rest kept: {there}")
+        there = in_words(row_of(candidates, run_id))
+        print(f"it would take {flag_name(name)} {_rounded_to_admit(name, value)}, the rest kept: {there}")
     if not choice.would_take:
         print("no single limit is in the way: two or more must give.")
 
 
-def export(options: argparse.Namespace) -> int:
+def export(*, out: Path, tracking_uri: str | None, which: str, to: Path) -> int:
     """Write the folder to ship."""
     from analysis.pages.model_card import model_card
     from analysis.shipping import ship
 
-    sweep, at, which = options.which.rpartition("@")
-    if not (at and sweep and which):
-        raise ValueError(f"{options.which!r} is no NAME@WHICH, such as quick-c55026@balanced.")
-    uri = _tracking_uri(options)
-    runs = read_runs(uri, sweep)
-    run_id = _meant(runs, which, uri)
-    shipped = ship(uri, run_id, options.to, card=model_card(runs, run_id, which))
+    name, at, variant = which.rpartition("@")
+    if not (at and name and variant):
+        raise ValueError(f"{which!r} is no NAME@WHICH, such as quick-c55026@balanced.")
+    uri = _store_of(out, tracking_uri)
+    runs = read_runs(uri, name)
+    run_id = _run_of(runs, variant, uri)
+    shipped = ship(uri, run_id, to, card=model_card(runs, run_id, variant))
     for path in shipped.files:
         print(shown(path))
     print(f"{shipped.num_classes} classes, images of {shipped.image_size} x {shipped.image_size} pixels")
-    print(f"try: python {shlex.quote(shown(options.to / 'predict.py'))} IMAGE")
-    return 0
+    print(f"try: python {shlex.quote(shown(to / 'predict.py'))} IMAGE")
+    return DONE
 
 
-def _meant(runs: Runs, which: str, uri: str) -> str:
-    """The run that the word after the @ stands for."""
+def _run_of(runs: Runs, variant: str, uri: str) -> str:
+    """The id of the run that the word after the @ means."""
     frame = runs.frame
-    if which == "teacher":
+    if variant == "teacher":
         found = frame.index[frame["stage"] == "teacher"]
-    elif which.isdecimal():
-        found = frame.index[(frame["trial_number"] == int(which)) & (frame["status"] == "finished")]
+    elif variant.isdecimal():
+        found = frame.index[(frame["trial_number"] == int(variant)) & (frame["status"] == "finished")]
     else:
-        registered = aliased_run(uri, runs.name, which)
-        if registered in frame.index:  # not of another sweep that has the name, too
+        # An alias that a person moved in the registry wins over what the front would give.
+        registered = aliased_run(uri, runs.name, variant)
+        if registered in frame.index:  # another sweep may have the same name
             return str(registered)
-        front = front_members(_one_device(runs))
-        if front.empty or which not in ALIASES:
+        front = front_members(_one_front(runs))
+        if front.empty or variant not in ALIASES:
             known = ", ".join((*ALIASES, "teacher", "a trial's number"))
-            raise ValueError(f"{runs.name}@{which}: no such alias in MLflow's registry; there are {known}.")
-        return choose(front, runs.sweep["teacher"])[which]
+            raise ValueError(f"{runs.name}@{variant}: no such alias in MLflow's registry; there are {known}.")
+        return choose(front, runs.sweep["teacher"])[variant]
     if found.empty:
         raise ValueError(
-            f"{runs.name}@{which}: no such finished trial; `python -m analysis --name {runs.name}` lists them."
+            f"{runs.name}@{variant}: no such finished trial; `python -m analysis --name {runs.name}` lists them."
         )
     return str(found[0])
 
 
-def report(options: argparse.Namespace) -> int:
+def report(*, out: Path, tracking_uri: str | None, name: str | None, device: str | None, to: Path | None) -> int:
     """Write report.html and report.md."""
     from analysis.pages.report import write_report
 
-    runs = _one_device(_runs(options))
+    runs = _one_front(_read(out, tracking_uri, name, device))
     if front_members(runs).empty:
-        print(f"Sweep {runs.name} has no finished candidate yet.")
-        return 1
-    folder = options.to or _folder(options, runs) / REPORT
-    for path in write_report(runs, folder):
+        return _print_no_candidate(runs)
+    for path in write_report(runs, to or _folder(out, runs) / REPORT):
         print(shown(path))
-    return 0
+    return DONE
 
 
-def importance(options: argparse.Namespace) -> int:
-    """Print which parameter moved what."""
-    runs = _one_device(_runs(options))
+def importance(*, out: Path, tracking_uri: str | None, name: str | None, device: str | None, evaluator: str) -> int:
+    """Print which parameter moved which metric."""
+    runs = _one_front(_read(out, tracking_uri, name, device))
     candidates = competing(runs)
-    table = importances(candidates, runs.params, evaluator=options.evaluator)
+    table = importances(candidates, runs.params, evaluator=evaluator)
     print(f"Sweep {runs.name}")
-    _console().print(importance_table(table, trials=len(candidates), evaluator=options.evaluator))
-    return 0
+    _console().print(terminal.importance_table(table, trials=len(candidates), evaluator=evaluator))
+    return DONE
 
 
-def compare(options: argparse.Namespace) -> int:
+def compare(*, out: Path, tracking_uri: str | None, sweeps: Sequence[str]) -> int:
     """Print two sweeps side by side."""
     from analysis.findings import comparing
     from analysis.plots import compared
 
-    uri = _tracking_uri(options)
-    first, second = (_one_device(read_runs(uri, name)) for name in options.sweeps)
+    uri = _store_of(out, tracking_uri)
+    first, second = (_one_front(read_runs(uri, name)) for name in sweeps)
     comparison = comparing.compare(first, second)
     width = max(len(side.name) for side in comparison.sides)
     for side in comparison.sides:
@@ -203,55 +197,61 @@ def compare(options: argparse.Namespace) -> int:
     print(comparing.verdict(comparison))
     for note in comparison.notes:
         print(f"note: {note}")
-    picture = options.out / "compare" / f"{_file_name(first.name)}-{_file_name(second.name)}.png"
-    if options.out.is_dir():
+    picture = out / "compare" / f"{_file_name(first.name)}-{_file_name(second.name)}.png"
+    if out.is_dir():  # with --tracking-uri there may be no folder of sweeps on this machine
         picture.parent.mkdir(exist_ok=True)
         for path in compared.attainment_png(first, second, picture):
             print(shown(path))
-    return 0
+    return DONE
 
 
-def du(options: argparse.Namespace) -> int:
+def du(*, out: Path) -> int:
     """Print what the folder takes on disk."""
-    rows = disk.usage(options.out)
-    _console().print(disk.usage_table(rows))
-    room = f"python -m trainables.store gc --out {shlex.quote(str(options.out))}"
-    print(f"in all {disk.total(options.out) / 1e6:,.1f} MB; `{room}` makes room")
-    return 0
+    rows = disk.usage(out)
+    _console().print(terminal.usage_table(rows))
+    room = f"python -m trainables.store gc --out {shlex.quote(str(out))}"
+    print(f"in all {disk.total(out) / MB:,.1f} MB; `{room}` makes room")
+    return DONE
 
 
-def _runs(options: argparse.Namespace) -> Runs:
-    runs = read_runs(_tracking_uri(options), options.name)
-    return of_device(runs, options.device) if options.device else runs
+def _read(out: Path, tracking_uri: str | None, name: str | None, device: str | None) -> Runs:
+    runs = read_runs(_store_of(out, tracking_uri), name)
+    return of_device(runs, device) if device else runs
 
 
-def _folder(options: argparse.Namespace, runs: Runs) -> Path:
-    """The sweep's own; several sweeps taken together have one beside `sweeps/`, where nothing is taken for a sweep."""
-    out: Path = options.out
-    return out / (SWEEPS if len(runs.sweeps) == 1 else TOGETHER) / _file_name(runs.name)
+def _store_of(out: Path, tracking_uri: str | None) -> str:
+    """The tracking URI given, else that of the database in `out`."""
+    if tracking_uri is None and not (out / DATABASE).is_file():
+        raise ValueError(f"out={out} has no {DATABASE}; name the folder of a sweep or give --tracking-uri.")
+    return tracking_uri or f"sqlite:///{out / DATABASE}"
 
 
-def _tracking_uri(options: argparse.Namespace) -> str:
-    if options.tracking_uri is None and not (options.out / DATABASE).is_file():
-        raise ValueError(f"--out {options.out} has no {DATABASE}; name the folder of a sweep or give --tracking-uri.")
-    return options.tracking_uri or f"sqlite:///{options.out / DATABASE}"
-
-
-def _one_device(runs: Runs) -> Runs:
+def _one_front(runs: Runs) -> Runs:
+    """The runs, if they compete for one front."""
     groups = split(runs)
     if len(groups) > 1:
         raise ValueError(f"Sweep {runs.name} has several fronts ({'; '.join(groups)}); choose one with --device.")
     return runs
 
 
-def _model_file(options: argparse.Namespace, runs: Runs, row: "pd.Series[Any]") -> str:
-    sweep = sweep_folder(options.out, str(row["sweep"]))
-    local = trial_folder(sweep, int(row["trial_number"])) / ONNX_FILE
+def _print_no_candidate(runs: Runs) -> int:
+    print(f"Sweep {runs.name} has no finished candidate yet.")
+    return NOTHING_FITS
+
+
+def _folder(out: Path, runs: Runs) -> Path:
+    """The sweep's own folder; for several sweeps, one outside `sweeps/`, where it is not taken for a sweep."""
+    return out / (SWEEPS if len(runs.sweeps) == 1 else TOGETHER) / _file_name(runs.name)
+
+
+def _model_file(out: Path, row: "pd.Series[Any]") -> str:
+    """The path of a candidate's file if it is on this machine, else its address in MLflow."""
+    local = trial_folder(sweep_folder(out, str(row["sweep"])), int(row["trial_number"])) / ONNX_FILE
     return str(local) if local.is_file() else f"runs:/{row.name}/{ONNX_FILE}"
 
 
-def _admitting(name: str, value: float) -> str:
-    """Three digits that still admit the value: up for an upper limit, down for a lower one."""
+def _rounded_to_admit(name: str, value: float) -> str:
+    """A limit of three digits that still admits the value: rounded up for an upper limit, down for a lower one."""
     if value <= 0:
         return "0"
     step = 10.0 ** (math.floor(math.log10(value)) - 2)
@@ -259,12 +259,8 @@ def _admitting(name: str, value: float) -> str:
     return f"{digits * step:.6g}"
 
 
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
 def shown(path: Path) -> str:
-    """A path as short as it can be typed here."""
+    """A path relative to the working folder, if it is below it; else as it is."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative
 
@@ -274,4 +270,5 @@ def _file_name(text: str) -> str:
 
 
 def _console() -> Console:
+    # In a file there is no width to ask for, and 80 columns would wrap the table's caption.
     return Console(width=None if sys.stdout.isatty() else 120, highlight=False)

@@ -1,79 +1,65 @@
-"""What a folder of sweeps takes on disk: trials share their files with the store, so each file counts once."""
+"""How much disk space a folder of sweeps takes: trials share files with the store, so each file counts once."""
 
 import os
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich import box
-from rich.markup import escape
-from rich.table import Table
-
-from analysis.reading.facts import MB
 from trainables.layout import SWEEPS
 
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """One part of the folder."""
+    """The disk space of one part of the folder."""
 
     place: str
-    """Relative to the folder of the sweeps."""
+    """Its path, relative to the folder of the sweeps."""
     bytes: int
-    """Of its files, each file once however many names it has."""
+    """Size of its files, each counted once however many names (hard links) it has."""
     own_bytes: int
-    """What deleting this part alone would give back: files that have no name elsewhere in the folder."""
+    """What deleting this part alone would free: files that have no name elsewhere in the folder."""
     files: int
+    """Number of files, each counted once."""
 
 
 def usage(out: Path) -> list[Usage]:
-    """Every part of a folder of sweeps, the largest first: each sweep by its name, all else by its first folder.
+    """The parts of a folder of sweeps, the largest first: each sweep is one, and so is each other top-level entry.
 
     Raises:
         ValueError: if there is no such folder.
     """
     if not out.is_dir():
         raise ValueError(f"out={out} is no folder; name the folder of the sweeps.")
-    parts: dict[str, dict[tuple[int, int], int]] = {}
-    names: dict[tuple[int, int], int] = {}
-    placed: dict[str, dict[tuple[int, int], int]] = {}
+    # A file is a pair of device and inode: hard links are several names of one file.
+    sizes: dict[str, dict[tuple[int, int], int]] = {}
+    names: Counter[tuple[int, int]] = Counter()
+    names_here: defaultdict[str, Counter[tuple[int, int]]] = defaultdict(Counter)
     for path, stat in _files(out):
         place = _place(path.relative_to(out))
         file = stat.st_dev, stat.st_ino
-        parts.setdefault(place, {})[file] = stat.st_size
-        names[file] = names.get(file, 0) + 1
-        here = placed.setdefault(place, {})
-        here[file] = here.get(file, 0) + 1
+        sizes.setdefault(place, {})[file] = stat.st_size
+        names[file] += 1
+        names_here[place][file] += 1
     rows = [
         Usage(
             place=place,
             bytes=sum(files.values()),
-            own_bytes=sum(size for file, size in files.items() if placed[place][file] == names[file]),
+            own_bytes=sum(size for file, size in files.items() if names_here[place][file] == names[file]),
             files=len(files),
         )
-        for place, files in parts.items()
+        for place, files in sizes.items()
     ]
     return sorted(rows, key=lambda row: row.bytes, reverse=True)
 
 
 def total(out: Path) -> int:
-    """Bytes of all files, each once."""
+    """Bytes of all files in the folder, each counted once."""
     return sum({(stat.st_dev, stat.st_ino): stat.st_size for _, stat in _files(out)}.values())
 
 
-def usage_table(rows: list[Usage]) -> Table:
-    """`usage` for the terminal."""
-    caption = "MB: 1,000,000 bytes; alone: what deleting this part alone would free"
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
-    table.add_column("part")
-    for heading in ("MB", "alone", "files"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(escape(row.place), f"{row.bytes / MB:,.1f}", f"{row.own_bytes / MB:,.1f}", f"{row.files:,}")
-    return table
-
-
 def _place(relative: Path) -> str:
+    # Sweeps have a folder each below sweeps/; files directly in sweeps/ belong to none.
     deep = 2 if relative.parts[0] == SWEEPS and len(relative.parts) > 2 else 1
     return "/".join(relative.parts[:deep])
 
@@ -84,5 +70,5 @@ def _files(out: Path) -> Iterator[tuple[Path, os.stat_result]]:
             path = Path(folder) / name
             try:
                 yield path, path.lstat()
-            except FileNotFoundError:  # a running sweep moves its files into place
+            except FileNotFoundError:  # a running sweep has moved the file into its final place
                 continue

@@ -1,4 +1,4 @@
-"""A folder to ship: one candidate's files, how its images are prepared, its labels, and a script that uses them."""
+"""The folder to ship: one candidate's files, how to prepare its images, its labels, and a script that uses them."""
 
 import json
 import shutil
@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 from analysis.reading.runs import fetch_artifact
 from trainables.layout import ONNX_FILE, RECIPE, TORCHSCRIPT_FILE
 
+# Exactly what `trainables.stages.data.decoding.to_array` does before an image is trained on or measured.
 PREPROCESSING: Mapping[str, Any] = {
     "input": "image",
     "output": "logits",
@@ -28,7 +29,7 @@ PREPROCESSING: Mapping[str, Any] = {
     "crop": "largest centred square",
     "resize": "bilinear, antialiased, as Pillow's Image.resize with a box",
 }
-"""Byte for byte what `trainables.stages.data.decoding.to_array` does before an image is trained on or measured."""
+# The same preparation as code, so that a user need not write it from the description.
 PREDICT = '''"""Names the class of images: python predict.py IMAGE...  Needs onnxruntime, numpy and Pillow."""
 import json, pathlib, sys
 import numpy as np, onnxruntime
@@ -57,34 +58,34 @@ for path in sys.argv[1:] or sys.exit(__doc__):
 
 @dataclass(frozen=True, kw_only=True)
 class Shipped:
-    """What an exported folder holds."""
+    """What a folder to ship holds."""
 
     folder: Path
     files: tuple[Path, ...]
     num_classes: int
     image_size: int
-    """Pixels of a side."""
+    """Pixels per side of an image."""
 
 
 def ship(tracking_uri: str, run_id: str, folder: Path, *, card: str) -> Shipped:
     """Write model.onnx, model.torchscript.pt, preprocessing.json, labels.json, predict.py, recipe.json and README.md.
 
-    A network that cannot be traced has no TorchScript. Files of the same names are replaced; the ONNX file is read
-    before anything is written.
+    A network that cannot be traced has no TorchScript. Files of the same names are replaced. The ONNX file is read
+    before anything is written, so that a bad one leaves the folder as it was.
 
     Args:
-        tracking_uri: MLflow store.
-        run_id: the candidate's, or the teacher's.
-        folder: made if it is not there.
-        card: Markdown, what is known of the candidate; becomes README.md.
+        tracking_uri: the MLflow store.
+        run_id: the run of a candidate or of the teacher.
+        folder: made if it does not exist.
+        card: the model card, Markdown; it becomes README.md.
 
     Raises:
-        ValueError: if the run has no `model.onnx`, or that file does not say its classes and image size.
+        ValueError: if the run has no `model.onnx`, or that file does not state its classes and image size.
         OSError: if the folder cannot be written.
     """
     with tempfile.TemporaryDirectory() as scratch:
         source = fetch_artifact(tracking_uri, run_id, ONNX_FILE, Path(scratch))
-        labels, image_size = about(source)
+        labels, image_size = stated_in(source)
         folder.mkdir(parents=True, exist_ok=True)
         paths = [_copy(source, folder)]
         for name in (TORCHSCRIPT_FILE, RECIPE):
@@ -104,11 +105,11 @@ def ship(tracking_uri: str, run_id: str, folder: Path, *, card: str) -> Shipped:
     return Shipped(folder=folder, files=tuple(paths), num_classes=len(labels), image_size=image_size)
 
 
-def about(model: Path) -> tuple[list[str], int]:
-    """Class names in the order of the logits, and the image size in pixels, out of an ONNX file's metadata.
+def stated_in(model: Path) -> tuple[list[str], int]:
+    """The class names in the order of the logits, and the image size in pixels, from an ONNX file's metadata.
 
     Raises:
-        ValueError: if the file cannot be read or does not say them.
+        ValueError: if the file cannot be read or does not state them.
     """
     try:
         properties = onnx.load(str(model), load_external_data=False).metadata_props
@@ -117,13 +118,14 @@ def about(model: Path) -> tuple[list[str], int]:
         }
         return [str(name) for name in known["class_names"]], int(known["image_size"])
     except (OSError, ValueError, KeyError, onnx.checker.ValidationError) as error:
-        raise ValueError(f"{model.name} does not tell its class names and image size ({error}).") from error
+        raise ValueError(f"{model.name} does not state its class names and image size ({error}).") from error
     except DecodeError as error:
         raise ValueError(f"{model.name} is no ONNX file ({error}).") from error
 
 
 def _copy(source: Path, folder: Path) -> Path:
     target = folder / source.name
+    # The artifact itself may lie in the folder, if a user ships from it: copying a file onto itself is an error.
     if not (target.exists() and source.samefile(target)):
         shutil.copyfile(source, target)
     return target

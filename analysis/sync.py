@@ -1,31 +1,33 @@
-"""`python -m analysis sync`: brings to MLflow what waits on disk because it was away; each trial once."""
+"""`python -m analysis sync`: deliver to MLflow what waits on disk because it was away, each trial once."""
 
-import argparse
 import json
-import sys
 from functools import partial
 from pathlib import Path
 
-from trainables.config.flags import OneLineParser
 from trainables.layout import DRIVER_LOCK, SWEEP_JSON, SWEEPS
 
-
-def main(arguments: list[str]) -> int:
-    """Run the command; returns its exit code: 0 all delivered, 1 some still wait, 2 bad input."""
-    parser = _parser()
-    flags = parser.parse_args(arguments)
-    try:
-        codes = [sync(folder, flags.tracking_uri) for folder in _folders(flags)]
-    except ValueError as error:
-        parser.error(str(error))
-    return max(codes)
+DELIVERED, WAITING = 0, 1
 
 
-def sync(folder: Path, uri: str | None) -> int:
-    """Deliver one sweep's outbox and say so; returns 1 if something waits on.
+def sync(*, out: Path, name: str | None, tracking_uri: str | None) -> int:
+    """Deliver the outboxes of one sweep, or of all below `out`; returns the exit code: 1 if something still waits.
+
+    Args:
+        out: folder of the sweeps.
+        name: of the sweep; None for all.
+        tracking_uri: the MLflow store; None for the one that the sweep was started with.
 
     Raises:
-        ValueError: if the sweep's driver runs (it delivers itself), or its store cannot be used.
+        ValueError: if there is no such sweep, its driver is running, or its store cannot be used.
+    """
+    return max([deliver(folder, tracking_uri) for folder in _sweeps(out, name)])
+
+
+def deliver(folder: Path, tracking_uri: str | None) -> int:
+    """Deliver one sweep's outbox and print the result; returns the exit code: 1 if something still waits.
+
+    Raises:
+        ValueError: if the sweep's driver is running (it delivers itself), or its store cannot be used.
     """
     # MLflow takes two seconds to import: too long for --help or a typing error.
     from trainables.config.score import ExchangeRates, composite_score
@@ -35,7 +37,7 @@ def sync(folder: Path, uri: str | None) -> int:
 
     with file_lock_if_free(folder / DRIVER_LOCK) as free:
         if not free:
-            raise ValueError(f"--name {folder.name}: its sweep is running and delivers its trials itself.")
+            raise ValueError(f"name={folder.name}: its sweep is running and delivers its trials itself.")
         described = json.loads((folder / SWEEP_JSON).read_text(encoding="utf-8"))
         score = partial(
             composite_score,
@@ -44,34 +46,28 @@ def sync(folder: Path, uri: str | None) -> int:
         )
         folders = outbox(folder)
         try:
-            tracker = open_noted(folder, uri)
+            tracker = open_noted(folder, tracking_uri)
             waiting = deliver_all(tracker, folders, score)
             if not waiting:
                 tracker.sweep_artifacts([folder / SWEEP_JSON])
         except TrackingError as error:
-            raise ValueError(f"--tracking-uri {uri or ''}: {error}; name the store that the sweep wrote to.") from error
+            raise ValueError(
+                f"tracking_uri={tracking_uri or ''}: {error}; name the store that the sweep wrote to."
+            ) from error
     print(f"{folder.name}: {len(folders) - waiting} of {len(folders)} records are in MLflow", end="")
     print(f"; {waiting} wait: {tracker.away}" if waiting else "")
-    return int(waiting > 0)
+    return WAITING if waiting else DELIVERED
 
 
-def _folders(flags: argparse.Namespace) -> list[Path]:
-    """Folders of the sweeps that have begun."""
-    below = flags.out / SWEEPS
-    found = sorted(path.parent for path in below.glob(f"{flags.name or '*'}/{SWEEP_JSON}"))
+def _sweeps(out: Path, name: str | None) -> list[Path]:
+    """Folders of the sweeps that have begun.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    below = out / SWEEPS
+    found = sorted(path.parent for path in below.glob(f"{name or '*'}/{SWEEP_JSON}"))
     if not found:
-        what = f"--name {flags.name}: no such sweep in {below}" if flags.name else f"--out {flags.out}: holds no sweep"
+        what = f"name={name}: no such sweep in {below}" if name else f"out={out}: holds no sweep"
         raise ValueError(f"{what}; name the folder of a sweep.")
     return found
-
-
-def _parser() -> OneLineParser:
-    parser = OneLineParser(prog="python -m analysis sync", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the sweeps (runs)")
-    parser.add_argument("--name", help="sweep to deliver; without it, all")
-    parser.add_argument("--tracking-uri", help="MLflow store, if it is not the one the sweep was started with")
-    return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -14,7 +14,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import pandas as pd
 from rich.console import Console
 
 from trainables.config.compression import PRECISIONS
@@ -133,15 +132,11 @@ def _of_run(sweep: Path, run: str) -> Path | None:
 
 def _front(sweep: Path) -> list[Path]:
     """Members of the front, by trial number."""
-    from analysis.findings.front import mark_front
+    from analysis.findings.front import front_of
     from sweeps.search.objectives import DIRECTIONS
 
-    found = {path: read_trial(path) for path in recorded(sweep / TRIALS)}
-    if not found:
-        return []
-    rows = [{**record.metrics, "stage": record.stage, "status": record.status} for record in found.values()]
-    marked = mark_front(pd.DataFrame(rows, index=pd.Index([str(path) for path in found])), DIRECTIONS)
-    return sorted(Path(name) for name in marked.index[marked["pareto"]])
+    folders = recorded(sweep / TRIALS)
+    return sorted(front_of({folder: read_trial(folder) for folder in folders}, DIRECTIONS).index)
 
 
 def _known(flag: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What a search attains, and how far that hangs on single lucky trials."""
+"""The accuracy a search attains within each latency, and how much of it depends on single lucky trials."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from analysis.findings.confidence import resampled
 from analysis.findings.pareto import non_dominated
 
 LEVELS = (5.0, 50.0, 95.0)
-"""Per cent of the resampled sweeps that attain a surface."""
+"""Percentages of the resampled sweeps that attain each surface."""
 RESAMPLES = 100
 
 
@@ -19,18 +19,19 @@ def attainment(
 ) -> pd.DataFrame:
     """Attainment surfaces of resampled trials: columns `latency_p50_ms`, `val_accuracy` and `level`.
 
-    The surface of level p is the best accuracy within a latency that p per cent of the resampled sweeps reach
-    (Grunert da Fonseca, Fonseca and Hall, EMO 2001), computed by moocore in O(m log m) for m points.
+    The surface of level p is, for each latency, the best accuracy that p percent of the resampled sweeps reach within
+    it (Grunert da Fonseca, Fonseca and Hall, EMO 2001), computed by moocore in O(m log m) for m points.
 
     Args:
         frame: finished candidates.
-        levels: per cent.
-        resamples: of the candidates, with replacement.
+        levels: percent.
+        resamples: how many samples are drawn from the candidates, with replacement.
         seed: of the resampling.
     """
     points = np.column_stack([frame["latency_p50_ms"], -frame["val_accuracy"]]).astype(np.float64)
     points = points[np.isfinite(points).all(axis=1)]
     sets, members = [], []
+    # Only the front of a resample shapes its surface: handing moocore the rest as well would change nothing but time.
     for number, rows in enumerate(resampled(len(points), resamples, seed)):
         drawn = points[np.unique(rows)]
         front = drawn[non_dominated(drawn)]

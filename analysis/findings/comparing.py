@@ -1,4 +1,4 @@
-"""Two sweeps side by side: hypervolume with an interval, and what each attains within a latency."""
+"""Two sweeps compared: their hypervolumes with intervals, and how sure it is that one is ahead."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,44 +12,48 @@ from analysis.reading.facts import dataset_of, first_known
 from analysis.reading.runs import Runs
 
 RESAMPLES = 400
+SURE = 0.975  # a lead in this share of the resamples is called one: the upper end of a 95 % interval
 
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """One of the two."""
+    """One side of the comparison."""
 
     name: str
     candidates: int
+    """How many competed for the front."""
     front: int
+    """How many are on it."""
     hypervolume: float
     """Percentage points x doublings of latency x doublings of size, up to the common reference point."""
     low: float
-    """Bounds of the 95 % bootstrap interval."""
+    """Lower bound of the 95 % bootstrap interval."""
     high: float
+    """Upper bound of the 95 % bootstrap interval."""
     resampled: Floats
     """Hypervolume of every resample, shape (RESAMPLES,)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What can be said of two sweeps."""
+    """The two sides, and what can be said of their order."""
 
     sides: tuple[Side, Side]
     a_leads: float
     """Share of pairs of resamples in which the first sweep has the larger hypervolume, 0 to 1; ties count half."""
     notes: tuple[str, ...]
-    """What the reader must know to believe it."""
+    """Differences between the sweeps that a reader must know to judge the order."""
 
 
 def compare(first: Runs, second: Runs, *, resamples: int = RESAMPLES, seed: int = 0) -> Comparison:
-    """Hypervolumes under one reference point, and how sure their order is.
+    """The hypervolumes of two sweeps under one reference point, and how sure their order is.
 
     The interval is the percentile interval of a bootstrap over trials (Efron, Ann. Stat. 7(1), 1979): what another
-    search over the same space, with as many trials, might have found. It leans to smaller values, since a resample can
-    lose the best trial but never gain a better one, and does so for both sides alike.
+    search over the same space, with as many trials, might have found. It is biased towards smaller values, since a
+    resample can lose the best trial but never gain a better one, and equally so on both sides.
 
     Raises:
-        ValueError: if the sweeps stand on different data, directions or reference points, or one has no candidate.
+        ValueError: if the sweeps differ in data set, directions or reference point, or one has no candidate.
     """
     _check(first, second)
     sides = tuple(_side(runs, resamples, seed + number) for number, runs in enumerate((first, second)))
@@ -59,14 +63,14 @@ def compare(first: Runs, second: Runs, *, resamples: int = RESAMPLES, seed: int 
 
 
 def verdict(comparison: Comparison) -> str:
-    """The sentence for a person."""
+    """The comparison in one sentence."""
     one, two = comparison.sides
     if one.hypervolume == two.hypervolume:
         return f"{one.name} and {two.name} have the same hypervolume, {one.hypervolume:.2f}."
     leader, other = (one, two) if one.hypervolume >= two.hypervolume else (two, one)
     share = comparison.a_leads if leader is one else 1 - comparison.a_leads
     sure = f"in {100 * share:.0f} % of the resamples"
-    if share >= 0.975:
+    if share >= SURE:
         return f"{leader.name} has the better front: {leader.hypervolume:.2f} against {other.hypervolume:.2f}, {sure}."
     return (
         f"{leader.name} leads with {leader.hypervolume:.2f} against {other.hypervolume:.2f}, but only {sure}:"
@@ -77,10 +81,10 @@ def verdict(comparison: Comparison) -> str:
 def _side(runs: Runs, resamples: int, seed: int) -> Side:
     frame = competing(runs)
     if frame.empty:
-        raise ValueError(f"sweep={runs.name!r} has no finished candidate to compare.")
+        raise ValueError(f"Sweep {runs.name} has no finished candidate to compare.")
     corner = [runs.sweep["reference_point"][axis] for axis in AXES]
     points = normalised(frame, runs.sweep["teacher"]).dropna()[list(AXES)].to_numpy()
-    # A resample's front is made of members of whole fronts; who is never on one needs no drawing, but keeps its place.
+    # A candidate drawn twice adds no volume: each is counted once.
     volumes = np.array(
         [hypervolume(points[np.unique(rows)], corner) for rows in resampled(len(points), resamples, seed)]
     )
@@ -103,16 +107,16 @@ def _check(first: Runs, second: Runs) -> None:
     data = [dataset_of(runs.frame, runs.sweep) for runs in (first, second)]
     if data[0] != data[1]:
         raise ValueError(
-            f"{first.name} stands on {data[0]}, {second.name} on {data[1]}; compare sweeps on one data set."
+            f"{first.name} was run on {data[0]}, {second.name} on {data[1]}; compare sweeps on one data set."
         )
 
 
 def _notes(first: Runs, second: Runs) -> tuple[str, ...]:
     notes = []
     facts: dict[str, str] = {
-        "teacher_model": "their teachers differ, and latency and size are relative to each sweep's own",
-        "latency_device": "their latencies were taken on different devices",
-        "split_seed": "they cut validation images off train differently",
+        "teacher_model": "their teachers differ, and latency and size are relative to each sweep's own teacher",
+        "latency_device": "their latencies were measured on different devices",
+        "split_seed": "they split validation images from train differently",
     }
     for name, text in facts.items():
         values: list[Any] = [first_known(name, runs.frame, runs.sweep) for runs in (first, second)]

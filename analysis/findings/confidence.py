@@ -1,4 +1,4 @@
-"""What can be told apart: accuracies stand on a few thousand images, latencies on a clock that wavers."""
+"""Which differences are real: accuracies come from a few thousand images, latencies from a noisy clock."""
 
 import math
 
@@ -9,22 +9,26 @@ import pandas as pd
 from analysis.findings.pareto import Floats, non_dominated
 
 Z_95 = 1.96
+"""Half width of the 95 % interval of a normal distribution, in standard deviations."""
 
 
 def may_be_optimal(frame: pd.DataFrame) -> pd.Series:
-    """True for candidates that no other one rules out; a front member can be ruled out, too.
+    """True for candidates that no other candidate rules out; a front member can be ruled out, too.
 
-    `b` rules `a` out when it is more accurate by more than the 95 % interval of a difference,
+    `b` rules `a` out when all of this holds:
 
-        p_b - p_a > 1.96 * sqrt(p_b (1 - p_b) / n + p_a (1 - p_a) / n),
+    - `b` is more accurate by more than the 95 % interval of a difference,
+      p_b - p_a > 1.96 * sqrt(p_b (1 - p_b) / n + p_a (1 - p_a) / n);
+    - `b` is no larger;
+    - `b` is not measurably slower: the 95 % intervals of p50 overlap, or b's lies below.
 
-    no larger, and no slower than the clock can tell: the 95 % intervals of p50 overlap, or b's is below. Where no
-    interval of latency was recorded p50 counts as exact. Both accuracies come from the same n images, so the formula,
-    which takes them as independent, keeps rather too many candidates than too few. O(n * f) for a front of f points.
+    Where no interval of latency was recorded, p50 counts as exact. The formula takes the two accuracies as independent,
+    though both come from the same n images: it keeps too many candidates rather than too few. O(n * f) for a front of
+    f points.
 
     Args:
-        frame: finished candidates with finite `val_accuracy`, `latency_p50_ms` and `size_bytes`; `num_val`, images, and
-            `latency_half_width`, relative, where they are known. Without `num_val` an accuracy counts as exact.
+        frame: finished candidates with finite `val_accuracy`, `latency_p50_ms` and `size_bytes`; also `num_val`
+            (images) and `latency_half_width` (relative), where known. Without `num_val`, an accuracy counts as exact.
     """
     if frame.empty:
         return pd.Series(dtype=bool, index=frame.index)
@@ -32,7 +36,7 @@ def may_be_optimal(frame: pd.DataFrame) -> pd.Series:
     size = frame["size_bytes"].to_numpy(dtype=np.float64)
     variance = variance_of(accuracy, _column(frame, "num_val"))
     low, high = latency_interval(frame)
-    # Who is beaten on all three axes cannot rule out anybody whom the winner does not rule out.
+    # A dominated candidate rules out nothing that its dominator does not: only the non-dominated ones are tried.
     rivals = np.flatnonzero(non_dominated(np.column_stack([low, size, -accuracy])))
     possible = np.ones(len(frame), dtype=np.bool_)
     for rival in rivals:
@@ -43,7 +47,7 @@ def may_be_optimal(frame: pd.DataFrame) -> pd.Series:
 
 
 def variance_of(accuracy: Floats, count: Floats) -> Floats:
-    """p (1 - p) / n of accuracies in [0, 1]; 0 where n is not known.
+    """The variance p (1 - p) / n of accuracies in [0, 1]; 0 where n is unknown.
 
     Example:
         >>> variance_of(np.array([0.5, 0.9]), np.array([100.0, np.nan]))
@@ -53,14 +57,14 @@ def variance_of(accuracy: Floats, count: Floats) -> Floats:
 
 
 def latency_interval(frame: pd.DataFrame) -> tuple[Floats, Floats]:
-    """Bounds of the 95 % interval of p50, ms; both p50 itself where none was recorded."""
+    """Bounds of the 95 % interval of p50, ms; where none was recorded, both are p50 itself."""
     p50 = frame["latency_p50_ms"].to_numpy(dtype=np.float64)
     half = np.nan_to_num(_column(frame, "latency_half_width"))
     return p50 * (1 - half), p50 * (1 + half)
 
 
 def resampled(count: int, times: int, seed: int = 0) -> npt.NDArray[np.int64]:
-    """Rows of a bootstrap: shape (times, count), positions drawn with replacement."""
+    """The resamples of a bootstrap: positions drawn with replacement, shape (times, count)."""
     return np.random.default_rng(seed).integers(0, max(count, 1), size=(times, count))
 
 
@@ -71,7 +75,7 @@ def _column(frame: pd.DataFrame, name: str) -> Floats:
 
 
 def half_width_95(accuracy: float, count: float) -> float:
-    """Half of Wilson's 95 % interval of an accuracy in [0, 1] over `count` images; NaN without a count.
+    """Half the width of Wilson's 95 % interval of an accuracy in [0, 1] over `count` images; NaN without a count.
 
     Example:
         >>> round(half_width_95(0.9, 10_000), 4)
@@ -79,5 +83,5 @@ def half_width_95(accuracy: float, count: float) -> float:
     """
     if not (count > 0 and math.isfinite(accuracy)):
         return math.nan
-    z = 1.96
+    z = Z_95
     return z / (1 + z**2 / count) * math.sqrt(accuracy * (1 - accuracy) / count + z**2 / (4 * count**2))

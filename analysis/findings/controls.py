@@ -1,16 +1,14 @@
-"""What distillation and pruning were worth: champions trained again with more seeds, beside their control arms."""
+"""What distillation and pruning were worth: champions retrained with more seeds, compared with their control arms."""
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from scipy.special import stdtrit
+
+from analysis.reading.rows import finished_runs
 
 CHAMPION = "champion"
 WORTH = {
@@ -19,15 +17,16 @@ WORTH = {
     "not_pruned": "Pruning",
 }
 """Control arm -> what the champion has and the arm lacks."""
+# The end of a retrained run's key, such as `night/champions/7-from_scratch-seed2`.
 KEY = r"/champions/(?P<champion>\d+)-(?P<arm>[a-z_]+)-seed(?P<seed>\d+)$"
 SPLITS = ("val_accuracy", "test_accuracy")
 
 
 def controls(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row per champion and arm, the teacher last; empty without finished champions' runs.
+    """One row per champion and arm, the teacher last; empty if no retrained run has finished.
 
     Columns: `champion` (trial number), `arm`, `n` (seeds), mean and standard deviation (n - 1) of `val_accuracy` and
-    `test_accuracy` (0 to 1), and for a control arm what the champion has over it in points of test accuracy:
+    `test_accuracy` (0 to 1). A control arm also has the champion's lead over it in points of test accuracy:
     `worth_points`, its 95 % interval `worth_low` to `worth_high`, `worth_n` pairs of equal seed, and `verdict`.
     The interval covers training seeds alone: split, test images and teacher are the same in all runs.
 
@@ -44,7 +43,7 @@ def controls(frame: pd.DataFrame) -> pd.DataFrame:
         if (own["arm"] == arm).any()
     ]
     table = pd.DataFrame(rows)
-    teacher = frame[(frame["stage"] == "teacher") & (frame["status"] == "finished")]
+    teacher = finished_runs(frame, "teacher")
     if len(teacher):
         table = pd.concat([table, pd.DataFrame([_summary("teacher", teacher)])], ignore_index=True)
     return table
@@ -53,8 +52,8 @@ def controls(frame: pd.DataFrame) -> pd.DataFrame:
 def interval_95(values: npt.ArrayLike) -> tuple[float, float, float]:
     """Mean of n values and the bounds of its 95 % interval, mean -+ t(0.975, n - 1) * s / sqrt(n).
 
-    Student (Biometrika 6(1), 1908); assumes independent, roughly normal values, which a few seeds cannot check. With
-    fewer than two values the bounds are NaN.
+    Student (Biometrika 6(1), 1908). It assumes independent, roughly normal values, which a few seeds cannot confirm.
+    With fewer than two values the bounds are NaN.
 
     Example:
         >>> [round(bound, 3) for bound in interval_95([1.0, 2.0, 3.0])]
@@ -69,9 +68,10 @@ def interval_95(values: npt.ArrayLike) -> tuple[float, float, float]:
 
 
 def verdict(subject: str, interval: Sequence[float], n: int) -> str:
-    """The sentence for a person: what `subject` was worth, or that n pairs cannot tell.
+    """What `subject` was worth, in one sentence, or that n pairs cannot tell.
 
     Args:
+        subject: a value of `WORTH`.
         interval: mean, low and high, points of test accuracy.
         n: pairs of equal seed.
     """
@@ -88,40 +88,14 @@ def verdict(subject: str, interval: Sequence[float], n: int) -> str:
     return f"{subject} {did} {abs(mean):.2f} points of test accuracy ({between}, n = {n})."
 
 
-def write_controls(table: pd.DataFrame, folder: Path) -> list[Path]:
-    """Write controls.csv, if there is anything to say; returns what was written."""
-    if table.empty:
-        return []
-    path = folder / "controls.csv"
-    table.convert_dtypes().to_csv(path, index=False)
-    return [path]
-
-
-def print_controls(console: Console, table: pd.DataFrame) -> None:
-    """The arms as a table, then a sentence for every comparison; nothing if there are no arms."""
-    if table.empty:
-        return
-    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), title="Champions and controls")
-    for header in ("trial", "arm"):
-        shown.add_column(header, no_wrap=True)
-    for header in ("n", "val %\nmean", "sd", "test %\nmean", "sd"):
-        shown.add_column(header, justify="right", no_wrap=True)
-    for _, row in table.iterrows():
-        trial = "" if pd.isna(row["champion"]) else f"{row['champion']:.0f}"
-        numbers = [_percent(row[f"{split}_{what}"]) for split in SPLITS for what in ("mean", "std")]
-        shown.add_row(trial, row["arm"].replace("_", " "), str(row["n"]), *numbers)
-    console.print(shown)
-    for _, row in table[table["verdict"].notna()].iterrows():
-        console.print(f"Trial {row['champion']:.0f}: {row['verdict']}", markup=False)
-
-
 def _champion_runs(frame: pd.DataFrame) -> pd.DataFrame:
-    """Finished runs of known arms with their champion's trial number, arm and seed, out of their keys."""
-    finished = frame[(frame["status"] == "finished") & (frame["stage"] == "candidate") & frame["control"].notna()]
-    if finished.empty:
-        return finished
-    names = finished["key"].str.extract(KEY)
-    runs = pd.concat([finished[list(SPLITS)], names], axis=1)
+    """Finished runs of known arms, with champion, arm and seed as their keys name them."""
+    candidates = finished_runs(frame)
+    retrained = candidates[candidates["control"].notna()]
+    if retrained.empty:
+        return retrained
+    names = retrained["key"].str.extract(KEY)
+    runs = pd.concat([retrained[list(SPLITS)], names], axis=1)
     runs = runs[runs["arm"].isin([CHAMPION, *WORTH])]
     return runs.astype({"champion": "int64", "seed": "int64"})
 
@@ -134,9 +108,10 @@ def _summary(arm: str, group: pd.DataFrame) -> dict[str, object]:
 
 
 def _worth(own: pd.DataFrame, arm: str) -> dict[str, object]:
-    """What a champion has over one of its arms, paired over seeds; without numbers for itself."""
+    """The champion's lead over one of its arms, paired by seed; no numbers for the champion itself."""
     if arm == CHAMPION:
         return {"worth_points": np.nan, "worth_low": np.nan, "worth_high": np.nan, "worth_n": None, "verdict": None}
+    # Runs of one seed share its random draws: their difference varies less than that of any two runs.
     by_seed = own.pivot(index="seed", columns="arm", values="test_accuracy").reindex(columns=[CHAMPION, arm]).dropna()
     pairs = 100 * (by_seed[CHAMPION] - by_seed[arm]).to_numpy(dtype=np.float64)
     interval = interval_95(pairs)
@@ -145,7 +120,3 @@ def _worth(own: pd.DataFrame, arm: str) -> dict[str, object]:
         "worth_n": len(pairs),
         "verdict": verdict(WORTH[arm], interval, len(pairs)),
     }
-
-
-def _percent(share: float) -> str:
-    return "-" if pd.isna(share) else f"{100 * share:.2f}"

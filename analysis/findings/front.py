@@ -1,17 +1,59 @@
-"""The Pareto front of a sweep: which candidates are on it, and which have a name."""
+"""The Pareto front of a sweep: which candidates are on it, and which of them have a name."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 
 from analysis.findings.confidence import may_be_optimal
 from analysis.findings.pareto import AXES, hypervolume_over_trials, knee, non_dominated, normalised, objectives
+from analysis.reading.rows import finished_runs
 from analysis.reading.runs import Runs
 
+# Candidates compete only where these are equal: accuracies need the same images, latencies the same device.
 GROUPED_BY = ("dataset", "latency_device", "latency_runtime")
-"""Columns whose values do not compete with each other."""
+
+
+class TrialResult(Protocol):
+    """What `front_of` reads of a trial's record."""
+
+    @property
+    def stage(self) -> str:
+        """`candidate` or `teacher`."""
+
+    @property
+    def status(self) -> str:
+        """`finished`, `stopped`, `infeasible` or `failed`."""
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """Name -> value; a trial that did not finish may lack some."""
+
+
+def front_of(trials: Mapping[Any, TrialResult | Mapping[str, Any]], directions: Mapping[str, str]) -> pd.DataFrame:
+    """The trials on the front, in the order given: their rows, indexed by the keys of `trials`.
+
+    Args:
+        trials: key -> a trial's record, or its row: metrics, `stage` and `status`.
+        directions: column -> `minimize` or `maximize`.
+    """
+    if not trials:
+        return pd.DataFrame()
+    keys: list[Hashable] = list(trials)
+    rows = [
+        trial if isinstance(trial, Mapping) else {**trial.metrics, "stage": trial.stage, "status": trial.status}
+        for trial in trials.values()
+    ]
+    marked = mark_front(pd.DataFrame(rows, index=pd.Index(keys, tupleize_cols=False)), directions)
+    return marked[marked["pareto"]]
+
+
+def most_accurate_first(front: pd.DataFrame) -> pd.DataFrame:
+    """The rows by falling validation accuracy, ties by rising latency."""
+    # A frame of no trials has no columns to sort by.
+    return front.sort_values(["val_accuracy", "latency_p50_ms"], ascending=[False, True]) if len(front) else front
 
 
 def retrained(frame: pd.DataFrame) -> pd.Series:
@@ -22,15 +64,14 @@ def retrained(frame: pd.DataFrame) -> pd.Series:
 
 
 def mark_front(frame: pd.DataFrame, directions: Mapping[str, str]) -> pd.DataFrame:
-    """A copy with the columns `pareto` and `may_be_optimal`: no other candidate dominates it, or rules it out.
+    """A copy with two more columns: `pareto`, no other candidate dominates it; `may_be_optimal`, none rules it out.
 
-    Only finished trials compete, and only with all objectives finite: a stopped, infeasible or failed one is never on
-    a front, however good it looked. Neither the teacher nor retrained champions and controls compete. Accuracies of
-    different data and latencies of different devices do not either: every such group has its own front.
+    Only finished candidates with finite objectives compete: a stopped, infeasible or failed trial is never on a front,
+    however good it looked. The teacher, retrained champions and control arms do not compete. Each data set, device
+    and runtime has its own front.
     """
     marked = frame.assign(pareto=False, may_be_optimal=False)
-    rivals = frame[(frame["status"] == "finished") & (frame["stage"] == "candidate") & ~retrained(frame)]
-    for _, group in _groups(rivals):
+    for _, group in _groups(_searched(frame)):
         points = objectives(group, directions)
         if len(points):
             marked.loc[points.index[non_dominated(points.to_numpy())], "pareto"] = True
@@ -39,28 +80,28 @@ def mark_front(frame: pd.DataFrame, directions: Mapping[str, str]) -> pd.DataFra
 
 
 def competing(runs: Runs) -> pd.DataFrame:
-    """Finished candidates with all objectives finite, with the column `pareto`."""
-    frame = mark_front(runs.frame, runs.sweep["directions"])
-    frame = frame[(frame["status"] == "finished") & (frame["stage"] == "candidate") & ~retrained(frame)]
+    """The candidates that compete for the front, with the columns that `mark_front` adds."""
+    frame = _searched(mark_front(runs.frame, runs.sweep["directions"]))
     return frame.loc[objectives(frame, runs.sweep["directions"]).index] if len(frame) else frame
 
 
 def split(runs: Runs) -> dict[str, Runs]:
-    """One `Runs` for every data set and device that has finished candidates, named `DATASET, DEVICE`; else all in one.
+    """One `Runs` per data set, device and runtime with finished candidates, named `DATASET, DEVICE, RUNTIME`.
 
-    A device on which the teacher was not run gets its latency from the rows, which name its own p50 there.
+    With fewer than two such groups, all runs under the name "". Where the teacher was not run on a device, its latency
+    there is the one that the candidates' rows name.
     """
-    groups = dict(_groups(runs.frame[(runs.frame["status"] == "finished") & (runs.frame["stage"] == "candidate")]))
+    groups = dict(_groups(finished_runs(runs.frame)))
     if len(groups) < 2:
         return {"": runs}
     return {name: _part(runs, group) for name, group in groups.items()}
 
 
 def of_device(runs: Runs, device: str) -> Runs:
-    """Only what was timed on one device.
+    """The runs that were timed on one device.
 
     Raises:
-        ValueError: if nothing was.
+        ValueError: if there are none.
     """
     known = runs.frame.get("latency_device", pd.Series(dtype=object))
     rows = runs.frame[(known == device) & (runs.frame["stage"] == "candidate")] if len(known) else runs.frame.iloc[:0]
@@ -70,19 +111,28 @@ def of_device(runs: Runs, device: str) -> Runs:
     return _part(runs, rows)
 
 
+def _searched(frame: pd.DataFrame) -> pd.DataFrame:
+    """The finished candidates that the search itself proposed."""
+    candidates = finished_runs(frame)
+    return candidates[~retrained(candidates)]
+
+
 def _part(runs: Runs, group: pd.DataFrame) -> Runs:
+    """The runs on the data, device and runtime of a group, unfinished ones and the teacher included."""
     same = pd.Series(True, index=runs.frame.index)
     for name in GROUPED_BY:
         if name in group.columns:
             same &= runs.frame[name].isin(group[name].unique())
     frame, sweep = runs.frame[same], runs.sweep
     if not (frame["stage"] == "teacher").any() and "reference_latency_p50_ms" in group.columns:
+        # The median: each candidate was timed beside the teacher, which drifts with the machine.
         teacher = {**sweep["teacher"], "latency_p50_ms": float(group["reference_latency_p50_ms"].median())}
         sweep = {**sweep, "teacher": teacher}
     return dataclasses.replace(runs, frame=frame, sweeps={**runs.sweeps, runs.name: sweep})
 
 
 def _groups(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The rows that compete with each other, each group under its name; none for an empty frame."""
     names = [name for name in GROUPED_BY if name in frame.columns]
     if frame.empty or not names:
         yield from [("", frame)] if len(frame) else []
@@ -94,15 +144,14 @@ def _groups(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 def front_members(runs: Runs) -> pd.DataFrame:
     """The candidates on the front, most accurate first."""
     marked = mark_front(runs.frame, runs.sweep["directions"])
-    front = marked[marked["pareto"]]
-    return front.sort_values(["val_accuracy", "latency_p50_ms"], ascending=[False, True]) if len(front) else front
+    return most_accurate_first(marked[marked["pareto"]])
 
 
 def with_teacher(runs: Runs, frame: pd.DataFrame) -> pd.DataFrame:
-    """The teacher's row on top of a frame; from `sweep.json` where MLflow has no run of it."""
+    """The frame with the teacher's row on top; made from `sweep.json` where MLflow has no run of the teacher."""
     if (frame["stage"] == "teacher").any():
         return frame
-    teacher = runs.frame[(runs.frame["stage"] == "teacher") & (runs.frame["status"] == "finished")].head(1)
+    teacher = finished_runs(runs.frame, "teacher").head(1)
     if teacher.empty:
         numbers = {key: value for key, value in runs.sweep["teacher"].items() if np.isscalar(value)}
         row = {**numbers, "stage": "teacher", "status": "finished", "control": "teacher", "sweep": runs.name}
@@ -113,15 +162,14 @@ def with_teacher(runs: Runs, frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def front_hypervolume(runs: Runs) -> float:
-    """Hypervolume of all candidates, percentage points x doublings of latency x doublings of size."""
+    """Hypervolume of all candidates, in percentage points x doublings of latency x doublings of size."""
     curve = hypervolume_curve(runs)
     return curve[-1][1] if curve else 0.0
 
 
 def hypervolume_curve(runs: Runs) -> list[tuple[int, float]]:
     """(trial number, hypervolume of all candidates up to it), in order of the trials."""
-    frame = runs.frame[~retrained(runs.frame)]
-    frame = frame[(frame["status"] == "finished") & (frame["stage"] == "candidate")]
+    frame = _searched(runs.frame)
     if frame.empty:
         return []
     points = normalised(frame, runs.sweep["teacher"])[list(AXES)].to_numpy()
@@ -130,7 +178,7 @@ def hypervolume_curve(runs: Runs) -> list[tuple[int, float]]:
 
 
 def choose(front: pd.DataFrame, teacher: Mapping[str, float]) -> dict[str, str]:
-    """The variants worth a name: `most_accurate`, `balanced`, `fastest`, `smallest` -> run id; ties by accuracy.
+    """The named variants `most_accurate`, `balanced`, `fastest` and `smallest` -> run id; ties go to the more accurate.
 
     Raises:
         ValueError: if the front is empty.
@@ -139,7 +187,7 @@ def choose(front: pd.DataFrame, teacher: Mapping[str, float]) -> dict[str, str]:
         raise ValueError("A choice needs at least one candidate on the front, but there is none.")
     ranked = front.sort_values("val_accuracy", ascending=False, kind="stable")
     points = normalised(ranked, teacher).dropna()
-    # Latency and size move together: as two axes they would outvote accuracy.
+    # Latency and size move together: as two axes of the knee they would outvote accuracy.
     cost = (points["log2_latency_vs_teacher"] + points["log2_size_vs_teacher"]) / 2
     balanced = knee(np.column_stack([points["error_points"], cost]))
     return {

@@ -1,4 +1,4 @@
-"""Which parameter moved what: importances by Optuna from the trials that MLflow holds, without the sweep's study."""
+"""Which parameter moved which metric: Optuna's importances from the trials in MLflow, without the sweep's study."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -6,9 +6,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from rich import box
-from rich.markup import escape
-from rich.table import Table
 
 TARGETS: Mapping[str, str] = {
     "val_accuracy": "val accuracy",
@@ -16,28 +13,26 @@ TARGETS: Mapping[str, str] = {
     "size_bytes": "size",
 }
 """Metric -> heading."""
-LOG_SPREAD = 8.0
-"""Positive numbers that differ by more than this factor are taken on a log scale."""
-FEW = 30
-"""Below so many trials an importance is a hint at best."""
-MOST = 1000
-"""So many trials are weighed, drawn evenly: fANOVA's time grows with their square, to minutes for 10,000."""
-EVALUATORS = ("fanova", "ped-anova")
+LOG_SPREAD = 8.0  # parameters whose values span more than this factor are taken on a log scale
+FEW = 30  # with fewer trials, an importance is a hint at best
+MOST = 1000  # more trials are sampled down: fANOVA's time grows with their square, to minutes for 10,000
+EVALUATORS = {"fanova": "fANOVA", "ped-anova": "PED-ANOVA"}
+"""Evaluator -> its name in print."""
 
 
 def importance(frame: pd.DataFrame, params: Sequence[str], *, evaluator: str = "fanova", seed: int = 0) -> pd.DataFrame:
-    """One row per varied parameter, the most telling first; a column per target, shares from 0 to 1 that add up to 1.
+    """One row per varied parameter, the most important first; one column per target, shares from 0 to 1 that sum to 1.
 
-    `fanova`: share of the variance that a random forest explains by the parameter alone or with others (Hutter et al.,
-    ICML 2014). `ped-anova`: how far the parameter's distribution among the best tenth of the trials differs from that
-    among all (Watanabe et al., arXiv:2304.10255); local to good trials. A parameter that only some trials have (one of
-    a conditional space) is left out, as Optuna leaves it out; a target that all trials share has NaN.
+    `fanova`: share of the variance that a random forest explains by the parameter, alone or with others (Hutter et
+    al., ICML 2014). `ped-anova`: how far the parameter's distribution among the best tenth of the trials differs from
+    that among all trials (Watanabe et al., arXiv:2304.10255); it describes good trials only. A parameter that only some
+    trials have (in a conditional space) is left out, as in Optuna. A target with one value in all trials has NaN.
 
     Args:
         frame: finished candidates.
         params: columns that are parameters.
         evaluator: one of `EVALUATORS`.
-        seed: of the random forest.
+        seed: of the random forest, and of the sample where there are more than `MOST` trials.
 
     Raises:
         ValueError: if the evaluator is unknown, or there are fewer than four trials or no varied parameter.
@@ -55,56 +50,44 @@ def importance(frame: pd.DataFrame, params: Sequence[str], *, evaluator: str = "
     return table.sort_values("val_accuracy", ascending=False)
 
 
-def importance_table(table: pd.DataFrame, *, trials: int, evaluator: str) -> Table:
-    """`importance` for the terminal."""
-    names = {"fanova": "fANOVA", "ped-anova": "PED-ANOVA"}
-    caption = f"{names[evaluator]} over {counted(trials)}; each column adds up to 1" + hint(trials)
-    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
-    shown.add_column("parameter", no_wrap=True)
-    for target in table.columns:
-        shown.add_column(TARGETS[target], justify="right", no_wrap=True)
-    for name, row in table.iterrows():
-        shown.add_row(escape(str(name)), *(share_text(value) for value in row))
-    return shown
-
-
 def counted(trials: int) -> str:
-    """How many of so many finished trials were weighed, in words."""
+    """How many of the finished trials an importance is computed from, in words."""
     return f"{MOST:,} of {trials:,} finished trials" if trials > MOST else f"{trials} finished trials"
 
 
 def hint(trials: int) -> str:
-    """What few trials are worth, in words; empty where there are enough."""
+    """A warning for fewer than `FEW` trials, as the end of a sentence; else empty."""
     return f"; so few trials give a hint, no finding ({FEW} and more do)" if trials < FEW else ""
 
 
 def share_text(value: float) -> str:
-    """`0.42`, or a dash where there is nothing to explain."""
+    """`0.42`, or a dash for a target that does not vary."""
     return f"{value:.2f}" if np.isfinite(value) else "-"
 
 
 def _shares(frame: pd.DataFrame, varied: Sequence[str], target: str, evaluator: str, seed: int) -> dict[str, float]:
+    # Optuna is no dependency of reading a sweep: it is imported only where it computes.
     import optuna
     from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator
 
     rows = frame[np.isfinite(frame[target].astype(float))]
     if len(rows) < 4 or rows[target].nunique() < 2:
         return dict.fromkeys(varied, np.nan)
-    quiet = optuna.logging.get_verbosity()
+    verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # both evaluators are marked experimental
-            how = FanovaImportanceEvaluator(seed=seed) if evaluator == "fanova" else PedAnovaImportanceEvaluator()
+            chosen = FanovaImportanceEvaluator(seed=seed) if evaluator == "fanova" else PedAnovaImportanceEvaluator()
             study = _study(rows, varied, target)
-            found = optuna.importance.get_param_importances(study, evaluator=how, params=list(varied))
+            found = optuna.importance.get_param_importances(study, evaluator=chosen, params=list(varied))
     finally:
-        optuna.logging.set_verbosity(quiet)
+        optuna.logging.set_verbosity(verbosity)
     return {name: float(value) for name, value in found.items()}
 
 
 def _study(rows: pd.DataFrame, varied: Sequence[str], target: str) -> Any:
-    """The trials as a study in memory; the best of a target is its largest accuracy or its smallest cost."""
+    """The trials as a study in memory; an accuracy is maximised, latency and size are minimised."""
     import optuna
 
     direction = "maximize" if target.endswith("accuracy") else "minimize"
@@ -122,7 +105,7 @@ def _study(rows: pd.DataFrame, varied: Sequence[str], target: str) -> Any:
 
 
 def _distribution(column: "pd.Series[Any]") -> Any:
-    """A distribution that holds every value seen."""
+    """A distribution that contains every value of the column."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
     values = _plain(column)
@@ -133,5 +116,5 @@ def _distribution(column: "pd.Series[Any]") -> Any:
 
 
 def _plain(column: "pd.Series[Any]") -> list[Any]:
-    """Python's own values: numbers as float, all else as it is."""
+    """The column's values as Python objects: numbers as float, everything else unchanged."""
     return [value if isinstance(value, bool | str) else float(value) for value in column.tolist()]

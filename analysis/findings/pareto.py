@@ -10,15 +10,16 @@ import pandas as pd
 
 Floats = npt.NDArray[np.float64]
 SIGNS = {"minimize": 1.0, "maximize": -1.0}
+"""Direction -> the factor that makes an objective one to be minimised."""
 AXES = ("error_points", "log2_latency_vs_teacher", "log2_size_vs_teacher")
-"""Columns of `normalised`, the axes of the hypervolume."""
+"""Columns of `normalised`: the axes of the hypervolume."""
 
 
 def objectives(frame: pd.DataFrame, directions: Mapping[str, str]) -> pd.DataFrame:
     """The objectives of a frame, all to be minimised, in the order of `directions`.
 
-    The only place where a direction becomes a sign. Units stay those of the columns. A row with a missing or
-    non-finite objective is left out, never filled.
+    This is the only place where a direction becomes a sign. Units stay those of the columns. A row with a missing or
+    non-finite objective is left out, never filled in.
 
     Args:
         frame: one row per candidate.
@@ -47,8 +48,8 @@ def objectives(frame: pd.DataFrame, directions: Mapping[str, str]) -> pd.DataFra
 def non_dominated(points: npt.ArrayLike) -> npt.NDArray[np.bool_]:
     """True for every point that no other point dominates; equal points stay together.
 
-    `a` dominates `b` when it is nowhere larger and somewhere smaller. O(n log n) up to three objectives, by the
-    dimension sweep of Kung, Luccio and Preparata (JACM 22(4), 1975), as in moocore.
+    `a` dominates `b` when no coordinate of `a` is larger and at least one is smaller. O(n log n) up to three
+    objectives, by the dimension sweep of Kung, Luccio and Preparata (JACM 22(4), 1975), as in moocore.
 
     Args:
         points: shape (n, m), finite, to be minimised.
@@ -66,23 +67,24 @@ def non_dominated(points: npt.ArrayLike) -> npt.NDArray[np.bool_]:
     array = _points(points)
     if len(array) == 0:
         return np.zeros(0, dtype=np.bool_)
+    # keep_weakly: of equal points moocore would otherwise keep the first alone.
     return np.asarray(moocore.is_nondominated(array, keep_weakly=True), dtype=np.bool_)
 
 
 def hypervolume(points: npt.ArrayLike, reference: Sequence[float]) -> float:
     """Volume of the space that the points dominate, up to the reference point.
 
-    The unit is the product of the axes' units. A point that is not better than the reference on every axis adds
-    nothing. Two values compare only under the same reference, so it is stated before a sweep, never read off its
-    results (Zitzler and Thiele, PPSN 1998; Auger et al., TCS 425, 2012). O(n log n) up to three objectives
-    (Beume et al., IEEE TEC 13(5), 2009), as in moocore.
+    The unit is the product of the axes' units. Only points that are better than the reference on every axis add to it.
+    Two hypervolumes compare only under the same reference, so a sweep states it beforehand and never derives it from
+    its results (Zitzler and Thiele, PPSN 1998; Auger et al., TCS 425, 2012). O(n log n) up to three objectives (Beume
+    et al., IEEE TEC 13(5), 2009), as in moocore.
 
     Args:
         points: shape (n, m), finite, to be minimised.
         reference: shape (m,), the worst corner.
 
     Raises:
-        ValueError: if a coordinate is not finite or the shapes differ.
+        ValueError: if a coordinate is not finite, or the reference has another number of axes.
 
     Example:
         >>> hypervolume([[1, 2], [2, 1]], [3, 3])
@@ -98,14 +100,14 @@ def hypervolume(points: npt.ArrayLike, reference: Sequence[float]) -> float:
 
 
 def normalised(frame: pd.DataFrame, teacher: Mapping[str, float]) -> pd.DataFrame:
-    """The objectives on scales that compare across sweeps, all to be minimised, columns `AXES`.
+    """The objectives on scales that compare across sweeps, all to be minimised: columns `AXES`.
 
     error_points            = 100 * (1 - val_accuracy)                             percentage points
     log2_latency_vs_teacher = log2(latency_p50_ms / reference_latency_p50_ms)      doublings; -1 is twice as fast
     log2_size_vs_teacher    = log2(size_bytes / teacher size_bytes)                doublings; -1 is half the size
 
-    `reference_latency_p50_ms` is the teacher's own p50, the scale of the sweep's latencies; where a row lacks it, the
-    `latency_p50_ms` in `teacher` stands in. Rows with a missing value keep NaN.
+    `reference_latency_p50_ms` is the teacher's p50, the scale of the sweep's latencies; rows without it are divided by
+    the `latency_p50_ms` of `teacher`. A missing value stays NaN.
 
     Example:
         >>> frame = pd.DataFrame({"val_accuracy": [0.75], "latency_p50_ms": [1.0], "size_bytes": [2e6]})
@@ -121,20 +123,20 @@ def normalised(frame: pd.DataFrame, teacher: Mapping[str, float]) -> pd.DataFram
 
 
 def latency_ratio(frame: pd.DataFrame, teacher: Mapping[str, float]) -> pd.Series:
-    """p50 latency as a multiple of the teacher's own, which the row names or `teacher` has."""
+    """p50 latency as a multiple of the teacher's: the one that the row names, else the one in `teacher`."""
     reference = pd.Series(float(teacher["latency_p50_ms"]), index=frame.index)
     if "reference_latency_p50_ms" in frame.columns:
-        own = frame["reference_latency_p50_ms"]
-        reference = own.where(own > 0, reference)
+        named = frame["reference_latency_p50_ms"]
+        reference = named.where(named > 0, reference)
     return frame["latency_p50_ms"] / reference
 
 
 def hypervolume_over_trials(points: npt.ArrayLike, reference: Sequence[float]) -> Floats:
-    """The hypervolume after each trial; never falls.
+    """The hypervolume after each trial; it never decreases.
 
     Args:
-        points: shape (n, m) in the order of the trials. A row with NaN is a trial without a candidate: it keeps its
-            place on the axis and adds nothing.
+        points: shape (n, m) in the order of the trials. A row with NaN is a trial without a candidate: it counts as a
+            trial but adds nothing.
         reference: shape (m,).
 
     Returns:
@@ -149,6 +151,7 @@ def hypervolume_over_trials(points: npt.ArrayLike, reference: Sequence[float]) -
     front = np.empty((0, array.shape[1]))
     volume = 0.0
     for trial, point in enumerate(array):
+        # Most trials are dominated by an earlier one: only those that change the front cost a new hypervolume.
         if np.isfinite(point).all() and not (front <= point).all(axis=1).any():
             front = np.vstack([front[(front < point).any(axis=1)], point])
             volume = hypervolume(front, reference)
@@ -157,10 +160,10 @@ def hypervolume_over_trials(points: npt.ArrayLike, reference: Sequence[float]) -
 
 
 def knee(points: npt.ArrayLike) -> int:
-    """Index of the balanced point: nearest to the ideal, after each axis is scaled to [0, 1] over the points given.
+    """Index of the balanced point: the nearest to the ideal point, each axis scaled to [0, 1] over the points given.
 
-    The compromise solution of Zeleny (1973) with the Euclidean distance. It depends on the extremes of the front:
-    where they are useless to you, cut them off before you ask. Ties go to the first.
+    This is the compromise solution of Zeleny (1973) with the Euclidean distance. It depends on the extremes of the
+    front: leave out those that are useless to you. Ties go to the first.
 
     Args:
         points: shape (n, m), finite, to be minimised; usually a front.
@@ -176,8 +179,33 @@ def knee(points: npt.ArrayLike) -> int:
     if len(array) == 0:
         raise ValueError("The knee needs at least one point, but got none.")
     span = np.ptp(array, axis=0)
-    scaled = (array - array.min(axis=0)) / np.where(span > 0, span, 1.0)
+    scaled = (array - array.min(axis=0)) / np.where(span > 0, span, 1.0)  # an axis without spread decides nothing
     return int(np.argmin(np.linalg.norm(scaled, axis=1)))
+
+
+def epsilon_net(points: Floats, count: int) -> list[int]:
+    """Indices of up to `count` points, farthest first: the first point, then always the farthest from those taken.
+
+    Gonzalez (TCS 38, 1985): every prefix covers the set within twice the best possible distance. Axes are scaled to
+    their span in the set, so that units do not matter. O(n * count).
+
+    Args:
+        points: shape (n, m), n > 0.
+        count: of points wanted.
+
+    Example:
+        >>> epsilon_net(np.array([[0.0, 9.0], [1.0, 8.0], [9.0, 0.0], [5.0, 5.0]]), 3)
+        [0, 2, 3]
+    """
+    span = np.ptp(points, axis=0)
+    scaled = points / np.where(span > 0, span, 1.0)
+    order = [0]
+    distance = np.linalg.norm(scaled - scaled[0], axis=1)
+    while len(order) < min(count, len(points)):
+        distance[order] = -1.0  # below every real distance: no point is taken twice, even among equal ones
+        order.append(int(np.argmax(distance)))
+        distance = np.minimum(distance, np.linalg.norm(scaled - scaled[order[-1]], axis=1))
+    return order
 
 
 def _log2(ratio: pd.Series) -> pd.Series:
@@ -193,27 +221,3 @@ def _points(points: npt.ArrayLike) -> Floats:
     if not np.isfinite(array).all():
         raise ValueError(f"Points must be finite, but row {int(np.argmin(np.isfinite(array).all(axis=1)))} is not.")
     return array
-
-
-def epsilon_net(points: Floats, count: int) -> list[int]:
-    """Up to `count` in farthest-first order: the first point, then always the one farthest from those taken.
-
-    Gonzalez (TCS 38, 1985); a prefix is spread over the set within twice of the best possible. Axes are scaled to
-    their span in the set, so that units do not matter. O(n * count).
-
-    Args:
-        points: shape (n, m), n > 0.
-
-    Example:
-        >>> epsilon_net(np.array([[0.0, 9.0], [1.0, 8.0], [9.0, 0.0], [5.0, 5.0]]), 3)
-        [0, 2, 3]
-    """
-    span = np.ptp(points, axis=0)
-    scaled = points / np.where(span > 0, span, 1.0)
-    order = [0]
-    distance = np.linalg.norm(scaled - scaled[0], axis=1)
-    while len(order) < min(count, len(points)):
-        distance[order] = -1.0
-        order.append(int(np.argmax(distance)))
-        distance = np.minimum(distance, np.linalg.norm(scaled - scaled[order[-1]], axis=1))
-    return order

@@ -1,23 +1,24 @@
-"""What the stage store has saved a sweep."""
+"""The training time that the store of finished stages has saved a sweep."""
 
 from dataclasses import dataclass
 
 import pandas as pd
 
-LEAST_S = 0.01
-"""Less than this is rounding of the clock."""
+from analysis.reading.rows import finished_runs
+
+LEAST_S = 0.01  # less than this is a rounding error of the clock
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reuse:
-    """Training that was found in the store instead of being done again."""
+    """Training that was found in the store instead of being repeated."""
 
     trials: int
-    """That took their student, or part of its training, from the store."""
+    """Trials that took their student, or part of its training, from the store."""
     of: int
-    """Finished trials of the search; champions that are trained again and controls are not among them."""
+    """All finished trials of the search, without retrained champions and control arms."""
     seconds: float
-    """Training seconds that they did not spend, the teacher's not counted."""
+    """Seconds of training that these trials saved; the teacher's training is not counted."""
 
     def __str__(self) -> str:
         return (
@@ -27,18 +28,17 @@ class Reuse:
 
 
 def reuse(frame: pd.DataFrame) -> Reuse:
-    """Sum up the finished candidates of one sweep.
+    """The training that the finished candidates of one sweep took from the store.
 
-    A candidate's `reused_time_s` is what was found of its own training and of the teacher's; every trial of a sweep
-    finds the teacher, so that its `train_time_s` is taken off. What is left is the trial's own.
+    A candidate's `reused_time_s` covers its own training and the teacher's. Every trial of a sweep finds its teacher in
+    the store, so the teacher's `train_time_s` is subtracted; the rest is the trial's own.
 
     Args:
-        frame: one row per candidate, the teacher among them; columns `stage`, `status`, `reused_time_s`, and the
+        frame: one row per candidate and one for the teacher; columns `stage`, `status`, `reused_time_s`, and the
             teacher's `train_time_s`.
     """
-    done = frame[frame["status"] == "finished"]
-    teacher = done.loc[done["stage"] == "teacher", "train_time_s"]
-    candidates = done[done["stage"] == "candidate"]
+    teacher = finished_runs(frame, "teacher")["train_time_s"]
+    candidates = finished_runs(frame)
     if "control" in candidates.columns:
         candidates = candidates[candidates["control"].isna()]
     if candidates.empty:

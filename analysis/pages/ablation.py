@@ -1,4 +1,4 @@
-"""Tables and pictures of an ablation: every cell's mean and standard deviation over its seeds."""
+"""Tables and pictures of an ablation: the mean and standard deviation of each cell over its seeds."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,34 +10,37 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from rich import box
 from rich.table import Table
 
 from analysis.pages.markdown import safe
 from analysis.pages.markdown import table as markdown_table
+from analysis.pages.terminal import open_table
 from analysis.plots.front import DPI, GREY, INK, OKABE_ITO, head, save
-from analysis.reading.facts import MB, dataset_of, device_of, images_of, plain_number
+from analysis.reading.facts import dataset_of, device_of, images_of
+from analysis.reading.rows import finished_runs
 from analysis.reading.runs import Runs
+from analysis.reading.wording import MB, plain_number
 
 METRICS = ("test_accuracy", "val_accuracy", "latency_p50_ms", "size_bytes")
+# Metric -> heading with its unit, factor to that unit, format.
 SHOWN: Mapping[str, tuple[str, float, str]] = {
     "test_accuracy": ("test\n%", 100, ".2f"),
     "val_accuracy": ("val\n%", 100, ".2f"),
     "latency_p50_ms": ("p50\nms", 1, ".3f"),
     "size_bytes": ("size\nMB", 1 / MB, ".3f"),
 }
-"""Metric -> heading with its unit, factor to that unit, digits."""
 CAPTION = "mean ± standard deviation over n seeds; ms: latency p50 of one image; MB: ONNX file"
+# These three settings have a heat map of their own: down, across, one panel per value.
 HEAT_MAP = ("temperature", "alpha", "pruning_ratio")
-"""Down, across, panel by panel."""
 
 
 def cells(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """One row per combination of `by`: `n` seeds, and `METRIC_mean` and `METRIC_sd` (n - 1 below) of each metric.
 
-    Finished candidates only, in order of their trials. A setting that is off is None; one seed's deviation is NaN.
+    Only finished candidates count, in order of their trials. A setting that is off is None; the deviation of a single
+    seed is NaN.
     """
-    done = frame[(frame["status"] == "finished") & (frame["stage"] == "candidate")]
+    done = finished_runs(frame)
     rows: list[dict[str, Any]] = []
     for key, group in done.groupby(list(by), dropna=False, sort=False):
         row: dict[str, Any] = {name: None if value != value else value for name, value in zip(by, key, strict=True)}
@@ -48,14 +51,14 @@ def cells(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
         rows.append(row)
     columns = [*by, "n", *(f"{metric}_{what}" for metric in METRICS for what in ("mean", "sd"))]
     table = pd.DataFrame(rows, columns=columns)
-    # pandas makes NaN of None in a column of numbers
+    # In a column of numbers pandas turns None into NaN.
     settings = {name: pd.Series([row[name] for row in rows], dtype=object) for name in by}
     return table.assign(**settings)
 
 
 def cells_table(table: pd.DataFrame, by: Sequence[str]) -> Table:
-    """`cells` for the terminal: mean +- standard deviation."""
-    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), caption=CAPTION, caption_justify="left")
+    """The cells as a table for the terminal: mean ± standard deviation."""
+    shown = open_table(caption=CAPTION)
     for name in by:
         shown.add_column(name.replace("_", "\n"), justify="right")
     shown.add_column("n", justify="right")
@@ -68,7 +71,7 @@ def cells_table(table: pd.DataFrame, by: Sequence[str]) -> Table:
 
 
 def write_ablation(runs: Runs, by: Sequence[str], folder: Path) -> list[Path]:
-    """Write ablation.csv, .md and, where a trial has finished, .png and .svg; returns what was written."""
+    """Write ablation.csv, .md and, if a trial has finished, .png and .svg; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
     table = cells(runs.frame, by)
     paths = [folder / "ablation.csv", folder / "ablation.md"]
@@ -97,13 +100,13 @@ def heat_map_png(table: pd.DataFrame, path: Path, *, frame: pd.DataFrame, sweep:
 
     Args:
         table: `cells` by `HEAT_MAP`.
-        path: of the PNG to write; the SVG goes beside it.
-        frame: the trials, asked for facts.
-        sweep: the `sweep.json`, asked for what the rows do not carry.
+        path: of the PNG; the SVG is written beside it.
+        frame: the trials, whose rows tell data set and images.
+        sweep: the `sweep.json`, for facts that the rows do not carry.
     """
     down, across, panel = (sorted(table[name].unique()) for name in HEAT_MAP)
     values = 100 * table["test_accuracy_mean"].astype(float)
-    scale = Normalize(values.min(), max(values.max(), values.min() + 1e-6))
+    scale = Normalize(values.min(), max(values.max(), values.min() + 1e-6))  # equal values still need a scale
     width = 1.9 + (1.35 * len(across) + 0.5) * len(panel)
     figure = Figure(figsize=(width, 2.9 + 1.0 * len(down)), dpi=DPI, layout="constrained")
     panels = figure.subplots(1, len(panel), sharey=True, squeeze=False)[0]
@@ -123,7 +126,7 @@ def heat_map_png(table: pd.DataFrame, path: Path, *, frame: pd.DataFrame, sweep:
 def bars_png(
     table: pd.DataFrame, by: Sequence[str], path: Path, *, frame: pd.DataFrame, sweep: Mapping[str, Any]
 ) -> list[Path]:
-    """Draw a bar per cell for test accuracy, latency and size, the standard deviation as its whisker."""
+    """Draw a bar per cell for test accuracy, latency and size, with the standard deviation as its whisker."""
     figure = Figure(figsize=(15, 2.4 + 0.42 * (1 + len(by)) * len(table)), dpi=DPI, layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)
     titles = {
@@ -146,7 +149,7 @@ def _heat(axes: Axes, part: pd.DataFrame, down: list[float], across: list[float]
     for _, row in part.iterrows():
         at = down.index(row["temperature"]), across.index(row["alpha"])
         grid[at] = 100 * row["test_accuracy_mean"]
-        ink = "white" if scale(grid[at]) < 0.55 else INK
+        ink = "white" if scale(grid[at]) < 0.55 else INK  # cividis is dark below and light above
         text = _spread(row, "test_accuracy", digits=".1f").replace(" ± ", "\n± ")
         axes.text(at[1], at[0], text, ha="center", va="center", color=ink, fontsize=15)
     axes.imshow(grid, cmap="cividis", norm=scale, aspect="auto")
@@ -159,7 +162,7 @@ def _bars(axes: Axes, table: pd.DataFrame, metric: str) -> None:
     factor = SHOWN[metric][1]
     means = factor * table[f"{metric}_mean"].to_numpy(dtype=float)
     sds = factor * table[f"{metric}_sd"].to_numpy(dtype=float)
-    several = np.flatnonzero(np.isfinite(sds))  # one seed has no deviation
+    several = np.flatnonzero(np.isfinite(sds))  # a single seed has no deviation
     sds = np.nan_to_num(sds)
     axes.barh(range(len(table)), means, color=OKABE_ITO[4], edgecolor=GREY, height=0.62)
     axes.errorbar(

@@ -1,4 +1,4 @@
-"""The files that show a front: tables, an interactive page, pictures."""
+"""The files that show a front: tables, an interactive page, pictures, control arms."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from trainables.layout import FRONT_PAGE, FRONT_TABLE
 
 
 def write_front(runs: Runs, folder: Path) -> list[Path]:
-    """Write the tables, pareto.html and the pictures of `write_pictures`; returns what was written.
+    """Write the tables, pareto.html and the pictures of `write_pictures`; returns the files.
 
     Without a finished candidate there is nothing to draw: only the two tables are written.
     """
@@ -26,13 +26,13 @@ def write_tables(runs: Runs, folder: Path) -> list[Path]:
     marked = mark_front(runs.frame, runs.sweep["directions"])
     paths = [folder / FRONT_TABLE, folder / "candidates.csv"]
     for table, path in zip((front_members(runs), marked), paths, strict=True):
-        # A count beside a missing value is a float in the frame; `convert_dtypes` writes it as 20, not 20.0.
+        # In a frame, a count is a float if another row lacks it; `convert_dtypes` writes it as 20, not 20.0.
         table.convert_dtypes().to_csv(path)
     return paths
 
 
 def write_page(runs: Runs, folder: Path) -> list[Path]:
-    """Write pareto.html, if there is a finished candidate."""
+    """Write pareto.html if there is a finished candidate."""
     if front_members(runs).empty:
         return []
     page = folder / FRONT_PAGE
@@ -43,7 +43,7 @@ def write_page(runs: Runs, folder: Path) -> list[Path]:
 
 
 def write_pictures(runs: Runs, folder: Path) -> list[Path]:
-    """Write pareto, metrics_grid, latency and hypervolume, each as PNG and SVG, if there is a finished candidate."""
+    """Write pareto, metrics_grid, latency and hypervolume as PNG and SVG if there is a finished candidate."""
     front = front_members(runs)
     if front.empty:
         return []
@@ -57,6 +57,15 @@ def write_pictures(runs: Runs, folder: Path) -> list[Path]:
     ]
 
 
+def write_controls(table: pd.DataFrame, folder: Path) -> list[Path]:
+    """Write controls.csv unless `table`, of `analysis.findings.controls`, is empty; returns the files."""
+    if table.empty:
+        return []
+    path = folder / "controls.csv"
+    table.convert_dtypes().to_csv(path, index=False)
+    return [path]
+
+
 def _drawn(runs: Runs) -> pd.DataFrame:
-    """Finished candidates and the teacher, marked."""
+    """The competing candidates and the teacher, with the columns that `mark_front` adds."""
     return with_teacher(runs, competing(runs))

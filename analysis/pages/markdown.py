@@ -1,11 +1,12 @@
-"""Markdown out of texts and numbers, and a page of HTML out of Markdown."""
+"""Markdown made of texts and numbers, and a page of HTML made of Markdown."""
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from markdown_it import MarkdownIt
 
 STYLE = """
@@ -19,19 +20,39 @@ pre { background: #f3f3f3; padding: 10px; white-space: pre-wrap; } pre code { pa
 
 
 def safe(text: Any) -> str:
-    """A text from outside that Markdown and HTML read as nothing but text."""
+    """Text from outside, escaped so that Markdown and HTML take all of it as plain text."""
     escaped = "".join(f"\\{letter}" if letter in "\\`*_{}[]()#+!|~$" else letter for letter in str(text))
     return escape(" ".join(escaped.split()), quote=False)
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; its cells are escaped already."""
+    """A Markdown table; the caller has escaped its cells."""
     lines = ["| " + " | ".join(cells) + " |" for cells in (headings, ["---"] * len(headings), *rows)]
     return "\n".join(lines)
 
 
+def frame_table(frame: pd.DataFrame, headings: Mapping[str, str], cell: Callable[[str, Any], str]) -> str:
+    """A frame as a Markdown table, one line per row.
+
+    Args:
+        frame: one record per row.
+        headings: column -> heading, in the order to show.
+        cell: column and value -> the text of a cell.
+    """
+    lines = ["| " + " | ".join(headings.values()) + " |", "|---" * len(headings) + "|"]
+    for row in frame.to_dict("records"):
+        lines.append("| " + " | ".join(cell(name, row[name]) for name in headings) + " |")
+    return "\n".join(lines)
+
+
 def page(text: str, title: str, folder: Path) -> str:
-    """Markdown as one page; raw HTML in it stays text, pictures become part of it."""
+    """One HTML page made of Markdown; raw HTML in it stays text, and the folder's pictures are embedded.
+
+    Args:
+        text: the Markdown.
+        title: of the page.
+        folder: holds the PNG files that the Markdown shows.
+    """
     body: str = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
     for picture in sorted(folder.glob("*.png")):
         content = base64.b64encode(picture.read_bytes()).decode()
@@ -42,10 +63,10 @@ def page(text: str, title: str, folder: Path) -> str:
 
 
 def percent(share: Any) -> str:
-    """A share from 0 to 1 in per cent, or a dash."""
+    """A share from 0 to 1 in percent, or a dash."""
     return number(None if share is None else 100 * share, ".2f")
 
 
 def number(value: Any, spec: str) -> str:
-    """A number as `spec` says, or a dash where there is none."""
+    """A number formatted by `spec`, or a dash where there is none."""
     return format(float(value), spec) if value is not None and value == value else "-"

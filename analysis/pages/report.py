@@ -1,4 +1,4 @@
-"""One page about a sweep: the verdict first, then everything it stands on. Markdown, and the same as one HTML file."""
+"""One page about a sweep: the verdict first, then all that it is based on; as Markdown and as one HTML file."""
 
 import json
 import shutil
@@ -8,36 +8,28 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.findings import selecting
 from analysis.findings.confidence import half_width_95
-from analysis.findings.controls import controls, write_controls
+from analysis.findings.controls import controls
 from analysis.findings.front import choose, competing, front_members, with_teacher
 from analysis.findings.importance import TARGETS, counted, hint, importance, share_text
 from analysis.findings.reuse import reuse
 from analysis.pages import ablation
-from analysis.pages.front_files import write_front
+from analysis.pages.front_files import write_controls, write_front
 from analysis.pages.markdown import number, page, percent, safe, table
 from analysis.pages.model_card import card
-from analysis.reading.facts import (
-    MB,
-    dataset_of,
-    device_of,
-    first_known,
-    merged_names,
-    plain_number,
-    row_of,
-    trial_label,
-)
+from analysis.reading.facts import dataset_of, device_of, first_known
+from analysis.reading.rows import finished_runs, row_of
 from analysis.reading.runs import Runs
+from analysis.reading.wording import MB, differences, merged_names, plain_number, trial_label
 
 
 def write_report(runs: Runs, folder: Path, *, drawn: Sequence[Path] = ()) -> list[Path]:
-    """Write report.md and report.html with the pictures and tables they show; the HTML file holds its pictures itself.
+    """Write report.md and report.html with the pictures and tables they show; the HTML file embeds its pictures.
 
     Args:
         runs: of the sweep.
-        folder: for all of it.
-        drawn: files of `write_front` and `write_controls` for these runs, to be copied instead of drawn again.
+        folder: for all files.
+        drawn: files of `write_front` and `write_controls` for these runs, copied instead of drawn again.
 
     Raises:
         ValueError: if no candidate has finished.
@@ -55,7 +47,12 @@ def write_report(runs: Runs, folder: Path, *, drawn: Sequence[Path] = ()) -> lis
 
 
 def markdown(runs: Runs, by: Sequence[str] = ()) -> str:
-    """The report; `by` are the settings of an ablation. Texts from outside are escaped."""
+    """The report as Markdown; texts from outside are escaped.
+
+    Args:
+        runs: of the sweep.
+        by: the settings that an ablation varies; empty for a search.
+    """
     front = front_members(runs)
     variants = choose(front, runs.sweep["teacher"])
     names = merged_names(variants)
@@ -85,14 +82,19 @@ def markdown(runs: Runs, by: Sequence[str] = ()) -> str:
 
 
 def summary_of(runs: Runs, *, model: str) -> str:
-    """The verdict and how to go on, for the top of MLflow's page of the sweep; `model` is registered there."""
+    """The verdict and where to read on, for the top of MLflow's page of the sweep.
+
+    Args:
+        runs: of the sweep.
+        model: name under which the sweep's files are registered in MLflow.
+    """
     front = front_members(runs)
     verdict = "\n\n".join(_verdict(runs, front, choose(front, runs.sweep["teacher"])))
     return (
         f"{verdict}\n\nArtifacts: `pareto.html` (interactive), `report.html` (all of it on one page)."
         " In the list of runs"
-        f' `tags.pareto = "true"` is the front, `tags.control` tells champions and controls,'
-        f" `tags.status` what became of a trial. `models:/{safe(model)}@balanced` loads the balanced file."
+        f' `tags.pareto = "true"` is the front, `tags.control` marks champions and controls,'
+        f" `tags.status` tells how a trial ended. `models:/{safe(model)}@balanced` loads the balanced file."
     )
 
 
@@ -101,7 +103,7 @@ def _verdict(runs: Runs, front: pd.DataFrame, variants: Mapping[str, str]) -> It
     for name in dict.fromkeys(("balanced", "most_accurate")):
         row = row_of(front, variants[name])
         others = front.drop(index=variants[name])
-        yield f"**{name.replace('_', ' ').capitalize()}**: {_sentence(row, teacher, runs)}" + _next(others, row)
+        yield f"**{name.replace('_', ' ').capitalize()}**: {_sentence(row, teacher, runs)}" + _nearest(others, row)
         if variants["balanced"] == variants["most_accurate"]:
             break
     arms = controls(runs.frame)
@@ -110,6 +112,7 @@ def _verdict(runs: Runs, front: pd.DataFrame, variants: Mapping[str, str]) -> It
 
 
 def _sentence(row: "pd.Series[Any]", teacher: "pd.Series[Any]", runs: Runs) -> str:
+    """A candidate against the teacher in one sentence, on the test split where it was read."""
     split = "test" if pd.notna(row.get("test_accuracy")) else "val"
     accuracy, images = row[f"{split}_accuracy"], row.get(f"num_{split}")
     sure = ""
@@ -118,7 +121,7 @@ def _sentence(row: "pd.Series[Any]", teacher: "pd.Series[Any]", runs: Runs) -> s
     tail = f", p90 {row['latency_p90_ms']:#.3g} ms" if pd.notna(row.get("latency_p90_ms")) else ""
     below = 100 * (teacher[f"{split}_accuracy"] - accuracy)
     against = f"{abs(below):.2f} points {'under' if below >= 0 else 'over'} the teacher" if below == below else ""
-    against = "level with the teacher" if abs(below) < 0.005 else against
+    against = "level with the teacher" if abs(below) < 0.005 else against  # 0.00 points would be printed
     smaller = teacher["size_bytes"] / row["size_bytes"]
     return (
         f"{trial_label(row)} has {100 * accuracy:.2f} %{sure} on the {'test' if split == 'test' else 'validation'}"
@@ -128,11 +131,12 @@ def _sentence(row: "pd.Series[Any]", teacher: "pd.Series[Any]", runs: Runs) -> s
     )
 
 
-def _next(others: pd.DataFrame, row: "pd.Series[Any]") -> str:
+def _nearest(others: pd.DataFrame, row: "pd.Series[Any]") -> str:
+    """What another choice would change: the front member nearest in accuracy, compared with `row`."""
     if others.empty:
         return ""
     near = row_of(others, (others["val_accuracy"] - row["val_accuracy"]).abs().idxmin())
-    return f" The nearest on the front, {trial_label(near)}: {selecting.differences(near, row)} (validation)."
+    return f" The nearest on the front, {trial_label(near)}: {differences(near, row)} (validation)."
 
 
 def _front_table(runs: Runs, front: pd.DataFrame, names: Mapping[str, str]) -> str:
@@ -159,19 +163,20 @@ def _doubt(runs: Runs) -> str:
     candidates = competing(runs)
     others = candidates[candidates["may_be_optimal"] & ~candidates["pareto"]]
     out = candidates[candidates["pareto"] & ~candidates["may_be_optimal"]]
-    said = f"{len(others)} candidates beside the front may be as good: no other one is surely better (95 %)."
+    said = f"{len(others)} candidates beside the front may be as good: no other candidate is surely better (95 %)."
     if len(out):
         names = ", ".join(trial_label(row) for _, row in out.iterrows())
         said += (
-            f" On the front by chance alone: {safe(names)}; another one is surely more accurate, no larger, not slower."
+            f" On the front by chance alone: {safe(names)}; another candidate is surely more accurate, no larger and"
+            " not slower."
         )
-    return said + " The band in the picture is what resampled trials attain."
+    return said + " The band in the picture shows what resampled trials attain."
 
 
 def _worth(runs: Runs) -> Iterable[str]:
     arms = controls(runs.frame)
     if arms.empty:
-        yield "Not asked: `--champions 2 --seeds 3` on the sweep's command trains champions again beside control arms."
+        yield "Not asked: `--champions 2 --seeds 3` on the sweep's command retrains champions beside control arms."
         return
     rows = [
         [
@@ -193,7 +198,7 @@ def _settings(runs: Runs, by: Sequence[str]) -> Iterable[str]:
     candidates = competing(runs)
     try:
         shares = importance(candidates, runs.params)
-    except ValueError as error:
+    except ValueError as error:  # too few trials or settings: the report has its other parts all the same
         yield safe(error)
         return
     rows = [[safe(name), *(share_text(value) for value in row)] for name, row in shares.iterrows()]
@@ -206,12 +211,12 @@ def _saved(runs: Runs) -> str:
     if not {"reused_time_s", "train_time_s"} <= set(runs.frame.columns):
         return "Not recorded."
     found = reuse(runs.frame)
-    done = runs.frame[(runs.frame["status"] == "finished") & (runs.frame["stage"] == "candidate")]
+    done = finished_runs(runs.frame)
     teacher = runs.frame.loc[runs.frame["stage"] == "teacher", "train_time_s"].sum()
     trained = float(done["train_time_s"].sum())
     return (
         f"{found.trials} of {found.of} trials took their student, or a part of its training, from the store:"
-        f" {found.seconds:,.0f} s of training were not spent again. All {len(done)} finished runs, controls included,"
+        f" {found.seconds:,.0f} s of training were not repeated. All {len(done)} finished runs, controls included,"
         f" shared one teacher ({teacher:,.0f} s) and hold {trained:,.0f} s of student training between them."
     )
 
@@ -226,15 +231,15 @@ def _latency(runs: Runs) -> Iterable[str]:
         " in alternation with the teacher's file, while other trials on the machine pause."
     )
     if "latency_n" in done.columns:
-        said += f" {done['latency_n'].min():,.0f} to {done['latency_n'].max():,.0f} timed runs a file."
+        said += f" {done['latency_n'].min():,.0f} to {done['latency_n'].max():,.0f} timed runs per file."
     if "reference_latency_raw_p50_ms" in done.columns and done["reference_latency_raw_p50_ms"].notna().any():
         beside = done["reference_latency_raw_p50_ms"]
-        # records from before drift was one had all of it taken out
+        # Before drift was recorded, all of it was subtracted; since then, half.
         now = "latency_drift" in done.columns and done["latency_drift"].notna().all()
-        said += f" The teacher's p50 beside them went from {beside.min():#.3g} to {beside.max():#.3g} ms: " + (
-            "half of that drift is taken out, and a file that had more than 5 % of it is called contaminated."
+        said += f" The teacher's p50 beside them ranged from {beside.min():#.3g} to {beside.max():#.3g} ms: " + (
+            "half of that drift is subtracted, and a file with more than 5 % of drift is called contaminated."
             if now
-            else "that drift is taken out."
+            else "that drift is subtracted."
         )
     yield said
     if "latency_verdict" in done.columns:
@@ -248,8 +253,9 @@ def _reproduce(runs: Runs) -> Iterable[str]:
         commit = safe(sweep.get("commit") or "not recorded")
         yield f"Sweep {safe(name)}, commit {commit}; {versions or 'versions not recorded'}."
         if sweep.get("command"):
+            # Nothing from outside may end the block.
             yield "```\n" + str(sweep["command"]).replace("```", "'''") + "\n```"
-            yield "Folders of data and output are left out of the command; flags that are not in it had their defaults."
+            yield "The command leaves out the folders of data and output; flags that it lacks had their defaults."
         config = sweep.get("config") or {}
         if config.get("space"):
             yield table(["searched", "space"], [[safe(key), safe(value)] for key, value in config["space"].items()])
@@ -258,7 +264,7 @@ def _reproduce(runs: Runs) -> Iterable[str]:
 
 
 def _ablated(runs: Runs) -> list[str]:
-    """The settings that an ablation varies beside the seed; empty for a search."""
+    """The settings that an ablation varies besides the seed; empty for a search."""
     space = (runs.sweep.get("config") or {}).get("space") or {}
     return [name for name in space if name != "seed"] if "seed" in space else []
 

@@ -1,4 +1,4 @@
-"""The table of runtimes: one row a cell, with a diagnosis where a cell disappoints."""
+"""The table of runtimes: one row per measured cell, with a diagnosis where a cell disappoints."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,9 +6,12 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.pages.markdown import frame_table
+from analysis.reading.wording import MB
 from trainables.layout import recorded
 from trainables.records.trial import TrialRecord, read_trial
 
+# Column of the frame -> heading in Markdown.
 COLUMNS = {
     "model": "model",
     "runtime": "runtime",
@@ -27,32 +30,32 @@ COLUMNS = {
     "parity_agreement": "same top-1 %",
     "diagnosis": "diagnosis",
 }
-"""Column of the frame -> heading in Markdown."""
 FORMATS = {
     "test_accuracy": lambda value: f"{100 * value:.2f}",
     "parity_agreement": lambda value: f"{100 * value:.2f}",
-    "file_bytes": lambda value: f"{value / 1e6:.2f}",
-    "zstd_bytes": lambda value: f"{value / 1e6:.2f}",
+    "file_bytes": lambda value: f"{value / MB:.2f}",
+    "zstd_bytes": lambda value: f"{value / MB:.2f}",
     "throughput_ips": lambda value: f"{value:.0f}",
     "speedup": lambda value: f"{value:.2f}",
     "parity_max_abs": lambda value: f"{value:.1e}",
     "batch_images": lambda value: f"{value:.0f}",
 }
+# Columns that identify cells that were not measured, besides their batches.
 ABSENT = ("model", "runtime", "precision")
-"""What tells cells that were not measured, beside their batches."""
+# Tags of a cell's record that the diagnosis needs, besides those of its latency.
 TAGS = ("pruning", "vnni")
-"""Of a cell's record, beside those on its latency, for the diagnosis."""
+# Columns that are equal in two cells which differ in precision or batch alone.
 CELL = ["model", "runtime", "batch_images", "runtime_threads"]
+# If eight images take less than this many times as long as one, the GPU waits for kernels to be launched.
 LAUNCH_BOUND = 1.5
-"""Eight images that take less than this many times as long as one: the GPU waits for kernels to be launched."""
+# A precision is called slower from this multiple of FP32's latency on: two clean measurements may differ by 4 %.
 SLOWER = 1.05
-"""Times FP32's latency from which a precision is called slower: two clean ones may differ by 4 %."""
+# Accuracy points under FP32 from which a precision is said to have cost accuracy.
 LOSS_POINTS = 0.5
-"""Accuracy points under FP32 from which a precision has cost something."""
 
 
 def runtime_frame(folder: Path) -> pd.DataFrame:
-    """All cells measured under OUT/sweeps/NAME/runtimes, models in order, diagnosed."""
+    """All cells measured in OUT/sweeps/NAME/runtimes with their diagnoses, ordered by model."""
     records = [read_trial(cell) for cell in recorded(folder)]
     if not records:
         return pd.DataFrame(columns=[*COLUMNS, "status", "reason"])
@@ -68,7 +71,7 @@ def _row(record: TrialRecord) -> dict[str, Any]:
 
 
 def _diagnosis(row: Mapping[str, Any], frame: pd.DataFrame) -> str:
-    """What to know about a cell before it is taken or left; empty where there is nothing."""
+    """What to know about a cell before choosing it; empty if nothing is remarkable."""
     if row["status"] != "finished":
         return f"{'absent' if row['status'] == 'infeasible' else row['status']}: {row['reason']}"
     notes = [_against_fp32(row, frame), _launch_bound(row, frame), _eager(row), _masked(row)]
@@ -77,6 +80,7 @@ def _diagnosis(row: Mapping[str, Any], frame: pd.DataFrame) -> str:
 
 
 def _against_fp32(row: Mapping[str, Any], frame: pd.DataFrame) -> str:
+    """What a lower precision costs beside FP32 in the same runtime, batch and thread count."""
     plain = _cell(frame, row, precision="fp32", batch_images=row["batch_images"])
     if row["precision"] == "fp32" or plain is None:
         return ""
@@ -122,46 +126,41 @@ def _masked(row: Mapping[str, Any]) -> str:
 
 
 def _cell(frame: pd.DataFrame, row: Mapping[str, Any], **other: Any) -> Mapping[str, Any] | None:
-    """The finished cell that differs from this one in what is given."""
+    """The finished cell that differs from this one in the columns given; None if there is none."""
     wanted = {name: row[name] for name in CELL} | other
     found = frame[(frame["status"] == "finished") & (frame[list(wanted)] == pd.Series(wanted)).all(axis=1)]
     return None if found.empty else dict(found.iloc[0])
 
 
 def write_runtime_table(frame: pd.DataFrame, folder: Path, *, heading: str) -> list[Path]:
-    """Write `runtimes.csv` (every cell and column) and `runtimes.md` (what a reader compares, then what is absent)."""
+    """Write `runtimes.csv` (all cells and columns) and `runtimes.md` (columns to compare, then the absent cells)."""
     folder.mkdir(parents=True, exist_ok=True)
     csv, markdown = folder / "runtimes.csv", folder / "runtimes.md"
     frame.to_csv(csv, index=False)
     absent = frame["status"] == "infeasible"
-    lines = [f"# {heading}", "", *_table(frame[~absent], list(COLUMNS)), "", NOTES]
+    lines = [f"# {heading}", "", _table(frame[~absent], list(COLUMNS)), "", NOTES]
     if absent.any():
-        lines += ["", "## Absent", "", *_table(_together(frame[absent]), [*ABSENT, "batch_images", "diagnosis"])]
+        lines += ["", "## Absent", "", _table(_together(frame[absent]), [*ABSENT, "batch_images", "diagnosis"])]
     markdown.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return [csv, markdown]
 
 
 def _together(absent: pd.DataFrame) -> pd.DataFrame:
-    """Cells that differ in batch or threads alone and are absent for one reason, as one row."""
+    """One row for all cells that differ in batch or threads alone and are absent for the same reason."""
     batches = absent.groupby([*ABSENT, "reason"], sort=False)["batch_images"]
     rows = batches.agg(lambda counts: ", ".join(f"{count:.0f}" for count in dict.fromkeys(counts))).reset_index()
     return rows.rename(columns={"reason": "diagnosis"})
 
 
-def _table(frame: pd.DataFrame, columns: Sequence[str]) -> list[str]:
-    """Lines of Markdown."""
-    names = [name for name in columns if name in frame.columns]
-    lines = ["| " + " | ".join(COLUMNS[name] for name in names) + " |", "|---" * len(names) + "|"]
-    for row in frame.to_dict("records"):
-        lines.append("| " + " | ".join(_text(name, row.get(name)) for name in names) + " |")
-    return lines
+def _table(frame: pd.DataFrame, columns: Sequence[str]) -> str:
+    return frame_table(frame, {name: COLUMNS[name] for name in columns if name in frame.columns}, _text)
 
 
 NOTES = (
     "Accuracy and parity over the whole test split, each artifact in its own runtime; parity against the FP32 ONNX file"
-    " in ONNX Runtime on the CPU, where the model was shipped as one. Times are of one call of `batch` images, in a"
+    " in ONNX Runtime on the CPU, if the model was shipped as one. Times are of one call of `batch` images, in a"
     " fresh process that has the machine to itself; `x eager`: against FP32 in eager PyTorch on the same device,"
-    " threads and batch, in alternation."
+    " threads and batch, measured in alternation."
 )
 
 

@@ -1,4 +1,4 @@
-"""The tables that people know from two reference studies, made of what MLflow has of a sweep."""
+"""The tables of two reference studies, filled with what MLflow holds of a sweep."""
 
 import math
 from collections.abc import Sequence
@@ -10,28 +10,32 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from analysis.pages.markdown import frame_table
 from analysis.plots.front import DPI, GREY, OKABE_ITO, head, save
-from analysis.reading.facts import MB
+from analysis.reading.rows import finished_runs
 from analysis.reading.runs import Runs
+from analysis.reading.wording import MB
+from trainables.config.flags import flag_name
 from trainables.config.training import TRAIN_PRECISIONS
 
+# FP32's bytes per parameter: papers print that size, which is not the size of the file.
 BYTES_A_PARAM = 4
-"""Of FP32: the size that papers print, beside that of the file."""
-VERDICT_NOTE = "Verdict: of the timing; what is noisy or contaminated is not to be compared closely."
+VERDICT_NOTE = "Verdict: of the timing; do not compare noisy or contaminated rows closely."
+# The stage whose epochs the table of training precisions compares.
 CURVE = "student"
-"""Stage whose epochs the table of training precisions is about."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyTable:
-    """A table with what it says about itself."""
+    """A table with its heading, its notes and the names of its files."""
 
     heading: str
     notes: str
+    """What the columns mean and how they were measured."""
     frame: pd.DataFrame
-    """One row a variant; the first column names it, headings carry units."""
+    """One row per variant; the first column names it, headings carry units."""
     bars: tuple[str, ...]
-    """Columns to draw, a panel each."""
+    """Columns to draw, one panel each."""
     file: str
     """Name of the CSV and Markdown files, without suffix."""
     picture: str
@@ -39,15 +43,15 @@ class StudyTable:
 
 
 def inference_table(cells: pd.DataFrame, original: str, exported: str) -> StudyTable:
-    """Inference time over the test set: the network in PyTorch against an exported form.
+    """Inference time over the test set: the network in PyTorch against an exported file.
 
     Args:
-        cells: of one model, precision, batch and thread count, as `analysis.reading.runs.read_cells` has them.
+        cells: of one model, precision, batch and thread count, as `analysis.reading.runs.read_cells` returns them.
         original: runtime of the first row, such as `eager_cpu`.
-        exported: runtime of the second, such as `onnxruntime_cpu`.
+        exported: runtime of the second row, such as `onnxruntime_cpu`.
 
     Raises:
-        ValueError: if one of the two has not been measured.
+        ValueError: if one of the two runtimes was not measured.
     """
     rows = []
     for runtime, variant in ((original, "original (eager PyTorch)"), (exported, f"exported ({exported})")):
@@ -86,25 +90,25 @@ def _inference(row: "pd.Series[Any]") -> dict[str, Any]:
 
 
 def _verdict(verdicts: "pd.Series[Any]") -> str:
-    """`clean`, or how many of the measurements behind a row were `noisy` or `contaminated`."""
+    """`clean`, or how many of a row's measurements were noisy, contaminated or not recorded."""
     kinds = verdicts.astype(object).fillna("not recorded").str.partition(":")[0]
     doubtful = kinds[kinds != "clean"]
     return "clean" if doubtful.empty else f"{len(doubtful)} of {len(kinds)} {'/'.join(sorted(set(doubtful)))}"
 
 
 def precision_table(runs: Runs, curves: pd.DataFrame) -> StudyTable:
-    """Training in FP32 against AMP: the best of every curve, with times.
+    """Training in FP32 against AMP: the best values of the curves, and times.
 
     Args:
         runs: a sweep whose trials differ in `train_precision` and `seed`.
-        curves: their histories, as `analysis.reading.runs.read_curves` reads them.
+        curves: their histories, as `analysis.reading.runs.read_curves` returns them.
 
     Raises:
-        ValueError: if nothing has finished, in one of the two, or was trained for no epoch.
+        ValueError: if no trial of one of the two precisions has finished, or a trial trained for no epoch.
     """
     done = _candidates(runs)
     if done["student_epochs"].astype(int).min() < 1:
-        raise ValueError("--student-epochs 0 leaves no curve to compare; take 1 or more.")
+        raise ValueError(f"{flag_name('student_epochs')} 0 leaves no curve to compare; take 1 or more.")
     for name in TRAIN_PRECISIONS:
         if name not in set(done["train_precision"]):
             raise ValueError(f"no trial trained in {name} has finished; see why with `python -m analysis`.")
@@ -145,7 +149,7 @@ def precision_table(runs: Runs, curves: pd.DataFrame) -> StudyTable:
 
 
 def _best(curve: pd.DataFrame) -> dict[str, float]:
-    """The best value of every curve of one run; accuracies in percent."""
+    """The best value of each curve of one run, and its epoch; accuracies in percent."""
     found: dict[str, float] = {}
     for name in ("train_accuracy", "val_accuracy", "train_loss", "val_loss"):
         own = curve[curve["metric"] == f"{CURVE}_{name}"].sort_values("step")
@@ -158,7 +162,7 @@ def _best(curve: pd.DataFrame) -> dict[str, float]:
 
 
 def distillation_table(runs: Runs) -> StudyTable:
-    """Teacher, student from scratch, student with the teacher: accuracy, inference time, share of the teacher's."""
+    """Teacher, student trained from scratch, distilled student: accuracy, latency, share of the teacher's accuracy."""
     done, teacher = _candidates(runs), _teacher(runs)
     rows = [_variant(f"teacher ({done['teacher_model'].iloc[0]})", teacher)]
     model = done["student_model"].iloc[0]
@@ -178,7 +182,7 @@ def distillation_table(runs: Runs) -> StudyTable:
 
 
 def pruning_table(runs: Runs) -> StudyTable:
-    """Teacher, distilled student, and the student pruned at every ratio of the sweep."""
+    """Teacher, distilled student, and the distilled student pruned by each method and ratio of the sweep."""
     done, teacher = _candidates(runs), _teacher(runs)
     rows = [_variant(f"{done['teacher_model'].iloc[0]} (teacher)", teacher)]
     model = done["student_model"].iloc[0]
@@ -191,7 +195,7 @@ def pruning_table(runs: Runs) -> StudyTable:
     gpu = str(frame["Device"].iloc[0]).startswith("cuda")
     return StudyTable(
         heading="Distilled and pruned, against the teacher",
-        notes=f"{_notes(done)} Every student has had as many epochs, recovery included.",
+        notes=f"{_notes(done)} Every student was trained for as many epochs, recovery included.",
         frame=frame,
         bars=("Acc %", "LatencyMs", "FileMB"),
         file="results_gpu_only" if gpu else "results_cpu",
@@ -201,7 +205,7 @@ def pruning_table(runs: Runs) -> StudyTable:
 
 VARIANT_NOTES = (
     "Acc: test accuracy of the exported ONNX file, mean over n training seeds, sd their standard deviation. LatencyMs:"
-    f" p50 of one image in {{runtime}}. SizeMB: {BYTES_A_PARAM} bytes a parameter, zeros too; FileMB: the file."
+    f" p50 of one image in {{runtime}}. SizeMB: {BYTES_A_PARAM} bytes per parameter, zeros too; FileMB: the file."
 )
 
 
@@ -210,11 +214,9 @@ def _notes(done: pd.DataFrame) -> str:
 
 
 def _variant(name: str, rows: pd.DataFrame) -> dict[str, Any]:
-    """Means over the seeds of one variant."""
+    """The row of one variant: means over its seeds."""
     if rows.empty:
-        raise ValueError(
-            f"the variant {name!r} has no finished trial; leave the settings that its table compares alone."
-        )
+        raise ValueError(f"the variant {name!r} has no finished trial; do not set what its table compares.")
     accuracy = 100 * rows["test_accuracy"]
     return {
         "Variant": name,
@@ -231,7 +233,7 @@ def _variant(name: str, rows: pd.DataFrame) -> dict[str, Any]:
 
 
 def _candidates(runs: Runs) -> pd.DataFrame:
-    done = runs.frame[(runs.frame["stage"] == "candidate") & (runs.frame["status"] == "finished")]
+    done = finished_runs(runs.frame)
     if done.empty:
         raise ValueError(f"sweep {runs.name} has no finished trial; see why with `python -m analysis`.")
     return done
@@ -242,30 +244,33 @@ def _teacher(runs: Runs) -> pd.DataFrame:
 
 
 def write_study(table: StudyTable, folder: Path, *, made_by: Sequence[str]) -> list[Path]:
-    """Write CSV (full digits), Markdown, PNG and SVG; returns them. `made_by`: the commands, for the Markdown."""
+    """Write a table as CSV (full digits), Markdown, PNG and SVG; returns the files.
+
+    Args:
+        table: to write.
+        folder: made if it does not exist.
+        made_by: the commands that repeat the study, for the Markdown.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     csv, markdown = folder / f"{table.file}.csv", folder / f"{table.file}.md"
     table.frame.to_csv(csv, index=False)
-    names = list(table.frame.columns)
-    lines = [f"# {table.heading}", "", "| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
-    for row in table.frame.to_dict("records"):
-        lines.append("| " + " | ".join(_text(row[name]) for name in names) + " |")
-    lines += ["", table.notes, "", *(f"    {command}" for command in made_by)]
+    cells = frame_table(table.frame, {name: name for name in table.frame.columns}, lambda _, value: _text(value))
+    lines = [f"# {table.heading}", "", cells, "", table.notes, "", *(f"    {command}" for command in made_by)]
     markdown.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return [csv, markdown, *bars_png(table, folder / f"{table.picture}.png")]
 
 
 def _text(value: Any) -> str:
-    """A cell for people: four digits, nothing where there is no number."""
+    """A cell's text: four digits of a number, nothing for a missing one."""
     if isinstance(value, float):
         if not math.isfinite(value):
             return ""
-        return f"{value:.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
+        return f"{value:.0f}" if abs(value) >= 1e4 else f"{value:.4g}"  # .4g would print 1.234e+04
     return str(value).replace("|", "/")
 
 
 def bars_png(table: StudyTable, path: Path) -> list[Path]:
-    """Draw a panel of bars for every column of `table.bars`, a bar a variant; the SVG goes beside the PNG."""
+    """Draw a panel per column of `table.bars` with a bar per variant; writes a PNG and, beside it, an SVG."""
     frame = table.frame
     figure = Figure(figsize=(5.2 * len(table.bars) + 1.5, 2.2 + 0.75 * len(frame)), dpi=DPI, layout="constrained")
     panels = figure.subplots(1, len(table.bars), sharey=True, squeeze=False)[0]
@@ -287,5 +292,5 @@ def bars_png(table: StudyTable, path: Path) -> list[Path]:
 
 
 def _wrapped(name: str) -> str:
-    """A variant's name on two lines where it is long."""
+    """A variant's name, on two or three lines if it is long."""
     return name.replace(" + ", "\n+ ", 1).replace(" (", "\n(", 1) if len(name) > 20 else name

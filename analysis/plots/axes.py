@@ -1,12 +1,11 @@
-"""Axes that the pictures share: logarithmic ticks and staircases of a front."""
+"""What the pictures' axes share: when they are logarithmic, their ticks, and the step line of a front."""
 
 import math
 
 import numpy as np
 import numpy.typing as npt
 
-LOG_SPREAD = 8.0
-"""Latencies that differ by more than this factor are drawn on a log axis."""
+LOG_SPREAD = 8.0  # beyond this factor the fast candidates, which matter most, would crowd at a linear axis' end
 
 
 def needs_log_axis(values: npt.ArrayLike) -> bool:
@@ -17,19 +16,20 @@ def needs_log_axis(values: npt.ArrayLike) -> bool:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Ticks of a log axis: 1, 2, 3 and 5 times the powers of ten between `low` and `high`.
+    """Ticks of a log axis: 1, 2, 3 and 5 times powers of ten, between `low` and `high`.
 
     Example:
         >>> log_ticks(0.4, 4)
         [0.5, 1.0, 2.0, 3.0]
     """
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    # Parsed, not multiplied: 3 * 10**-1 would be 0.30000000000000004.
     ticks = [float(f"{step}e{power}") for power in powers for step in (1, 2, 3, 5)]
     return [tick for tick in ticks if low <= tick <= high]
 
 
 def staircase(latency: npt.ArrayLike, accuracy: npt.ArrayLike, end: float) -> tuple[list[float], list[float]]:
-    """The best accuracy within a latency: corners of a step line, drawn on to the latency `end`.
+    """The best accuracy within each latency, as the corners of a step line that ends at the latency `end`.
 
     Example:
         >>> staircase([1.0, 2.0, 3.0], [0.5, 0.4, 0.9], end=4.0)
@@ -40,7 +40,7 @@ def staircase(latency: npt.ArrayLike, accuracy: npt.ArrayLike, end: float) -> tu
     pairs = sorted(zip(np.asarray(latency).tolist(), np.asarray(accuracy).tolist(), strict=True))
     for x, y in pairs:
         if ys and y <= ys[-1]:
-            continue
+            continue  # slower and no more accurate: not a step
         if ys:
             xs.append(x)
             ys.append(ys[-1])

@@ -14,11 +14,14 @@ def attainment_png(first: Runs, second: Runs, path: Path) -> list[Path]:
     """Draw what each sweep attains: its median surface, and the band of 5 % to 95 % of its resamples.
 
     Args:
-        path: of the PNG to write; the SVG goes beside it.
+        first: drawn with a solid line and dots.
+        second: drawn with a dashed line and diamonds.
+        path: of the PNG; the SVG is written beside it.
     """
     figure = Figure(figsize=(10, 7), dpi=DPI, layout=layout())
     axes = figure.subplots()
     frames = [competing(first), competing(second)]
+    # Both surfaces run to the slowest candidate of either, so that they compare over the whole axis.
     end = max(float(frame["latency_p50_ms"].max()) for frame in frames)
     for runs, frame, colour, line in zip((first, second), frames, OKABE_ITO, ("-", "--"), strict=False):
         draw_attainment(axes, frame, end, colour=colour, line=line, label=plain(runs.name))

@@ -1,4 +1,4 @@
-"""Still pictures of one thing each: how latencies are spread, and how the front grew."""
+"""Still pictures of one aspect each: the spread of latencies, and the growth of the front."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,10 +12,10 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from analysis.plots.axes import log_ticks, needs_log_axis
 from analysis.plots.front import DPI, GREY, INK, OKABE_ITO, TEACHER, head, headline, layout, plain, save
-from analysis.reading.facts import device_of, trial_label
+from analysis.reading.facts import device_of
+from analysis.reading.wording import trial_label
 
-MOST_ROWS = 14
-"""Front members in the picture of latencies; more would not be legible."""
+MOST_ROWS = 14  # front members in the picture of latencies; more would not be legible
 PERCENTILES = {"latency_p50_ms": ("o", "p50"), "latency_p90_ms": ("D", "p90"), "latency_p99_ms": ("|", "p99")}
 
 
@@ -24,8 +24,8 @@ def latency_png(frame: pd.DataFrame, path: Path, *, sweep: Mapping[str, Any]) ->
 
     Args:
         frame: finished candidates and the teacher (`stage` = teacher), with the bool column `pareto`.
-        path: of the PNG to write; the SVG goes beside it.
-        sweep: the `sweep.json`, asked for facts that the rows do not carry.
+        path: of the PNG; the SVG is written beside it.
+        sweep: the `sweep.json`, for facts that the rows do not carry.
     """
     rows = _rows_shown(frame)
     figure = Figure(figsize=(11, 2.6 + 0.5 * len(rows)), dpi=DPI, layout=layout())
@@ -38,6 +38,7 @@ def latency_png(frame: pd.DataFrame, path: Path, *, sweep: Mapping[str, Any]) ->
             if pd.notna(row.get(name)):
                 size = 190 if marker == "|" else 75
                 axes.scatter(row[name], at, marker=marker, s=size, color=colour, linewidths=2.5, zorder=2)
+    # Empty scatters make the legend's entries: the drawn ones have the colours of rows.
     for marker, label in PERCENTILES.values():
         axes.scatter([], [], marker=marker, s=190 if marker == "|" else 90, color=GREY, linewidths=2.5, label=label)
     axes.set_yticks(range(len(rows)), [plain(trial_label(row)) for _, row in rows.iterrows()], fontsize=15)
@@ -54,19 +55,19 @@ def latency_png(frame: pd.DataFrame, path: Path, *, sweep: Mapping[str, Any]) ->
 def hypervolume_png(
     curve: Sequence[tuple[int, float]], path: Path, *, frame: pd.DataFrame, sweep: Mapping[str, Any]
 ) -> list[Path]:
-    """Draw the hypervolume of all finished candidates up to each trial: flat at the end, more trials buy little.
+    """Draw the hypervolume of all finished candidates up to each trial; where it is flat, more trials gain little.
 
     Args:
         curve: (trial number, hypervolume), as `analysis.findings.front.hypervolume_curve` returns it.
-        path: of the PNG to write; the SVG goes beside it.
-        frame: the trials, asked for facts.
-        sweep: the `sweep.json`, asked for the reference point and for facts.
+        path: of the PNG; the SVG is written beside it.
+        frame: the trials, whose rows tell data set and models.
+        sweep: the `sweep.json`, for the reference point and for facts that the rows do not carry.
     """
     figure = Figure(figsize=(10, 6), dpi=DPI, layout=layout())
     axes = figure.subplots()
     numbers, volumes = [number for number, _ in curve], [volume for _, volume in curve]
     axes.step(numbers, volumes, where="post", color=OKABE_ITO[0], linewidth=2.5)
-    if len(numbers) <= 60:
+    if len(numbers) <= 60:  # more points would hide the line
         axes.plot(numbers, volumes, linestyle="", marker="o", color=OKABE_ITO[0], markersize=7)
     axes.annotate(
         f"{volumes[-1]:.1f}",
@@ -82,7 +83,7 @@ def hypervolume_png(
     axes.set_ylabel("hypervolume,\npoints x doublings x doublings", fontsize=15)
     head(axes, f"Hypervolume of the front\n{headline(frame, sweep)}", size=16)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_ylim(0, 1.1 * max(volumes) or 1)
+    axes.set_ylim(0, 1.1 * max(volumes) or 1)  # all may be 0: nothing better than the reference point yet
     axes.tick_params(labelsize=14)
     axes.grid(color="#e6e6e6")
     axes.spines[["top", "right"]].set_visible(False)
@@ -94,7 +95,7 @@ def hypervolume_png(
 
 
 def _rows_shown(frame: pd.DataFrame) -> pd.DataFrame:
-    """The front, thinned out evenly where it is long, the fastest first, and the teacher."""
+    """The front members, the fastest first and evenly thinned out to `MOST_ROWS`, then the teacher."""
     front = frame[(frame["stage"] != "teacher") & frame["pareto"]].sort_values("latency_p50_ms")
     if len(front) > MOST_ROWS:
         front = front.iloc[np.unique(np.linspace(0, len(front) - 1, MOST_ROWS).round().astype(int))]

@@ -1,4 +1,4 @@
-"""Still pictures: the front, and the chosen variants beside the teacher."""
+"""Still pictures of the front, and of the chosen variants beside the teacher."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,32 +18,31 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from analysis.findings.attainment import LEVELS, RESAMPLES, attainment
 from analysis.findings.confidence import half_width_95
 from analysis.plots.axes import log_ticks, needs_log_axis, staircase
-from analysis.reading.facts import MB, dataset_of, device_of, first_known, images_of, merged_names, trial_label
+from analysis.reading.facts import dataset_of, device_of, first_known, images_of
+from analysis.reading.wording import MB, merged_names, pruning_of, trial_label
 
 INK = "#1a1a1a"
 GREY = "#8c8c8c"
+# Not a colour of the size scale, which the teacher's size would stretch until all candidates look alike.
 TEACHER = "#D55E00"
-"""Off the size scale, which the teacher would stretch until all candidates look alike."""
+# Colours that colour-blind readers can tell apart (Okabe and Ito, 2008).
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")
-"""Colours that colour-blind readers tell apart (Okabe and Ito, 2008)."""
 MARKERS = ("o", "D", "s", "^", "P", "X")
 DPI = 150
-BOLD_WIDTH = 0.7
-"""Of a bold letter, as a share of the font size."""
-MANY = 500
-"""More points than this are a picture inside the SVG, which would grow by a kilobyte each."""
+BOLD_WIDTH = 0.7  # of a bold letter, as a share of the font size
+MANY = 500  # more points become a bitmap inside the SVG, which would grow by a kilobyte per point
 
 
 def pareto_png(frame: pd.DataFrame, path: Path, *, sweep: Mapping[str, Any], variants: Mapping[str, str]) -> list[Path]:
-    """Draw accuracy against latency, colour by size, symbol by pruning method, the named variants lettered.
+    """Draw accuracy against latency: colour shows size, the symbol the pruning method, letters the named variants.
 
-    The grey band is what resampled trials attain (`analysis.findings.attainment`): wide where a single lucky trial
-    carries the front.
+    The grey band shows what resampled trials attain (`analysis.findings.attainment`): it is wide where a single lucky
+    trial carries the front.
 
     Args:
         frame: finished candidates and the teacher (`stage` = teacher), with the bool column `pareto`.
-        path: of the PNG to write; the SVG goes beside it.
-        sweep: the `sweep.json`, asked for facts that the rows do not carry.
+        path: of the PNG; the SVG is written beside it.
+        sweep: the `sweep.json`, for facts that the rows do not carry.
         variants: name -> run id, as `analysis.findings.front.choose` returns them.
     """
     figure = Figure(figsize=(11, 7.4), dpi=DPI, layout=layout())
@@ -73,12 +72,13 @@ def metrics_grid_png(
 ) -> list[Path]:
     """Draw accuracy, latency and size of the teacher and the chosen variants, side by side.
 
-    Accuracy is the test split's, with Wilson's 95 % interval over its images; latency is p50 with a whisker to p90.
+    Accuracy is that on the test split, or on validation where test was not read, with Wilson's 95 % interval over its
+    images; latency is p50 with a whisker to p90.
 
     Args:
         frame: finished candidates and the teacher, with the bool column `pareto`.
-        path: of the PNG to write; the SVG goes beside it.
-        sweep: the `sweep.json`, asked for facts that the rows do not carry.
+        path: of the PNG; the SVG is written beside it.
+        sweep: the `sweep.json`, for facts that the rows do not carry.
         variants: name -> run id, as `analysis.findings.front.choose` returns them.
     """
     merged = merged_names(variants)
@@ -109,7 +109,7 @@ def metrics_grid_png(
 
 
 def save(figure: Figure, path: Path) -> list[Path]:
-    """Write a figure as PNG and, beside it, as SVG; returns both."""
+    """Write a figure as PNG and, beside it, as SVG; returns both files."""
     paths = [path, path.with_suffix(".svg")]
     for target in paths:
         figure.savefig(target)
@@ -117,13 +117,22 @@ def save(figure: Figure, path: Path) -> list[Path]:
 
 
 def draw_attainment(axes: Axes, frame: pd.DataFrame, end: float, *, colour: str, line: str, label: str) -> None:
-    """Draw the median attainment surface as a step line, 5 % to 95 % as a band around it, to the latency `end`."""
+    """Draw the median attainment surface as a step line, and 5 % to 95 % as a band, up to the latency `end`.
+
+    Args:
+        axes: to draw on.
+        frame: finished candidates.
+        end: ms.
+        colour: of line and band.
+        line: matplotlib's style of the median; empty for the band alone.
+        label: of the sweep in the legend.
+    """
     if len(frame) == 0:
         return
     surfaces = attainment(frame)
     grid = np.unique(np.append(surfaces["latency_p50_ms"], end))
     rare, median, usual = (_attained(surfaces[surfaces["level"] == level], grid) for level in LEVELS)
-    # Before the surface that most resamples reach begins, the band goes down to the worst candidate.
+    # Left of the first point of the usual surface, the band reaches down to the worst candidate.
     floor = np.where(np.isnan(usual), 100 * float(frame["val_accuracy"].min()), usual)
     axes.fill_between(
         grid, floor, rare, step="post", color=colour, alpha=0.22, linewidth=0, label=_about_band(label), zorder=0
@@ -139,13 +148,13 @@ def _about_band(label: str) -> str:
 
 def _band(axes: Axes, candidates: pd.DataFrame, end: float) -> list[Any]:
     if len(candidates) < 5:
-        return []
+        return []  # resamples of so few are all alike
     draw_attainment(axes, candidates, end, colour=GREY, line="", label="")
     return [axes.collections[-1]]
 
 
 def _attained(surface: pd.DataFrame, grid: Any) -> Any:
-    """The best accuracy, %, of a surface within each latency of the grid; NaN before its first point."""
+    """The best accuracy, in %, of a surface within each latency of the grid; NaN left of its first point."""
     ordered = surface.sort_values("latency_p50_ms")
     best = np.concatenate([[np.nan], np.maximum.accumulate(100 * ordered["val_accuracy"].to_numpy())])
     return best[np.searchsorted(ordered["latency_p50_ms"].to_numpy(), grid, side="right")]
@@ -198,7 +207,7 @@ def _teacher_star(axes: Axes, teacher: pd.DataFrame) -> list[Line2D]:
 
 
 def _letters(axes: Axes, front: pd.DataFrame, merged: Mapping[str, str]) -> list[Line2D]:
-    """Letters in the points, words in the legend: labels beside points would run into each other."""
+    """Letters in the points and words in the legend: labels beside the points would overlap."""
     handles = []
     for letter, (run_id, name) in zip("ABCD", merged.items(), strict=False):
         row = front.loc[[run_id]].iloc[0]
@@ -214,7 +223,7 @@ def _letters(axes: Axes, front: pd.DataFrame, merged: Mapping[str, str]) -> list
 
 
 def label_front(axes: Axes, frame: pd.DataFrame, sweep: Mapping[str, Any]) -> None:
-    """Title, axes with their units, and a log axis where latencies differ much."""
+    """Set title and axis labels with units, and a log axis where latencies differ much."""
     head(axes, headline(frame, sweep), size=15)
     axes.set_xlabel(f"latency p50, ms (one image through the ONNX file, {device_of(frame, sweep)})", fontsize=13)
     axes.set_ylabel(f"accuracy, % ({images_of('val', frame, sweep)})", fontsize=13)
@@ -252,20 +261,19 @@ def _bars(axes: Axes, values: Any, colours: list[str], spec: str, unit: str, err
 def _variant_label(name: str, row: pd.Series) -> str:
     if row["stage"] == "teacher":
         return name
-    method = row.get("pruning_method")
-    recipe = f", {method} {row.get('pruning_ratio'):g}" if isinstance(method, str) else ""
+    recipe = f", {pruning_of(row)}" if isinstance(row.get("pruning_method"), str) else ""
     return f"{name}\n({trial_label(row)}{recipe})"
 
 
 def headline(frame: pd.DataFrame, sweep: Mapping[str, Any]) -> str:
-    """`cifar10, resnet18 to mobilenet_v3_small`."""
+    """Data set and models: `cifar10, resnet18 to mobilenet_v3_small`."""
     models = [first_known(name, frame, sweep) for name in ("teacher_model", "student_model")]
     arrow = f", {models[0]} to {models[1]}" if all(models) else ""
     return f"{dataset_of(frame, sweep)}{arrow}"
 
 
 def head(over: Figure | Axes, text: str, *, size: float) -> None:
-    """A bold title over a figure, or over its axes from their left edge; smaller than `size` where it is too long."""
+    """Set a bold title over a figure, or over axes from their left edge, in a smaller font if `size` does not fit."""
     figure = over if isinstance(over, Figure) else over.get_figure(root=True)
     assert figure is not None
     taken = 0.4 if over is figure else 1.8  # inches: an axis with its labels
@@ -278,10 +286,10 @@ def head(over: Figure | Axes, text: str, *, size: float) -> None:
 
 
 def layout() -> ConstrainedLayoutEngine:
-    """Room around everything, so that nothing is cut off."""
+    """A layout with room around everything, so that nothing is cut off."""
     return ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.15)
 
 
 def plain(text: str) -> str:
-    """Matplotlib reads dollar signs as mathematics."""
-    return text.replace("$", r"\$")
+    """A text with its dollar signs escaped."""
+    return text.replace("$", r"\$")  # Matplotlib reads text between two of them as mathematics

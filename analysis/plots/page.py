@@ -14,9 +14,11 @@ import numpy as np
 import pandas as pd
 
 from analysis.plots.axes import log_ticks, needs_log_axis, staircase
-from analysis.reading.facts import MB, dataset_of, device_of, first_known, images_of, plain_number, trial_label
+from analysis.reading.facts import dataset_of, device_of, first_known, images_of
+from analysis.reading.wording import MB, plain_number, trial_label
 
 PAGE = Path(__file__).with_name("front_page.html")
+# Metric, label, factor, decimals, unit.
 MEASURED = (
     ("val_accuracy", "validation accuracy", 100.0, 2, "%"),
     ("test_accuracy", "test accuracy", 100.0, 2, "%"),
@@ -32,7 +34,7 @@ MEASURED = (
     ("train_time_s", "training", 1.0, 0, "s"),
     ("trial_time_s", "trial", 1.0, 0, "s"),
 )
-"""Metric, label, factor, decimals, unit."""
+# Accuracy -> the number of images that its interval is computed from.
 COUNT_OF = {"val_accuracy": "num_val", "test_accuracy": "num_test"}
 
 
@@ -45,18 +47,18 @@ def pareto_html(
     hypervolumes: Sequence[tuple[int, float]],
     url: str,
 ) -> Path:
-    """Write accuracy against latency, parallel coordinates and hypervolume, one page with everything inside.
+    """Write one self-contained page: accuracy against latency, parallel coordinates and hypervolume.
 
-    plotly.js and the numbers are packed with gzip, which every browser unpacks by itself: 2 MB and about 60 bytes more
-    a candidate. The page also works offline and in MLflow's sandboxed frame. Texts from outside become text nodes.
+    plotly.js and the numbers are compressed with gzip, which every browser can unpack: 2 MB and about 60 bytes more per
+    candidate. The page works offline and in MLflow's sandboxed frame. Texts from outside become text nodes.
 
     Args:
         frame: finished candidates and the teacher (`stage` = teacher), with the columns `pareto` and `may_be_optimal`.
-        path: of the file to write.
-        sweep: the `sweep.json`, asked for data set, image counts and device where the rows do not say.
-        recipe: columns to show as the recipe when the pointer rests on a point.
+        path: of the file.
+        sweep: the `sweep.json`, for data set, image counts and device where the rows do not carry them.
+        recipe: columns shown as the recipe of the point under the pointer.
         hypervolumes: (trial number, hypervolume up to it).
-        url: of MLflow's pages, for the link to a run.
+        url: of MLflow's pages, for links to runs.
     """
     title = f"{dataset_of(frame, sweep)}: accuracy against latency of one image"
     content = _content(frame, sweep, recipe) | {
@@ -67,14 +69,14 @@ def pareto_html(
         title=escape(title),
         facts=escape(_facts(frame, sweep)),
         plotly=_packed(_plotly().read_bytes()),
-        data=_packed(json.dumps(content, allow_nan=False).encode()),
+        data=_packed(json.dumps(content, allow_nan=False).encode()),  # no browser parses NaN
     )
     path.write_text(page, encoding="utf-8")
     return path
 
 
 def unpacked(page: str) -> dict[str, Any]:
-    """The numbers of a page that `pareto_html` wrote."""
+    """The content that `pareto_html` packed into a page."""
     text = page.partition('data: "')[2].partition('"')[0]
     content: dict[str, Any] = json.loads(gzip.decompress(base64.b64decode(text)))
     return content
@@ -157,22 +159,23 @@ def _known(frame: pd.DataFrame, *names: str) -> list[str]:
 
 
 def _numbers(column: "pd.Series[Any]") -> list[float | None]:
-    """Six digits of each; what is missing or not finite is None."""
+    """Six digits of each number; None for one that is missing or not finite."""
     return [float(f"{value:.6g}") if np.isfinite(value) else None for value in column.astype("float64").tolist()]
 
 
 def _plain(column: "pd.Series[Any]") -> list[Any]:
-    """Numbers as numbers, all else as text; None for what is off."""
+    """Numbers and truth values unchanged, everything else as text; None for a setting that is off."""
     values = [None if value is None or value != value else value for value in column.tolist()]
     return [value if value is None or isinstance(value, bool | int | float) else str(value) for value in values]
 
 
 def _packed(content: bytes) -> str:
+    # Without the time of writing, the same sweep gives the same page.
     return base64.b64encode(gzip.compress(content, compresslevel=6, mtime=0)).decode()
 
 
 def _plotly() -> Path:
-    """plotly.js, out of the Python package, which itself takes a second to import."""
+    """The path of plotly.js, found without importing the Python package, which takes a second."""
     found = importlib.util.find_spec("plotly")
     assert found is not None and found.submodule_search_locations
     return Path(found.submodule_search_locations[0]) / "package_data" / "plotly.min.js"

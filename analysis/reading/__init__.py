@@ -1,1 +1,1 @@
-"""MLflow to typed rows: the only reader."""
+"""MLflow to typed rows, and the facts and words in them: the only reader."""

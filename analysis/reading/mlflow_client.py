@@ -1,4 +1,4 @@
-"""Runs where MLflow keeps them: a SQLite file read in place, or whatever MLflow's client reads."""
+"""MLflow's stores: a SQLite file read in place, or anything else through MLflow's own client."""
 
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
@@ -15,23 +15,23 @@ Point = tuple[str, int, float]
 
 
 class Store(Protocol):
-    """What is asked of MLflow."""
+    """What `analysis` asks of MLflow."""
 
     def parents(self) -> list[Row]:
         """Every sweep, newest first."""
 
     def children(self, parent: Row, kind: str) -> list[Row]:
-        """Every run of a kind under a sweep's."""
+        """Every run of a kind, such as `trial`, under a sweep's run."""
 
     def fetch(self, run_id: str, artifact: str, folder: Path) -> Path:
-        """One artifact of a run."""
+        """The path of a run's artifact: itself if it is local, else a copy in `folder`."""
 
     def history(self, run_id: str) -> list[Point]:
         """Every value of every metric of a run."""
 
 
 class FileStore:
-    """A SQLite file, read in place; MLflow's client is asked where that does not do."""
+    """A SQLite file, read in place; MLflow's client stands in where its tables or artifacts cannot be read so."""
 
     def __init__(self, tracking_uri: str) -> None:
         self._uri = tracking_uri
@@ -41,18 +41,18 @@ class FileStore:
         """Every sweep, newest first."""
         try:
             return [row for row in self._store.parents() if "sweep" in row.tags]
-        except sqlite3.Error:  # tables of another MLflow
+        except sqlite3.Error:  # the tables of another version of MLflow
             return ClientStore(self._uri).parents()
 
     def children(self, parent: Row, kind: str) -> list[Row]:
-        """Every run of a kind under a sweep's."""
+        """Every run of a kind, such as `trial`, under a sweep's run."""
         try:
             return self._store.children(parent, kind)
         except sqlite3.Error:
             return ClientStore(self._uri).children(parent, kind)
 
     def fetch(self, run_id: str, artifact: str, folder: Path) -> Path:
-        """One artifact of a run."""
+        """The path of a run's artifact: itself if it is local, else a copy in `folder`."""
         try:
             row = self._store.find(run_id)
             path = self._store.artifact(row, artifact) if row else None
@@ -69,16 +69,17 @@ class FileStore:
 
 
 class ClientStore:
-    """MLflow's own client, for servers and other databases."""
+    """A tracking server or another database, read through MLflow's client."""
 
     def __init__(self, tracking_uri: str) -> None:
+        # MLflow takes two seconds to import, which a SQLite file read in place does not need.
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
 
         self._uri = tracking_uri
         self._errors = (MlflowException, SQLAlchemyError, OSError)
-        self.api = self._told(lambda: MlflowClient(tracking_uri=tracking_uri))
+        self.api = self._call(lambda: MlflowClient(tracking_uri=tracking_uri))
 
     def parents(self) -> list[Row]:
         """Every sweep, newest first."""
@@ -86,17 +87,17 @@ class ClientStore:
         def pages(token: str | None) -> Any:
             return self.api.search_experiments(page_token=token)
 
-        experiments = self._told(lambda: [experiment.experiment_id for experiment in _pages(pages)])
+        experiments = self._call(lambda: [experiment.experiment_id for experiment in _pages(pages)])
         rows = [row for row in self._search(experiments, "tags.kind = 'sweep'") if "sweep" in row.tags]
         return sorted(rows, key=lambda row: row.started, reverse=True)
 
     def children(self, parent: Row, kind: str) -> list[Row]:
-        """Every run of a kind under a sweep's."""
+        """Every run of a kind, such as `trial`, under a sweep's run."""
         query = f"tags.`mlflow.parentRunId` = '{parent.run_id}' and tags.kind = '{kind}'"
         return self._search([parent.experiment_id], query)
 
     def fetch(self, run_id: str, artifact: str, folder: Path) -> Path:
-        """One artifact of a run."""
+        """The path of a run's artifact, copied into `folder` unless it is local."""
         try:
             with mlflow_settings(READING):
                 return Path(self.api.download_artifacts(run_id, artifact, str(folder)))
@@ -110,10 +111,10 @@ class ClientStore:
             names = self.api.get_run(run_id).data.metrics
             return [(name, m.step, m.value) for name in names for m in self.api.get_metric_history(run_id, name)]
 
-        return self._told(read)
+        return self._call(read)
 
     def aliased(self, model: str, alias: str) -> str | None:
-        """The run behind `models:/MODEL@ALIAS`, None if there is none."""
+        """The run behind `models:/MODEL@ALIAS`; None if the registry has no such model or alias."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -126,9 +127,10 @@ class ClientStore:
         def pages(token: str | None) -> Any:
             return self.api.search_runs(experiments, query, page_token=token)
 
-        return self._told(lambda: [_row(run) for run in _pages(pages)])
+        return self._call(lambda: [_row(run) for run in _pages(pages)])
 
-    def _told(self, call: Callable[[], T]) -> T:
+    def _call(self, call: Callable[[], T]) -> T:
+        """The result of `call`; MLflow's errors become a ValueError of one line."""
         try:
             with mlflow_settings(READING):
                 return call()
@@ -137,10 +139,10 @@ class ClientStore:
 
 
 def open_store(tracking_uri: str) -> Store:
-    """The store of an address.
+    """The store at an address.
 
     Raises:
-        ValueError: if it cannot be opened.
+        ValueError: if the store cannot be opened.
     """
     if not tracking_uri:
         raise ValueError("No MLflow store at tracking_uri='': name one, such as sqlite:///runs/{DATABASE}.")
@@ -155,11 +157,12 @@ def _row(run: Any) -> Row:
         artifacts=run.info.artifact_uri,
         tags=run.data.tags,
         params=run.data.params,
-        metrics={name: value for name, value in run.data.metrics.items() if value == value},
+        metrics={name: value for name, value in run.data.metrics.items() if value == value},  # NaN is a missing value
     )
 
 
 def _pages(call: Callable[[str | None], Any]) -> Iterator[Any]:
+    """All results of a paged call; MLflow returns at most 1000 runs at once."""
     token: str | None = None
     while True:
         page = call(token)
@@ -170,5 +173,5 @@ def _pages(call: Callable[[str | None], Any]) -> Iterator[Any]:
 
 
 def first_line(error: Exception) -> str:
-    """What an exception says, on one line with a full stop."""
+    """The first line of an exception's message, with a full stop."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".") + "."

@@ -1,4 +1,4 @@
-"""Runs as MLflow stores them, all text, and the typed frame that is made of them."""
+"""Runs as MLflow stores them, parameters and tags all text, and the typed frame made of them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+# Tags of a child run that every frame has as columns.
 TAGS = ("sweep", "key", "trial_number", "stage", "status", "control")
-"""Tags of a child run that every frame has as columns."""
+# Tags that say where a latency was measured, or why there is none: columns only where some run has them.
 MEASURED_ON = ("latency_device", "latency_provider", "latency_verdict", "reason")
-"""Tags that tell where a latency comes from, or why there is none; columns where a run has them."""
+# Whole numbers, like every name that starts with `num_`; MLflow stores all metrics as floats.
 COUNTS = ("size_bytes", "macs", "latency_n", "trial_number")
-"""Whole numbers, like every name that starts with `num_`; MLflow stores them as floats."""
+# MLflow's databases hold no infinity: its client writes the largest float, about 1.797e308, in its place.
 LARGEST = 1.79e308
-"""MLflow writes infinity as the largest float."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +34,12 @@ class Row:
 
 
 def names_of(rows: Sequence[Row], what: str) -> tuple[str, ...]:
-    """All names of `params` or `metrics`, in order."""
+    """All names in `params` or `metrics` of the rows, sorted."""
     return tuple(sorted({name for row in rows for name in getattr(row, what)}))
 
 
 def frame_of(rows: Sequence[Row], params: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:
-    """One typed row a run, index `run_id`, in order of `trial_number`, the teacher first."""
+    """One typed row per run, index `run_id`, in order of `trial_number`, the teacher first."""
     columns: dict[str, list[Any]] = {"experiment_id": [row.experiment_id for row in rows]}
     tags = [*TAGS, *(tag for tag in MEASURED_ON if any(tag in row.tags for row in rows))]
     for tag in tags:
@@ -50,6 +50,7 @@ def frame_of(rows: Sequence[Row], params: Sequence[str], metrics: Sequence[str])
         columns[name] = [_number(row.metrics.get(name)) for row in rows]
     frame = pd.DataFrame(columns, index=pd.Index([row.run_id for row in rows], name="run_id"))
     frame["trial_number"] = pd.to_numeric(frame["trial_number"])
+    # A column with a missing value stays float: pandas' int64 has no NaN.
     for name in frame.columns:
         if (name in COUNTS or name.startswith("num_")) and frame[name].notna().all() and len(frame):
             frame[name] = frame[name].astype("int64")
@@ -58,11 +59,22 @@ def frame_of(rows: Sequence[Row], params: Sequence[str], metrics: Sequence[str])
     return frame.loc[order.index]
 
 
+def finished_runs(frame: pd.DataFrame, stage: str = "candidate") -> pd.DataFrame:
+    """The rows of a stage, `candidate` or `teacher`, whose run finished: not stopped, infeasible or failed."""
+    return frame[(frame["status"] == "finished") & (frame["stage"] == stage)]
+
+
+def row_of(frame: pd.DataFrame, run_id: object) -> "pd.Series[Any]":
+    """The one row of a run."""
+    return frame.loc[[run_id]].iloc[0]
+
+
 def _typed(texts: Sequence[str | None]) -> list[Any]:
     """A column of parameter texts in the parameter's own type, decided for the whole column.
 
-    Only texts that Python itself would print count as numbers, so a hash such as `00123e45` stays a text.
+    Only texts that Python itself would print count as numbers, so a hash such as `00123e45` stays text.
     """
+    # Parameters are stored as `str(value)`: None is the text "None".
     distinct = {text for text in texts if text is not None and text != "None"}
     for parse in (_whole, _real, _truth):
         values = {text: parse(text) for text in distinct}

@@ -1,4 +1,4 @@
-"""MLflow -> one row per child run. What else reads MLflow asks here, not the store."""
+"""MLflow to one row per child run; everything else in `analysis` that needs MLflow's data asks this module."""
 
 import json
 import tempfile
@@ -16,23 +16,23 @@ from trainables.layout import SWEEP_JSON
 
 @dataclass(frozen=True, kw_only=True)
 class Runs:
-    """What MLflow knows about one sweep, or about several taken together."""
+    """What MLflow holds of one sweep, or of several taken together."""
 
     name: str
-    """Of the sweep; of several, joined by commas."""
+    """The sweep's name; of several sweeps, their names joined by commas."""
     frame: pd.DataFrame
     """One row per child run, index `run_id`, in order of `trial_number`, the teacher first. Columns carry the names of
     tags, parameters and metrics byte for byte; a metric that a run lacks is NaN."""
     params: tuple[str, ...]
-    """Columns that are parameters: the recipe."""
+    """Columns that are parameters: a candidate's recipe."""
     metrics: tuple[str, ...]
-    """Columns that are metrics: the last value of each."""
+    """Columns that are metrics, each with its last value."""
     sweeps: dict[str, dict[str, Any]]
     """Sweep name -> its `sweep.json`: directions, units, reference point, teacher, config, versions."""
     url: str = "http://127.0.0.1:5000"
-    """Where a browser finds MLflow: the tracking server, or where `mlflow ui` listens unless told otherwise."""
+    """Where a browser finds MLflow: the tracking server, or the default address of `mlflow ui`."""
     parent_ids: tuple[str, ...] = ()
-    """MLflow's runs of the sweeps themselves."""
+    """Ids of the MLflow runs that stand for the sweeps themselves."""
 
     @property
     def sweep(self) -> dict[str, Any]:
@@ -40,10 +40,13 @@ class Runs:
         return self.sweeps[self.name] if self.name in self.sweeps else next(iter(self.sweeps.values()))
 
 
-def read_runs(tracking_uri: str, sweep: str | None = None, *, parent_id: str | None = None) -> Runs:
-    """All trials of one sweep, by default of the newest; `parent_id` tells sweeps of one name apart.
+def read_runs(tracking_uri: str, name: str | None = None, *, parent_id: str | None = None) -> Runs:
+    """All trials of one sweep, or of several taken together.
 
-    Several sweeps, named with commas between, are taken together.
+    Args:
+        tracking_uri: the MLflow store.
+        name: of the sweep; several names with commas between them; None for the newest sweep.
+        parent_id: MLflow's run of the sweep, where several sweeps in the store have the same name.
 
     Raises:
         ValueError: if there is no such store or no such sweep, or the sweep's `sweep.json` cannot be read.
@@ -54,21 +57,22 @@ def read_runs(tracking_uri: str, sweep: str | None = None, *, parent_id: str | N
         return _runs(store, [parent for parent in parents if parent.run_id == parent_id], tracking_uri)
     if not parents:
         raise ValueError(f"No sweep in tracking_uri={tracking_uri!r} yet: run sweeps/kd_prune.py first.")
-    names = [parents[0].tags["sweep"]] if sweep is None else _split_names(sweep, parents)
+    names = [parents[0].tags["sweep"]] if name is None else _split_names(name, parents)
     chosen = []
     for name in names:
         found = [parent for parent in parents if parent.tags["sweep"] == name]
         if not found:
             known = ", ".join(dict.fromkeys(parent.tags["sweep"] for parent in parents))
             raise ValueError(
-                f"No sweep={name!r} in tracking_uri={tracking_uri!r}; the sweeps there, newest first: {known}."
+                f"There is no sweep name={name!r} in tracking_uri={tracking_uri!r};"
+                f" the sweeps there, newest first: {known}."
             )
-        chosen.append(found[0])
+        chosen.append(found[0])  # the newest: a shared server may hold several sweeps of one name
     return _runs(store, chosen, tracking_uri)
 
 
 def fetch_artifact(tracking_uri: str, run_id: str, artifact: str, folder: Path) -> Path:
-    """One artifact of a run, such as `model.onnx`: where it lies on this machine, else a copy in `folder`.
+    """The path of a run's artifact, such as `model.onnx`: the artifact itself if it is local, else a copy in `folder`.
 
     Raises:
         ValueError: if there is no such store, run or artifact.
@@ -77,7 +81,7 @@ def fetch_artifact(tracking_uri: str, run_id: str, artifact: str, folder: Path) 
 
 
 def read_curves(tracking_uri: str, run_ids: Sequence[str]) -> pd.DataFrame:
-    """Everything that was noted while runs trained: columns `run_id`, `metric`, `step` (the epoch) and `value`.
+    """All values that runs logged while they trained: columns `run_id`, `metric`, `step` (the epoch) and `value`.
 
     Raises:
         ValueError: if there is no such store or run.
@@ -88,7 +92,7 @@ def read_curves(tracking_uri: str, run_ids: Sequence[str]) -> pd.DataFrame:
 
 
 def read_cells(tracking_uri: str, runs: Runs) -> pd.DataFrame:
-    """Cells of the table of runtimes under the runs of these sweeps, a row each as in `Runs.frame`.
+    """The cells measured for the table of runtimes of these sweeps, one row per cell as in `Runs.frame`.
 
     Raises:
         ValueError: if there is no such store.
@@ -109,7 +113,7 @@ def aliased_run(tracking_uri: str, model: str, alias: str) -> str | None:
 
 
 def _split_names(text: str, parents: Sequence[Row]) -> list[str]:
-    """The sweeps that a text names: one whose name has commas in it, or several with commas between."""
+    """The sweeps that a text names: one sweep whose own name has commas, or several with commas between them."""
     if any(parent.tags["sweep"] == text for parent in parents):
         return [text]
     return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip())) or [text]
@@ -123,7 +127,7 @@ def _runs(store: Store, parents: Sequence[Row], tracking_uri: str) -> Runs:
     if len(contents) > 1:
         _check_together(contents)
         numbers = frame["trial_number"].map("{:.0f}".format, na_action="ignore")
-        frame["label"] = frame["sweep"].str.cat(numbers, sep=" ")
+        frame["label"] = frame["sweep"].str.cat(numbers, sep=" ")  # trial numbers alone would be ambiguous
     return Runs(
         name=",".join(contents),
         frame=frame,
@@ -136,11 +140,12 @@ def _runs(store: Store, parents: Sequence[Row], tracking_uri: str) -> Runs:
 
 
 def _check_together(contents: dict[str, dict[str, Any]]) -> None:
+    """Refuse sweeps whose fronts or hypervolumes could not be compared."""
     (first, one), *others = contents.items()
     for name, content in others:
         for key in ("directions", "reference_point"):
             if content[key] != one[key]:
-                raise ValueError(f"sweep={name!r} and {first!r} differ in {key}: show them one by one.")
+                raise ValueError(f"Sweeps {name} and {first} differ in {key}: show them one by one.")
 
 
 def _sweep_json(store: Store, parent: Row) -> dict[str, Any]:
@@ -150,8 +155,8 @@ def _sweep_json(store: Store, parent: Row) -> dict[str, Any]:
             path = store.fetch(parent.run_id, SWEEP_JSON, Path(folder))
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise ValueError(f"Cannot read {SWEEP_JSON} of sweep={name!r}: {first_line(error)}") from error
+            raise ValueError(f"Cannot read sweep.json of sweep {name}: {first_line(error)}") from error
     missing = [key for key in ("directions", "reference_point", "teacher") if not content.get(key)]
     if missing:
-        raise ValueError(f"{SWEEP_JSON} of sweep={name!r} lacks {', '.join(missing)}.")
+        raise ValueError(f"sweep.json of sweep {name} lacks {', '.join(missing)}.")
     return dict(content)

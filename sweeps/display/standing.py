@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.findings.front import mark_front
+from analysis.findings.front import front_of, most_accurate_first
 from analysis.findings.reuse import Reuse, reuse
 from sweeps.display.durations import Range
 from sweeps.display.time_left import Pace
@@ -61,7 +61,7 @@ class Standing:
         self._started = time.monotonic()
         self._until = until
         self._estimate: tuple[float, Range | None] = (-ESTIMATE_S, None)
-        self._frame: pd.DataFrame | None = None
+        self._front: pd.DataFrame | None = None
         for record in _earlier(folder):
             self.note(_name(record), record)
         self._teacher_row = _teacher_row(folder)
@@ -76,14 +76,13 @@ class Standing:
         self.states[record.status] += 1
         if record.status == "finished" and "control" not in record.tags:
             self._rows[label] = _row(record)
-            self._frame = None
+            self._front = None
 
     def front(self) -> pd.DataFrame:
         """The finished trials that no other one dominates, most accurate first; index: their labels."""
-        frame = self._finished()
-        if frame.empty:
-            return frame
-        return frame[frame["pareto"]].sort_values(["val_accuracy", "latency_p50_ms"], ascending=[False, True])
+        if self._front is None:
+            self._front = most_accurate_first(front_of(self._rows, DIRECTIONS))
+        return self._front
 
     def teacher_metrics(self) -> Mapping[str, Any]:
         """The teacher's row; empty before there is one."""
@@ -106,12 +105,6 @@ class Standing:
             return None
         most = self._until() if self._until else float("inf")
         return Range(*(min(most, max(0.0, s - since)) for s in (estimate.low, estimate.expected, estimate.high)))
-
-    def _finished(self) -> pd.DataFrame:
-        if self._frame is None:
-            frame = pd.DataFrame(list(self._rows.values()), index=list(self._rows))
-            self._frame = mark_front(frame, DIRECTIONS) if len(frame) else frame
-        return self._frame
 
 
 def label_seconds(folder: Path | None, since: float) -> float:

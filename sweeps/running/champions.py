@@ -12,11 +12,10 @@ from typing import Any
 
 import moocore
 import numpy as np
-import pandas as pd
 from ray.tune.experiment import Trial
 
 from analysis.findings.controls import CHAMPION
-from analysis.findings.front import mark_front
+from analysis.findings.front import front_of
 from analysis.findings.pareto import AXES, normalised
 from sweeps.cluster.interrupts import Interrupted
 from sweeps.display.progress import Progress
@@ -168,9 +167,7 @@ def choose_champions(
     finished = {r.trial_number: r for r in records if r.status == "finished" and r.trial_number is not None}
     if not finished:
         return {}
-    rows = [{**record.metrics, "stage": record.stage, "status": record.status} for record in finished.values()]
-    marked = mark_front(pd.DataFrame(rows, index=list(finished)), DIRECTIONS)
-    front = marked[marked["pareto"]]
+    front = front_of(finished, DIRECTIONS)
     points = normalised(front, teacher)[list(AXES)].to_numpy()
     worth = np.asarray(moocore.hv_contributions(points, ref=[corner[axis] for axis in AXES]))
     ranked = front.assign(worth=worth, number=front.index)

@@ -6,15 +6,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from analysis.findings.controls import controls, print_controls, write_controls
+from analysis.findings.controls import controls
 from analysis.findings.front import choose, front_members, hypervolume_curve, retrained, with_teacher
 from analysis.findings.reuse import reuse
-from analysis.findings.selecting import in_words
-from analysis.pages.front_files import write_front
-from analysis.pages.front_table import front_table
+from analysis.pages.front_files import write_controls, write_front
 from analysis.pages.mlflow_view import addresses, view_tags
 from analysis.pages.report import summary_of, write_report
+from analysis.pages.terminal import front_table, print_controls
 from analysis.reading.runs import Runs, read_runs
+from analysis.reading.wording import in_words
 from sweeps.running.run import Run
 from sweeps.search.config import SweepConfig
 from sweeps.search.folder import InputError, check_identity

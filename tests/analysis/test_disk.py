@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from analysis.disk import total, usage, usage_table
+from analysis.disk import total, usage
+from analysis.pages.terminal import usage_table
 
 
 def write(path: Path, size: int) -> Path:

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from analysis.__main__ import main
-from analysis.shipping import PREDICT, about
+from analysis.shipping import PREDICT, stated_in
 from tests.analysis.conftest import log_sweep, teacher_rows, trial_rows
 from trainables.stages.data.decoding import to_array
 
@@ -137,7 +137,7 @@ def test_an_alias_of_the_registry_wins_if_it_is_this_sweeps(out: Path, tmp_path:
         ("night", "'night' is no NAME@WHICH"),
         ("night@best", "no such alias"),
         ("night@77", "night@77: no such finished trial"),
-        ("gone@balanced", "--name 'gone'"),
+        ("gone@balanced", "no sweep name='gone' in"),
     ],
 )
 def test_unknown_names_are_told(out: Path, tmp_path: Path, which: str, message: str, capsys) -> None:
@@ -154,11 +154,11 @@ def test_a_file_where_the_folder_should_be_is_named(out: Path, tmp_path: Path, c
 
 
 def test_a_model_that_does_not_tell_its_classes_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"model\.onnx does not tell its class names"):
-        about(linear_model(tmp_path / "model.onnx", metadata=False))
+    with pytest.raises(ValueError, match=r"model\.onnx does not state its class names"):
+        stated_in(linear_model(tmp_path / "model.onnx", metadata=False))
     (tmp_path / "text.onnx").write_text("no model")
     with pytest.raises(ValueError, match=r"text\.onnx"):
-        about(tmp_path / "text.onnx")
+        stated_in(tmp_path / "text.onnx")
 
 
 def test_predict_is_short() -> None:

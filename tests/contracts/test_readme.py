@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from analysis import sync
 from analysis.__main__ import parser
 from sweeps import ablation, kd_prune, runtimes, studies
 from trainables.store import __main__
@@ -45,9 +44,6 @@ def test_the_readme_has_commands_for_looking_choosing_and_shipping() -> None:
 @pytest.mark.parametrize("command", commands())
 def test_analysis_commands_parse_as_printed(command: str) -> None:
     words = shlex.split(command.split("  #")[0])[3:]
-    if words[:1] == ["sync"]:
-        sync._parser().parse_args(words[1:])
-        return
     parser().parse_args(words if words and not words[0].startswith("-") else ["front", *words])
 
 

@@ -52,7 +52,7 @@ def test_the_same_seed_gives_the_same_interval(night: Runs) -> None:
 
 
 @pytest.mark.parametrize(
-    ("column", "value", "message"), [("dataset", "cifar100", "stands on cifar10, better on cifar100")]
+    ("column", "value", "message"), [("dataset", "cifar100", "was run on cifar10, better on cifar100")]
 )
 def test_what_does_not_compare_is_refused(night: Runs, column: str, value: str, message: str) -> None:
     other = better(night, 0.0)

@@ -10,9 +10,10 @@ import pytest
 from mlflow import MlflowClient
 from rich.console import Console
 
-from analysis.findings.controls import WORTH, controls, interval_95, print_controls, verdict, write_controls
+from analysis.findings.controls import WORTH, controls, interval_95, verdict
 from analysis.findings.front import front_members, hypervolume_curve, mark_front, retrained
-from analysis.pages.front_files import write_front
+from analysis.pages.front_files import write_controls, write_front
+from analysis.pages.terminal import print_controls
 from analysis.reading.runs import read_runs
 from tests.analysis.conftest import DIRECTIONS, log_sweep, teacher_rows, trial_rows
 

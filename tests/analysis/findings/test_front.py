@@ -8,7 +8,7 @@ from rich.console import Console
 from analysis.findings.front import choose, front_hypervolume, front_members, mark_front, of_device, split, with_teacher
 from analysis.findings.pareto import non_dominated, objectives
 from analysis.pages.front_files import write_front
-from analysis.pages.front_table import front_table
+from analysis.pages.terminal import front_table
 from analysis.reading.runs import Runs, read_runs
 
 

@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from analysis.findings.importance import EVALUATORS, counted, importance, importance_table
+from analysis.findings.importance import EVALUATORS, counted, importance
+from analysis.pages.terminal import importance_table
 
 
 def trials(count: int = 60) -> pd.DataFrame:

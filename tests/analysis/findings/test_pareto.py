@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from analysis.findings import pareto
-from analysis.reading import facts
+from analysis.plots import axes
+from analysis.reading import wording
 
 # Few distinct values, so that ties and duplicates are common.
 GRID = st.integers(0, 6).map(float)
@@ -30,7 +31,7 @@ def brute_force_volume(array: np.ndarray, reference: np.ndarray) -> float:
     return float(sum(any((p <= cell).all() for p in array) for cell in map(np.array, cells)))
 
 
-@pytest.mark.parametrize("module", [pareto, facts])
+@pytest.mark.parametrize("module", [pareto, axes, wording])
 def test_examples_in_docstrings(module):
     results = doctest.testmod(module)
     assert results.attempted > 0

@@ -98,12 +98,12 @@ def test_sweeps_of_different_reference_points_are_not_taken_together(copied, mon
     client = MlflowClient(tracking_uri=f"sqlite:///{copied / 'mlflow.db'}")
     monkeypatch.setitem(SWEEP, "reference_point", {**SWEEP["reference_point"], "error_points": 99.0})
     log_sweep(client, client.get_experiment_by_name("cifar10").experiment_id, "other", [])
-    with pytest.raises(ValueError, match="sweep='other' and 'night' differ in reference_point"):
+    with pytest.raises(ValueError, match="Sweeps other and night differ in reference_point"):
         read_runs(f"sqlite:///{copied / 'mlflow.db'}", "night,other")
 
 
 def test_unknown_sweep_lists_those_there_are(store):
-    with pytest.raises(ValueError, match=r"sweep='nigth'.*newest first: night, early\."):
+    with pytest.raises(ValueError, match=r"name='nigth'.*newest first: night, early\."):
         read_runs(store, "nigth")
 
 
