@@ -155,8 +155,8 @@ def _sweep_json(store: Store, parent: Row) -> dict[str, Any]:
             path = store.fetch(parent.run_id, SWEEP_JSON, Path(folder))
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise ValueError(f"Cannot read sweep.json of sweep {name}: {first_line(error)}") from error
+            raise ValueError(f"Cannot read {SWEEP_JSON} of sweep {name}: {first_line(error)}") from error
     missing = [key for key in ("directions", "reference_point", "teacher") if not content.get(key)]
     if missing:
-        raise ValueError(f"sweep.json of sweep {name} lacks {', '.join(missing)}.")
+        raise ValueError(f"{SWEEP_JSON} of sweep {name} lacks {', '.join(missing)}.")
     return dict(content)
