@@ -76,7 +76,8 @@ def parser() -> OneLineParser:
                 "--device", help="device of the latencies, such as cpu:1; needed where there are several"
             )
         if name not in ("du", "sync"):
-            command.add_argument("--tracking-uri", metavar="URI", help=f"MLflow store to read instead of OUT/{DATABASE}")
+            text = f"MLflow store to read instead of OUT/{DATABASE}"
+            command.add_argument("--tracking-uri", metavar="URI", help=text)
     for name in ("front", "report"):
         place = f"folder to write to (default: OUT/sweeps/NAME/{name}; of several sweeps OUT/together/NAMES/{name})"
         made[name].add_argument("--to", type=Path, metavar="DIR", help=place)
