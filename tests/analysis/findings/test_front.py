@@ -1,15 +1,28 @@
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
 
-from analysis.findings.front import choose, front_hypervolume, front_members, mark_front, of_device, split, with_teacher
+from analysis.findings.front import (
+    choose,
+    front_hypervolume,
+    front_members,
+    front_of,
+    mark_front,
+    most_accurate_first,
+    of_device,
+    split,
+    with_teacher,
+)
 from analysis.findings.pareto import non_dominated, objectives
 from analysis.pages.front_files import write_front
 from analysis.pages.terminal import front_table
 from analysis.reading.runs import Runs, read_runs
+from tests.analysis.conftest import DIRECTIONS
+from trainables.records.trial import TrialRecord
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +43,22 @@ def test_front_is_the_non_dominated_set_of_those_who_compete(runs):
     competing = runs.frame[runs.frame["trial_number"] < 8]
     points = objectives(competing, runs.sweep["directions"])
     assert set(front_members(runs).index) == set(points.index[non_dominated(points.to_numpy())])
+
+
+def test_records_and_rows_have_the_same_front_under_any_keys():
+    def record(number: int, accuracy: float, status: str = "finished") -> TrialRecord:
+        metrics = {"val_accuracy": accuracy, "latency_p50_ms": 1.0, "size_bytes": 1e6}
+        told = {"key": f"s/{number}", "stage": "candidate", "status": status, "reason": "", "params": {}, "tags": {}}
+        more = {"curve": (), "files": (), "started": 0.0, "ended": 1.0}
+        return TrialRecord(trial_number=number, metrics=metrics, **told, **more)
+
+    records = [record(0, 0.8), record(1, 0.9), record(2, 0.99, "stopped")]
+    assert front_of({Path(f"trials/{r.trial_number}"): r for r in records}, DIRECTIONS).index == [Path("trials/1")]
+    rows = {r.trial_number: {**r.metrics, "stage": r.stage, "status": r.status} for r in records}
+    front = front_of(rows, DIRECTIONS)
+    assert front.index.tolist() == [1]
+    assert front["val_accuracy"].tolist() == [0.9]
+    assert most_accurate_first(front_of({}, DIRECTIONS)).empty
 
 
 def test_choices_are_the_extremes_of_the_front(runs):
