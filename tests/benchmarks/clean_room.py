@@ -26,9 +26,10 @@ import torch
 from trainables.locks import DeviceLock
 from trainables.records.latency import LatencyRecord
 from trainables.stages.export.writer import export_untrained
-from trainables.stages.measuring.beside_teacher import correction, processor
+from trainables.stages.measuring.beside_teacher import correction
 from trainables.stages.measuring.clean_room import Job, measure_apart
 from trainables.stages.models.build import build_model
+from trainables.stages.models.devices import processor
 from trainables.stages.runtimes.base import Artifact
 
 IMAGE_SIZE, CLASSES = 32, 10

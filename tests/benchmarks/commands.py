@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-from trainables.stages.measuring.beside_teacher import processor
+from trainables.stages.models.devices import processor
 
 STOP_S = 120.0
 """What a command gets to end in order."""

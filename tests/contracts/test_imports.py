@@ -61,7 +61,8 @@ def python(script: str, cwd: Path, *arguments: str) -> list[str]:
                 *("trainables.files", "trainables.layout", "trainables.locks"),
                 *(f"trainables.stages.{name}" for name in ("data.prepared", "data.readers", "export.session")),
                 *(f"trainables.stages.runtimes.{name}" for name in ("absence", "base", "cell", "onnx_runtimes")),
-                *(f"trainables.stages.measuring.{name}" for name in ("clean_room", "gpu_state", "machine", "timing")),
+                *(f"trainables.stages.measuring.{name}" for name in ("clean_room", "machine", "timing")),
+                *("trainables.stages.export.scheme", "trainables.stages.models.devices"),
             ],
             ("torch", "ray", "mlflow", "optuna"),
         ),
@@ -76,6 +77,13 @@ def test_importing_does_not_pull_in(tmp_path: Path, names: list[str], forbidden:
 def test_training_needs_torch_alone(tmp_path: Path) -> None:
     names = [name for room in ("data", "models", "training") for name in modules(f"trainables.stages.{room}")]
     absent = "torch_pruning,onnx,onnxscript,onnxruntime,sklearn,ray,mlflow,optuna,pandas"
+    assert python(IMPORT_WITHOUT, tmp_path, ",".join(names), absent) == names
+
+
+def test_exporting_and_measuring_need_torch_and_onnx_alone(tmp_path: Path) -> None:
+    """A bare machine to measure on has torch, torchvision, onnx and onnxruntime, and what these bring along."""
+    names = [name for room in ("export", "runtimes", "measuring") for name in modules(f"trainables.stages.{room}")]
+    absent = "psutil,pynvml,torch_pruning,sklearn,ray,mlflow,optuna,pandas"
     assert python(IMPORT_WITHOUT, tmp_path, ",".join(names), absent) == names
 
 

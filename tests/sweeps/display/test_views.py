@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from sweeps.cluster.usage import gpu_text, gpus_of, memory_gb, ticks
 from sweeps.display.console import Screen
 from sweeps.display.durations import Range
 from sweeps.display.live import screen
@@ -216,20 +215,6 @@ def test_the_time_to_the_first_trial_is_taken_once() -> None:
     time.sleep(0.01)
     here.first_trial()
     assert here.start_s == first is not None
-
-
-def test_ticks_of_the_cores_that_may_be_used() -> None:
-    stat = "cpu  9 9 9 9 9 9 9 9 9 9\ncpu0 10 0 5 80 5 0 0 0 3 0\ncpu1 50 0 50 0 0 0 0 0 0 0\nintr 1\n"
-    assert ticks(stat, {"cpu0"}) == (15, 100)
-    assert ticks(stat, {"cpu0", "cpu1"}) == (115, 200)
-
-
-def test_memory_and_gpus_as_the_system_tells_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    used, there = memory_gb("MemTotal: 8000000 kB\nMemFree: 1 kB\nMemAvailable: 6000000 kB\n")
-    assert (used, there) == (pytest.approx(2.048), pytest.approx(8.192))
-    assert gpus_of("93, 10240, 143771\n7, 512, 143771\n") == "GPU 93 % 11 GB, 7 % 1 GB"
-    monkeypatch.setenv("PATH", "")
-    assert gpu_text() == "GPU use unknown: no nvidia-smi"
 
 
 def test_a_stopped_trial_keeps_its_curve_and_its_shape(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 import platform
 from dataclasses import dataclass
-from pathlib import Path
+
+from trainables.stages.models.devices import cpuinfo
 
 TARGETS = ("onnxruntime_cpu", "openvino", "onnxruntime_cuda", "tensorrt")
 
@@ -37,7 +38,4 @@ def scheme_for(target: str) -> Scheme:
 
 def has_vnni() -> bool:
     """Whether this processor multiplies 8-bit integers into 32 bits at once; False where nobody can tell."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if not cpuinfo.exists():
-        return False
-    return any(flag in cpuinfo.read_text(encoding="utf-8") for flag in ("avx512_vnni", "avx_vnni"))
+    return any(name in flags for flags in cpuinfo("flags") for name in ("avx512_vnni", "avx_vnni"))

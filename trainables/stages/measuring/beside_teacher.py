@@ -1,7 +1,6 @@
 """The latency of a file on this machine, drift corrected: the only place where a measured time becomes a figure."""
 
 import dataclasses
-import platform
 from pathlib import Path
 
 from trainables.config.candidate import MeasureConfig
@@ -9,7 +8,7 @@ from trainables.layout import ONNX_FILE
 from trainables.records.latency import LatencyRecord
 from trainables.records.stages import ExportRecord
 from trainables.stages.measuring.clean_room import Job, Measured, measure_apart
-from trainables.stages.measuring.gpu_state import gpu_name
+from trainables.stages.models.devices import gpu_name, processor
 from trainables.stages.runtimes.base import RUNTIMES, Artifact
 from trainables.stages.workspace import Workspace
 
@@ -97,16 +96,6 @@ def measured_beside(
     )
     place.make_room()
     return measure_apart(job, place.device_lock())
-
-
-def processor() -> str:
-    """The processor's name."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def hardware(runtime: str) -> str:

@@ -24,9 +24,9 @@ from trainables.layout import CHECKOUT
 from trainables.locks import DeviceLock
 from trainables.records.encoding import decode, to_json
 from trainables.records.latency import LatencyRecord
-from trainables.stages.measuring.gpu_state import GpuState, others_on_gpu
 from trainables.stages.measuring.machine import Counters, bind, conditions, contamination, disturbance, normal_priority
 from trainables.stages.measuring.timing import EXTENSION, alternate, throughput_ips
+from trainables.stages.models.devices import GpuState, others_on_gpu
 from trainables.stages.runtimes.base import RUNTIMES, AbsentError, Artifact, Opened
 from trainables.stages.runtimes.opening import open_runtime
 

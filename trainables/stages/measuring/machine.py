@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trainables.records.latency import ConditionsRecord
-from trainables.stages.measuring.gpu_state import GpuState
+from trainables.stages.models.devices import TICK_S, GpuState, cpu_seconds, cpuinfo, read
 
-PROC = Path("/proc")
-TICK_S = 1 / os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 0.01
+PROC, CPUS = Path("/proc"), Path("/sys/devices/system/cpu")
 
 WAITED_LIMIT = 0.02
 """If all waiting hits the timed runs, their mean grows by this share: it must stay within the 2 % aimed at for p50."""
@@ -53,7 +52,7 @@ class Counters:
     def now(cls, *, processes: bool = True) -> "Counters":
         """Read them all; a few milliseconds on a machine with hundreds of processes."""
         others = _processes() if processes else {}
-        busy, stolen = _cpus()
+        busy, stolen = cpu_seconds()
         return cls(
             at=time.monotonic(),
             busy=busy,
@@ -146,14 +145,14 @@ def bind(threads: int, *, sample_s: float = 0.05) -> tuple[int, ...]:
     if not hasattr(os, "sched_setaffinity"):
         return ()
     allowed = sorted(os.sched_getaffinity(0))
-    before, _ = _cpus()
+    before, _ = cpu_seconds()
     time.sleep(sample_s)
-    after, _ = _cpus()
+    after, _ = cpu_seconds()
     idle = {core: round(after.get(core, 0.0) - before.get(core, 0.0), 2) for core in allowed}
     twins: dict[int, int] = {}
     first_of: dict[str, int] = {}
     for core in allowed:
-        siblings = _read(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list") or str(core)
+        siblings = read(CPUS / f"cpu{core}/topology/thread_siblings_list") or str(core)
         twins[core] = int(first_of.setdefault(siblings, core) != core)
     order = sorted(allowed, key=lambda core: (-_capacity(core), idle[core] > TICK_S, twins[core], idle[core], -core))
     cores = tuple(sorted(order[:threads]))
@@ -172,18 +171,6 @@ def normal_priority() -> None:
             os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
-def _cpus() -> tuple[dict[int, float], dict[int, float]]:
-    """CPU -> busy seconds, and CPU -> stolen seconds, since boot."""
-    busy, stolen = {}, {}
-    for line in (_read("/proc/stat") or "").splitlines():
-        name, *values = line.split()
-        if name.startswith("cpu") and name != "cpu":
-            user, nice, system, _, _, hard, soft, steal = (int(value) * TICK_S for value in values[:8])
-            busy[int(name[3:])] = user + nice + system + hard + soft
-            stolen[int(name[3:])] = steal
-    return busy, stolen
-
-
 def _waited_s() -> float | None:
     """Seconds that threads of this process stood in the run queue."""
     total = 0
@@ -198,7 +185,7 @@ def _waited_s() -> float | None:
 
 def _memory_stall_s() -> float | None:
     """`some` of the kernel's pressure information."""
-    line, _, _ = (_read("/proc/pressure/memory") or "").partition("\n")
+    line, _, _ = (read(PROC / "pressure/memory") or "").partition("\n")
     return int(line.rpartition("total=")[2]) / 1e6 if "total=" in line else None
 
 
@@ -207,7 +194,7 @@ def _processes() -> dict[int, tuple[str, int, float]]:
     found = {}
     for entry in PROC.iterdir() if PROC.exists() else ():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
-            text = _read(f"/proc/{entry.name}/stat")
+            text = read(entry / "stat")
             if text is not None:
                 # the name stands in brackets and may hold any character
                 name, _, fields = text.partition("(")[2].rpartition(")")
@@ -233,28 +220,20 @@ def _busiest(before: Counters, after: Counters, cores: Collection[int]) -> str:
 
 def _mhz(cores: Collection[int]) -> float | None:
     """Mean clock of some CPUs: the governor's figure, or the one in /proc/cpuinfo."""
-    values = [_read(f"/sys/devices/system/cpu/cpu{core}/cpufreq/scaling_cur_freq") for core in cores]
+    values = [read(CPUS / f"cpu{core}/cpufreq/scaling_cur_freq") for core in cores]
     mhz = [int(value) / 1000 for value in values if value]
     if not mhz:
-        lines = [line for line in (_read("/proc/cpuinfo") or "").splitlines() if line.startswith("cpu MHz")]
-        mhz = [float(line.rpartition(":")[2]) for core, line in enumerate(lines) if core in cores]
+        mhz = [float(value) for core, value in enumerate(cpuinfo("cpu MHz")) if core in cores]
     return sum(mhz) / len(mhz) if mhz else None
 
 
 def _capacity(core: int) -> int:
     """Relative speed of a CPU, 0 if the kernel does not tell."""
     for name in ("cpu_capacity", "cpufreq/cpuinfo_max_freq"):
-        if text := _read(f"/sys/devices/system/cpu/cpu{core}/{name}"):
+        if text := read(CPUS / f"cpu{core}/{name}"):
             return int(text)
     return 0
 
 
 def _rate(before: float | None, after: float | None, seconds: float) -> float | None:
     return None if before is None or after is None else (after - before) / seconds
-
-
-def _read(path: str) -> str | None:
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return None
