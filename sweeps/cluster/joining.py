@@ -21,6 +21,7 @@ from sweeps.cluster.mps_nodes import daemon_on_nodes
 from sweeps.cluster.ray_private import init_on_loopback
 from sweeps.cluster.ray_settings import FOR_WORKERS
 from sweeps.search.config import SweepConfig
+from sweeps.search.devices import Devices
 from sweeps.search.folder import InputError
 from trainables.layout import CHECKOUT
 
@@ -44,7 +45,7 @@ def ray_for(config: SweepConfig) -> Generator[None, None, None]:
     # one path for all nodes, on which the driver's TMPDIR may not exist
     service = Path("/tmp") / f"mps-{uuid.uuid4().hex}" if config.devices.mps and config.devices.address else None
     if config.devices.address is None:
-        _start(config)
+        _start(config.devices)
     else:  # the workers of all nodes, of those that join later, too, are told of the service as the job begins
         _join(config.devices.address, client_environment(service) if service else {})
     try:
@@ -57,19 +58,19 @@ def ray_for(config: SweepConfig) -> Generator[None, None, None]:
         ray.shutdown()
 
 
-def cores_of_a_node(config: SweepConfig) -> int:
+def cores_of_a_node(devices: Devices) -> int:
     """The most CPU cores that one task may have: of the largest node that is up, but no more than the sweep has."""
-    if config.devices.address is None:
-        return config.devices.cpus
+    if devices.address is None:
+        return devices.cpus
     largest = max((node["Resources"].get("CPU", 0.0) for node in _alive()), default=0.0)
-    return int(min(config.devices.cpus, largest)) or config.devices.threads
+    return int(min(devices.cpus, largest)) or devices.threads
 
 
-def _start(config: SweepConfig) -> None:
+def _start(devices: Devices) -> None:
     """A Ray of the sweep's size, for this machine alone."""
     init_on_loopback(
-        num_cpus=config.devices.cpus,
-        num_gpus=config.devices.gpus,
+        num_cpus=devices.cpus,
+        num_gpus=devices.gpus,
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,

@@ -83,7 +83,7 @@ def _make_teacher(
 
 
 def _train_teacher(config: SweepConfig, dataset: DatasetRecord, console: Console, deadline: Deadline | None) -> None:
-    base, cores = config.search.base, cores_of_a_node(config)
+    base, cores = config.search.base, cores_of_a_node(config.devices)
     task = TrialTask(
         stage="teacher",
         candidate=base.resolve(dataset, device=config.devices.device),

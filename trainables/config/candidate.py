@@ -275,8 +275,3 @@ class Candidate(CandidateConfig):
         """The row of the teacher, whose file is FP32: without student and pruning."""
         row = self.flat() | vars(ExportConfig(opset=self.export.opset))
         return {name: row[name] for name in row if name not in {**vars(self.student), **vars(self.prune)}}
-
-    @classmethod
-    def from_flat(cls, row: Mapping[str, Any]) -> "Candidate":
-        """The inverse of `flat`."""
-        return cls(**vars(CandidateConfig().replace(**row)))

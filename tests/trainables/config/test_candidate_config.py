@@ -6,7 +6,6 @@ import pytest
 from trainables.config.candidate import (
     KD_LOSSES,
     AugmentConfig,
-    Candidate,
     CandidateConfig,
     DataConfig,
     StudentConfig,
@@ -66,7 +65,7 @@ def test_flat_and_back() -> None:
     config = CandidateConfig().replace(alpha=0.5, dataset="cifar10", train_limit=100)
     assert CandidateConfig().replace(**config.flat()) == config
     candidate = config.resolve(DIGITS, device="cpu")
-    assert Candidate.from_flat(candidate.flat()) == candidate
+    assert CandidateConfig().replace(**candidate.flat()).resolve(DIGITS, device="cuda") == candidate
     assert candidate.student.alpha == 0.5 and candidate.data.dataset == "digits"
 
 

@@ -1,4 +1,4 @@
-"""The Tune trainables on their own: student and pruning, without a sweep around them."""
+"""The Tune trainable on its own, without a sweep around it."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from ray import tune
 from sweeps.running.tune.fixed_runs import FixedRuns
 from trainables.config.candidate import CandidateConfig
 from trainables.trials.base import StageTrial
-from trainables.trials.networks import PruneTrial, StudentTrial
+from trainables.trials.candidate import CandidateTrial
 from trainables.trials.task import TrialTask, Worker
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
@@ -38,18 +38,20 @@ def run(trainable: type[StageTrial], folder: Path, **changes: Any) -> dict[str, 
     return dict(result.metrics or {})
 
 
-def test_pruning_and_student_share_what_they_have_in_common(tmp_path: Path) -> None:
-    pruned = run(PruneTrial, tmp_path, pruning_ratio=0.5)
-    assert pruned["final"] and pruned["key"].startswith("recovery/")
-    assert pruned["training_iteration"] == 1 + 1 + 1 + 1  # teacher, student, recovery, the end
-    student = run(StudentTrial, tmp_path)
-    assert student["final"] and student["key"].startswith("student/")
-    assert student["training_iteration"] == 1  # everything was in the store
-    assert student["num_params"] == 763_306 > pruned["num_params"]
-    assert student["macs"] > 2 * pruned["macs"]
+def test_a_step_is_an_epoch_and_what_is_in_the_store_takes_none(tmp_path: Path) -> None:
+    first = run(CandidateTrial, tmp_path, pruning_ratio=0.5)
+    assert first["final"]
+    assert first["training_iteration"] == 1 + 1 + 1 + 1 + 1  # teacher, shape, student, recovery, the end
+    assert 0.4 < first["achieved_channel_ratio"] < 0.6 < first["achieved_params_ratio"] < 0.8
+    dense = run(CandidateTrial, tmp_path, pruning_ratio=0.0)
+    assert dense["training_iteration"] == 1 + 1 + 1  # shape, recovery, the end: teacher and student were there
+    assert dense["num_params"] == 763_306 > first["num_params"]
+    assert dense["achieved_channel_ratio"] == dense["achieved_macs_ratio"] == 0
+    assert first["achieved_params_ratio"] == pytest.approx(1 - first["num_params"] / dense["num_params"])
+    assert first["achieved_macs_ratio"] == pytest.approx(1 - first["macs"] / dense["macs"])
 
 
 def test_a_configuration_that_cannot_work_ends_the_trial_with_its_reason(tmp_path: Path) -> None:
-    broken = run(StudentTrial, tmp_path, learning_rate=1e30)
+    broken = run(CandidateTrial, tmp_path, learning_rate=1e30)
     assert broken["final"] is False
     assert "diverged" in broken["invalid"]
