@@ -24,6 +24,7 @@ from sweeps.search.sampling.searcher import Proposing, StudySearcher, finished, 
 from sweeps.search.space import tidy
 from trainables.records.stages import DatasetRecord
 from trainables.records.trial import TrialRecord, read_trial
+from trainables.store.results import store_below
 from trainables.tracking.deliveries import Score
 from trainables.tracking.tracker import Tracker
 from trainables.trials.candidate import CandidateTrial
@@ -136,6 +137,7 @@ def _progress(config: SweepConfig, console: Console, teacher: TrialRecord, done:
         concurrency=config.concurrency,
         teacher=teacher_line(config, teacher),
         folder=config.folder,
+        store=store_below(config.out, config.storage),
         stops=STOPPERS[config.stopper] is not None,
         until=config.deadline.search_left if isinstance(config, TimedSweep) else None,
     )
