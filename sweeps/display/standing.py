@@ -15,8 +15,10 @@ from analysis.findings.reuse import Reuse, reuse
 from sweeps.display.durations import Range
 from sweeps.display.time_left import Pace
 from sweeps.search.objectives import DIRECTIONS
-from trainables.layout import RECORD, STORE, TEACHER, TRIALS, has_record, out_of, recorded
+from trainables.layout import RECORD, TEACHER, TRIALS, has_record, recorded
 from trainables.records.trial import TrialRecord, read_trial
+from trainables.store.entries import made_since
+from trainables.store.results import Store
 
 STATES = ("finished", "stopped", "infeasible", "failed")
 ESTIMATE_S = 5.0  # an estimate is kept this long and counted down meanwhile
@@ -35,6 +37,7 @@ class Standing:
         concurrency: int,
         teacher: str | None = None,
         folder: Path | None = None,
+        store: Store | None = None,
         stops: bool = False,
         until: Callable[[], float] | None = None,
     ) -> None:
@@ -48,6 +51,7 @@ class Standing:
             concurrency: trials at once.
             teacher: second line, if there is a teacher yet.
             folder: OUT/sweeps/NAME, whose records tell what earlier runs have found.
+            store: of the sweep; tells what soft labels have cost.
             stops: whether trials are stopped early.
             until: seconds that the sweep may still take, if that is limited.
         """
@@ -56,7 +60,7 @@ class Standing:
         self.states: Counter[str] = Counter()
         self.running: dict[str, str] = {}
         since = time.time()
-        self.pace = Pace(concurrency=concurrency, stops=stops, labels_s=lambda: label_seconds(folder, since))
+        self.pace = Pace(concurrency=concurrency, stops=stops, labels_s=lambda: label_seconds(store, since))
         self._rows: dict[str, dict[str, Any]] = {}
         self._started = time.monotonic()
         self._until = until
@@ -107,16 +111,13 @@ class Standing:
         return Range(*(min(most, max(0.0, s - since)) for s in (estimate.low, estimate.expected, estimate.high)))
 
 
-def label_seconds(folder: Path | None, since: float) -> float:
+def label_seconds(store: Store | None, since: float) -> float:
     """Median seconds that the soft labels of a view took since a Unix time; 0 if none were computed.
 
-    Args:
-        folder: OUT/sweeps/NAME; the labels are in OUT/store.
-        since: seconds.
+    Of labels that other nodes have computed, those count that a trial of this node has fetched: no network is asked.
     """
-    views = [] if folder is None else recorded(out_of(folder) / STORE / "soft_labels")
-    paths = [view / RECORD for view in views]
-    seconds = [json.loads(path.read_text("utf-8"))["seconds"] for path in paths if path.stat().st_mtime >= since]
+    folders = [] if store is None else made_since(store.here, "soft_labels", since)
+    seconds = [json.loads((folder / RECORD).read_text("utf-8"))["seconds"] for folder in folders]
     return float(median(seconds)) if seconds else 0.0
 
 

@@ -3,7 +3,6 @@
 import errno
 import shutil
 import tempfile
-from pathlib import Path
 
 from sweeps.cluster.address import check_shared
 from sweeps.display.console import Screen
@@ -14,7 +13,8 @@ from trainables.config.flags import OneLineParser, flag_name
 from trainables.config.limits import Limits
 from trainables.layout import ONNX_FILE, STORE, trial_folder
 from trainables.records.stages import DatasetRecord
-from trainables.store.entries import check_format
+from trainables.store.entries import check_format, moved_aside
+from trainables.store.results import store_below
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 TRACKING_SCHEMES = ("sqlite:///", "http://", "https://", "postgresql", "mysql", "mssql")
@@ -85,7 +85,8 @@ def run(
     from sweeps.running.launch import run_sweep
     from sweeps.search.folder import InputError
 
-    damaged = _moved_aside(config.places.out)
+    store = store_below(config.places.out, config.places.storage)
+    damaged = moved_aside(store.here)  # workers speak to nobody: the command tells of new ones
     code = 0
     screen.launch()
     screen.wait("Starting Ray and MLflow")
@@ -109,7 +110,7 @@ def run(
         screen.go_on()
     if screen.start_s is not None:
         remember_start(config.places.out, screen.start_s)
-    for folder in sorted(_moved_aside(config.places.out) - damaged):
+    for folder in sorted(moved_aside(store.here) - damaged):
         screen.print(f"{folder} was damaged: it was moved aside and computed again.", style="yellow", soft_wrap=True)
     tell_end(config, screen, code)
     return code
@@ -144,11 +145,6 @@ def _full_disk(error: BaseException | None) -> OSError | None:
             return error
         error = error.__cause__ or error.__context__
     return None
-
-
-def _moved_aside(out: Path) -> set[Path]:
-    """Damaged results of stages; workers speak to nobody, so that the command tells of new ones."""
-    return set((out / STORE).glob("*/*.corrupt-*"))
 
 
 def _room(config: SweepConfig) -> str:

@@ -26,6 +26,7 @@ from sweeps.search.space import tidy
 from trainables.layout import JOURNAL, RUNGS, TRIALS, recorded
 from trainables.records.stages import DatasetRecord
 from trainables.records.trial import TrialRecord, read_trial
+from trainables.store.results import store_below
 from trainables.tracking.deliveries import Score
 from trainables.trials.candidate import CandidateTrial
 from trainables.trials.task import TrialTask
@@ -134,6 +135,7 @@ def _progress(run: Run, done: int) -> Progress:
         concurrency=config.devices.concurrency,
         teacher=teacher_line(config, run.teacher),
         folder=config.folder,
+        store=store_below(config.places.out, config.places.storage),
         stops=STOPPERS[config.search.stopper] is not None,
         until=run.deadline.search_left if run.deadline else None,
     )

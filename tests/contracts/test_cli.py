@@ -299,11 +299,12 @@ def test_a_disk_that_fills_while_a_sweep_runs(
     )
 
 
+@pytest.mark.parametrize("shared", [False, True], ids=["out", "storage"])
 def test_a_damaged_result_that_a_worker_found_is_told(
-    tmp_path: Path, data_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, data_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, shared: bool
 ) -> None:
     """As `trainables.store` leaves it; workers themselves speak to nobody."""
-    store = tmp_path / "runs" / "store"
+    store = tmp_path / ("shared" if shared else "runs") / "store"
     (store / "teacher" / "old.corrupt-1").mkdir(parents=True)
 
     def finds(*_: object) -> int:
@@ -312,6 +313,7 @@ def test_a_damaged_result_that_a_worker_found_is_told(
 
     monkeypatch.setattr("sweeps.running.launch.run_sweep", finds)
     words = ["--preset", "quick", "--train-limit", "100", "--out", str(tmp_path / "runs")]
+    words += ["--storage", str(tmp_path / "shared")] if shared else []
     assert main([*words, "--data-dir", str(data_dir)]) == 0
     shown = capsys.readouterr().out
     assert shown == f"{store / 'student' / 'abc.corrupt-1'} was damaged: it was moved aside and computed again.\n"

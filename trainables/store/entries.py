@@ -48,6 +48,23 @@ def move_aside(folder: Path) -> None:
     log.warning("store: %s is damaged (%s); moved to %s and computed again", folder, reason, aside.name)
 
 
+def moved_aside(root: Path) -> set[Path]:
+    """Damaged results that `move_aside` has put beside their place, below a store's folder on this node."""
+    return set(root.glob("*/*.corrupt-*"))
+
+
+def made_since(root: Path, stage: str, since: float) -> list[Path]:
+    """Folders of a stage's results on this node that were computed, here or on another node, after a Unix time."""
+    found = []
+    for path in sorted(root.glob(f"{stage}/*/{MANIFEST}")):
+        if "." in path.parent.name or path.stat().st_mtime < since:
+            continue
+        manifest = parse(path.read_bytes(), str(path))
+        if manifest is not None and manifest.created >= since:  # not one that was only downloaded since
+            found.append(path.parent)
+    return found
+
+
 def progress(partial: Path) -> Progress:
     """What `note_progress` wrote last; zeros for new work."""
     try:

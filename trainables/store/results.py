@@ -102,6 +102,11 @@ class Store:
             self._local, self._objects = cache, Objects(root)
         self._stale_s, self._checked = stale_s, False
 
+    @property
+    def here(self) -> Path:
+        """The folder on this node: the store itself or, of a store under a URL, its cache."""
+        return self._local
+
     def find(self, key: Key) -> Path | None:
         """The folder of a finished and undamaged result on this node, downloaded if need be; or None.
 

@@ -1,9 +1,10 @@
 import io
 import json
 import time
+from collections.abc import Generator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Never
 
 import pytest
 from rich.console import Console
@@ -21,6 +22,7 @@ from trainables.config.candidate import CandidateConfig
 from trainables.files import write_text
 from trainables.records.encoding import to_json
 from trainables.records.trial import TrialRecord, read_trial
+from trainables.store.results import Store, stage_key
 from trainables.trials.task import TrialTask
 
 SHAPE = {"reference_latency_p50_ms": 1.0, "size_bytes": 1e6, "latency_p50_ms": 0.5, "num_params": 10, "macs": 100}
@@ -135,15 +137,41 @@ def test_what_is_left_never_exceeds_the_time_there_is() -> None:
     assert left.low <= 1.0
 
 
-def test_soft_labels_of_this_sweep_tell_their_seconds(tmp_path: Path) -> None:
-    folder = tmp_path / "sweeps" / "x"
-    assert label_seconds(folder, 0.0) == 0.0
-    for name, seconds in (("a", 3.0), ("b", 5.0), ("c", 40.0)):
-        place = tmp_path / "store" / "soft_labels" / name
-        place.mkdir(parents=True)
-        (place / "record.json").write_text(json.dumps({"view": 0, "seconds": seconds}))
-    assert label_seconds(folder, 0.0) == 5.0
-    assert label_seconds(folder, time.time() + 60) == 0.0
+def filled(store: Store, view: int, seconds: float) -> None:
+    """Soft labels of a view, as their stage leaves them in a store."""
+
+    def fill(folder: Path) -> Generator[Never, None, None]:
+        (folder / "record.json").write_text(json.dumps({"view": view, "seconds": seconds}))
+        yield from ()
+
+    assert list(store.obtain(stage_key("soft_labels", version=1, view=view), fill)) == []
+
+
+@pytest.mark.parametrize("storage", [None, "shared", "url"])
+def test_soft_labels_of_this_sweep_tell_their_seconds_wherever_the_store_is(
+    tmp_path: Path, storage: str | None
+) -> None:
+    where = {None: None, "shared": str(tmp_path / "shared"), "url": f"file://{tmp_path}/bucket"}[storage]
+    store = store_below(tmp_path / "out", where)
+    about = {"phase": "trials", "title": "", "trials": 9, "done": 0, "concurrency": 1}
+    standing = Standing(**about, folder=tmp_path / "out" / "sweeps" / "x", store=store)
+    assert standing.pace._labels_s() == 0.0
+    for view, seconds in enumerate((3.0, 5.0, 40.0)):
+        filled(store_below(tmp_path / "out", where), view, seconds)
+    assert standing.pace._labels_s() == 5.0
+    assert label_seconds(store, time.time() + 60) == 0.0
+    assert Standing(**about).pace._labels_s() == 0.0
+
+
+def test_labels_of_an_earlier_sweep_that_were_only_downloaded_cost_nothing(tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/bucket"
+    here, there = store_below(tmp_path / "here", url), store_below(tmp_path / "there", url)
+    filled(there, 0, 7.0)
+    time.sleep(0.05)
+    since = time.time()
+    assert here.find(stage_key("soft_labels", version=1, view=0)) is not None
+    assert label_seconds(here, since) == 0.0
+    assert label_seconds(here, 0.0) == 7.0
 
 
 def followed(console: Console) -> None:
