@@ -22,7 +22,7 @@ from trainables.config.candidate import CandidateConfig
 from trainables.files import write_text
 from trainables.records.encoding import to_json
 from trainables.records.trial import TrialRecord, read_trial
-from trainables.store.results import Store, stage_key
+from trainables.store.results import Store, stage_key, store_below
 from trainables.trials.task import TrialTask
 
 SHAPE = {"reference_latency_p50_ms": 1.0, "size_bytes": 1e6, "latency_p50_ms": 0.5, "num_params": 10, "macs": 100}
