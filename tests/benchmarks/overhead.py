@@ -16,7 +16,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -169,33 +169,34 @@ def ours(flags: argparse.Namespace, out: Path) -> dict[str, Any]:
     from sweeps.search.config import SweepConfig
     from trainables.config.candidate import CandidateConfig, DataConfig
     from trainables.stages.data import prepared
+    from trainables.trials.candidate import CandidateTrial
+    from trainables.trials.teacher import TeacherTrial
 
-    times: dict[str, float] = {}
-    launch.tuner = trials.tuner = _clocked(launch.tuner, times)
-    trials.CandidateTrial, launch.TeacherTrial = _naps(flags, template_in(out))
+    assert launch.tuner is trials.tuner
+    nap, times = _nap(flags, template_in(out)), dict[str, float]()
+    launch.tuner = trials.tuner = _clocked(launch.tuner, {CandidateTrial: nap, TeacherTrial: nap}, times)
     base = CandidateConfig().replace(student_epochs=EPOCHS, recovery_epochs=0)
-    config = SweepConfig(
-        name="overhead", out=out, data_dir=out / "data", trials=flags.trials, cpus=flags.cpus, base=base
+    config = SweepConfig(name="overhead").replace(
+        out=out, data_dir=out / "data", trials=flags.trials, cpus=flags.cpus, base=base
     )
     try:
         launch.run_sweep(config, prepared.prepare(DataConfig(dataset="digits"), config.places.data_dir), Console())
     except KeyboardInterrupt:
         raise KeyboardInterrupt from None
+    assert "fit_s" in times, "the trials ran elsewhere than in what is clocked here"
     records = config.folder.glob("trials/*/record.json")
     return times | {"ends": [json.loads(path.read_text())["ended"] for path in records]}
 
 
-def _naps(flags: argparse.Namespace, template: Path) -> tuple[type, type]:
-    """Trainables in the place of a candidate and of a teacher; Ray pickles them with all they need."""
+def _nap(flags: argparse.Namespace, template: Path) -> type:
+    """A trainable in the place of a candidate's and of the teacher's; Ray pickles it with all it needs."""
     from trainables.records.stages import EpochRecord, ShapeRecord
-    from trainables.trials.base import OutboxTrial
+    from trainables.trials.base import ChainTrial
 
     epoch = work(flags)
 
-    class Nap(OutboxTrial):
-        stage = "candidate"
-
-        def begin(self, config: Any, place: Any) -> Generator[Any, None, tuple[EpochRecord, ...]]:
+    class Nap(ChainTrial):
+        def begin(self, task: Any, place: Any) -> Generator[Any, None, tuple[EpochRecord, ...]]:
             size = {"size_bytes": FILE_BYTES, "num_params": 100_000, "macs": 1_000_000}
             times = {"latency_p50_ms": 1.0, "reference_latency_p50_ms": 4.0, "seconds": 0.0}
             times |= {"latency_verdict": "clean", "latency_alone_s": 0.0}
@@ -210,25 +211,21 @@ def _naps(flags: argparse.Namespace, template: Path) -> tuple[type, type]:
             return tuple(curve)
 
         def finish(self, record: Any) -> dict[str, Any]:
-            folder = Path(self.config["trial_dir"])
+            folder = self.task.folder
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(template, folder / "model.onnx")
-            metrics = result_of(self.config["trial_number"] or 0)
-            params = self.config["candidate"]
-            self._write(status="finished", params=params, metrics=metrics, curve=record, files=("model.onnx",))
+            metrics = result_of(self.task.trial_number or 0)
+            self.leave(status="finished", metrics=metrics, curve=record, files=("model.onnx",))
             return metrics | {"excess": {}}
 
-    class NapTeacher(Nap):
-        stage = "teacher"
-
-    return Nap, NapTeacher
+    return Nap
 
 
-def _clocked(make: Callable[..., Any], times: dict[str, float]) -> Callable[..., Any]:
-    """`make`, whose Tuner for the trials notes when it started and how long it took."""
+def _clocked(make: Callable[..., Any], stand_ins: Mapping[type, type], times: dict[str, float]) -> Callable[..., Any]:
+    """`make` for stand-ins of its trainables; the Tuner for the trials notes when it started and how long it took."""
 
-    def clocked(*args: Any, **settings: Any) -> Any:
-        tuner = make(*args, **settings)
+    def clocked(trainable: type, *args: Any, **settings: Any) -> Any:
+        tuner = make(stand_ins[trainable], *args, **settings)
         if settings["name"] == "trials":
             fit = tuner.fit
 

@@ -366,33 +366,26 @@ class Points(tune.Callback):
 
 def run(config: SweepConfig, dataset: DatasetRecord, workers: int, max_seconds: float | None) -> bool:
     """Teacher, then the sweep; False if it was interrupted."""
-    out = config.places.out.resolve()
+    search, devices, out = config.search, config.devices, config.places.out.resolve()
     arrays = {split: tuple(np.array(array) for array in prepared.load(dataset, split)) for split in ("train", "val")}
-    device = "cuda" if config.devices.gpus else "cpu"
-    task = Task(
-        config=config.search.base, dataset=dataset, rates=config.rates, device=device, workers=workers, folder=out
-    )
-    train_teacher(task, arrays, config.devices.cpus)
-    ray.init(
-        address="local",
-        num_cpus=config.devices.cpus,
-        num_gpus=config.devices.gpus,
-        include_dashboard=False,
-        log_to_driver=False,
-    )
-    epochs = config.search.base.student.student_epochs + config.search.base.prune.recovery_epochs
+    device = "cuda" if devices.gpus else "cpu"
+    task = Task(config=search.base, dataset=dataset, rates=config.rates, device=device, workers=workers, folder=out)
+    train_teacher(task, arrays, devices.cpus)
+    cores, gpus = devices.cpus, devices.gpus
+    ray.init(address="local", num_cpus=cores, num_gpus=gpus, include_dashboard=False, log_to_driver=False)
+    epochs = search.base.student.student_epochs + search.base.prune.recovery_epochs
     tracking_uri = f"sqlite:///{out / 'mlflow.db'}"
     MlflowClient(tracking_uri).create_experiment("plain", artifact_location=(out / "artifacts").as_uri())
     searcher = OptunaSearch(
-        space=dict(config.search.space),
+        space=dict(search.space),
         metric="score",
         mode="max",
-        seed=config.search.search_seed,
-        points_to_evaluate=spaces.first_trials(config.search.space),
+        seed=search.search_seed,
+        points_to_evaluate=spaces.first_trials(search.space, search.base),
     )
     left = None if max_seconds is None else max(1.0, max_seconds - (time.time() - START))
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(trial, task=task, arrays=arrays), config.devices.resources),
+        tune.with_resources(tune.with_parameters(trial, task=task, arrays=arrays), devices.resources),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=ASHAScheduler(
@@ -401,8 +394,8 @@ def run(config: SweepConfig, dataset: DatasetRecord, workers: int, max_seconds: 
                 max_t=epochs + 1,  # the last report is the measurement
                 grace_period=max(1, round(GRACE_SHARE * epochs)),
             ),
-            num_samples=config.search.trials,
-            max_concurrent_trials=config.devices.concurrency,
+            num_samples=search.trials,
+            max_concurrent_trials=devices.concurrency,
             time_budget_s=left,
         ),
         run_config=tune.RunConfig(
@@ -420,7 +413,7 @@ def run(config: SweepConfig, dataset: DatasetRecord, workers: int, max_seconds: 
     ended = sum(bool(result.metrics and result.metrics.get("done")) or result.error is not None for result in results)
     wall = time.time() - START
     print(f"{len(results)} trials, {results.num_errors} failed, {wall:.1f} s with the teacher: {out / 'points.csv'}")
-    return ended >= config.search.trials or (max_seconds is not None and wall >= max_seconds)
+    return ended >= search.trials or (max_seconds is not None and wall >= max_seconds)
 
 
 def write_ends(results: tune.ResultGrid, last: int, path: Path) -> None:
@@ -489,13 +482,11 @@ def sweep_config(flags: Any) -> SweepConfig:
     for name in SEARCHED:
         setattr(flags, name, None)
     names = ("out", "data_dir", "trials", "search_seed", "cpus", "cpus_per_trial", "gpus", "gpus_per_trial")
-    return dataclasses.replace(
-        preset,
+    asked = {name: spaces.parse(name, text) for name, text in given.items()}
+    return preset.replace(
         name="plain",
         base=config_from_flags(base, flags),
-        space={
-            name: spaces.parse(name, given[name]) if name in given else preset.search.space[name] for name in SEARCHED
-        },
+        space={name: asked.get(name, preset.search.space[name]) for name in SEARCHED},
         **{name: getattr(flags, name) for name in names},
     )
 

@@ -13,7 +13,7 @@ import heapq
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,10 +30,13 @@ from sweeps.running.tune.stopper import FrontStopper
 from sweeps.search.config import OBJECTIVES
 from sweeps.search.objectives import study_directions, study_values
 from sweeps.search.sampling.samplers import make_sampler
+from trainables.config.compression import PruneConfig
 from trainables.config.score import ExchangeRates, composite_score
+from trainables.trials.task import TASK
 
 FRACTIONS = (0.25, 0.5, 1.0)
 GOAL = 0.95
+PRUNING = {field.name for field in fields(PruneConfig)}
 SAMPLERS = ("random", "tpe", "nsga2", "gp")
 STOPPERS: Mapping[str, Callable[[int], TrialScheduler]] = {
     "none": lambda epochs: FIFOScheduler(),
@@ -143,7 +146,9 @@ def _propose(study: optuna.Study, table: Table, free: npt.NDArray[np.bool_]) -> 
 
 
 def _trial(table: Table, row: int) -> SimpleNamespace:
-    return SimpleNamespace(trial_id=str(row), config={"key": str(row), "candidate": table.rows[row]})
+    known = {name: value for name, value in table.rows[row].items() if name in PRUNING and not pd.isna(value)}
+    task = SimpleNamespace(key=str(row), candidate=SimpleNamespace(prune=PruneConfig(**known)))
+    return SimpleNamespace(trial_id=str(row), config={TASK: task})
 
 
 def _report(table: Table, row: int, step: int) -> dict[str, Any]:

@@ -28,20 +28,23 @@ from onnx import helper
 
 from analysis.findings.front import front_members
 from sweeps.running.outcome import publish
+from sweeps.running.run import worker_of
 from sweeps.running.tune.stopper import FrontStopper
 from sweeps.search.config import SAMPLERS, SweepConfig
 from sweeps.search.objectives import DIRECTIONS, UNITS, reference_point
 from sweeps.search.presets import quick
-from sweeps.search.sampling.searcher import Proposing, StudySearcher, open_study
-from sweeps.search.space import default_space, parse
+from sweeps.search.sampling.searcher import StudySearcher, open_study
+from sweeps.search.space import default_space, parse, tidy
+from trainables.config.candidate import Candidate
 from trainables.config.score import ExchangeRates, composite_score
 from trainables.files import write_text
 from trainables.records.encoding import to_json
-from trainables.records.trial import TrialRecord
 from trainables.tracking.tracker import Tracker
+from trainables.trials.task import TrialTask, task_of
 
 ROWS = (100, 1_000, 2_000, 5_000, 10_000)
 TEACHER = {"val_accuracy": 0.95, "latency_p50_ms": 2.0, "size_bytes": 44e6}
+IMAGES = SimpleNamespace(name="digits", image_size=32)
 PARTS = ("propose", "stopper", "record", "tell", "deliver")
 
 
@@ -68,7 +71,9 @@ def main(argv: list[str] | None = None) -> int:
 def run(flags: argparse.Namespace) -> None:
     """All trials; a line at every size of `ROWS`."""
     space = default_space() | {"learning_rate": parse("learning_rate", "1e-4:1e-2")}
-    config = SweepConfig(name="scale").replace(out=flags.out, trials=flags.trials, sampler=flags.sampler, space=space)
+    config = SweepConfig(name="scale").replace(
+        out=flags.out, trials=flags.trials, sampler=flags.sampler, space=space, base=quick().search.base
+    )
     config.folder.mkdir(parents=True)
     write_model(config.places.out / "model.onnx")
     rates, clock, rng = ExchangeRates(), Clock(), np.random.default_rng(0)
@@ -76,16 +81,11 @@ def run(flags: argparse.Namespace) -> None:
     def score(metrics: Mapping[str, float]) -> float:
         return composite_score(metrics, teacher_size_bytes=TEACHER["size_bytes"], rates=rates)
 
-    study = open_study(config.folder / "study.journal", config.name, objective=config.search.objective, space=space)
+    study = open_study(config.folder / "study.journal", config.name, config.search)
     searcher = StudySearcher(
         study,
-        Proposing(
-            space=space,
-            sampler=flags.sampler,
-            objective=config.search.objective,
-            reuse_probability=config.search.reuse_probability,
-        ),
-        trial_config=lambda number, params: {"trial_number": number, **quick().search.base.replace(**params).flat()},
+        config.search,
+        tune_config=lambda number, params: task_for(config, number, params).tune_config(),
         score=score,
     )
     stopper = FrontStopper("pareto", rates, config.folder / "rungs.jsonl")
@@ -110,32 +110,49 @@ def one_trial(
     """What the driver does for a trial, with made-up numbers where a worker would train."""
     clock.trials += 1
     with clock("propose"):
-        flat = searcher.suggest("t")
-    assert isinstance(flat, dict)
-    number = flat.pop("trial_number")
-    metrics = measured(flat, rng)
+        carried = searcher.suggest("t")
+    assert isinstance(carried, dict)
+    trial = SimpleNamespace(config=carried, trial_id="t")
+    task = task_of(trial)
+    metrics = measured(task.candidate, rng)
     with clock("stopper"):
         for step in range(1, 7):
-            trial = SimpleNamespace(config={"key": f"scale/{number:05}", "candidate": flat}, trial_id="t")
             report = metrics | {"stage": "student", "step": step, "steps": 6, "num_val": 5000, "epoch": step}
             stopper.on_trial_result(None, trial, report)
     with clock("record"):
-        folder = config.folder / "trials" / f"{number:05}"
-        folder.mkdir(parents=True)
-        os.link(config.places.out / "model.onnx", folder / "model.onnx")
-        write_text(folder / "record.json", to_json(record_of(number, flat, metrics)))
+        task.folder.mkdir(parents=True)
+        os.link(config.places.out / "model.onnx", task.folder / "model.onnx")
+        record = task.record(
+            status="finished", metrics=metrics, files=("model.onnx",), started=time.time() - 1, ended=time.time()
+        )
+        write_text(task.folder / "record.json", to_json(record))
     with clock("tell"):
         searcher.on_trial_complete("t", metrics | {"final": True})
     if tracker is not None:
         with clock("deliver"):
-            assert tracker.deliver(folder, {"score": score(metrics)}), tracker.away
+            assert tracker.deliver(task.folder, {"score": score(metrics)}), tracker.away
 
 
-def measured(flat: Mapping[str, Any], rng: np.random.Generator) -> dict[str, float]:
+def task_for(config: SweepConfig, number: int, params: Mapping[str, Any]) -> TrialTask:
+    """What a sweep hands to a worker."""
+    folder = config.folder / "trials" / f"{number:05}"
+    return TrialTask(
+        candidate=config.search.base.replace(**tidy(params)).resolve(IMAGES, device=config.devices.device),
+        worker=worker_of(config),
+        key=f"{config.name}/{folder.name}",
+        folder=folder.resolve(),
+        trial_number=number,
+        limits=config.limits,
+        teacher_val_accuracy=TEACHER["val_accuracy"],
+        num_val=5000,
+    )
+
+
+def measured(candidate: Candidate, rng: np.random.Generator) -> dict[str, float]:
     """Numbers that depend on a candidate much as real ones do."""
-    ratio, structured = flat["pruning_ratio"], flat["pruning_method"] == "structured"
+    ratio, structured = candidate.prune.pruning_ratio, candidate.prune.pruning_method == "structured"
     left = (1 - ratio) ** 1.6 if structured else 1.0
-    rate = abs(math.log10(flat["learning_rate"]) + 3)
+    rate = abs(math.log10(candidate.student.learning_rate) + 3)
     return {
         "val_accuracy": float(np.clip(0.94 - 0.1 * ratio**2 - 0.02 * rate + rng.normal(0, 0.003), 0, 1)),
         "test_accuracy": 0.9,
@@ -144,23 +161,6 @@ def measured(flat: Mapping[str, Any], rng: np.random.Generator) -> dict[str, flo
         "size_bytes": 6e6 * left,
         "macs": 6e7 * left,
     }
-
-
-def record_of(number: int, flat: Mapping[str, Any], metrics: Mapping[str, float]) -> TrialRecord:
-    return TrialRecord(
-        key=f"scale/{number:05}",
-        trial_number=number,
-        stage="candidate",
-        status="finished",
-        reason="",
-        params=flat,
-        metrics=metrics,
-        tags={},
-        curve=(),
-        files=("model.onnx",),
-        started=time.time() - 1,
-        ended=time.time(),
-    )
 
 
 def write_model(path: Path) -> None:

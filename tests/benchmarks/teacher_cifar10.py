@@ -21,18 +21,17 @@ from typing import Any, TypeVar
 
 import torch
 
-from trainables.config.candidate import CandidateConfig
+from trainables.config.candidate import Candidate, CandidateConfig
 from trainables.config.training import TRAIN_PRECISIONS
-from trainables.records.stages import DatasetRecord, ModelRecord
+from trainables.records.stages import ModelRecord
 from trainables.stages.data import prepared
-from trainables.stages.data.on_device import Images, load_images
 from trainables.stages.models.placement import move
 from trainables.stages.models.stored import load_model
-from trainables.stages.pruning.recovery import recovery
+from trainables.stages.pruning.recovery import recover
 from trainables.stages.training.loop import evaluate
-from trainables.stages.training.student import student
-from trainables.stages.training.teacher import teacher
-from trainables.stages.workspace import Workspace
+from trainables.stages.training.student import train_student
+from trainables.stages.training.teacher import train_teacher
+from trainables.stages.workspace import Bench, Workspace
 from trainables.store.results import Store
 
 Result = TypeVar("Result")
@@ -63,21 +62,21 @@ def config_of(flags: argparse.Namespace) -> CandidateConfig:
         config = config.replace(
             train_limit=flags.steps * flags.batch_size, teacher_epochs=1, student_epochs=1, recovery_epochs=1
         )
-    return config.on(flags.device)
+    return config
 
 
-def test_accuracy(model: ModelRecord, dataset: DatasetRecord, images: Images, config: CandidateConfig) -> float:
+def test_accuracy(bench: Bench, model: ModelRecord) -> float:
     """Share of the test images that the network gets right."""
-    pixels, labels = prepared.load(dataset, "test")
-    device = images.mean.device
+    pixels, labels = prepared.load(bench.dataset, "test")
+    device = bench.images.mean.device
     shown = dataclasses.replace(
-        images,
+        bench.images,
         val_images=torch.from_numpy(pixels.copy()).to(device),
         val_labels=torch.from_numpy(labels.copy()).to(device),
     )
     network = load_model(model)
-    move(network, device, image_size=dataset.image_size)
-    return evaluate(network, shown, config.training)[1]
+    move(network, device, image_size=bench.dataset.image_size)
+    return evaluate(network, shown, bench.candidate.training)[1]
 
 
 def end(stage: Generator[Any, None, Result]) -> Result:
@@ -116,32 +115,36 @@ def compare(flags: argparse.Namespace, folder: Path) -> None:
     config = config_of(flags)
     place = Workspace(
         store=Store(folder / "store"),
+        data=config.data,
         data_dir=flags.data_dir,
         device=flags.device,
         threads=os.cpu_count() or 1,
         lock_dir=folder / "leases",
     )
     place.enter()
-    dataset = prepared.prepare(config.data, place.data_dir)
-    images = load_images(dataset, place.device)
+
+    def resolved(settings: CandidateConfig) -> Candidate:
+        return settings.resolve(place.dataset(), device=flags.device)
+
+    bench = Bench.of(resolved(config), place)
     what = torch.cuda.get_device_name() if flags.device == "cuda" else "CPU"
     print(
         f"{what}, {os.cpu_count()} CPU cores, load {os.getloadavg()[0]:.2f}, torch {torch.__version__},"
-        f" {config.training.train_precision}, seed {flags.seed}, n = 1"
+        f" {bench.candidate.training.train_precision}, seed {flags.seed}, n = 1"
     )
-    taught_by = end(teacher(config, dataset, images, place))
+    taught_by = end(train_teacher(bench))
 
     def tell(name: str, model: ModelRecord, before_s: float = 0.0) -> None:
-        accuracy = test_accuracy(model, dataset, images, config)
+        accuracy = test_accuracy(bench, model)
         seconds = before_s + model.train_time_s
         size = f"{model.num_params / 1e6:6.2f} M parameters"
         print(f"{name:44} test accuracy {100 * accuracy:6.2f} %  {seconds:8.1f} s  {size}", flush=True)
 
     tell(f"teacher {taught_by.model_name}, {config.teacher.teacher_epochs} epochs", taught_by)
     for how, alpha in (("distilled", 0.9), ("labels alone", 0.0)):
-        own = config.replace(alpha=alpha, pruning_ratio=RATIO)
-        dense = end(student(own, dataset, images, taught_by, place))
-        pruned = end(recovery(own, dataset, images, taught_by, dense, place, channel_ratio=RATIO))
+        own = dataclasses.replace(bench, candidate=resolved(config.replace(alpha=alpha, pruning_ratio=RATIO)))
+        dense = end(train_student(own, taught_by))
+        pruned = end(recover(own, taught_by, dense, channel_ratio=RATIO))
         tell(f"student, {how}, dense", dense)
         tell(f"student, {how}, {RATIO:.0%} of channels removed", pruned, dense.train_time_s)
 

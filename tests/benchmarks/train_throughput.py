@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -40,16 +40,15 @@ from torchvision import transforms
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the repository need not be installed
 
-from trainables.config.candidate import AugmentConfig, CandidateConfig
-from trainables.config.training import TrainingConfig
-from trainables.records.stages import DatasetRecord, read_model
+from trainables.config.candidate import CandidateConfig
+from trainables.records.stages import DatasetRecord, ModelRecord, read_model
 from trainables.stages.data.on_device import Images, place
 from trainables.stages.models import placement
 from trainables.stages.models.build import build_model
 from trainables.stages.models.stored import write_model
 from trainables.stages.training.lessons import Distillation, Labels
 from trainables.stages.training.loop import Lesson, Loop, Trainer
-from trainables.stages.training.soft_labels import SoftLabels
+from trainables.stages.workspace import Bench, Workspace
 from trainables.store.results import Key, Store
 
 CLASSES = 10
@@ -146,9 +145,6 @@ def ours(flags: argparse.Namespace, *, first: bool = False, **settings: Any) -> 
         settings: of `TrainingConfig`.
     """
     placement.enter(flags.device, threads=os.cpu_count() or 1)
-    training = TrainingConfig(batch_size=flags.batch_size, **settings).on(flags.device)
-    config = CandidateConfig().replace(temperature=TEMPERATURE, alpha=ALPHA, label_smoothing=0.0)
-    augment = AugmentConfig(crop="resized" if flags.size >= 128 else "padded")
     pixels, classes = pictures(flags)
     images = Images(
         train_images=place(torch.from_numpy(pixels), flags.device),
@@ -159,12 +155,12 @@ def ours(flags: argparse.Namespace, *, first: bool = False, **settings: Any) -> 
         std=torch.tensor(STD, device=flags.device).view(1, 3, 1, 1),
         num_classes=CLASSES,
     )
-    loop = Loop(stage="student", epochs=10**6, learning_rate=1e-3, training=training, augment=augment)
     model = build_model(flags.model, num_classes=CLASSES, image_size=flags.size)
     with tempfile.TemporaryDirectory() as folder:
-        lesson: Lesson = Labels(0.0)
-        if TASKS[flags.model]:
-            lesson = Distillation(config, bank(flags, images, augment, training, Path(folder)))
+        bench = bench_of(flags, images, Path(folder), settings)
+        training, augment = bench.candidate.training, bench.candidate.augment
+        loop = Loop(stage="student", epochs=10**6, learning_rate=1e-3, training=training, augment=augment)
+        lesson: Lesson = Distillation.of(bench, teacher_of(bench)) if TASKS[flags.model] else Labels(0.0)
         trainer = Trainer(model, loop, images, lesson)
         trainer.learn(1)
         seconds = []
@@ -179,10 +175,8 @@ def ours(flags: argparse.Namespace, *, first: bool = False, **settings: Any) -> 
     return len(classes) * len(seconds) / sum(seconds)
 
 
-def bank(
-    flags: argparse.Namespace, images: Images, augment: AugmentConfig, training: TrainingConfig, folder: Path
-) -> SoftLabels:
-    """Soft labels of an untrained teacher: its accuracy does not change what it costs."""
+def bench_of(flags: argparse.Namespace, images: Images, folder: Path, settings: Mapping[str, Any]) -> Bench:
+    """The bench of the candidate that is trained, on random images and with a store of its own."""
     dataset = DatasetRecord(
         name="random",
         folder=folder,
@@ -195,12 +189,33 @@ def bank(
         mean=MEAN,
         std=STD,
     )
-    teacher = build_model(TEACHER, num_classes=CLASSES, image_size=flags.size)
-    (folder / "teacher").mkdir()
-    write_model(teacher, folder / "teacher", key=Key("teacher", "random"), name=TEACHER, dataset=dataset, curve=())
-    return SoftLabels(
-        read_model(folder / "teacher"), dataset, images, augment, Store(folder / "store"), training=training
+    config = CandidateConfig().replace(
+        temperature=TEMPERATURE,
+        alpha=ALPHA,
+        label_smoothing=0.0,
+        batch_size=flags.batch_size,
+        crop="resized" if flags.size >= 128 else "padded",
+        **settings,
     )
+    workspace = Workspace(
+        store=Store(folder / "store"),
+        data=config.data,
+        data_dir=folder,
+        device=flags.device,
+        threads=os.cpu_count() or 1,
+        lock_dir=folder / "leases",
+    )
+    candidate = config.resolve(dataset, device=flags.device)
+    return Bench(candidate=candidate, dataset=dataset, images=images, place=workspace)
+
+
+def teacher_of(bench: Bench) -> ModelRecord:
+    """An untrained teacher: its accuracy does not change what its soft labels cost."""
+    network = build_model(TEACHER, num_classes=CLASSES, image_size=bench.dataset.image_size)
+    folder = bench.dataset.folder / "teacher"
+    folder.mkdir()
+    write_model(network, folder, key=Key("teacher", "random"), name=TEACHER, dataset=bench.dataset, curve=())
+    return read_model(folder)
 
 
 ARMS: dict[str, Callable[[argparse.Namespace], float]] = {
