@@ -11,6 +11,7 @@ from pathlib import Path
 
 import mlflow
 import numpy as np
+import onnx
 import optuna
 import pandas as pd
 import pytest
@@ -101,6 +102,21 @@ def test_every_trial_is_in_optuna_and_in_mlflow_with_the_same_numbers(out: Path)
         assert run["params.pruning_method"] == trial.params["pruning_method"]
         assert run["metrics.latency_p50_ms"] > 0
         assert run["status"] == "FINISHED"
+
+
+def test_a_candidate_has_one_spelling_in_record_recipe_file_and_mlflow(out: Path) -> None:
+    runs = children(out)
+    folders = sorted(path.parent for path in out.glob("sweeps/*/trials/*/record.json"))
+    assert len(folders) == TRIALS
+    for folder in folders:
+        params = read_trial(folder).params
+        assert json.loads((folder / "recipe.json").read_text()) == params
+        model = onnx.load(folder / "model.onnx", load_external_data=False)
+        (recipe,) = (json.loads(entry.value) for entry in model.metadata_props if entry.key == "recipe")
+        assert recipe.items() <= params.items() and {"alpha", "image_size", "precision"} <= recipe.keys()
+        run = runs[runs["tags.key"].str.endswith(f"/{folder.name}")].iloc[0]
+        assert {name: run[f"params.{name}"] for name in params} == {name: str(value) for name, value in params.items()}
+        assert run["metrics.achieved_params_ratio"] >= 0
 
 
 def test_runs_are_nested_under_the_sweep_and_the_front_is_tagged(out: Path) -> None:

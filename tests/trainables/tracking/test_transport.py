@@ -3,15 +3,18 @@ import json
 import uuid
 from collections.abc import Generator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from trainables.config.candidate import CandidateConfig, DataConfig
 from trainables.records.encoding import to_json
 from trainables.records.trial import TrialRecord, read_trial
 from trainables.store.objects import Objects
 from trainables.tracking.transport import fetch, send
 from trainables.trials.base import StageTrial
+from trainables.trials.task import TrialTask, Worker
 
 KEY = "night/00003"
 
@@ -132,11 +135,13 @@ def test_another_error_of_the_machine_is_raised_to_be_tried_again(tmp_path: Path
 
 def full_disk_trial(tmp_path: Path, error: OSError) -> StageTrial:
     class Full(StageTrial):
-        def begin(self, config: Any, place: Any) -> Generator[Any, None, Any]:
+        def begin(self, task: Any, place: Any) -> Generator[Any, None, Any]:
             raise error
             yield
 
     trial = object.__new__(Full)
-    out = str(tmp_path / "out")
-    trial.config = {"candidate": {}, "out": out, "data_dir": out, "device": "cpu", "threads": 1}
+    out = tmp_path / "out"
+    worker = Worker(out=out, data=DataConfig(), data_dir=out, storage=None, device="cpu", threads=1)
+    candidate = CandidateConfig().resolve(SimpleNamespace(name="digits", image_size=32), device="cpu")
+    trial.config = TrialTask(candidate=candidate, worker=worker, key="s/00000", folder=out / "trial").tune_config()
     return trial
