@@ -1,4 +1,3 @@
-import dataclasses
 import errno
 import fcntl
 import os
@@ -6,7 +5,7 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,9 +15,8 @@ from ray.tune.error import TuneError
 
 from sweeps.kd_prune import main
 from sweeps.running.command import BAD_INPUT, FAILED
-from sweeps.search.config import SweepConfig
+from sweeps.search.config import PARTS, SweepConfig
 from sweeps.search.presets import quick
-from trainables.config.candidate import CandidateConfig
 from trainables.config.flags import flag_name
 from trainables.records.encoding import to_json
 from trainables.stages.data import downloads
@@ -45,14 +43,9 @@ def run(tmp_path: Path, *words: str) -> "subprocess.CompletedProcess[str]":
 
 def settings(config: SweepConfig) -> set[str]:
     """Names of everything in a sweep's configuration that one flag can set."""
-    names: set[str] = set()
-    for name, value in vars(config).items():
-        if isinstance(value, CandidateConfig):
-            names |= value.flat().keys()
-        elif isinstance(value, Mapping) or dataclasses.is_dataclass(value):
-            names |= set(value if isinstance(value, Mapping) else vars(value))
-        else:
-            names.add(name)
+    names = {"name", *config.search.space, *config.search.base.flat()}
+    for part in PARTS:
+        names |= vars(getattr(config, part)).keys() - {"base", "space"}
     return names
 
 
@@ -282,7 +275,7 @@ def test_a_disk_with_no_room_for_a_sweep(tmp_path: Path, small_disk: Path) -> No
 def test_a_disk_that_fills_while_a_sweep_runs(
     tmp_path: Path, data_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fills(*_: object) -> int:
+    def fills(*_: object, **__: object) -> int:
         try:
             raise OSError(errno.ENOSPC, "No space left on device", "runs/sweeps/x/study.journal")
         except OSError:
@@ -307,7 +300,7 @@ def test_a_damaged_result_that_a_worker_found_is_told(
     store = tmp_path / ("shared" if shared else "runs") / "store"
     (store / "teacher" / "old.corrupt-1").mkdir(parents=True)
 
-    def finds(*_: object) -> int:
+    def finds(*_: object, **__: object) -> int:
         (store / "student" / "abc.corrupt-1").mkdir(parents=True)
         return 0
 

@@ -92,7 +92,7 @@ def test_flags_change_the_axes_and_what_is_fixed() -> None:
     assert made.search.space["seed"].choices == (5, 6, 7)
     assert made.search.base.student.alpha == 0.7
     grid_ = config("--preset", "kd-grid", "--base", "quick", "--temperature", "1,3", "--seeds", "1")
-    assert grid_.trials == 2 * 3 * 3
+    assert grid_.search.trials == 2 * 3 * 3
 
 
 @pytest.mark.parametrize(

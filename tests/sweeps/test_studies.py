@@ -32,7 +32,7 @@ def test_every_study_is_a_grid_that_can_be_made(study: str) -> None:
 
 def test_typed_flags_win_over_a_studys_own() -> None:
     _, flags = ablation.parse([*STUDIES["onnx"].flags.split(), *TINY.split()])
-    assert ablation.config_from(flags).base.teacher.teacher_epochs == 1
+    assert ablation.config_from(flags).search.base.teacher.teacher_epochs == 1
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from trainables.locks import DeviceLock
+from trainables.locks import DeviceLock, is_locked
 
 HOLDER = """
 import sys, time
@@ -120,7 +120,7 @@ def test_a_trial_waits_for_what_it_has_queued_before_it_lets_a_measurer_in(tmp_p
     with lease.shared():
         measurer.start()
         until = time.monotonic() + 5
-        while not lease._wanted() and time.monotonic() < until:
+        while not is_locked(lease._gate) and time.monotonic() < until:
             time.sleep(0.01)
     measurer.join(5)
     assert order == ["drained", "measured"]

