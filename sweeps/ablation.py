@@ -25,7 +25,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from sweeps.display.console import Screen
-from sweeps.planning.packing import packed, prices
+from sweeps.planning.packing import prices, resolve_shares
 from sweeps.running.command import EXIT_CODES, FAILED, INTERRUPTED, check, run
 from sweeps.running.flags import Help, add_output_flags, add_sweep_flags, config_of, screen_of, take_spaces, with_flags
 from sweeps.search import space
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
         check(config)
         with screen.busy(f"Reading the images of {config.search.base.data.dataset}"):
             dataset = prepared.prepare(config.search.base.data, config.places.data_dir)
-        config = packed(config, screen)
+        config = resolve_shares(config, screen)
         for line in prices(config):
             screen.print(line)
     except ValueError as error:

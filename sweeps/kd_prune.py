@@ -12,7 +12,7 @@ import time
 from sweeps.display.console import Screen
 from sweeps.display.durations import in_words
 from sweeps.planning.budget import EPOCH_SHARES, EPOCHS, Deadline, fit_to_budget, spent_seconds, start_seconds
-from sweeps.planning.packing import packed, prices
+from sweeps.planning.packing import prices, resolve_shares
 from sweeps.running.command import BAD_INPUT, EXIT_CODES, FAILED, INTERRUPTED, check, check_limits, run
 from sweeps.running.flags import (
     Help,
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         with screen.busy(f"Reading the images of {config.search.base.data.dataset}"):
             dataset = prepared.prepare(config.search.base.data, config.places.data_dir)
         check_limits(config, dataset)
-        config = packed(config, screen)
+        config = resolve_shares(config, screen)
         for line in prices(config):
             screen.print(line)
         deadline = None
