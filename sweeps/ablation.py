@@ -53,8 +53,8 @@ examples:
 
 {EXIT_CODES}
 """
+# Settings that make a sweep an ablation: every cell is trained to its end.
 FIXED: Mapping[str, Any] = {"sampler": "grid", "stopper": "off", "reuse_probability": 0.0, "champions": 0}
-"""What makes a sweep an ablation: every cell is trained to its end."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -143,7 +143,7 @@ def config_from(flags: argparse.Namespace) -> SweepConfig:
 
 
 def _choices(flags: argparse.Namespace, name: str, choices: tuple[object, ...]) -> tuple[object, ...]:
-    """A preset's choices; for a setting that is switched on and off, the flag says what on means."""
+    """A preset's choices; for a setting that is compared on and off, its flag gives the value of on."""
     on = getattr(flags, name, None) if name not in (*space.SEARCHED, *space.OPTIONAL) else None
     if on is None:
         return choices
@@ -154,7 +154,7 @@ def _choices(flags: argparse.Namespace, name: str, choices: tuple[object, ...]) 
 
 
 def enqueue_grid(config: SweepConfig, dataset: DatasetRecord) -> None:
-    """Queue the grid in a new study, one seed after the other: cut short, there are whole grids of fewer seeds.
+    """Queue the grid in a new study, one seed after the other: if cut short, whole grids of fewer seeds are done.
 
     Raises:
         InputError: if the name belongs to another sweep or is in use.
@@ -193,7 +193,7 @@ def values_of(distribution: BaseDistribution) -> tuple[Any, ...]:
 
 
 def conclude(config: SweepConfig, dataset: DatasetRecord, screen: Screen) -> None:
-    """Tables and picture of what is finished: on the screen, in OUT/sweeps/NAME/ablation/, on its MLflow run.
+    """Write tables and picture of the finished cells to the screen, OUT/sweeps/NAME/ablation/ and the MLflow run.
 
     Raises:
         ValueError: if MLflow is away.

@@ -122,7 +122,7 @@ def _plan(
         measured = probe(config, dataset, apart=config.devices.gpus > 0)
     start_s = start_seconds(config.places.out)
 
-    def reckoned(sweep: SweepConfig) -> tuple[Plan, Hits]:
+    def plan_of(sweep: SweepConfig) -> tuple[Plan, Hits]:
         hits = look_up(sweep, dataset)
         return estimate(measured, sweep, hits, start_s=start_s or START_S), hits
 
@@ -132,8 +132,8 @@ def _plan(
         shares = (1.0,) if asked_for else EPOCH_SHARES
         spent = spent_seconds(config.folder, flags.budget)
         at = started + flags.budget - spent
-        config, deadline = fit_to_budget(config, reckoned, at=at, budget_s=flags.budget, shares=shares)
-    plan, hits = reckoned(config)
+        config, deadline = fit_to_budget(config, plan_of, at=at, budget_s=flags.budget, shares=shares)
+    plan, hits = plan_of(config)
     if flags.budget:
         epochs = f"{config.search.base.student.student_epochs} + {config.search.base.prune.recovery_epochs} epochs"
         text = f"{plan.trials} trials of {epochs}, about {in_words(plan.trial_s.expected)} each"

@@ -9,7 +9,7 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution
 
-from sweeps.cluster.address import joined
+from sweeps.cluster.address import cluster_settings
 from sweeps.cluster.usage import usable_cores
 from sweeps.display.console import Screen
 from sweeps.display.durations import duration
@@ -156,7 +156,7 @@ def config_of(flags: argparse.Namespace, preset: SweepConfig, searched: Mapping[
     for part in PARTS.values():
         changes |= given(flags, part)
     changes |= {"name": flags.name} if flags.name else {}
-    changes |= joined(flags.address, gpus=flags.gpus, cpus=flags.cpus)
+    changes |= cluster_settings(flags.address, gpus=flags.gpus, cpus=flags.cpus)
     return preset.replace(**changes | {"base": config_from_flags(base, flags), "space": searched})
 
 
