@@ -25,7 +25,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from sweeps.display.console import Screen
-from sweeps.planning.packing import packed, prices
+from sweeps.planning.packing import prices, resolve_shares
 from sweeps.running.command import EXIT_CODES, FAILED, INTERRUPTED, check, run
 from sweeps.running.flags import Help, add_output_flags, add_sweep_flags, config_of, screen_of, take_spaces, with_flags
 from sweeps.search import space
@@ -53,8 +53,8 @@ examples:
 
 {EXIT_CODES}
 """
+# Settings that make a sweep an ablation: every cell is trained to its end.
 FIXED: Mapping[str, Any] = {"sampler": "grid", "stopper": "off", "reuse_probability": 0.0, "champions": 0}
-"""What makes a sweep an ablation: every cell is trained to its end."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
         check(config)
         with screen.busy(f"Reading the images of {config.search.base.data.dataset}"):
             dataset = prepared.prepare(config.search.base.data, config.places.data_dir)
-        config = packed(config, screen)
+        config = resolve_shares(config, screen)
         for line in prices(config):
             screen.print(line)
     except ValueError as error:
@@ -143,7 +143,7 @@ def config_from(flags: argparse.Namespace) -> SweepConfig:
 
 
 def _choices(flags: argparse.Namespace, name: str, choices: tuple[object, ...]) -> tuple[object, ...]:
-    """A preset's choices; for a setting that is switched on and off, the flag says what on means."""
+    """A preset's choices; for a setting that is compared on and off, its flag gives the value of on."""
     on = getattr(flags, name, None) if name not in (*space.SEARCHED, *space.OPTIONAL) else None
     if on is None:
         return choices
@@ -154,7 +154,7 @@ def _choices(flags: argparse.Namespace, name: str, choices: tuple[object, ...]) 
 
 
 def enqueue_grid(config: SweepConfig, dataset: DatasetRecord) -> None:
-    """Queue the grid in a new study, one seed after the other: cut short, there are whole grids of fewer seeds.
+    """Queue the grid in a new study, one seed after the other: if cut short, whole grids of fewer seeds are done.
 
     Raises:
         InputError: if the name belongs to another sweep or is in use.
@@ -193,7 +193,7 @@ def values_of(distribution: BaseDistribution) -> tuple[Any, ...]:
 
 
 def conclude(config: SweepConfig, dataset: DatasetRecord, screen: Screen) -> None:
-    """Tables and picture of what is finished: on the screen, in OUT/sweeps/NAME/ablation/, on its MLflow run.
+    """Write tables and picture of the finished cells to the screen, OUT/sweeps/NAME/ablation/ and the MLflow run.
 
     Raises:
         ValueError: if MLflow is away.

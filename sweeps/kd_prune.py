@@ -12,7 +12,7 @@ import time
 from sweeps.display.console import Screen
 from sweeps.display.durations import in_words
 from sweeps.planning.budget import EPOCH_SHARES, EPOCHS, Deadline, fit_to_budget, spent_seconds, start_seconds
-from sweeps.planning.packing import packed, prices
+from sweeps.planning.packing import prices, resolve_shares
 from sweeps.running.command import BAD_INPUT, EXIT_CODES, FAILED, INTERRUPTED, check, check_limits, run
 from sweeps.running.flags import (
     Help,
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         with screen.busy(f"Reading the images of {config.search.base.data.dataset}"):
             dataset = prepared.prepare(config.search.base.data, config.places.data_dir)
         check_limits(config, dataset)
-        config = packed(config, screen)
+        config = resolve_shares(config, screen)
         for line in prices(config):
             screen.print(line)
         deadline = None
@@ -122,7 +122,7 @@ def _plan(
         measured = probe(config, dataset, apart=config.devices.gpus > 0)
     start_s = start_seconds(config.places.out)
 
-    def reckoned(sweep: SweepConfig) -> tuple[Plan, Hits]:
+    def plan_of(sweep: SweepConfig) -> tuple[Plan, Hits]:
         hits = look_up(sweep, dataset)
         return estimate(measured, sweep, hits, start_s=start_s or START_S), hits
 
@@ -132,8 +132,8 @@ def _plan(
         shares = (1.0,) if asked_for else EPOCH_SHARES
         spent = spent_seconds(config.folder, flags.budget)
         at = started + flags.budget - spent
-        config, deadline = fit_to_budget(config, reckoned, at=at, budget_s=flags.budget, shares=shares)
-    plan, hits = reckoned(config)
+        config, deadline = fit_to_budget(config, plan_of, at=at, budget_s=flags.budget, shares=shares)
+    plan, hits = plan_of(config)
     if flags.budget:
         epochs = f"{config.search.base.student.student_epochs} + {config.search.base.prune.recovery_epochs} epochs"
         text = f"{plan.trials} trials of {epochs}, about {in_words(plan.trial_s.expected)} each"

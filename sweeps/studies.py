@@ -32,11 +32,8 @@ from sweeps.search.config import SweepConfig
 from trainables.config.flags import OneLineParser
 from trainables.stages.data import prepared
 
-BATCH = 64
-"""Images a call over the test set."""
-
-OWN_SIZE = 32
-"""Pixels of a side of CIFAR's images, where no --image-size is given."""
+BATCH = 64  # images per call over the test set
+OWN_SIZE = 32  # pixels per side of CIFAR's images, if no --image-size is given
 EXAMPLES = f"""\
 examples:
   python sweeps/studies.py distillation --teacher-epochs 30 --student-epochs 30
@@ -76,8 +73,8 @@ STUDIES: Mapping[str, Study] = {
         pretrained=True,
     ),
 }
+# Flags of ablation.py that a study refuses: its grid is fixed, and its table is measured on this machine.
 FIXED = ("--preset", "--storage", "--address")
-"""Flags of ablation.py that a study's table does not go with: it is another grid, or is measured on this machine."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -144,7 +141,7 @@ def _pretrained(flags: argparse.Namespace, screen: Screen) -> bool:
 
 
 def _command(script: str, words: Sequence[str]) -> str:
-    """As it can be typed elsewhere: where things lie here is left out."""
+    """The command as it can be typed on another machine: without paths and addresses."""
     from sweeps.search.folder import public_words
 
     return shlex.join(["python", f"sweeps/{script}.py", *public_words(words)])
@@ -156,7 +153,7 @@ def _runtimes(config: SweepConfig, exported: str) -> tuple[str, str]:
 
 
 def _cells(config: SweepConfig, exported: str) -> list[str]:
-    """What measures the teacher in eager PyTorch and as a file."""
+    """The words for runtimes.py that measure the teacher in eager PyTorch and as a file."""
     words = ["--name", config.name, "--run", "teacher", "--precisions", "fp32", "--batches", str(BATCH)]
     words += ["--runtimes", ",".join(_runtimes(config, exported)), "--dataset", config.search.base.data.dataset]
     words += ["--out", str(config.places.out), "--data-dir", str(config.places.data_dir)]
@@ -165,7 +162,7 @@ def _cells(config: SweepConfig, exported: str) -> list[str]:
 
 
 def write(name: str, config: SweepConfig, commands: Sequence[str], screen: Screen) -> None:
-    """Table and picture of a study: on the screen, in OUT/sweeps/NAME/studies/, on the sweep's MLflow run.
+    """Write a study's table and picture to the screen, OUT/sweeps/NAME/studies/ and the sweep's MLflow run.
 
     Raises:
         ValueError: if what the table needs is not there, or MLflow is away.

@@ -1,4 +1,4 @@
-"""Which Ray cluster a command joins, as its flags say; knows nothing of Ray, so that wrong flags are told at once."""
+"""Which Ray cluster a command joins, by its flags; does not import Ray, so that wrong flags are reported at once."""
 
 import os
 import tempfile
@@ -9,12 +9,11 @@ from typing import Any
 from trainables.store.objects import Objects
 
 CORES_A_GPU = 2  # where --cpus is not given
-JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Set by Ray in the driver of a submitted job."""
+JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted job
 
 
-def joined(address: str | None, *, gpus: int | None, cpus: int | None) -> dict[str, Any]:
-    """Fields of a sweep's configuration: the cluster to join, and how many of its cores.
+def cluster_settings(address: str | None, *, gpus: int | None, cpus: int | None) -> dict[str, Any]:
+    """Fields of a sweep's configuration: the cluster to join, and how many of its cores to use.
 
     Raises:
         ValueError: if a cluster is joined without saying how much of it is used.
@@ -28,7 +27,7 @@ def joined(address: str | None, *, gpus: int | None, cpus: int | None) -> dict[s
 
 
 def check_shared(out: Path, address: str | None, storage: str | None) -> None:
-    """Try out what nodes share, and refuse an output folder that a cluster throws away.
+    """Try to write to the shared storage, and refuse an output folder that a cluster would delete.
 
     Raises:
         ValueError: naming the flag and the fix.

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first ends a sweep in order, the second at once."""
+"""Handle Ctrl-C and SIGTERM: the first ends a sweep in order, the second at once."""
 
 import os
 import signal
@@ -13,8 +13,8 @@ from ray import tune
 from ray.tune import ResultGrid
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# `timeout` and others signal both a process and its group: signals within this time count as one request.
 ONE_REQUEST_S = 0.5
-"""`timeout` and others signal a process and its group: what comes within this time was asked for once."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -31,7 +31,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class _Stopping:
-    """What has been asked for so far."""
+    """The signal received so far, and whether Tune runs."""
 
     number: int | None = None
     running = False
@@ -41,7 +41,7 @@ _now = _Stopping()
 
 
 class StoppableTuner(tune.Tuner):
-    """A Tuner whose `fit` comes back when the sweep is asked to stop; trials in flight stay in the study."""
+    """A Tuner whose `fit` returns when the sweep is asked to stop; running trials stay in the study."""
 
     def fit(self) -> ResultGrid:
         """As in Tune.
@@ -50,7 +50,7 @@ class StoppableTuner(tune.Tuner):
             Interrupted: if the sweep was asked to stop, before or meanwhile.
         """
         raise_if_asked()
-        before = signal.getsignal(signal.SIGUSR1)  # Tune stops in order on this one, and never puts it back
+        before = signal.getsignal(signal.SIGUSR1)  # Tune stops in order on this signal, and never restores its handler
         _now.running = True
         try:
             results = super().fit()
@@ -63,7 +63,7 @@ class StoppableTuner(tune.Tuner):
 
 @contextmanager
 def stoppable() -> Generator[None, None, None]:
-    """Handle both signals within; to be entered after `ray.init`, which takes SIGTERM for itself."""
+    """Handle both signals within; enter after `ray.init`, which installs its own handler of SIGTERM."""
     _now.number = None
     handlers = {number: signal.signal(number, _stop) for number in STOP_SIGNALS}
     handlers[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, lambda *_: raise_if_asked())  # until Tune takes it over
@@ -77,10 +77,10 @@ def stoppable() -> Generator[None, None, None]:
 
 @contextmanager
 def _heard_at_once() -> Generator[None, None, None]:
-    """Answer signals within, also while the main thread waits in Ray for a second or more.
+    """Answer signals within at once, even while the main thread waits in Ray for a second or more.
 
-    Python runs handlers between two steps of the main thread, and two signals of a kind before that are one to it; the
-    kernel's own handler writes every signal to a pipe.
+    Python runs its handlers between two steps of the main thread, and merges equal signals that arrive before. The
+    C-level handler writes every signal to a pipe, which a thread reads.
     """
     heard, written = os.pipe()
     os.set_blocking(written, False)
@@ -116,7 +116,7 @@ def raise_if_asked() -> None:
 
 def _stop(number: int, frame: FrameType | None) -> None:
     if _now.number is not None:
-        return  # `_listen` sees to it
+        return  # `_listen` handles the second one
     _now.number = number
     if not _now.running:
         raise Interrupted(number)

@@ -33,11 +33,13 @@ NOT_SHIPPED = (".git", ".venv", "runs", "data", "*.onnx", "*.pt", "__pycache__")
 
 @contextmanager
 def ray_for(config: SweepConfig) -> Generator[None, None, None]:
-    """Ray, quiet, until the sweep is over; Ctrl-C and SIGTERM end it in order. An initialised one is used as it is.
+    """Start Ray, or join a cluster, until the sweep is over; Ctrl-C and SIGTERM end it in order.
+
+    A Ray that is initialised already is used as it is.
 
     Raises:
-        InputError: if there is no such cluster, or its nodes do not see what the sweep needs.
-        MpsError: if a node has not got the Multi-Process Service that the sweep wants.
+        InputError: if there is no such cluster, or a node does not see the shared folder.
+        MpsError: if a node lacks the Multi-Process Service that the sweep wants.
     """
     if ray.is_initialized():
         yield
@@ -46,7 +48,7 @@ def ray_for(config: SweepConfig) -> Generator[None, None, None]:
     service = Path("/tmp") / f"mps-{uuid.uuid4().hex}" if config.devices.mps and config.devices.address else None
     if config.devices.address is None:
         _start(config.devices)
-    else:  # the workers of all nodes, of those that join later, too, are told of the service as the job begins
+    else:  # the job's environment tells the workers of all nodes, later ones included, where the service is
         _join(config.devices.address, client_environment(service) if service else {})
     try:
         with stoppable():
@@ -59,7 +61,7 @@ def ray_for(config: SweepConfig) -> Generator[None, None, None]:
 
 
 def cores_of_a_node(devices: Devices) -> int:
-    """The most CPU cores that one task may have: of the largest node that is up, but no more than the sweep has."""
+    """The most CPU cores that one task may use: those of the largest node, but no more than the sweep has."""
     if devices.address is None:
         return devices.cpus
     largest = max((node["Resources"].get("CPU", 0.0) for node in _alive()), default=0.0)
@@ -67,7 +69,7 @@ def cores_of_a_node(devices: Devices) -> int:
 
 
 def _start(devices: Devices) -> None:
-    """A Ray of the sweep's size, for this machine alone."""
+    """Start a Ray of the sweep's size on this machine alone."""
     init_on_loopback(
         num_cpus=devices.cpus,
         num_gpus=devices.gpus,
@@ -89,7 +91,7 @@ def _join(cluster: str, more_settings: Mapping[str, str]) -> None:
 
 
 def _knock(address: str) -> None:
-    """Ray itself tries a dead address for a minute, then aborts the process."""
+    """Check that the address accepts connections: Ray would retry a dead one for a minute, then abort the process."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
@@ -109,7 +111,7 @@ def _why(error: Exception) -> str:
 
 
 def runtime_env(more_settings: Mapping[str, str]) -> dict[str, Any]:
-    """What workers of a joined cluster need: our settings, and the code, unless a job has brought it along.
+    """The runtime environment of workers in a cluster: our settings, and the code unless a job has brought it.
 
     Args:
         more_settings: environment variables, besides ours.
@@ -125,7 +127,7 @@ def _alive() -> list[dict[str, Any]]:
 
 
 def _check_nodes(config: SweepConfig) -> None:
-    """Every node that is up sees what the sweep shares; later ones are taken on trust."""
+    """Check that every node that is up sees the shared folder; later ones are trusted."""
     shared = config.places.storage if config.places.storage is not None else str(config.places.out.resolve())
     if "://" in shared:
         return
@@ -154,11 +156,11 @@ def _sees(path: str) -> bool:
 
 
 def quiet() -> None:
-    """Our own table is what a person sees; libraries speak up for errors only."""
+    """Let libraries log errors only: the sweep has a display of its own."""
     for name in ("ray", "ray.tune", "ray.train", "ray.data", "mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    # the traceback of every process that dies, also where its trial goes on elsewhere: `SayRetry` has a line for it
+    # it logs a traceback for every process that dies, even if its trial continues elsewhere: `SayRetry` prints a line
     logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
-    # Tune's own state, which we do not resume from: a full disk is told by what we write ourselves
+    # Tune's own state, from which we never resume: a full disk is reported by our own writers
     logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -23,15 +23,15 @@ READY = "ready"
 
 
 class MpsError(RuntimeError):
-    """The service cannot be had; the message says why."""
+    """The service cannot be started; the message says why."""
 
 
 @contextmanager
 def mps(on: bool) -> Generator[None, None, None]:
-    """With `on`, a daemon of our own for every GPU process started meanwhile; it is stopped at the end in any case.
+    """If `on`, run a daemon of our own for all GPU processes started within, and always stop it at the end.
 
-    Its pipe and log lie in a folder of their own, so that a daemon which somebody else runs is neither used nor
-    stopped. Ray's workers inherit the address from the environment: enter before Ray starts.
+    Its pipe and log are in a folder of their own, so that another user's daemon is neither used nor stopped. Ray's
+    workers inherit the address from the environment: enter before Ray starts.
 
     Raises:
         MpsError: if the daemon is not installed or does not start.
@@ -46,9 +46,9 @@ def mps(on: bool) -> Generator[None, None, None]:
 
 @contextmanager
 def daemon_in(folder: Path) -> Generator[None, None, None]:
-    """The daemon of this machine, at `client_environment(folder)`, for as long as this process wants it and lives.
+    """Run a daemon on this machine, at `client_environment(folder)`, until the end of the block or of this process.
 
-    The folder goes with the daemon.
+    The folder is removed with the daemon.
 
     Raises:
         MpsError: if the daemon is not installed or does not start.
@@ -77,7 +77,7 @@ def daemon_in(folder: Path) -> Generator[None, None, None]:
 
 
 def client_environment(folder: Path) -> Mapping[str, str]:
-    """Environment variables that lead a process to the daemon of `folder`; where none runs, CUDA works without."""
+    """Environment variables that point a process to the daemon of `folder`; if none runs, CUDA works without it."""
     return {
         "CUDA_MPS_PIPE_DIRECTORY": str(folder / "pipe"),
         "CUDA_MPS_LOG_DIRECTORY": str(folder / "log"),
@@ -96,7 +96,7 @@ def _environment(settings: Mapping[str, str]) -> Generator[None, None, None]:
 
 
 def main(folder: Path) -> int:
-    """The keeper; its first line is `ready`, or why there is no daemon."""
+    """Run the keeper; its first line of output is `ready`, or why there is no daemon."""
     if os.fork():  # Ray kills the direct children of a worker that ends, which would leave the daemon behind
         os._exit(0)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # a machine that shuts down
@@ -129,7 +129,7 @@ def _daemon(folder: Path) -> Generator[None, None, None]:
 
 
 def _start(control: str) -> None:
-    """Start the daemon, for all GPUs: with CUDA_VISIBLE_DEVICES it would number them anew, and clients would not."""
+    """Start the daemon for all GPUs: with CUDA_VISIBLE_DEVICES it would renumber them, unlike its clients."""
     environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     with tempfile.TemporaryFile("w+") as said:  # a pipe would be open as long as the daemon is
         try:
@@ -151,7 +151,7 @@ def _start(control: str) -> None:
 
 
 def _stop(control: str) -> None:
-    """`quit` waits for the last client; one that hangs is not waited for longer than `STOP_S`."""
+    """Stop the daemon; `quit` waits for the last client, but no longer than `STOP_S` for one that hangs."""
     try:
         subprocess.run([control], input="quit\n", text=True, capture_output=True, timeout=STOP_S, check=False)
     except subprocess.TimeoutExpired:

@@ -15,10 +15,8 @@ from sweeps.cluster.mps import CONTROL, STOP_S, MpsError, daemon_in
 
 log = logging.getLogger(__name__)
 
-LOOK_S = 10.0
-"""Between two looks at who has joined the cluster."""
-START_S = 120.0
-"""For a node to start a process of Ray's and the daemon."""
+LOOK_S = 10.0  # between two checks for new nodes
+START_S = 120.0  # for a node to start a Ray process and the daemon
 
 
 class Keeper:
@@ -42,9 +40,9 @@ class Keeper:
 
 @contextmanager
 def daemon_on_nodes(folder: Path) -> Generator[None, None, None]:
-    """A daemon at `client_environment(folder)` of every GPU node, of those that join later, too, until the end.
+    """Run a daemon at `client_environment(folder)` on every GPU node, including later ones, until the end.
 
-    A trial on a node that has none, or has not got it yet, runs without: processes take turns on its GPU.
+    A trial on a node without a daemon, or before it is up, runs without: processes take turns on its GPU.
 
     Raises:
         MpsError: if a node that is up has no such daemon; the message names it.

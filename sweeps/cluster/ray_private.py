@@ -1,6 +1,6 @@
-"""The private parts of Ray that a sweep needs, all of them; pyproject.toml bounds Ray's version because of them.
+"""All private parts of Ray that a sweep uses; pyproject.toml bounds Ray's version because of them.
 
-tests/contracts/test_private_parts.py fails when one of them moves.
+tests/contracts/test_private_parts.py fails when one of them changes.
 """
 
 from collections.abc import Mapping

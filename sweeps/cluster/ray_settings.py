@@ -17,5 +17,5 @@ SETTINGS = {
 }
 os.environ |= SETTINGS
 
+# The settings that workers need but, in a joined cluster, do not inherit from the driver.
 FOR_WORKERS = ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "TUNE_RESULT_DELIM")
-"""Of these, what the processes of a joined cluster do not inherit."""

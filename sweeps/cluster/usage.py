@@ -11,7 +11,7 @@ SAMPLE_S = 3.0
 
 
 class Usage:
-    """Samples every `SAMPLE_S` in a thread of its own, so that a slow driver holds nobody up."""
+    """Sample every `SAMPLE_S` in a thread of its own, so that a slow GPU driver delays nothing else."""
 
     def __init__(self, *, gpus: bool) -> None:
         """Sample nothing yet; `gpus` says whether GPUs are used at all."""
@@ -19,15 +19,15 @@ class Usage:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self.text = ""
-        """What was seen last, on one line."""
+        """The last sample, on one line."""
 
     def start(self) -> None:
-        """Begin."""
+        """Start the sampling thread."""
         self._thread = threading.Thread(target=self._sample, name="usage", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """End."""
+        """Stop the sampling thread."""
         self._stop.set()
 
     def _sample(self) -> None:
@@ -58,7 +58,7 @@ def cpu_text() -> str:
 
 
 def gpu_text() -> str:
-    """Use and memory of every GPU of this machine, or that nobody tells."""
+    """Use and memory of every GPU of this machine; says so if NVML does not answer."""
     gpus = gpus_in_use()
     if not gpus:
         return "GPU use unknown: NVML does not tell"

@@ -1,1 +1,1 @@
-"""How a running sweep is shown."""
+"""The display of a running sweep."""

@@ -1,4 +1,4 @@
-"""Where a sweep speaks: to a person on a terminal or in a log, or to a program."""
+"""The output of a sweep: to a person on a terminal or in a log, or to a program."""
 
 import json
 import sys
@@ -13,15 +13,15 @@ MODES = ("people", "quiet", "json")
 
 
 class Screen(Console):
-    """Standard output as the command line asks for it.
+    """Standard output in the format that the command line asks for.
 
     people  a live view on a terminal, plain lines elsewhere, then the result
     quiet   the result alone
-    json    one JSON object a line for every event; what is said to people goes to standard error
+    json    one JSON object per line for every event; text for people goes to standard error
     """
 
     def __init__(self, mode: str = "people", *, file: TextIO | None = None, **settings: Any) -> None:
-        """Speak to `file`, standard output by default; `settings` are those of a rich `Console`."""
+        """Write to `file`, standard output by default; `settings` are those of a rich `Console`."""
         assert mode in MODES, mode
         self.mode = mode
         self._events = file or sys.stdout
@@ -33,34 +33,34 @@ class Screen(Console):
         super().__init__(file=people, highlight=False, **settings)
 
     def event(self, name: str, **fields: Any) -> None:
-        """Tell a program what has happened, with the Unix time in seconds; people are told by others."""
+        """Write an event with its Unix time in seconds, for programs; does nothing in other modes than `json`."""
         if self.mode == "json":
             row = {"event": name, "time": round(time.time(), 3), **fields}
             self._events.write(json.dumps(row, default=str) + "\n")
-            self._events.flush()
+            self._events.flush()  # a program that follows the sweep must not wait for a full buffer
 
     def launch(self) -> None:
-        """The clock of `start_s` begins."""
+        """Start the clock of `start_s`."""
         self._launched = time.monotonic()
 
     def first_trial(self) -> None:
-        """A trial has begun; only the first one counts."""
+        """Stop the clock of `start_s`; only the first call counts."""
         if self._launched is not None and self.start_s is None:
             self.start_s = time.monotonic() - self._launched
 
     def wait(self, text: str) -> None:
-        """Show people on a terminal, until `go_on`, that something takes a moment."""
+        """Show a spinner with `text` on a terminal, until `go_on`."""
         self.go_on()
         if self.mode == "people" and self.is_terminal:
             self._waiting = self.status(text)
             self._waiting.start()
 
     def go_on(self) -> None:
-        """The moment is over."""
+        """Stop the spinner of `wait`."""
         if self._waiting is not None:
             self._waiting.stop()
             self._waiting = None
 
     def busy(self, text: str) -> AbstractContextManager[object]:
-        """Show people on a terminal that something takes a moment."""
+        """A spinner with `text` for the length of a `with` block."""
         return self.status(text) if self.mode == "people" else nullcontext()

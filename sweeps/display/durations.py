@@ -1,4 +1,4 @@
-"""Lengths of time: read from a command line, said as people say them, and as ranges (standard library only)."""
+"""Durations: parsed from a command line, in words, and as ranges (standard library only)."""
 
 import argparse
 import math
@@ -12,7 +12,7 @@ DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d
 
 @dataclass(frozen=True)
 class Range:
-    """Seconds, and how far they may be off."""
+    """An estimate in seconds with its uncertainty."""
 
     low: float
     expected: float
@@ -20,7 +20,7 @@ class Range:
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> "Range":
-        """Fastest, median and slowest."""
+        """The range of measured seconds: fastest, median and slowest."""
         return cls(min(seconds), median(seconds), max(seconds))
 
     def __add__(self, other: "Range | float") -> "Range":
@@ -38,7 +38,7 @@ def duration(text: str) -> float:
     """Seconds of `6h`, `90m`, `1h30m` or `45s`.
 
     Raises:
-        argparse.ArgumentTypeError: if the text is no such thing, or nothing at all.
+        argparse.ArgumentTypeError: if the text is not a duration above 0.
 
     Example:
         >>> duration("1h30m")
@@ -53,7 +53,7 @@ def duration(text: str) -> float:
 
 
 def in_words(seconds: float) -> str:
-    """A length of time as people say it.
+    """A duration in words.
 
     Example:
         >>> in_words(42), in_words(100), in_words(600), in_words(5400)
@@ -65,7 +65,7 @@ def in_words(seconds: float) -> str:
 
 
 def clock(seconds: float) -> str:
-    """A length of time as a clock shows it.
+    """A duration in the format of a clock.
 
     Example:
         >>> clock(42), clock(3700)

@@ -1,4 +1,4 @@
-"""What a terminal shows of a running sweep: one screen, never more lines than it has."""
+"""Draw a running sweep on one screen of a terminal, never with more lines than it has."""
 
 from collections.abc import Sequence
 
@@ -13,21 +13,22 @@ from sweeps.display.durations import Range, clock
 from sweeps.display.standing import STATES, Standing
 
 MB = 1e6
+# Only failures stand out: stopped and infeasible trials are a normal part of a search.
 STATE_STYLES = {"finished": "green", "stopped": "dim", "infeasible": "dim", "failed": "yellow"}
-LEAST_ROWS = 3
+LEAST_ROWS = 3  # a front with less room is left out
 TABLE_LINES = 3  # title, heading and rule
 
 
 def screen(standing: Standing, use: str, *, width: int, height: int) -> RenderableType:
     """The sweep as it stands, in at most `height - 1` lines of `width` columns.
 
-    Front and running trials share what the fixed lines leave, the running ones being cut first.
+    Front and running trials share the lines that the fixed ones leave; running trials are cut first.
 
     Args:
-        standing: what is drawn.
-        use: how busy the machine is.
-        width: columns.
-        height: lines of the terminal; the last one is the cursor's.
+        standing: what to draw.
+        use: how busy the machine is, in words.
+        width: columns of the terminal.
+        height: lines of the terminal; the cursor needs the last one.
     """
     lines: list[RenderableType] = [_line(standing.title, "bold")]
     if standing.teacher:
@@ -40,6 +41,7 @@ def screen(standing: Standing, use: str, *, width: int, height: int) -> Renderab
     front, running = standing.front(), list(standing.running.values())
     rows = 0
     if len(front) and room > TABLE_LINES + LEAST_ROWS:
+        # Running trials keep a third of the room; the table takes the rest, less its own lines and one to spare.
         rows = min(len(front), max(LEAST_ROWS, room - TABLE_LINES - 1 - min(len(running), room // 3)))
         air = [Text("")] if room - TABLE_LINES - rows - len(running) >= 2 else []
         some = f", {rows} of {len(front)}" if rows < len(front) else ""
@@ -51,7 +53,7 @@ def screen(standing: Standing, use: str, *, width: int, height: int) -> Renderab
 
 
 def remaining(left: Range | None) -> str:
-    """What is said of the time that is left; nothing while nobody can know.
+    """The time left in words; empty while it is unknown.
 
     Example:
         >>> remaining(Range(290, 370, 485))
@@ -65,7 +67,7 @@ def remaining(left: Range | None) -> str:
 
 
 def spread(count: int, shown: int) -> list[int]:
-    """Which of `count` rows are shown: the ends and, between them, evenly spaced ones.
+    """Indices of the `shown` of `count` rows to show: both ends, and evenly spaced ones between them.
 
     Example:
         >>> spread(10, 4), spread(2, 4)
@@ -77,7 +79,7 @@ def spread(count: int, shown: int) -> list[int]:
 
 
 def front_so_far(front: pd.DataFrame, standing: Standing, rows: int) -> Table:
-    """Validation accuracy, latency and size of the front's members; the test split stays closed until the end."""
+    """A table of the front's members: validation accuracy, latency, size; the test split stays hidden until the end."""
     teacher = standing.teacher_metrics()
     shown = front.iloc[spread(len(front), rows)]
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
@@ -119,7 +121,7 @@ def _states(standing: Standing) -> Text:
 
 
 def _running(running: Sequence[str], room: int) -> list[RenderableType]:
-    """One line a running trial, as many as there is room for."""
+    """One line per running trial, as many as there is room for."""
     if room < 1 or not running:
         return []
     shown = running if len(running) <= room else running[: room - 1]

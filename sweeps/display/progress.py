@@ -1,4 +1,4 @@
-"""Follows a sweep through Tune's callbacks and keeps whoever watches it up to date."""
+"""Callback of Tune that follows a sweep and keeps its display up to date."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,16 +14,22 @@ from trainables.records.trial import TrialRecord
 
 
 class Progress(tune.Callback):
-    """Brings what Tune and the delivery report to a standing and a view; holds nothing that a resume needs."""
+    """Pass the reports of Tune and of the delivery on to a standing and a view; a resume needs nothing of it.
+
+    Args:
+        console: where to print.
+        gpus: whether to show the use of GPUs.
+        standing: arguments of `Standing`.
+    """
 
     def __init__(self, console: Console, *, gpus: bool = False, **standing: Any) -> None:
-        """Take where to speak and what `Standing` begins with; `gpus` says whether their use is shown."""
+        """Begin with a new standing, and the view that suits the console."""
         self._console = console
         self._standing = Standing(**standing)
         self._view: View = view_of(console, self._standing, gpus=gpus)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles callbacks; a console and its locks do not belong to that."""
+        """Nothing: Tune pickles callbacks, and a console and its locks cannot be pickled."""
         return {}
 
     def __enter__(self) -> "Progress":
@@ -38,22 +44,22 @@ class Progress(tune.Callback):
             self._console.wait("Bringing everything to MLflow")
 
     def finished(self, label: str, record: TrialRecord, score: float, summary: str) -> None:
-        """A trial has its result; `score` in points, higher is better."""
+        """Show a trial's result; `score` in points, higher is better."""
         self._standing.note(label, record)
         self._view.ended(label, record, score, summary)
 
     def dropped(self, label: str, record: TrialRecord) -> None:
-        """A trial ended without a candidate: stopped, infeasible or failed."""
+        """Show that a trial ended without a candidate: stopped, infeasible or failed."""
         self._standing.note(label, record)
         self._view.ended(label, record, None, "")
 
     def label(self, trial: Trial) -> str:
-        """What a trial is called."""
-        number = trial.config["task"].trial_number  # a `Task`, of a room above this one
+        """The name of a trial."""
+        number = trial.config["task"].trial_number  # a `Task`; its room lies above this one, so no `task_of` here
         return "teacher" if number is None else str(number)
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Tune: a trial has got its resources."""
+        """Tune: a trial has its resources and starts. Show it as running."""
         if isinstance(self._console, Screen):
             self._console.first_trial()
         self._standing.pace.began(trial.trial_id)
@@ -62,27 +68,28 @@ class Progress(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: Mapping[str, Any], **info: Any
     ) -> None:
-        """Tune: an epoch is over, or the shape is known, or all of it is."""
+        """Tune: an epoch, the measurement of the shape, or the whole trial is over. Show an epoch."""
         if "epoch" not in result:
             self._standing.pace.reported(trial.trial_id)
             return
         step, steps = result.get("step", result["epoch"]), result.get("steps", result["epochs"])
         self._standing.pace.epoch(trial.trial_id, step=step, steps=steps)
         label = self.label(trial)
+        # A teacher's label and stage are the same word.
         stage = "epoch" if result["stage"] == label else result["stage"]
         self._standing.running[trial.trial_id] = (
             f"{label:>7}  {stage:<8} {result['epoch']}/{result['epochs']}  val {100 * result['val_accuracy']:.1f} %"
         )
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Tune: a trial has ended by itself."""
-        self._over(trial)
+        """Tune: a trial has ended without an error."""
+        self._end(trial)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Tune: a trial has failed for good."""
-        self._over(trial)
+        self._end(trial)
 
-    def _over(self, trial: Trial) -> None:
+    def _end(self, trial: Trial) -> None:
         self._standing.running.pop(trial.trial_id, None)
         self._standing.pace.ended(trial.trial_id)
         self._standing.done += 1

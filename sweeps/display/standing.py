@@ -1,4 +1,4 @@
-"""How a running sweep stands: what has ended, what runs, the front so far, the time that is left."""
+"""The state of a running sweep: what has ended, what runs, the front so far, the time left."""
 
 import json
 import time
@@ -21,11 +21,11 @@ from trainables.store.entries import made_since
 from trainables.store.results import Store
 
 STATES = ("finished", "stopped", "infeasible", "failed")
-ESTIMATE_S = 5.0  # an estimate is kept this long and counted down meanwhile
+ESTIMATE_S = 5.0  # an estimate is kept and counted down for this long, not simulated at every redraw
 
 
 class Standing:
-    """State of the sweep; nothing in it is needed to resume."""
+    """State of a running sweep, for display; a resume needs nothing of it."""
 
     def __init__(
         self,
@@ -44,16 +44,16 @@ class Standing:
         """Begin at `done` of `trials`.
 
         Args:
-            phase: `teacher`, `trials` or `champions`.
-            title: first line.
-            trials: finished trials wanted in all.
-            done: of them, those finished by earlier runs.
+            phase: `teacher`, `trials`, `champions` or `end`.
+            title: first line of the display.
+            trials: how many finished trials are wanted in all.
+            done: how many of them earlier runs have finished.
             concurrency: trials at once.
-            teacher: second line, if there is a teacher yet.
-            folder: OUT/sweeps/NAME, whose records tell what earlier runs have found.
-            store: of the sweep; tells what soft labels have cost.
+            teacher: second line of the display, once there is a teacher.
+            folder: OUT/sweeps/NAME, with the records of earlier runs.
+            store: of the sweep; its soft labels record how long they took.
             stops: whether trials are stopped early.
-            until: seconds that the sweep may still take, if that is limited.
+            until: seconds that the sweep may still take, if its time is limited.
         """
         self.phase, self.title, self.teacher = phase, title, teacher
         self.trials, self.done, self.concurrency = trials, done, concurrency
@@ -66,24 +66,24 @@ class Standing:
         self._until = until
         self._estimate: tuple[float, Range | None] = (-ESTIMATE_S, None)
         self._front: pd.DataFrame | None = None
-        for record in _earlier(folder):
-            self.note(_name(record), record)
+        for record in _earlier_records(folder):
+            self.note(_label(record), record)
         self._teacher_row = _teacher_row(folder)
 
     @property
     def elapsed_s(self) -> float:
-        """Since this run of the sweep began."""
+        """Seconds since this run of the sweep began."""
         return time.monotonic() - self._started
 
     def note(self, label: str, record: TrialRecord) -> None:
-        """A trial has ended, now or in an earlier run; controls are counted, but compete with nobody."""
+        """Note that a trial has ended, now or in an earlier run; controls are counted but never on the front."""
         self.states[record.status] += 1
         if record.status == "finished" and "control" not in record.tags:
             self._rows[label] = _row(record)
-            self._front = None
+            self._front = None  # to be computed again at the next look
 
     def front(self) -> pd.DataFrame:
-        """The finished trials that no other one dominates, most accurate first; index: their labels."""
+        """The finished trials that no other dominates, most accurate first; the index holds their labels."""
         if self._front is None:
             self._front = most_accurate_first(front_of(self._rows, DIRECTIONS))
         return self._front
@@ -93,12 +93,12 @@ class Standing:
         return self._teacher_row or {}
 
     def reused(self) -> Reuse:
-        """What the store has saved."""
+        """How much time the store has saved."""
         rows = [*([self._teacher_row] if self._teacher_row else []), *self._rows.values()]
         return reuse(pd.DataFrame(rows)) if self._rows else Reuse(trials=0, of=0, seconds=0.0)
 
     def left(self) -> Range | None:
-        """Seconds until the last trial has ended, or until the sweep has to; None while nobody can know."""
+        """Seconds until the last trial has ended, or until the deadline if that is sooner; None while unknown."""
         at, estimate = self._estimate
         since = time.monotonic() - at
         if since >= ESTIMATE_S:
@@ -114,7 +114,7 @@ class Standing:
 def label_seconds(store: Store | None, since: float) -> float:
     """Median seconds that the soft labels of a view took since a Unix time; 0 if none were computed.
 
-    Of labels that other nodes have computed, those count that a trial of this node has fetched: no network is asked.
+    Labels that other nodes computed count only if a trial of this node has fetched them, which avoids network requests.
     """
     folders = [] if store is None else made_since(store.here, "soft_labels", since)
     seconds = [json.loads((folder / RECORD).read_text("utf-8"))["seconds"] for folder in folders]
@@ -125,11 +125,11 @@ def _row(record: TrialRecord) -> dict[str, Any]:
     return {**record.params, **record.metrics, "stage": record.stage, "status": record.status}
 
 
-def _name(record: TrialRecord) -> str:
+def _label(record: TrialRecord) -> str:
     return str(record.trial_number)
 
 
-def _earlier(folder: Path | None) -> list[TrialRecord]:
+def _earlier_records(folder: Path | None) -> list[TrialRecord]:
     return [] if folder is None else [read_trial(trial) for trial in recorded(folder / TRIALS)]
 
 

@@ -1,4 +1,4 @@
-"""How much longer a sweep takes: its rest played through many times with what its trials have cost so far."""
+"""Estimate how much longer a sweep takes: simulate its rest many times from what its trials have cost so far."""
 
 import heapq
 import random
@@ -9,21 +9,21 @@ from statistics import median, quantiles
 
 from sweeps.display.durations import Range
 
-DRAWS = 200
+DRAWS = 200  # simulations of the rest
 RECENT_TRIALS = 20
 RECENT_EPOCHS = 40
-PLAYED = 100  # trials; a longer rest is played this far and scaled
-GRACE = 0.25  # where the first rung is (sweeps.search.sampling.rungs)
+PLAYED = 100  # simulate at most this many trials and scale up
+GRACE = 0.25  # fraction of a trial before the first rung (sweeps.search.sampling.rungs)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a trial was."""
+    """What an ended trial has cost."""
 
     epochs: int
-    """Trained by itself: not those of a student from the store, nor those after it was stopped."""
+    """Epochs that it trained itself: not those of a student from the store, nor those after it was stopped."""
     rest_s: float
-    """Its other seconds: start, measuring, export, waiting."""
+    """All other seconds: start, measuring, export, waiting."""
 
 
 @dataclass
@@ -32,23 +32,23 @@ class _Run:
     epochs: int = 0
     training_s: float = 0.0
     reported: float = 0.0
-    """When its last report came."""
+    """Time of its last report."""
 
 
 class Pace:
-    """Learns what epochs and trials cost while they run, and says how long the rest will take.
+    """Learns the cost of epochs and trials while they run, and estimates the time left.
 
-    A trial costs `epochs * seconds of an epoch + rest`. The rest of the sweep is played `DRAWS` times: every trial that
-    is missing is a random one of the `RECENT_TRIALS` that ended last, or of those imagined below; an epoch costs what
-    one of the recent epochs did (one draw for all trials: a machine is slow for all of them); the next trial begins
-    when one of the places is free; a running trial is one that trained at least as far as it, less what it has used.
-    Expected is the median of the plays, low and high are their 10 % and 90 % quantiles.
+    A trial costs `epochs * seconds of an epoch + rest`. The rest of the sweep is simulated `DRAWS` times. Every missing
+    trial is drawn from the `RECENT_TRIALS` that ended last and the imagined ones below. An epoch costs what one recent
+    epoch did, with one draw for all trials, because a machine is slow for all of them. The next trial begins when a
+    place is free. A running trial is drawn from those that trained at least as far, less what it has used already. The
+    expected time is the median of the simulations, low and high are their 10 % and 90 % quantiles.
 
-    Two things would make the first estimates too high, and are kept out. The first trial to come to an epoch computes
+    Two effects would make the first estimates too high, and are corrected. The first trial to reach an epoch computes
     the teacher's soft labels of its view, or waits for them: such epochs count only until there are others, and less
-    `labels_s`, which is added once for every view that nobody has come to yet. And before anything has ended, the only
-    trial known is one that trains all its epochs: beside this imagined one stands, where trials are stopped early, one
-    that ends at the first rung. Both stay, as two among those that have ended.
+    `labels_s`, which is added once for every view that no trial has reached yet. And before any trial has ended, the
+    only one known trains all its epochs. This imagined trial is joined, where trials are stopped early, by a second
+    that ends at the first rung. Both imagined trials stay in the pool.
     """
 
     def __init__(
@@ -59,12 +59,12 @@ class Pace:
         labels_s: Callable[[], float] = lambda: 0.0,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Begin with nothing known.
+        """Begin with no knowledge.
 
         Args:
             concurrency: trials at once.
             stops: whether trials are stopped early.
-            labels_s: seconds that the teacher's soft labels of a view have taken this sweep; 0 if they were there.
+            labels_s: seconds that the teacher's soft labels of a view took in this sweep; 0 if they were in the store.
             now: the clock, in seconds.
         """
         self._concurrency, self._stops, self._labels_s, self._now = concurrency, stops, labels_s, now
@@ -76,20 +76,20 @@ class Pace:
         self._epoch_s: list[float] = []
 
     def began(self, trial: str) -> None:
-        """A trial runs."""
+        """Note that a trial has started."""
         now = self._now()
         self._running[trial] = _Run(started=now, reported=now)
 
     def reported(self, trial: str) -> None:
-        """A trial has done something else than an epoch: the next epoch begins now."""
+        """Note a report that is not about an epoch: the next epoch begins now."""
         if trial in self._running:
             self._running[trial].reported = self._now()
 
     def epoch(self, trial: str, *, step: int, steps: int) -> None:
-        """A trial has trained an epoch since its last report.
+        """Note that a trial has trained an epoch since its last report.
 
         Args:
-            step: 1 for the student's first; recovery goes on counting.
+            step: 1 for the student's first epoch; recovery continues the count.
             steps: of a whole trial.
         """
         run = self._running.get(trial)
@@ -97,6 +97,7 @@ class Pace:
             return
         now = self._now()
         seconds = now - run.reported
+        # If another trial finished this epoch before ours began it, its soft labels cost us nothing.
         labels_were_there = self._views.get(step, now) <= run.reported
         (self._epoch_s if labels_were_there else self._first_s).append(seconds)
         self._views.setdefault(step, now)
@@ -106,16 +107,16 @@ class Pace:
         run.reported = now
 
     def ended(self, trial: str) -> None:
-        """A trial is over, whatever became of it."""
+        """Note that a trial is over, whatever its result."""
         run = self._running.pop(trial, None)
         if run is not None:
             self._ended.append(Cost(epochs=run.epochs, rest_s=self._now() - run.started - run.training_s))
 
     def left(self, trials: int) -> Range | None:
-        """Seconds until all are done; None as long as nothing is known.
+        """Estimate the seconds until all trials are done; None as long as nothing is known.
 
         Args:
-            trials: that have not begun yet.
+            trials: how many have not begun yet.
         """
         if not trials and not self._running:
             return Range(0, 0, 0)
@@ -126,7 +127,7 @@ class Pace:
         first = [max(0.0, seconds - labels_s) for seconds in self._first_s]
         costs = (self._epoch_s or first)[-RECENT_EPOCHS:]
         kinds = self._kinds()
-        draw = random.Random(0)  # the same luck every time: an estimate that does not flicker
+        draw = random.Random(0)  # the same seed every time, so that the estimate does not flicker
         played = min(trials, PLAYED)
         plays = [self._play(kinds, costs or [0.0], played, draw) for _ in range(DRAWS)]
         tenths = quantiles(plays, n=10, method="inclusive")
@@ -134,7 +135,7 @@ class Pace:
         return rest + missing_views * labels_s
 
     def _kinds(self) -> list[Cost]:
-        """What a missing trial may be."""
+        """The costs from which a missing trial is drawn."""
         recent = self._ended[-RECENT_TRIALS:]
         now = self._now()
         others = [cost.rest_s for cost in recent] or [
@@ -145,6 +146,7 @@ class Pace:
         return [*recent, imagined, *([early] if self._stops else [])] if self._steps else recent
 
     def _play(self, kinds: Sequence[Cost], costs: Sequence[float], trials: int, draw: random.Random) -> float:
+        """Simulate the rest once; returns its seconds."""
         epoch_s = draw.choice(costs)
         places = [0.0] * max(0, self._concurrency - len(self._running))
         for run in list(self._running.values()):
@@ -152,6 +154,7 @@ class Pace:
             kind = draw.choice(possible)
             idle_s = self._now() - run.started - run.training_s
             places.append(max(0.0, (kind.epochs - run.epochs) * epoch_s + kind.rest_s - idle_s))
+        # `places` holds the time at which each place is free; the next trial takes the earliest.
         heapq.heapify(places)
         for _ in range(trials):
             kind = draw.choice(kinds)

@@ -1,4 +1,4 @@
-"""The ways to watch a sweep: a live screen, plain lines, nothing but the result, JSON for programs."""
+"""The views of a running sweep: a live screen, plain lines, nothing but the result, JSON for programs."""
 
 from typing import Protocol
 
@@ -16,20 +16,20 @@ REFRESHES_PER_S = 1.0
 
 
 class View(Protocol):
-    """Shows a standing to somebody."""
+    """A way to show a standing."""
 
     def start(self) -> None:
-        """The sweep goes on."""
+        """Begin to show the sweep."""
 
     def ended(self, label: str, record: TrialRecord, score: float | None, summary: str) -> None:
-        """A trial is over; `score` in points and `summary` on one line, if it has a result."""
+        """Show that a trial is over; `score` in points and `summary` on one line, if it has a result."""
 
     def stop(self) -> None:
-        """The sweep has ended, or was ended."""
+        """Stop showing the sweep: it has ended, or was interrupted."""
 
 
 def view_of(console: Console, standing: Standing, *, gpus: bool) -> View:
-    """The view that the console's reader can use."""
+    """The view for the console's mode, and for whether it is a terminal."""
     mode = console.mode if isinstance(console, Screen) else "people"
     if mode == "json":
         assert isinstance(console, Screen)
@@ -40,7 +40,7 @@ def view_of(console: Console, standing: Standing, *, gpus: bool) -> View:
 
 
 class NoView:
-    """Shows nothing."""
+    """A view that shows nothing."""
 
     def start(self) -> None:
         """Nothing."""
@@ -53,19 +53,19 @@ class NoView:
 
 
 class LineView:
-    """One line a trial, for logs."""
+    """A view with one line per trial, for logs."""
 
     def __init__(self, console: Console, standing: Standing) -> None:
         self._console, self._standing = console, standing
 
     def start(self) -> None:
-        """Say what runs."""
+        """Print what runs."""
         for line in (self._standing.title, self._standing.teacher):
             if line:
                 self._console.print(line, soft_wrap=True, markup=False)
 
     def ended(self, label: str, record: TrialRecord, score: float | None, summary: str) -> None:
-        """Say what became of it."""
+        """Print a trial's result, and the time left."""
         now = self._standing
         text = f"[{now.done}/{now.trials}] trial {label}  {summary or f'{record.status}: {record.reason}'}"
         style = {"finished": "", "failed": "yellow"}.get(record.status, "dim")
@@ -74,11 +74,11 @@ class LineView:
         self._console.print(f"{text}  {ahead}".rstrip(), style=style, markup=False, soft_wrap=True)
 
     def stop(self) -> None:
-        """Nothing: the result speaks."""
+        """Nothing: the result follows."""
 
 
 class LiveView:
-    """One screen, drawn again once a second; only what has failed leaves a line of its own."""
+    """A view of one screen, redrawn once a second; only failures leave a line of their own."""
 
     def __init__(self, console: Console, standing: Standing, *, gpus: bool) -> None:
         self._console, self._standing = console, standing
@@ -89,19 +89,19 @@ class LiveView:
         yield screen(self._standing, self._usage.text, width=options.max_width, height=console.size.height)
 
     def start(self) -> None:
-        """Draw until `stop`, in a thread: the clock goes on while a trial is delivered."""
+        """Draw until `stop`, in a thread, so that the clock keeps running while a trial is delivered."""
         self._usage.start()
         self._live = Live(self, console=self._console, refresh_per_second=REFRESHES_PER_S, transient=True)
         self._live.start()
 
     def ended(self, label: str, record: TrialRecord, score: float | None, summary: str) -> None:
-        """Say why a trial has failed; the others are in the next picture."""
+        """Print why a trial has failed; other results are on the next redraw."""
         if record.status == "failed":
             text = f"trial {label}  failed: {record.reason}"
             self._console.print(text, style="yellow", markup=False, soft_wrap=True)
 
     def stop(self) -> None:
-        """Take the screen away: the result follows."""
+        """Remove the screen: the result follows."""
         self._usage.stop()
         if self._live is not None:
             self._live.stop()
@@ -109,19 +109,19 @@ class LiveView:
 
 
 class JsonView:
-    """One JSON object a line: `started` and `trial`; the command adds `finished`."""
+    """A view with one JSON object per line: `started` and `trial`; the command adds `finished`."""
 
     def __init__(self, screen: Screen, standing: Standing) -> None:
         self._screen, self._standing = screen, standing
 
     def start(self) -> None:
-        """Tell what runs."""
+        """Write what runs."""
         now = self._standing
         counts = {"done": now.done, "trials": now.trials, "concurrency": now.concurrency}
         self._screen.event("started", phase=now.phase, title=now.title, teacher=now.teacher, **counts)
 
     def ended(self, label: str, record: TrialRecord, score: float | None, summary: str) -> None:
-        """Tell everything that is known of a trial."""
+        """Write everything that is known of a trial."""
         now = self._standing
         self._screen.event(
             "trial",
@@ -138,11 +138,11 @@ class JsonView:
         )
 
     def stop(self) -> None:
-        """Nothing: the command tells the end."""
+        """Nothing: the command writes the last event."""
 
 
 def _seconds(left: Range | None) -> dict[str, float] | None:
-    """An estimate as JSON, in whole tenths."""
+    """An estimate in seconds, rounded to tenths, for JSON."""
     if left is None:
         return None
     return {name: round(getattr(left, name), 1) for name in ("low", "expected", "high")}

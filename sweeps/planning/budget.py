@@ -1,4 +1,4 @@
-"""A sweep that has to stop in time: how many trials fit, and how long it takes to begin."""
+"""Fit a sweep into a time budget: how many trials fit, when it has to stop, how long it takes to begin."""
 
 import dataclasses
 import json
@@ -13,42 +13,41 @@ from trainables.files import write_text
 from trainables.layout import IDENTITY, SPENT, START
 from trainables.records.encoding import to_json
 
+# Kept free at a budget's end: front, report and registered models took 5 to 10 s on two cores.
 FINISH_S = 10.0
-"""Kept free at a budget's end: front, report and registered models took 5 to 10 s on two cores."""
+# A search of fewer trials shows little: epochs are shortened, to a quarter at most, so that this many trials fit.
 MIN_TRIALS = 10
-"""A search of fewer trials tells little: their epochs are cut to have as many, to a quarter at most."""
 EPOCH_SHARES = (1.0, 0.75, 0.5, 0.25)
-EPOCHS = ("student_epochs", "recovery_epochs")
-"""In the folder of a sweep whose command was cut off before its time was over: the seconds it had."""
+EPOCHS = ("student_epochs", "recovery_epochs")  # settings that are shortened
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Deadline:
-    """When a sweep has to stop."""
+    """The time at which a sweep has to stop."""
 
     at: float
     """On the clock of `time.monotonic`."""
     trial_s: float
     """Expected seconds of a trial; one that would end too late is not started."""
     champions_s: float = 0.0
-    """Expected seconds of champions and controls, which the search leaves to them."""
+    """Expected seconds of champions and controls, which the search leaves free for them."""
     budget_s: float = 0.0
-    """What was asked for, until `FINISH_S` after `at`."""
+    """The budget asked for; it ends `FINISH_S` after `at`."""
 
     def left(self) -> float:
-        """Seconds, 0 when it is over."""
+        """Seconds until the deadline, 0 when it is over."""
         return max(0.0, self.at - time.monotonic())
 
     def spent(self) -> float:
-        """Seconds of the budget that are over, those of commands that were cut off included."""
+        """Seconds of the budget that are spent, including those of earlier commands that were cut off."""
         return self.budget_s - FINISH_S - self.left()
 
     def search_left(self) -> float:
-        """Seconds for the search, 0 when it is over."""
+        """Seconds left for the search, 0 when its time is over."""
         return max(0.0, self.left() - self.champions_s)
 
     def over(self) -> bool:
-        """Whether the search can start no further trial."""
+        """Whether it is too late for the search to start another trial."""
         return self.search_left() < self.trial_s
 
 
@@ -60,20 +59,20 @@ def fit_to_budget(
     budget_s: float,
     shares: Sequence[float] = EPOCH_SHARES,
 ) -> tuple[SweepConfig, Deadline]:
-    """The sweep with as many trials as fit until `at`, and with shorter ones where fewer than `MIN_TRIALS` would.
+    """Choose as many trials as fit until `at`, with fewer epochs if fewer than `MIN_TRIALS` whole ones would fit.
 
-    Student and recovery epochs are cut together. A sweep that has begun keeps the epochs it has begun with, and adds
-    no trial where what a command that was cut off has left of the budget is too short for one.
+    Student and recovery epochs are shortened together. A sweep that has begun keeps its epochs. If an earlier command
+    was cut off and the rest of its budget is too short for a trial, no trial is added.
 
     Args:
         config: with the epochs asked for.
-        plan_of: a sweep -> its plan, and what is there of it.
+        plan_of: a sweep -> its plan, and what exists of it already.
         at: on the clock of `time.monotonic`.
-        budget_s: what was asked for, for the message.
+        budget_s: the budget asked for, in seconds.
         shares: of the epochs, the largest first.
 
     Raises:
-        ValueError: if not one trial fits.
+        ValueError: if not even one trial fits.
     """
     begun = begun_with(config)
     base = config.search.base.replace(**begun or {})
@@ -87,6 +86,7 @@ def fit_to_budget(
             champions_s=plan.champions_s.expected,
             budget_s=budget_s,
         )
+        # `needs`, for the message: what the probe has used so far, and what is kept free at the end
         trials, needs = trials_within(deadline.left(), plan), budget_s - deadline.left()
         if trials >= MIN_TRIALS:
             break
@@ -96,7 +96,7 @@ def fit_to_budget(
 
 
 def begun_with(config: SweepConfig) -> dict[str, int] | None:
-    """The epochs of a sweep that has begun; None if it has not, or cannot be read: its own start says so."""
+    """The epochs of a sweep that has begun; None if it has not, or its file is unreadable (`run` reports that)."""
     try:
         base = json.loads((config.folder / IDENTITY).read_text(encoding="utf-8"))["settings"]["base"]
         return {name: int(base[name]) for name in EPOCHS}
@@ -105,7 +105,7 @@ def begun_with(config: SweepConfig) -> dict[str, int] | None:
 
 
 def spent_seconds(folder: Path, budget_s: float) -> float:
-    """What a command of this sweep that was cut off had of its budget; 0 if the last one had all of it."""
+    """Seconds that cut-off commands of this sweep spent of the budget; 0 if the last one used all of it."""
     try:
         spent = float(json.loads((folder / SPENT).read_text(encoding="utf-8"))["seconds"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -114,19 +114,20 @@ def spent_seconds(folder: Path, budget_s: float) -> float:
 
 
 def trials_within(seconds: float, plan: Plan) -> int:
-    """How many trials fit: floor((seconds - teacher - labels - champions - start) / seconds a trial adds).
+    """How many trials fit: floor((seconds - teacher - labels - champions - start) / seconds that a trial adds).
 
-    A trial adds what it does beside others divided by the number of those, and the time it measures alone.
+    A trial adds its parallel work, divided by the number of trials at once, and the time in which it measures alone.
     """
     before = plan.teacher_s.expected + plan.labels_s.expected + plan.champions_s.expected + plan.start_s
     one = plan.trial_s.expected
     if seconds - before < one:
         return 0
+    # 1e-9: a quotient that rounding has put just below a whole number must not lose a trial
     return int((seconds - before) / ((one - plan.alone_s) / plan.concurrency + plan.alone_s) + 1e-9)
 
 
 def _too_short(plan: Plan, budget_s: float, gone_s: float) -> str:
-    """What one trial needs of a budget of which `gone_s` are over."""
+    """The message that a budget, of which `gone_s` are spent or kept free, is too short for one trial."""
     before = plan.teacher_s.expected + plan.labels_s.expected + plan.champions_s.expected + plan.start_s
     champions = f" champions {in_words(plan.champions_s.expected)}," if plan.champion_runs else ""
     return (
@@ -137,7 +138,7 @@ def _too_short(plan: Plan, budget_s: float, gone_s: float) -> str:
 
 
 def start_seconds(out: Path) -> float | None:
-    """What the last sweep under `out` needed from launch to its first trial; None if none has told."""
+    """Seconds that the last sweep under `out` took from launch to its first trial; None if none was measured."""
     try:
         return float(json.loads((out / START).read_text(encoding="utf-8"))["start_s"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -145,8 +146,8 @@ def start_seconds(out: Path) -> float | None:
 
 
 def remember_start(out: Path, seconds: float) -> None:
-    """Keep it for the next plan; a disk that takes nothing costs a plan its measured start, nothing else."""
+    """Save the time from launch to the first trial for the next plan."""
     try:
         write_text(out / START, to_json({"start_s": round(seconds, 2)}))
-    except OSError:
+    except OSError:  # a full disk: the next plan assumes a start instead
         return

@@ -1,4 +1,4 @@
-"""What a sweep will cost, known before it is spent: time, memory and disk, reckoned from a probe of a few steps."""
+"""Estimate what a sweep will cost in time, memory and disk, from a probe of a few steps."""
 
 import math
 from collections.abc import Sequence
@@ -13,20 +13,18 @@ from sweeps.search.space import STUDENT_PARAMS, Space, size
 from trainables.config.candidate import CandidateConfig
 
 MB = 1e6
+# Ray, MLflow's database and the first worker took 10 to 15 s on two cores. Used until a sweep has measured it
+# (`sweeps.planning.budget.start_seconds`).
 START_S = 15.0
-"""Ray, MLflow's database and the first worker took 10 to 15 s on two cores: reckoned with until a sweep has measured
-it (`sweeps.planning.budget.start_seconds`)."""
-ARMS = 4
-"""Runs a champion and seed: `sweeps.running.champions.arms`."""
-QAT_COST = 1.5
-"""A quantisation-aware epoch, in epochs of recovery."""
+ARMS = 4  # runs per champion and seed: `sweeps.running.champions.arms`
+# Of the arms, those that train a student or a shape of their own; `not_pruned` finds the champion's in the store.
 ARM_STUDENTS = 3
-"""Of them, those that train a student or a shape of their own; `not_pruned` finds the champion's in the store."""
+QAT_COST = 1.5  # a quantisation-aware epoch, in epochs of recovery
 
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """Seconds that steps took with the sweep's threads, alone on the machine, and how many the real stages have."""
+    """Seconds per step with the sweep's threads, alone on the machine, and how many steps the real stages have."""
 
     teacher_step_s: Sequence[float]
     student_step_s: Sequence[float]
@@ -38,9 +36,9 @@ class Probe:
     student_check_s: float
     export_s: float
     steps: int
-    """An epoch."""
+    """Per epoch."""
     label_batches: int
-    """A view."""
+    """Per view."""
     peak_bytes: int
     """Most CUDA memory allocated, or this process's resident memory."""
     student_bytes: int
@@ -52,44 +50,44 @@ class Probe:
 
 @dataclass(frozen=True, kw_only=True)
 class Hits:
-    """What an earlier sweep has left in the store, and this one in its folder."""
+    """Results that exist already: in the store from any sweep, in the folder from this one."""
 
     trials: int = 0
-    """Of this sweep, that need no more work."""
+    """Trials of this sweep that need no more work."""
     teacher: bool = False
     views: int = 0
-    """Of soft labels."""
+    """Views whose soft labels are in the store."""
     views_needed: int = 0
     students: int = 0
-    """Of the first trials' `first_students` different ones."""
+    """Students in the store, of the `first_students` different ones of the first trials."""
     first_students: int = 0
     champion_runs: int = 0
-    """Of champions and controls, that need no more work."""
+    """Runs of champions and controls that need no more work."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The cost of a sweep."""
+    """The expected cost of a sweep."""
 
     concurrency: int
     trials: int
-    """To run."""
+    """Trials still to run."""
     students: float
-    """Expected to be trained."""
+    """Students that are expected to be trained."""
     start_s: float
-    """Until the first trial begins."""
+    """From launch until the first trial begins."""
     teacher_s: Range
     labels_s: Range
     trial_s: Range
     """One whole trial that finds no student in the store."""
     champion_runs: int
-    """Champions and their controls, trained when the search is over."""
+    """Runs of champions and controls, trained when the search is over."""
     champions_s: Range
     alone_s: float
-    """Of it, measuring, while nobody else uses the device."""
+    """The part of a trial in which it measures, with the device to itself."""
     total_s: Range
     memory_bytes: int
-    """A trial at its peak."""
+    """Of one trial, at its peak."""
     trial_bytes: int
     disk_bytes: int
 
@@ -97,42 +95,43 @@ class Plan:
 def distinct_students(space: Space, base: CandidateConfig, trials: float) -> float:
     """Expected number of different students among different trials drawn evenly from a space.
 
-    With M students of P prunings each, and n trials: M (1 - C(MP - P, n) / C(MP, n)). M is infinite where a
-    student's parameter is continuous: then every trial has a student of its own.
+    With M students of P prunings each, and n trials: M (1 - C(MP - P, n) / C(MP, n)). If a parameter of the student is
+    continuous, M is infinite and every trial has a student of its own.
     """
     students = size({name: values for name, values in space.items() if name in STUDENT_PARAMS}, base)
     everything = size(space, base)
     if not math.isfinite(students):
         return trials
-    if not math.isfinite(everything):
+    if not math.isfinite(everything):  # the formula's limit for P -> infinity
         return float(students * (1 - (1 - 1 / students) ** trials))
     others = everything - everything / students
-    if trials > others:
+    if trials > others:  # more trials than fit without one of the students
         return float(students)
     return float(students * (1 - math.exp(_log_choose(others, trials) - _log_choose(everything, trials))))
 
 
 def estimate(probe: Probe, config: SweepConfig, hits: Hits, *, start_s: float = START_S) -> Plan:
-    """The cost of what is missing of a sweep.
+    """Estimate the cost of the missing part of a sweep.
 
-    A trial is its student's epochs, recovery at the dense student's cost (pruned, it is a little cheaper), the share of
-    quantisation-aware epochs that chance gives it, two exports and two measurements. Trials run at once, measurements
-    one after the other. Low: the probe's fastest steps and only as many students as are expected to be different; high:
-    the slowest steps, and every trial its own student.
-    Champions are trained `seeds` times, beside `ARMS - 1` controls each, all whole.
+    A trial costs its student's epochs, recovery at the dense student's cost (pruned, it is a little cheaper), its
+    average share of quantisation-aware epochs, two exports and two measurements. Trials run in parallel, measurements
+    one after the other. Low is the probe's fastest steps and the expected number of different students; high is the
+    slowest steps and a student of its own for every trial.
+    Champions are trained `seeds` times, beside `ARMS - 1` controls each, without early stopping.
     """
     search, selection, concurrency = config.search, config.selection, config.devices.concurrency
     base = search.base
     trials = int(max(0, min(search.trials, size(search.space, base)) - hits.trials))
     at_once = max(1, min(concurrency, trials))
-    alone_s = 4 * base.measure.latency_seconds  # shape and file, beside the teacher's file each, warm-up included
+    alone_s = 4 * base.measure.latency_seconds  # shape and file, each beside the teacher's file, with warm-up
     fixed_s = 2 * probe.export_s
     epoch = Range.of(probe.student_step_s) * probe.steps + probe.student_check_s
     recovered = epoch * (base.prune.recovery_epochs + QAT_COST * qat_epochs(search)) + fixed_s
     teacher = Range.of(probe.teacher_step_s) * probe.steps + probe.teacher_check_s
-    teacher_s = teacher * base.teacher.teacher_epochs + fixed_s + 3 * alone_s / 2  # its own time twice, then its file
+    teacher_s = teacher * base.teacher.teacher_epochs + fixed_s + 3 * alone_s / 2  # itself twice, then its file
     missing = hits.views_needed - hits.views
     labels_s = Range.of(probe.labels_batch_s) * probe.label_batches * missing
+    # Trials that reuse a student are not drawn evenly from the space, so the formula does not count them.
     fresh = max(1.0, trials * (1 - search.reuse_probability)) if trials else 0.0
     expected = max(0.0, distinct_students(search.space, base, fresh) - hits.students)
     taught = epoch * base.student.student_epochs
@@ -164,7 +163,7 @@ def estimate(probe: Probe, config: SweepConfig, hits: Hits, *, start_s: float = 
 
 
 def qat_epochs(search: Search) -> float:
-    """Quantisation-aware epochs of an average trial: those of `int8_qat`, by its share of the precisions searched."""
+    """Quantisation-aware epochs of an average trial: those of `int8_qat` times its share of the searched precisions."""
     asked = search.space.get("precision")
     precisions = asked.choices if isinstance(asked, CategoricalDistribution) else (search.base.export.precision,)
     return search.base.export.qat_epochs * precisions.count("int8_qat") / len(precisions)
@@ -175,7 +174,7 @@ def _log_choose(n: float, k: float) -> float:
 
 
 def show(console: Console, plan: Plan, config: SweepConfig, hits: Hits, *, measured_start: bool = False) -> None:
-    """Print a plan; `measured_start` says whether a sweep on this machine has told how long it takes to begin."""
+    """Print a plan; `measured_start` says whether a sweep on this machine has measured the time until it begins."""
     for name, text in _lines(plan, config, hits, measured_start).items():
         console.print(f"{name:<12} {text}", soft_wrap=True, markup=False)
 

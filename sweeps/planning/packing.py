@@ -1,4 +1,4 @@
-"""How many trials share a GPU, or the cores: measured with trials of this sweep, decided by total images a second."""
+"""Choose how many trials share a GPU, or the cores: measure this sweep's own trials, compare total images/s."""
 
 import signal
 import subprocess
@@ -20,29 +20,29 @@ from trainables.layout import TASK
 from trainables.records.encoding import decode, read_json, to_json
 from trainables.records.probe import Probed, ProbeTask
 
-MOST = 16
+MOST = 16  # trials on one GPU
+# Stop adding trials when total images/s grow by less than 5 %.
 WORTH = 1.05
-"""Total images a second with more trials, as a multiple of that before: with less, still more are not even tried."""
+# Prefer fewer trials within 3 % of the best total: they leave more memory, and each ends sooner.
 AS_GOOD = 0.97
-"""Of the best total: fewer trials that reach it leave more memory, and each of them ends sooner."""
+# Memory to allow for a trial, as a multiple of the probe's peak: validation and export need more than training steps.
 HEADROOM = 1.1
-"""Memory a trial may get, as a multiple of the probe's peak: validation and export come on top."""
-SECONDS = 5.0
-READY_S = 600.0
+SECONDS = 5.0  # of training that are measured
+READY_S = 600.0  # for all probes to load, compile and warm up
 OUT_OF_MEMORY_CODE = 3  # of trainables.stages.training.throughput, which imports torch
 
 
 @dataclass(frozen=True, kw_only=True)
 class Together:
-    """What was measured with several trials on one device at once."""
+    """A measurement of several trials on one device at once."""
 
     trials: int
     images_per_s: float
-    """Of all of them."""
+    """Of all trials in total."""
     peak_bytes: int
-    """Of one of them."""
+    """Peak memory of one trial, the largest."""
     device_bytes: int
-    """Of the device."""
+    """Memory of the device."""
 
 
 class ProbeError(RuntimeError):
@@ -50,12 +50,12 @@ class ProbeError(RuntimeError):
 
 
 def fits(trials: int, alone: Together) -> bool:
-    """Whether that many trials have enough memory, each `HEADROOM` times the peak of one."""
+    """Whether so many trials fit into memory, each with `HEADROOM` times the peak of one."""
     return trials * HEADROOM * alone.peak_bytes <= alone.device_bytes
 
 
 def choose(measured: Sequence[Together]) -> int:
-    """Trials on one device at once: the fewest within 3 % of the best total of images a second that fit into memory.
+    """How many trials to run at once: the fewest within 3 % of the best total images/s that fit into memory.
 
     `measured` begins with one trial alone, which always fits.
     """
@@ -66,11 +66,11 @@ def choose(measured: Sequence[Together]) -> int:
 
 
 def search(measure: Callable[[int], Together | None], *, most: int = MOST) -> list[Together]:
-    """Measurements of 1, 2, 4, ... trials, as long as they fit, pay and succeed; then one in between.
+    """Measure 1, 2, 4, ... trials, as long as they fit, pay and succeed; then one number in between.
 
     Args:
-        measure: what that many trials do together; None if their memory did not suffice.
-        most: trials that are tried.
+        measure: number of trials -> their measurement; None if they ran out of memory.
+        most: largest number of trials to try.
     """
     alone = measure(1)
     if alone is None:
@@ -81,6 +81,7 @@ def search(measure: Callable[[int], Together | None], *, most: int = MOST) -> li
             break
         found.append(together)
         paying = together.images_per_s >= WORTH * found[-2].images_per_s
+    # Throughput peaks near the last number: beyond it if more still paid but did not fit, else before it.
     last = found[-1].trials
     between = last * 3 // 2 if paying else last * 3 // 4
     untried = between not in (one.trials for one in found)
@@ -90,11 +91,11 @@ def search(measure: Callable[[int], Together | None], *, most: int = MOST) -> li
 
 
 def search_cores(measure: Callable[[int], Together | None], cores: int) -> list[Together]:
-    """Measurements of as many trials as get 1, 2, 3, ... cores each, fewest first, as long as they fit and pay.
+    """Measure as many trials as get 1, 2, 3, ... cores each, fewest trials first, as long as they fit and pay.
 
     Args:
         measure: see `search`.
-        cores: of this machine, for the sweep.
+        cores: number of CPU cores for the sweep.
     """
     alone = measure(1)
     if alone is None:
@@ -110,9 +111,9 @@ def search_cores(measure: Callable[[int], Together | None], cores: int) -> list[
 
 
 def together(config: SweepConfig, trials: int, *, seconds: float = SECONDS) -> Together | None:
-    """Train that many students of the sweep at once, each in a process of its own, on one device, for some seconds.
+    """Train so many students of the sweep at once on one device, each in its own process; None if memory ran out.
 
-    On a CPU they share the sweep's cores evenly. Data must have been prepared. None if memory did not suffice.
+    On a CPU they share the sweep's cores evenly. The data must have been prepared.
 
     Raises:
         ProbeError: if a process failed for another reason.
@@ -134,6 +135,7 @@ def together(config: SweepConfig, trials: int, *, seconds: float = SECONDS) -> T
             stack.callback(process.end)
         if not _ready(running):
             return None
+        # Files as signals: all processes count the same seconds, with all others at work.
         (folder / "go").touch()
         time.sleep(seconds)
         (folder / "stop").touch()
@@ -149,11 +151,11 @@ def together(config: SweepConfig, trials: int, *, seconds: float = SECONDS) -> T
     )
 
 
-def packed(config: SweepConfig, screen: Screen) -> SweepConfig:
-    """The sweep with `gpus_per_trial` and `cpus_per_trial` as numbers: what was given, or what a probe finds best.
+def resolve_shares(config: SweepConfig, screen: Screen) -> SweepConfig:
+    """Replace `auto` in `gpus_per_trial` and `cpus_per_trial` by the share that a probe finds best.
 
     Raises:
-        ValueError: if GPUs are to be shared that the sweep has not got, or the probe fails.
+        ValueError: if GPUs are to be shared but the sweep has none, or the probe fails.
     """
     if config.devices.gpus_per_trial == AUTO and not config.devices.gpus:
         raise ValueError("gpus_per_trial=auto: it needs --gpus 1 or more; on a CPU take --cpus-per-trial.")
@@ -163,33 +165,34 @@ def packed(config: SweepConfig, screen: Screen) -> SweepConfig:
 
     if config.devices.gpus_per_trial == AUTO:
         try:
-            with mps(config.devices.mps):  # as the sweep will run them
-                trials = _found("gpus_per_trial", lambda: search(measure), "a GPU", screen)
+            with mps(config.devices.mps):  # the best number with MPS differs from that without
+                trials = _measure_best("gpus_per_trial", lambda: search(measure), "a GPU", screen)
         except MpsError as error:
             raise ValueError(str(error)) from error
         return config.replace(gpus_per_trial=1 / trials)
     if config.devices.cpus_per_trial == AUTO:
         cores = min(config.devices.cpus, len(usable_cores()))
-        trials = _found("cpus_per_trial", lambda: search_cores(measure, cores), "the CPU", screen)
+        trials = _measure_best("cpus_per_trial", lambda: search_cores(measure, cores), "the CPU", screen)
         return config.replace(cpus_per_trial=cores // trials)
     return config
 
 
-def _found(name: str, measure: Callable[[], list[Together]], where: str, screen: Screen) -> int:
+def _measure_best(name: str, measure: Callable[[], list[Together]], where: str, screen: Screen) -> int:
+    """Measure with a spinner, print what was found, and return the number of trials to run at once."""
     with screen.busy(f"Measuring how many trials share {where} best"):
         try:
             measured = measure()
         except ProbeError as error:
             raise ValueError(f"{name}=auto: {error}") from error
     trials = choose(measured)
-    screen.print(f"{AUTO}: {trials} trial{'s' * (trials > 1)} at once on {where}. {described(measured)}")
+    screen.print(f"{AUTO}: {trials} trial{'s' * (trials > 1)} at once on {where}. {describe(measured)}")
     return trials
 
 
 def prices(config: SweepConfig, *, seconds: float = SECONDS) -> list[str]:
-    """What `deterministic` and `compile` cost or gain here, a line each that is on: the time of a step as a multiple.
+    """Measure what `deterministic` and `compile` cost or gain here: one line for each that is on, as a ratio of times.
 
-    Nothing is measured for a cluster: this machine need not be like its nodes.
+    Nothing is measured for a cluster: its nodes may differ from this machine.
 
     Raises:
         ValueError: if a probe fails.
@@ -197,11 +200,11 @@ def prices(config: SweepConfig, *, seconds: float = SECONDS) -> list[str]:
     if config.devices.address is not None:
         return []
     asked = [name for name in ("deterministic", "compile") if getattr(config.search.base.training, name)]
-    return [f"{name}: {_times(config, name, seconds):.2f} x the time of a step here" for name in asked]
+    return [f"{name}: {_step_time_ratio(config, name, seconds):.2f} x the time of a step here" for name in asked]
 
 
-def _times(config: SweepConfig, name: str, seconds: float) -> float:
-    """The time of a step with a setting of training as a multiple of the time without; what compiles is not counted."""
+def _step_time_ratio(config: SweepConfig, name: str, seconds: float) -> float:
+    """Measure the time of a step with a training setting, divided by that without it; compiling is not counted."""
     rates = []
     for on in (False, True):
         base = config.search.base.replace(**{name: on})
@@ -215,14 +218,14 @@ def _times(config: SweepConfig, name: str, seconds: float) -> float:
     return rates[0] / rates[1]
 
 
-def described(measured: Sequence[Together]) -> str:
-    """What was measured, on one line."""
+def describe(measured: Sequence[Together]) -> str:
+    """The measurements in words, on one line."""
     rates = ", ".join(f"{one.trials}: {one.images_per_s:.0f}" for one in measured)
     return f"Images/s of all by trials at once: {rates}; one takes {measured[0].peak_bytes / 1e6:.0f} MB."
 
 
 class _Process:
-    """One probe."""
+    """The process of one probe, a student that trains in `folder`."""
 
     def __init__(self, folder: Path, number: int) -> None:
         self._folder, self._number = folder, number
@@ -237,14 +240,14 @@ class _Process:
         return self._process.poll() is not None
 
     def answer(self) -> Probed | None:
-        """Its result; None if it ran out of memory."""
+        """Wait for its result; None if it ran out of memory."""
         code = self._process.wait(READY_S)
-        if code in (OUT_OF_MEMORY_CODE, -signal.SIGKILL):  # the kernel kills whoever takes more than there is
+        if code in (OUT_OF_MEMORY_CODE, -signal.SIGKILL):  # the kernel kills a process when memory runs out
             return None
         if code:
             self._log.seek(0)
             lines = self._log.read().strip().splitlines() or [f"exit code {code}"]
-            if "DefaultCPUAllocator" in lines[-1]:
+            if "DefaultCPUAllocator" in lines[-1]:  # PyTorch's message when the CPU's memory ran out
                 return None
             raise ProbeError(f"the probe failed: {lines[-1]}")
         path = self._folder / f"{self._number}.json"
@@ -258,7 +261,7 @@ class _Process:
 
 
 def _ready(running: Sequence[_Process]) -> bool:
-    """Wait until all are ready; False if memory did not suffice."""
+    """Wait until all probes are ready; False if one ran out of memory."""
     until = time.monotonic() + READY_S
     while not all(process.ready() for process in running):
         for process in running:

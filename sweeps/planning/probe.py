@@ -1,4 +1,4 @@
-"""A few steps of every stage, timed in a folder that is thrown away: what `sweeps.planning.cost` reckons from."""
+"""Time a few steps of every stage in a temporary folder: the input of `sweeps.planning.cost`."""
 
 import math
 import resource
@@ -29,24 +29,24 @@ from trainables.stages.training.soft_labels import FILL_BATCH, logits_of
 from trainables.stages.training.student import student_loop
 from trainables.stages.training.teacher import teacher_loop
 
-PROBE_STEPS = 6  # the first one of a stage pays for memory and kernels, and is left out
+PROBE_STEPS = 6  # the first step of a stage allocates memory and loads kernels; it is left out
 PROBE_VAL_IMAGES = 256
 
 
 def probe(config: SweepConfig, dataset: DatasetRecord, *, apart: bool) -> Probe:
-    """Time a few steps of every stage, in a folder that is thrown away.
+    """Time a few steps of every stage, in a temporary folder.
 
     Args:
-        apart: in a process of its own. For a GPU: CUDA's context would stay in this one, with half a gigabyte, as long
-            as the sweep runs.
+        apart: whether in a process of its own. Needed for a GPU: in this process, CUDA's context would hold half a
+            gigabyte as long as the sweep runs.
     """
     if not apart:
         return _probe(config, dataset)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as processes:
-        return processes.submit(_entered, config, dataset).result()
+        return processes.submit(_probe_in_child, config, dataset).result()
 
 
-def _entered(config: SweepConfig, dataset: DatasetRecord) -> Probe:
+def _probe_in_child(config: SweepConfig, dataset: DatasetRecord) -> Probe:
     placement.enter(config.devices.device, threads=config.devices.cpus)
     return _probe(config, dataset)
 
@@ -58,23 +58,24 @@ def _probe(config: SweepConfig, dataset: DatasetRecord) -> Probe:
     threads = torch.get_num_threads()
     try:
         with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
-            return _probed(config, dataset, (whole, images), Path(folder))
+            return _time_stages(config, dataset, (whole, images), Path(folder))
     finally:
         torch.set_num_threads(threads)
-        load_images.cache_clear()  # a GPU's memory is for the trials, who load their own
+        load_images.cache_clear()  # a GPU's memory is for the trials, which load the images themselves
         placement.give_back()
 
 
-def _probed(config: SweepConfig, dataset: DatasetRecord, images: tuple[Images, Images], folder: Path) -> Probe:
+def _time_stages(config: SweepConfig, dataset: DatasetRecord, images: tuple[Images, Images], folder: Path) -> Probe:
     whole, few = images
     device, devices = whole.mean.device.type, config.devices
+    # No downloads, and a loss that needs soft labels, whatever the sweep asks for: time the most expensive case.
     once = {"pretrained": False, "student_pretrained": False, "teacher_epochs": 1, "student_epochs": 1}
     candidate = config.search.base.replace(**once, kd_loss="kd", alpha=0.9).resolve(dataset, device=device)
     smoothing = candidate.training.label_smoothing
     teacher = build_for(candidate.teacher.teacher_model, dataset)
     student = build_for(candidate.student.student_model, dataset)
     clock = _Clock(device)
-    torch.set_num_threads(devices.cpus)
+    torch.set_num_threads(devices.cpus)  # the teacher trains alone, with all cores
     trainer = Trainer(teacher, teacher_loop(candidate), few, Labels(smoothing))
     teacher_steps, teacher_check = clock.steps(trainer.steps(1)), clock.time(trainer.check)
     torch.set_num_threads(devices.threads)
@@ -85,6 +86,7 @@ def _probed(config: SweepConfig, dataset: DatasetRecord, images: tuple[Images, I
     began = time.perf_counter()
     student_bytes = _export(student, candidate, dataset, folder)
     export_s = time.perf_counter() - began
+    # validation was timed on a few images: scaled to all of them
     scale = _checked_images(whole) / _checked_images(few)
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else _resident_bytes()
     return Probe(
@@ -99,12 +101,12 @@ def _probed(config: SweepConfig, dataset: DatasetRecord, images: tuple[Images, I
         peak_bytes=peak,
         student_bytes=student_bytes,
         teacher_bytes=_weight_bytes(teacher),
-        view_bytes=2 * len(whole.train_labels) * whole.num_classes,
+        view_bytes=2 * len(whole.train_labels) * whole.num_classes,  # FP16: two bytes per logit
     )
 
 
 def _export(student: nn.Module, candidate: Candidate, dataset: DatasetRecord, folder: Path) -> int:
-    """Write the student's files as a trial does; returns the bytes of the ONNX file."""
+    """Write the student's files as a trial does; returns the size of the ONNX file in bytes."""
     record = export(
         student.to("cpu").to(memory_format=torch.contiguous_format).eval(),
         mean=dataset.mean,
@@ -125,14 +127,14 @@ def _weight_bytes(model: nn.Module) -> int:
 
 
 class _Clock:
-    """Takes the time of work on a device, which it waits for."""
+    """Measures the time of work on a device, and waits until that work is done."""
 
     def __init__(self, device: str) -> None:
         self._device, self.turns = device, list[float]()
         """Seconds of every `turn` so far."""
 
     def steps(self, work: Iterator[object]) -> list[float]:
-        """Seconds of every step."""
+        """Run all steps; returns the seconds of each."""
         taken: list[float] = []
         while True:
             started = time.perf_counter()
@@ -142,7 +144,7 @@ class _Clock:
             taken.append(time.perf_counter() - started)
 
     def time(self, work: Callable[[], object]) -> float:
-        """Seconds of a call."""
+        """Run a call; returns its seconds."""
         started = time.perf_counter()
         work()
         self._settle()
@@ -150,7 +152,7 @@ class _Clock:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Around one piece of work."""
+        """Time the work within, and append its seconds to `turns`."""
         started = time.perf_counter()
         yield
         self._settle()

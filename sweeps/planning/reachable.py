@@ -1,4 +1,4 @@
-"""Whether limits can be kept at all: the narrowest student of a search space, measured before anything is trained."""
+"""Whether limits can be met at all: measure the narrowest student of a search space before anything is trained."""
 
 import tempfile
 from collections.abc import Mapping
@@ -22,24 +22,24 @@ from trainables.stages.models.stored import build_for
 from trainables.stages.pruning.methods import prune
 from trainables.stages.runtimes.base import Runner
 
+# Other programs may run while this latency is measured, so a limit is out of reach only if the narrowest student takes
+# more than this many times as long.
 LATENCY_MARGIN = 2.0
-"""A latency is taken while other programs run: a limit is out of reach if the narrowest student needs this many times
-as long."""
 TIMING_S = 0.3
 
 
 def check_reach(config: SweepConfig, dataset: DatasetRecord) -> None:
-    """Return if the narrowest student keeps to the limits of latency, size and MACs, or if there are none.
+    """Refuse limits of latency, size or MACs that even the narrowest student of the space exceeds.
 
-    Where a share of MACs, size or latency is pruned (`pruning_of`), the dense student says nothing about how narrow
-    the answer is, so that nothing is refused; nor where the trained weights say (`pruning_scope` global) or a file is
-    not FP32.
+    Nothing is refused where the narrowest student is not known before training: if a share of MACs, size or latency
+    is pruned (`pruning_of`), if the trained weights decide the widths (`pruning_scope` global), or if a file is not
+    FP32.
 
     Raises:
-        ValueError: naming the limit, what the narrowest student has, and what to change.
+        ValueError: naming the limit, the narrowest student's value, and what to change.
     """
     search, limits = config.search, config.limits
-    # a latency is taken in this process: another runtime's is nobody's to know yet
+    # only ONNX Runtime on the CPU can be timed in this process; another runtime's latency is unknown here
     here = ["max_latency_ms"] if search.base.measure.latency_runtime == "onnxruntime_cpu" else []
     bounded = [name for name in (*here, "max_size_mb", "max_macs") if getattr(limits, name) is not None]
     if not bounded or search.base.prune.pruning_of != "channels" or not _known(search):
@@ -63,13 +63,13 @@ def check_reach(config: SweepConfig, dataset: DatasetRecord) -> None:
 
 
 def _known(search: Search) -> bool:
-    """Whether the FP32 file of the same share of every layer is the least that a candidate can be."""
+    """Whether every candidate is an FP32 file, pruned by one ratio in every layer: then the narrowest is known."""
     flat, usual = search.base.flat(), {"precision": "fp32", "pruning_scope": "layer"}
     return all(set(_values(search.space, name) or [flat[name]]) == {value} for name, value in usual.items())
 
 
 def largest_ratio(search: Search) -> float:
-    """The most channels that any candidate loses; 0 where none loses any."""
+    """The largest fraction of channels that any candidate loses; 0 if none loses any."""
     flat = search.base.flat()
     methods = _values(search.space, "pruning_method") or [flat["pruning_method"]]
     ratios = _values(search.space, "pruning_ratio") or [flat["pruning_ratio"]]
@@ -77,8 +77,9 @@ def largest_ratio(search: Search) -> float:
 
 
 def narrowest(base: CandidateConfig, dataset: DatasetRecord, ratio: float) -> dict[str, float]:
-    """`latency_p50_ms`, `size_bytes` and `macs` of the untrained student with this share of channels removed."""
+    """Measure `latency_p50_ms`, `size_bytes` and `macs` of the untrained student with `ratio` of channels removed."""
     sides: dict[str, Any] = {"image_size": dataset.image_size, "num_classes": dataset.num_classes}
+    # fork_rng: building a model draws random weights, and the sweep's own draws must not depend on limits
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
         model = build_for(base.student.student_model, dataset)
         prune(model, method="structured", ratio=ratio, must_remove=False, **sides)
@@ -93,13 +94,14 @@ def narrowest(base: CandidateConfig, dataset: DatasetRecord, ratio: float) -> di
             opset=base.export.opset,
             path=path,
         )
+        # against itself: the limit is absolute, so that no teacher is needed
         timed, _ = time_alternating(path, path, threads=base.measure.latency_threads, seconds=TIMING_S)
         macs = count(model, dataset.image_size)[2]
     return {"latency_p50_ms": timed.latency_p50_ms, "size_bytes": float(size_bytes), "macs": float(macs)}
 
 
 def _values(space: Mapping[str, BaseDistribution], name: str) -> list[Any]:
-    """All choices of a list, or the ends of a range; empty for what is not searched."""
+    """All choices of a list, or the ends of a range; empty for a parameter that is not searched."""
     values = space.get(name)
     if isinstance(values, CategoricalDistribution):
         return list(values.choices)
@@ -109,9 +111,9 @@ def _values(space: Mapping[str, BaseDistribution], name: str) -> list[Any]:
 def time_alternating(
     candidate_path: Path, reference_path: Path, *, threads: int, seconds: float
 ) -> tuple[LatencyRecord, LatencyRecord]:
-    """Latency of one image through both files, timed in turn in this process: `timing.alternate`.
+    """Measure the latency of one image through both files, in turn, in this process (`timing.alternate`).
 
-    For comparisons by hand; what a sweep steers by is taken in a clean room. The two paths may be the same file.
+    For comparisons by hand; a sweep steers by latencies from a clean room. The two paths may be the same file.
     """
     ours, theirs = (_runner(path, threads) for path in (candidate_path, reference_path))
     return alternate(ours, theirs, seconds=seconds)
@@ -120,6 +122,6 @@ def time_alternating(
 def _runner(path: Path, threads: int) -> Runner:
     session = open_session(path, threads)
     image = session.get_inputs()[0]
-    # random pixels, not zeros: zeros are faster than any picture
+    # random pixels: zeros run faster than any real image
     feed = {image.name: np.random.default_rng(0).random((1, *image.shape[1:]), dtype=np.float32)}
     return Runner(run=lambda: session.run(None, feed), provider=session.get_providers()[0], device=f"cpu:{threads}")

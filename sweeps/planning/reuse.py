@@ -1,4 +1,4 @@
-"""What is there already of a sweep that is about to run: in the store, and in its folder. Reads only."""
+"""Count what exists already of a sweep that is about to run, in the store and in its folder; read only."""
 
 from sweeps.planning.cost import Hits, qat_epochs
 from sweeps.search.config import SweepConfig
@@ -12,7 +12,7 @@ from trainables.store.results import store_below
 
 
 def look_up(config: SweepConfig, dataset: DatasetRecord) -> Hits:
-    """Count what an earlier sweep has left of the first trials, their teacher and its soft labels."""
+    """Count the results that exist of the first trials, their teacher and its soft labels."""
     search, store = config.search, store_below(config.places.out, config.places.storage)
     points = first_trials(search.space, search.base)
     device = config.devices.device
@@ -23,7 +23,7 @@ def look_up(config: SweepConfig, dataset: DatasetRecord) -> Hits:
     views_needed = (base.student.student_epochs + base.prune.recovery_epochs + quantising) * soft
     trials, runs = (len(recorded(config.folder / name)) for name in (TRIALS, CHAMPIONS))
     folder = store.find(teacher_key(base, dataset))
-    if folder is None:
+    if folder is None:  # keys of students and soft labels contain the teacher's, so none of them can exist
         return Hits(trials=trials, champion_runs=runs, views_needed=views_needed, first_students=len(points))
     teacher = read_model(folder)
     students = {student_key(candidate, dataset, teacher) for candidate in candidates or [base]}

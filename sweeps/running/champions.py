@@ -1,8 +1,8 @@
-"""Honest selection: after the search its champions are trained again with more seeds, beside control arms.
+"""Honest selection: after the search, train its champions again with more seeds, beside control arms.
 
-A search picks the luckiest of many runs of one seed each, so what it found flatters the winners, and it cannot say what
-distillation or pruning was worth. New seeds, and arms that lack one thing each at the same budget, can. What is
-trained here is for the report: it is never on the front, and nothing is chosen by it.
+A search picks the luckiest of many runs of one seed each, so its numbers flatter the winners, and they do not show what
+distillation or pruning contributed. New seeds show the first; control arms, which leave out one thing each at the same
+budget, show the second. These runs are for the report: they are never on the front, and nothing is chosen by them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from analysis.findings.pareto import AXES, normalised
 from sweeps.cluster.interrupts import Interrupted
 from sweeps.display.progress import Progress
 from sweeps.running.run import Run, worker_of
-from sweeps.running.tune.delivery import Delivery, collected, summary
+from sweeps.running.tune.delivery import Delivery, fetch_record, summary
 from sweeps.running.tune.fixed_runs import FixedRuns
 from sweeps.running.tune.tuning import tuner
 from sweeps.search.config import SweepConfig
@@ -48,31 +48,31 @@ class ArmRun:
 
     @property
     def done(self) -> bool:
-        """Whether it has left its record; what has is not run again."""
+        """Whether it has written its record; then it is not run again."""
         return has_record(self.folder)
 
     @property
     def tags(self) -> dict[str, str]:
-        """What tells it from a trial of the search."""
+        """Tags that distinguish it from a trial of the search."""
         return {"control": self.arm, "champion": str(self.champion)}
 
 
 class ArmProgress(Progress):
-    """Names a run by its folder: it has no trial number."""
+    """Progress that names a run by its folder: it has no trial number."""
 
     def label(self, trial: Trial) -> str:
-        """What a run is called."""
+        """The name of a run."""
         return str(task_of(trial).folder.name)
 
 
 class ArmDelivery(Delivery):
-    """Delivers runs under their folders' names, with their tags even where Tune gave up on them."""
+    """Deliver runs under their folders' names."""
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Tune: a run has ended; one that leaves no record was cut by the sweep's time and is for the next command."""
+        """Tune: a run has ended. One without a record was cut off by the deadline; the next command runs it."""
         task = task_of(trial)
         if self._storage is not None:
-            collected(task.folder, task.key, self._storage)
+            fetch_record(task.folder, task.key, self._storage)
         if has_record(task.folder):
             super().on_trial_complete(iteration, trials, trial, **info)
 
@@ -87,9 +87,9 @@ class ArmDelivery(Delivery):
 
 
 def retrain(run: Run) -> int:
-    """Run what is missing of the champions' arms; returns how many runs of them have failed.
+    """Run the missing runs of the champions' arms; returns how many of all their runs failed.
 
-    When the sweep's time is over, what is missing is left to the next command.
+    When the sweep's time is over, the missing ones are left to the next command.
 
     Raises:
         Interrupted: if Ctrl-C or SIGTERM ended it early.
@@ -99,7 +99,7 @@ def retrain(run: Run) -> int:
     if missing and not _late(run):
         _train(run, missing, champions=len({arm.champion for arm in arms}))
     left = sum(not arm.done for arm in arms)
-    if left and not _late(run):
+    if left and not _late(run):  # there was time, so a signal has ended it
         raise Interrupted
     if left:
         text = f"{left} runs of champions and controls did not fit into the time; the same command runs them."
@@ -136,7 +136,7 @@ def _late(run: Run) -> bool:
 
 
 def arm_runs(config: SweepConfig, teacher: TrialRecord, dataset: DatasetRecord) -> list[ArmRun]:
-    """Every run that the sweep's champions ask for, done or not; after seed 0 of the search, seeds are 1 to S."""
+    """Every run of the sweep's champions and controls, done or not; after seed 0 of the search, seeds are 1 to S."""
     if not config.selection.champions:
         return []
     records = [read_trial(trial) for trial in recorded(config.folder / TRIALS)]
@@ -159,10 +159,11 @@ def arm_runs(config: SweepConfig, teacher: TrialRecord, dataset: DatasetRecord) 
 def choose_champions(
     records: Sequence[TrialRecord], teacher: Mapping[str, float], corner: Mapping[str, float], *, count: int
 ) -> dict[int, Mapping[str, Any]]:
-    """Trial number -> parameters of the `count` front members worth most, best first.
+    """Trial number -> parameters of the `count` front members that are worth most, best first.
 
-    Worth is what the front's hypervolume loses without the member (moocore, HVC3D; Guerreiro and Fonseca, IEEE TEC
-    22(3), 2018), on the axes of `normalised`; ties by validation accuracy, then by trial number. Test is not looked at.
+    A member is worth the hypervolume that the front loses without it (moocore, HVC3D; Guerreiro and Fonseca, IEEE TEC
+    22(3), 2018), on the axes of `normalised`. Ties are broken by validation accuracy, then by trial number. The test
+    split is not used.
     """
     finished = {r.trial_number: r for r in records if r.status == "finished" and r.trial_number is not None}
     if not finished:
@@ -176,12 +177,12 @@ def choose_champions(
 
 
 def arms(champion: CandidateConfig) -> dict[str, CandidateConfig]:
-    """Arm -> configuration; the same epochs in every arm. An arm that is the champion itself is left out.
+    """Arm -> configuration, with the same epochs in every arm. An arm equal to the champion itself is left out.
 
-    `from_scratch` has the champion's configuration: that its shape is trained from random weights is said in the Tune
-    config (`trainables.stages.candidate.from_scratch`). It is also the smaller dense model: `structured` pruning of
-    every layer by one ratio leaves a narrower dense student, and at the champion's latency that is this shape. Zeroed
-    weights change no latency: there the dense student at the champion's is `not_pruned`.
+    `from_scratch` has the champion's configuration; its `TrialTask` says that this shape is trained from random weights
+    (`trainables.stages.candidate.from_scratch`). It is also the smaller dense model: `structured` pruning of every
+    layer by one ratio leaves a narrower dense student, which is the dense model with the champion's latency. Zeroed
+    weights do not change latency: there the dense model with the champion's latency is `not_pruned`.
     """
     found = {
         CHAMPION: champion,
@@ -189,12 +190,13 @@ def arms(champion: CandidateConfig) -> dict[str, CandidateConfig]:
         "from_scratch": champion,
         "not_pruned": champion.replace(pruning_ratio=0.0),
     }
+    # Canonical: a champion without distillation may differ from its arm in settings that change nothing.
     same = {arm for arm in ("no_distillation", "not_pruned") if found[arm].canonical() == champion.canonical()}
     return {arm: candidate for arm, candidate in found.items() if arm not in same}
 
 
 def _task(run: Run, arm: ArmRun) -> TrialTask:
-    """Without the sweep's limits: a control may well be slower than what is allowed to ship."""
+    """The task of one run, without the sweep's limits: a control may be slower than what is allowed to ship."""
     config = run.config
     return TrialTask(
         candidate=arm.candidate.resolve(run.dataset, device=config.devices.device),

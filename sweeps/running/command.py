@@ -1,4 +1,4 @@
-"""What every sweep command shares: flags that come to a checked `SweepConfig`, and how a run ends."""
+"""What all sweep commands share: checks of a `SweepConfig` before anything runs, the run itself and its exit code."""
 
 import errno
 import shutil
@@ -24,7 +24,12 @@ EXIT_CODES = "exit codes: 0 all done, 1 some trials failed, 2 bad input, 130 or 
 
 
 def check(config: SweepConfig) -> None:
-    """Refuse what cannot work before anything is trained."""
+    """Refuse a sweep that cannot work, before anything is trained.
+
+    Raises:
+        ValueError: naming the flag, what is wrong and the fix.
+    """
+    # By writing a file: permission bits say nothing of read-only mounts or quotas.
     for folder, flag in ((config.places.out, "--out"), (config.places.data_dir, "--data-dir")):
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -46,7 +51,7 @@ def check(config: SweepConfig) -> None:
     uri = config.places.tracking_uri
     if uri is not None and not uri.startswith(TRACKING_SCHEMES):
         raise ValueError(f"--tracking-uri {uri}: must begin with {', '.join(TRACKING_SCHEMES)}.")
-    import torch
+    import torch  # takes seconds: wrong paths and addresses are reported before
 
     from trainables.stages.models.build import check_model
     from trainables.stages.runtimes.absence import check_runtime
@@ -65,7 +70,7 @@ def check(config: SweepConfig) -> None:
 
 
 def check_limits(config: SweepConfig, dataset: DatasetRecord) -> None:
-    """Refuse limits that no candidate of the space can keep to; a second or two, and only if there are limits."""
+    """Refuse limits that no candidate of the space can meet; takes a second or two, and only if limits are set."""
     if config.limits != Limits():
         from sweeps.planning.reachable import check_reach
 
@@ -81,12 +86,12 @@ def run(
     deadline: Deadline | None = None,
 ) -> int:
     """Run a sweep; returns the exit code."""
-    from sweeps.cluster.interrupts import Interrupted  # Ray takes a second; bad flags need not wait for it
+    from sweeps.cluster.interrupts import Interrupted  # Ray's import takes a second, which bad flags should not cost
     from sweeps.running.launch import run_sweep
     from sweeps.search.folder import InputError
 
     store = store_below(config.places.out, config.places.storage)
-    damaged = moved_aside(store.here)  # workers speak to nobody: the command tells of new ones
+    damaged = moved_aside(store.here)  # workers print nothing, so this command reports the new ones at the end
     code = 0
     screen.launch()
     screen.wait("Starting Ray and MLflow")
@@ -99,8 +104,9 @@ def run(
         text = f"Stopped. What is finished is in {config.folder}; the same command goes on from there."
         screen.print(text, soft_wrap=True)
         asked = stop.code if isinstance(stop, Interrupted) else INTERRUPTED
+        # At the end of a budget Tune is stopped, too: then the sweep did what it was asked to do.
         code = 0 if deadline is not None and deadline.over() else asked
-    except Exception as error:  # Tune raises its own for what happens in its callbacks
+    except Exception as error:  # Tune wraps what its callbacks raise in errors of its own
         if (full := _full_disk(error)) is None:
             raise
         text = f"{full.filename or config.places.out}: {full.strerror}. {_room(config)}; the same command goes on."
@@ -117,7 +123,7 @@ def run(
 
 
 def tell_end(config: SweepConfig, screen: Screen, code: int) -> None:
-    """The last event of a sweep, for programs."""
+    """Write the last JSON event of a sweep; nothing in other modes."""
     if screen.mode != "json":
         return
     from sweeps.display.standing import Standing
@@ -139,7 +145,7 @@ def tell_end(config: SweepConfig, screen: Screen, code: int) -> None:
 
 
 def _full_disk(error: BaseException | None) -> OSError | None:
-    """The full disk, or quota, that is behind an error; None if there is none."""
+    """The full disk or quota that caused an error; None if there is none."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             return error

@@ -9,7 +9,7 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution
 
-from sweeps.cluster.address import joined
+from sweeps.cluster.address import cluster_settings
 from sweeps.cluster.usage import usable_cores
 from sweeps.display.console import Screen
 from sweeps.display.durations import duration
@@ -30,6 +30,7 @@ from trainables.config.flags import with_flags as said_as_flags
 from trainables.config.limits import Limits
 from trainables.config.score import ExchangeRates
 
+# Help texts of the search space: `CandidateConfig` documents a single value, a sweep also takes lists and ranges.
 _SEARCHED_DOCS = {
     "kd_loss": f"Soft, teacher term, of {', '.join(KD_LOSSES)}; a list such as kd,dkd,dist searches among them",
     "alpha": "Weight of the soft, teacher term, 0 to 1; the labels get 1 - alpha",
@@ -45,7 +46,7 @@ _SEARCHED_DOCS = {
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
-    """Keeps the lines of descriptions, wraps those that are too long, and drops the backticks of docstrings."""
+    """Help that keeps the line breaks of descriptions, wraps long lines and drops the backticks of docstrings."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         lines: list[str] = []
@@ -58,7 +59,7 @@ class Help(argparse.RawDescriptionHelpFormatter):
 
 
 def add_cost_flags(group: "argparse._ArgumentGroup") -> None:
-    """`--plan` and `--budget`, which are no settings of a sweep."""
+    """Add `--plan` and `--budget`, which are not settings of a sweep."""
     text = "Say what the sweep would cost in time, memory and disk, after a probe of a few steps; train nothing"
     group.add_argument("--plan", action="store_true", help=f"{text} (default: off)")
     text = (
@@ -69,7 +70,7 @@ def add_cost_flags(group: "argparse._ArgumentGroup") -> None:
 
 
 def add_output_flags(group: "argparse._ArgumentGroup") -> None:
-    """`--quiet` and `--json`: who reads standard output."""
+    """Add `--quiet` and `--json`, which choose the format of standard output, and `--help`."""
     either = group.add_mutually_exclusive_group()
     either.add_argument("--quiet", action="store_true", help="Print the result alone (default: off)")
     text = "Print one JSON object a line for every event: started, trial, finished; what is for people goes to stderr"
@@ -78,18 +79,18 @@ def add_output_flags(group: "argparse._ArgumentGroup") -> None:
 
 
 def screen_of(flags: argparse.Namespace) -> Screen:
-    """Standard output as `add_output_flags` was answered."""
+    """The screen that the flags of `add_output_flags` ask for."""
     return Screen("json" if flags.json else "quiet" if flags.quiet else "people")
 
 
 def add_sweep_flags(
     parser: argparse.ArgumentParser, preset: SweepConfig, *, leave_out: Collection[str] = (), limits: bool = True
 ) -> None:
-    """One flag for every setting of a sweep, the preset's values shown as defaults.
+    """Add one flag for every setting of a sweep, with the preset's values as the defaults shown.
 
     Args:
         leave_out: fields of `SweepConfig` that the command sets itself.
-        limits: whether a candidate may be held to limits.
+        limits: whether to add the flags of limits.
     """
     group = parser.add_argument_group("sweep")
     text = f"{field_docs(SweepConfig)['name']} (default: preset and a digest of the settings)"
@@ -110,6 +111,7 @@ def add_sweep_flags(
 
 
 def _add_device_flags(group: "argparse._ArgumentGroup", devices: Devices, leave_out: Collection[str]) -> None:
+    # By hand: the default of `cpus` is this machine's core count, and the shares take a number or `auto`.
     docs, shares = field_docs(Devices), ("cpus_per_trial", "gpus_per_trial")
     add_flags(group, devices, leave_out=("cpus", *shares, *leave_out))
     group.add_argument("--cpus", type=int, metavar="N", help=f"{docs['cpus']} (default: all, {len(usable_cores())})")
@@ -120,7 +122,7 @@ def _add_device_flags(group: "argparse._ArgumentGroup", devices: Devices, leave_
 
 
 def _or_text(number: type[int] | type[float]) -> Callable[[str], int | float | str]:
-    """Reads a number; other text stays what it is, and `SweepConfig` refuses all but `auto`."""
+    """A parser that reads a number and passes other text on; `Devices` then accepts only `auto`."""
 
     def read(text: str) -> int | float | str:
         try:
@@ -132,7 +134,7 @@ def _or_text(number: type[int] | type[float]) -> Callable[[str], int | float | s
 
 
 def take_spaces(flags: argparse.Namespace) -> dict[str, str]:
-    """What was asked of searched parameters; taken out of `flags`, where they are no settings."""
+    """Remove the searched parameters from `flags`, where they are not settings, and return their texts."""
     names = (*space.SEARCHED, *space.OPTIONAL)
     texts = {name: getattr(flags, name) for name in names if getattr(flags, name) is not None}
     for name in names:
@@ -141,23 +143,24 @@ def take_spaces(flags: argparse.Namespace) -> dict[str, str]:
 
 
 def config_of(flags: argparse.Namespace, preset: SweepConfig, searched: Mapping[str, BaseDistribution]) -> SweepConfig:
-    """The preset with what the flags say, over a space; `take_spaces` comes first.
+    """The preset, changed by the flags, over the given space; call `take_spaces` first.
 
     Raises:
         ValueError: if a value is out of its range.
     """
     base = preset.search.base
     if flags.dataset not in (None, base.data.dataset) or flags.image_size is not None:
+        # The preset's augmentation suits its own images only; flags of augmentation still override this one.
         base = dataclasses.replace(base, augment=augment_for(flags.dataset or base.data.dataset, flags.image_size))
     changes: dict[str, Any] = {"cpus": len(usable_cores())}
     for part in PARTS.values():
         changes |= given(flags, part)
     changes |= {"name": flags.name} if flags.name else {}
-    changes |= joined(flags.address, gpus=flags.gpus, cpus=flags.cpus)
+    changes |= cluster_settings(flags.address, gpus=flags.gpus, cpus=flags.cpus)
     return preset.replace(**changes | {"base": config_from_flags(base, flags), "space": searched})
 
 
 def with_flags(message: str) -> str:
-    """The message with `alpha=2.0` said as `--alpha 2.0`: what the person typed."""
+    """The message with `alpha=2.0` rewritten as `--alpha 2.0`, as it was typed."""
     names = ["name", *(field.name for part in PARTS.values() for field in dataclasses.fields(part))]
     return said_as_flags(message, [*names, *CandidateConfig().flat()])

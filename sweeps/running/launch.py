@@ -1,4 +1,4 @@
-"""Runs a sweep from its start to its end: teacher, trials, champions, front."""
+"""Run a sweep from start to end: teacher, trials, champions, front."""
 
 import dataclasses
 from collections.abc import Generator
@@ -16,7 +16,7 @@ from sweeps.running.champions import retrain
 from sweeps.running.outcome import announce, finish, open_tracker, tracking_uri
 from sweeps.running.run import Run, worker_of
 from sweeps.running.trials import run_trials
-from sweeps.running.tune.delivery import collected
+from sweeps.running.tune.delivery import fetch_record
 from sweeps.running.tune.fixed_runs import FixedRuns
 from sweeps.running.tune.retry import SayRetry
 from sweeps.running.tune.tuning import tuner
@@ -32,15 +32,16 @@ from trainables.trials.teacher import TeacherTrial
 def run_sweep(
     config: SweepConfig, dataset: DatasetRecord, console: Console, *, deadline: Deadline | None = None
 ) -> int:
-    """Run a sweep on a prepared data set, or go on with it; returns how many trials failed.
+    """Run a sweep on a prepared data set, or resume it; returns how many trials failed.
 
     Raises:
-        InputError: if the name belongs to another sweep or is in use, or no teacher can be made.
+        InputError: if the name belongs to another sweep or is in use, or the teacher fails.
         Interrupted: if Ctrl-C or SIGTERM ended it early.
     """
     quiet()
     with sole_driver(config.folder):
         sweep_id = check_identity(config, dataset)
+        # Until it is removed below, garbage collection keeps the store's entries that this sweep may still read.
         (config.folder / UNFINISHED).touch()
         tracker = open_tracker(tracking_uri(config), config, dataset, sweep_id)
         if tracker.away:
@@ -55,7 +56,7 @@ def run_sweep(
             try:
                 failed = run_trials(run)
                 failed += retrain(run)
-            except (Interrupted, NoRoomError):
+            except (Interrupted, NoRoomError):  # show what there is so far
                 finish(run, "interrupted")
                 raise
             finish(run, "finished")
@@ -67,17 +68,17 @@ def run_sweep(
 def _make_teacher(
     config: SweepConfig, dataset: DatasetRecord, console: Console, deadline: Deadline | None
 ) -> TrialRecord:
-    """The teacher's record, made by a Tune run of its own if there is none yet."""
+    """Train the teacher in a Tune run of its own, unless its record exists; returns the record."""
     folder = config.folder / TEACHER
     if not has_record(folder):
         _train_teacher(config, dataset, console, deadline)
     if config.places.storage is not None:
-        collected(folder, f"{config.name}/teacher", config.places.storage)
+        fetch_record(folder, f"{config.name}/teacher", config.places.storage)
     if not has_record(folder):
         raise Interrupted
     record = read_trial(folder)
     if record.status != "finished":
-        (folder / RECORD).unlink()
+        (folder / RECORD).unlink()  # so that the same command tries again
         raise InputError(f"teacher: {record.reason}")
     return record
 
@@ -87,7 +88,7 @@ def _train_teacher(config: SweepConfig, dataset: DatasetRecord, console: Console
     task = TrialTask(
         stage="teacher",
         candidate=base.resolve(dataset, device=config.devices.device),
-        # nobody else trains meanwhile
+        # no other trial runs meanwhile, so it gets all cores and all memory
         worker=dataclasses.replace(worker_of(config), threads=cores, memory_share=1.0),
         key=f"{config.name}/teacher",
         folder=(config.folder / TEACHER).resolve(),
@@ -114,10 +115,10 @@ def _train_teacher(config: SweepConfig, dataset: DatasetRecord, console: Console
 
 @contextmanager
 def _mps(config: SweepConfig) -> Generator[None, None, None]:
-    """The Multi-Process Service of this machine, if trials run here and want it; a joined cluster's is `ray_for`'s.
+    """Run the Multi-Process Service on this machine if trials run here and want it; for a cluster, `ray_for` does.
 
     Raises:
-        InputError: if there is none to be had, here or on a node, or Ray's workers may have been started without it.
+        InputError: if it cannot be started, here or on a node, or Ray's workers may have started without it.
     """
     if config.devices.mps and ray.is_initialized():
         raise InputError("mps=True: Ray is running already; start nvidia-cuda-mps-control before Ray on every node.")

@@ -1,4 +1,4 @@
-"""What a sweep says of itself: its headline, and at the end its front in MLflow, on disk and on the screen."""
+"""What a sweep reports: its headline, and at the end its front in MLflow, on disk and on the screen."""
 
 import shlex
 from collections.abc import Callable, Sequence
@@ -57,12 +57,13 @@ def teacher_line(config: SweepConfig, teacher: TrialRecord) -> str:
 
 
 def open_tracker(uri: str, config: SweepConfig, dataset: DatasetRecord, sweep_id: str) -> Tracker:
-    """The sweep in MLflow.
+    """Open the sweep's run in MLflow.
 
     Raises:
-        InputError: if that store cannot be used.
+        InputError: if that MLflow store cannot be used.
     """
     experiment, artifacts = dataset.name.replace(":", "-"), config.places.out / ARTIFACTS
+    # Written before the first connection: `analysis sync` delivers from it if MLflow stays away.
     note_where(config.folder, uri, experiment=experiment, sweep=config.name, sweep_id=sweep_id, artifacts=artifacts)
     try:
         return Tracker(uri, experiment=experiment, sweep=config.name, sweep_id=sweep_id, artifacts=artifacts)
@@ -72,26 +73,26 @@ def open_tracker(uri: str, config: SweepConfig, dataset: DatasetRecord, sweep_id
 
 
 def tracking_uri(config: SweepConfig) -> str:
-    """Where MLflow keeps this sweep."""
+    """The MLflow store of this sweep: the one asked for, or a SQLite database in OUT."""
     return config.places.tracking_uri or f"sqlite:///{(config.places.out / DATABASE).resolve()}"
 
 
 def announce(run: Run) -> None:
-    """What `analysis` needs to read a sweep that still runs: its description and its teacher."""
+    """Deliver what `analysis` needs to read a running sweep: its description and its teacher."""
     folder = run.config.folder
     try:
         run.tracker.sweep_artifacts([folder / SWEEP_JSON])
     except TrackingError:
-        return  # MLflow is away: told at the end, with everything else
+        return  # MLflow is away: `finish` reports that and delivers everything
     run.tracker.deliver(folder / TEACHER, scores_of(run.teacher, run.score))
 
 
 def finish(run: Run, status: str) -> None:
-    """Deliver what is left in the outbox, then show the front: in MLflow, on disk, on the screen."""
+    """Deliver what is left in the outbox, then publish and print the front."""
     config, tracker, console = run.config, run.tracker, run.console
     tracker.try_again()
     waiting = deliver_all(tracker, outbox(config.folder), run.score)
-    if waiting:
+    if waiting:  # a front drawn now would lack those records
         sync = f"python -m analysis sync --out {shlex.quote(str(config.places.out))}"
         console.print(
             f"{waiting} records wait in {config.folder} for MLflow ({tracker.away}); `{sync}` or the same command"
@@ -113,7 +114,7 @@ def finish(run: Run, status: str) -> None:
 
 
 def publish(tracker: Tracker, tracking_uri: str, folder: Path) -> Runs:
-    """Write the front's files into `folder`, put them on the sweep's MLflow run and tag its members there."""
+    """Write the front's files into `folder`, upload them to the sweep's MLflow run and tag its members there."""
     runs = read_runs(tracking_uri, parent_id=tracker.parent_id)
     tracker.mark_front(set(front_members(runs).index))
     tracker.sweep_metric("hypervolume", dict(hypervolume_curve(runs)))
@@ -124,15 +125,15 @@ def publish(tracker: Tracker, tracking_uri: str, folder: Path) -> Runs:
 
 
 def add_files(config: SweepConfig, dataset: DatasetRecord, make: Callable[[Runs], list[Path]]) -> list[Path]:
-    """Have files made of what MLflow has of a sweep, and put them on the sweep's own run; returns them.
+    """Make files from a sweep's runs in MLflow and upload them to the sweep's own run; returns their paths.
 
     Raises:
-        ValueError: if MLflow is away or cannot be used, or from `make`.
+        ValueError: if MLflow is away or cannot be used, or if `make` raises it.
     """
     uri = tracking_uri(config)
     tracker = open_tracker(uri, config, dataset, check_identity(config, dataset))
     try:
-        files = make(read_runs(uri, parent_id=tracker.parent_id))  # names may repeat on a shared server
+        files = make(read_runs(uri, parent_id=tracker.parent_id))  # by id: on a shared server a name may repeat
         tracker.sweep_artifacts(files)
     except TrackingError as error:
         raise ValueError(f"MLflow went away ({error})") from error
@@ -140,7 +141,7 @@ def add_files(config: SweepConfig, dataset: DatasetRecord, make: Callable[[Runs]
 
 
 def _offer(tracker: Tracker, runs: Runs, folder: Path, drawn: Sequence[Path]) -> None:
-    """Make MLflow's pages the place to browse: report, description, a view of the runs, registered front members."""
+    """Prepare MLflow's pages for browsing: report, description, a view of the runs, registered front members."""
     front = front_members(runs)
     tracker.tag_experiment(view_tags(runs.name))
     if front.empty:
@@ -154,6 +155,7 @@ def _offer(tracker: Tracker, runs: Runs, folder: Path, drawn: Sequence[Path]) ->
 def show(console: Console, runs: Runs, tracking_uri: str, folder: Path) -> None:
     """Print the front, where its files are, and how to browse every trial."""
     front = front_members(runs)
+    # Champions and controls are reported apart: they are no results of the search.
     searched = runs.frame[(runs.frame["stage"] == "candidate") & ~retrained(runs.frame)]
     counts = ", ".join(f"{count} {status}" for status, count in searched["status"].value_counts().items())
     console.print(f"\nSweep {runs.name}: {counts or 'no trials'}", soft_wrap=True, markup=False)

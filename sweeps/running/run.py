@@ -1,4 +1,4 @@
-"""A sweep under way: what everybody needs who brings it forward."""
+"""A running sweep: what teacher, trials and champions all need."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -25,16 +25,17 @@ class Run:
     tracker: Tracker
     console: Console
     deadline: Deadline | None = None
-    """When it has to stop; None where it may take its time."""
+    """When it has to stop; None sets no limit."""
 
     @property
     def score(self) -> Score:
-        """A finished candidate's metrics -> points, higher is better; Tune pickles what holds it."""
+        """A finished candidate's metrics -> points, higher is better."""
+        # Not a lambda: Tune pickles the objects that hold it.
         return partial(composite_score, teacher_size_bytes=self.teacher.metrics["size_bytes"], rates=self.config.rates)
 
 
 def worker_of(config: SweepConfig) -> Worker:
-    """What a trial's process works with."""
+    """The settings of a trial's process: folders, data, device, threads and memory."""
     return Worker(
         out=config.places.out.resolve(),
         data=config.search.base.data,

@@ -1,4 +1,4 @@
-"""Runs the cells of the table of runtimes as Ray trials, and writes the table."""
+"""Run the cells of the table of runtimes as Ray trials, and write the table."""
 
 import argparse
 from collections import Counter
@@ -35,16 +35,17 @@ from trainables.trials.task import RuntimeTask, Worker, task_of
 def measure_cells(
     flags: argparse.Namespace, cells: Sequence[Cell], models: Sequence[Path], *, sweep_id: str, console: Console
 ) -> pd.DataFrame:
-    """Measure what is missing, then write OUT/sweeps/NAME/runtimes/runtimes.csv and .md; returns the table.
+    """Measure the missing cells, then write OUT/sweeps/NAME/runtimes/runtimes.csv and .md; returns the table.
 
     Raises:
-        ValueError: if MLflow cannot be used, or the images are not here.
+        ValueError: if MLflow cannot be used, or the images are not on this machine.
     """
     quiet()
     cuda = flags.gpus > 0 and any(RUNTIMES[cell.runtime].device == "cuda" for cell in cells)
     config = SweepConfig(
         name=flags.name,
         places=Places(out=flags.out, data_dir=flags.data_dir, tracking_uri=flags.tracking_uri),
+        # One cell at a time per GPU: a cell has its device to itself while it is timed.
         devices=Devices(gpus=flags.gpus if cuda else 0, cpus=max(1, flags.gpus)),
     )
     folder = config.folder / CELLS
@@ -52,10 +53,10 @@ def measure_cells(
     tasks = [task for task in asked if not done(task.folder, again=flags.again)]
     if tasks:
         _prepare_images(models, flags)
-    for task in tasks:
+    for task in tasks:  # a cell measured again is delivered again
         (task.folder / DELIVERED).unlink(missing_ok=True)
     tracker = _tracker(config, models[0], sweep_id)
-    asked_for = f"{_counted(len(models), 'model')}, {_counted(len(cells), 'cell')} each, {len(tasks)} to measure"
+    asked_for = f"{_plural(len(models), 'model')}, {_plural(len(cells), 'cell')} each, {len(tasks)} to measure"
     console.print(f"Runtimes of sweep {flags.name}: {asked_for}", markup=False, soft_wrap=True)
     if tasks:
         with ray_for(config):
@@ -63,7 +64,7 @@ def measure_cells(
                 RuntimeTrial,
                 config,
                 name="runtimes",
-                callbacks=[_Cells(console, tracker, len(tasks))],
+                callbacks=[_CellReports(console, tracker, len(tasks))],
                 searcher=FixedRuns(task.tune_config() for task in tasks),
                 trials=len(tasks),
             ).fit()
@@ -83,7 +84,7 @@ def _task(config: SweepConfig, flags: argparse.Namespace, model: Path, cell: Cel
     record = read_trial(model)
     folder = config.folder / CELLS / f"{model.name}-{cell.name}"
     name = _called(record, model)
-    kind = {"kind": "runtime", "model": name}  # tells these runs from the sweep's trials, whose front they are not on
+    kind = {"kind": "runtime", "model": name}  # distinguishes these runs from trials: they are never on the front
     pruning = {} if record.stage == "teacher" else {"pruning": str(record.params.get("pruning_method", ""))}
     return RuntimeTask(
         worker=Worker(
@@ -105,7 +106,7 @@ def _task(config: SweepConfig, flags: argparse.Namespace, model: Path, cell: Cel
 
 
 def _called(record: TrialRecord, model: Path) -> str:
-    """The name in the table: architecture, and which of the sweep's networks it is."""
+    """A model's name in the table: its architecture, and which of the sweep's networks it is."""
     if record.stage == "teacher":
         return f"{record.params.get('teacher_model', '')} (teacher)"
     which = model.name if record.trial_number is None else f"trial {record.trial_number}"
@@ -113,7 +114,7 @@ def _called(record: TrialRecord, model: Path) -> str:
 
 
 def _images_of(record: TrialRecord, flags: argparse.Namespace) -> DataConfig:
-    """The images behind a record, as far as it shows them; their place from the flag where one is given."""
+    """The data settings of a record; a record holds no path of a folder, so that one comes from the flag."""
     row = {name: record.params[name] for name in vars(DataConfig()) if name in record.params}
     if flags.dataset is not None:
         if public_name(flags.dataset) != row["dataset"]:
@@ -123,10 +124,10 @@ def _images_of(record: TrialRecord, flags: argparse.Namespace) -> DataConfig:
 
 
 def _prepare_images(models: Sequence[Path], flags: argparse.Namespace) -> None:
-    """Have the images before the first cell needs them.
+    """Prepare the images before the first cell needs them.
 
     Raises:
-        ValueError: if they are not to be had.
+        ValueError: if they are not on this machine and cannot be downloaded.
     """
     for images in {_images_of(read_trial(model), flags) for model in models}:
         try:
@@ -137,12 +138,15 @@ def _prepare_images(models: Sequence[Path], flags: argparse.Namespace) -> None:
             raise ValueError(f"{error} Records hold its name alone: --dataset folder:PATH.") from error
 
 
-def _counted(count: int, word: str) -> str:
+def _plural(count: int, word: str) -> str:
     return f"{count} {word}{'s' * (count != 1)}"
 
 
 def done(folder: Path, *, again: bool) -> bool:
-    """Whether a cell has its numbers; what was absent or failed is tried again, and what is in doubt with `again`."""
+    """Whether a cell needs no measurement: it finished and, with `again`, its latency was not in doubt.
+
+    A cell whose runtime was absent, or that failed, is always tried again.
+    """
     if not has_record(folder):
         return False
     record = read_trial(folder)
@@ -150,7 +154,7 @@ def done(folder: Path, *, again: bool) -> bool:
 
 
 def _tracker(config: SweepConfig, model: Path, sweep_id: str) -> Tracker:
-    """The sweep's own MLflow run: cells become runs under it, of another kind than trials."""
+    """Open the sweep's own MLflow run: cells become runs under it, of another kind than trials."""
     uri = tracking_uri(config)
     experiment = str(read_trial(model).params["dataset"]).replace(":", "-")
     try:
@@ -161,19 +165,19 @@ def _tracker(config: SweepConfig, model: Path, sweep_id: str) -> Tracker:
         raise ValueError(f"--tracking-uri {uri}: {error}; start that server, or leave the flag out.") from error
 
 
-class _Cells(tune.Callback):
-    """One line a cell that can be had here, and every cell's delivery to MLflow, which may be away."""
+class _CellReports(tune.Callback):
+    """Print one line per cell that can be measured here, and deliver every cell to MLflow, which may be away."""
 
     def __init__(self, console: Console, tracker: Tracker, cells: int) -> None:
         self._console, self._tracker, self._cells, self._done = console, tracker, cells, 0
         self._absent: Counter[str] = Counter()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles callbacks; consoles and connections do not belong to that."""
+        """Nothing: Tune pickles callbacks, and consoles and connections cannot be pickled."""
         return {}
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Tune: a cell has its numbers, or the reason why it has none."""
+        """Tune: a cell has its numbers, or the reason why it has none. Print and deliver them."""
         folder = task_of(trial).folder
         record = read_trial(folder)
         found = record.metrics
@@ -182,19 +186,19 @@ class _Cells(tune.Callback):
             told = f"{found['latency_p50_ms']:.3f} ms  {found['throughput_ips']:.0f} images/s"
             told += f"  test {100 * found['test_accuracy']:.2f} %"
         self._done += 1
-        if record.status == "infeasible":
+        if record.status == "infeasible":  # a line each would bury the numbers: they are counted by reason
             self._absent[record.reason] += 1
         else:
             self._console.print(f"[{self._done}/{self._cells}] {folder.name}  {told}", markup=False, soft_wrap=True)
         self._tracker.deliver(folder, {})
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
-        """Tune: all is done; says how many cells this machine, or this model, has not got, and why."""
+        """Tune: all cells are done. Print how many are not available on this machine or for this model, and why."""
         for reason, count in self._absent.most_common():
-            self._console.print(f"{_counted(count, 'cell')} absent: {reason}", markup=False, soft_wrap=True)
+            self._console.print(f"{_plural(count, 'cell')} absent: {reason}", markup=False, soft_wrap=True)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Tune: the cell's process has died for good."""
+        """Tune: the cell's process has died for good. Record that, print and deliver it."""
         reason = f"its process died; see {trial.error_file}"
         write_record(task_of(trial), status="failed", reason=reason, seconds=0.0)
         self.on_trial_complete(iteration, trials, trial)

@@ -1,4 +1,4 @@
-"""The search itself: what is missing of a sweep's trials, proposed, run, stopped early, delivered."""
+"""Run the search itself: propose the missing trials of a sweep, run them, stop the hopeless, deliver the results."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -33,7 +33,7 @@ from trainables.trials.task import TrialTask
 
 
 class InTime(StudySearcher):
-    """Proposes nothing that would end after the deadline, if there is one."""
+    """A searcher that proposes no trial which would end after the deadline, if there is one."""
 
     def __init__(
         self, study: optuna.Study, search: Search, *, task_of: TaskOf, score: Score, deadline: Deadline | None
@@ -42,17 +42,17 @@ class InTime(StudySearcher):
         self._deadline = deadline
 
     def late(self) -> bool:
-        """Whether no further trial can be started."""
+        """Whether it is too late to start another trial."""
         return self._deadline is not None and self._deadline.over()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """As in `StudySearcher`; FINISHED when it is late."""
+        """As in `StudySearcher`, but FINISHED when it is too late for another trial."""
         self.exhausted = self.exhausted or self.late()
         return str(Searcher.FINISHED) if self.late() else super().suggest(trial_id)
 
 
 def run_trials(run: Run) -> int:
-    """Run what is missing of the sweep's trials; returns how many of all its trials failed or are out of reach.
+    """Run the missing trials of a sweep; returns how many of all its trials failed or could not be fetched.
 
     Raises:
         InputError: if what an earlier driver left cannot be read.
@@ -64,6 +64,7 @@ def run_trials(run: Run) -> int:
     study = open_study(config.folder / JOURNAL, config.name, search)
     task_of = partial(_task, config, run.dataset, run.teacher)
     searcher = InTime(study, search, task_of=task_of, score=run.score, deadline=run.deadline)
+    # Before counting: a trial that had ended when its driver died must not be run again.
     recover(study, searcher, config, task_of, teacher=run.teacher)
     done = len(finished(study))
     if done >= search.trials:
@@ -100,7 +101,7 @@ def _tune_config(task_of: TaskOf, number: int, params: Mapping[str, Any]) -> dic
 def _task(
     config: SweepConfig, dataset: DatasetRecord, teacher: TrialRecord, number: int, params: Mapping[str, Any]
 ) -> TrialTask:
-    """A trial of the search: here its configuration takes the one form in which it travels."""
+    """The task of a trial of the search; the only place that turns proposed parameters into a configuration."""
     folder = trial_dir(config, number)
     return TrialTask(
         candidate=config.search.base.replace(**tidy(params)).resolve(dataset, device=config.devices.device),
@@ -142,10 +143,10 @@ def _progress(run: Run, done: int) -> Progress:
 
 
 def _say_end(config: SweepConfig, study: optuna.Study, searcher: InTime, console: Console) -> None:
-    """Say why there are fewer trials than asked for, if there are.
+    """Print why there are fewer trials than asked for, if there are.
 
     Raises:
-        Interrupted: if somebody asked for it.
+        Interrupted: if a signal ended the search.
     """
     if searcher.ruled_out:
         console.print(f"{searcher.ruled_out} proposals cost no trial: a narrower shape is over the limits already.")
@@ -157,13 +158,13 @@ def _say_end(config: SweepConfig, study: optuna.Study, searcher: InTime, console
             console.print(text, soft_wrap=True)
         return
     if done < wanted:
-        if not searcher.exhausted or running:
+        if not searcher.exhausted or running:  # neither the time nor the space was over
             raise Interrupted
         what = "raise a limit or widen a range" if searcher.ruled_out else "widen a range"
         console.print(f"The space holds no more than these {done} trials; {what} to have {wanted}.")
 
 
 def _count_failed(config: SweepConfig) -> int:
-    """Trials whose configuration or process could not give a candidate."""
+    """How many trials failed: their configuration is invalid, or their process died for good."""
     records = (read_trial(trial) for trial in recorded(config.folder / TRIALS))
     return sum(record.status == "failed" for record in records)

@@ -1,1 +1,1 @@
-"""What one sweep is: settings, space, objectives, folder, study (no Ray)."""
+"""The definition of a sweep: settings, space, objectives, folder, study (no Ray)."""

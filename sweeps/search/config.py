@@ -1,4 +1,4 @@
-"""What one sweep is: what is searched, on what, where everything goes, and what is re-trained at its end."""
+"""The settings of one sweep: what it searches, on which devices, where files go, what is trained again at the end."""
 
 import dataclasses
 import math
@@ -26,7 +26,7 @@ SAMPLERS = ("tpe", "nsga2", "gp", "random", "grid")
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
-    """Where a sweep's things lie."""
+    """Where a sweep's files are."""
 
     out: Path = Path("runs")
     """Folder that holds everything: mlflow.db, artifacts/, store/, sweeps/NAME/."""
@@ -85,7 +85,7 @@ class Search:
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """What is trained again when the search is over, to say what it was worth."""
+    """What is trained again after the search, to show what distillation and pruning were worth."""
 
     champions: int = 0
     """Front members worth most (hypervolume) to train again, beside control arms, when the search is over; 0 is off."""
@@ -101,7 +101,7 @@ class Selection:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig:
-    """One sweep. Field names are unique across its parts, so that each is one flag."""
+    """The settings of one sweep. Field names are unique across its parts, so that each is one flag."""
 
     name: str
     """Names the sweep in the output folder, Optuna and MLflow; the same name goes on where it stopped."""
@@ -118,10 +118,10 @@ class SweepConfig:
             raise ValueError(f"name={self.name!r} may hold only letters, digits, '.', '_' and '-'.")
 
     def replace(self, **changes: Any) -> "SweepConfig":
-        """A copy with fields changed, those of parts by their own names.
+        """A copy with changed fields; fields of parts are named directly.
 
         Raises:
-            ValueError: if a name is no field of any part, or a value is out of its range.
+            ValueError: if a name is not a field of any part, or a value is out of its range.
         """
         parts = vars(self) | {part.name: changes.pop(part.name) for part in fields(self) if part.name in changes}
         for name in PARTS:
@@ -137,7 +137,7 @@ class SweepConfig:
         return sweep_folder(self.places.out, self.name)
 
     def identity(self) -> dict[str, Any]:
-        """What may not change under one name: everything that decides what a trial's numbers mean."""
+        """The settings that must not change under one name: all that decide what a trial's numbers mean."""
         search = self.search
         fixed = {name: value for name, value in search.base.flat().items() if name not in search.space}
         return {
@@ -149,6 +149,7 @@ class SweepConfig:
         }
 
 
+# Parts of a `SweepConfig` whose fields are flags, in the order of --help.
 PARTS: Mapping[str, type[Any]] = {
     "search": Search,
     "selection": Selection,
@@ -157,4 +158,3 @@ PARTS: Mapping[str, type[Any]] = {
     "rates": ExchangeRates,
     "limits": Limits,
 }
-"""Parts of a `SweepConfig` whose fields are flags, in the order of --help."""

@@ -1,4 +1,4 @@
-"""On what a sweep runs: the cluster it joins, and the share of its cores and GPUs that a trial gets."""
+"""The devices of a sweep: the cluster it joins, and the share of cores and GPUs that a trial gets."""
 
 import math
 import re
@@ -66,7 +66,7 @@ class Devices:
 
     @property
     def device(self) -> str:
-        """Where trials train: `cpu` or `cuda`."""
+        """The kind of device that trials train on: `cpu` or `cuda`."""
         return "cuda" if self.gpus else "cpu"
 
     @property
@@ -74,6 +74,7 @@ class Devices:
         """Trials that run at once."""
         if not self.gpus:
             return self.cpus // self.cores_per_trial
+        # A trial's share lies on one GPU, so whole trials are counted per GPU; 1e-9 forgives 1 / (1 / 3).
         return int(self.gpus / self.share) if self.share > 1 else self.gpus * int(1 / self.share + 1e-9)
 
     @property
@@ -88,9 +89,10 @@ class Devices:
 
     @property
     def resources(self) -> dict[str, float]:
-        """What Ray reserves for a trial."""
+        """The resources that Ray reserves for a trial."""
         if not self.gpus:
             return {"cpu": self.cores_per_trial}
+        # With fewer cores than trials, each reserves a fraction, so that cores do not limit how many share a GPU.
         return {
             "cpu": self.cpus / self.concurrency if self.cpus < self.concurrency else self.threads,
             "gpu": self.share,
@@ -98,17 +100,17 @@ class Devices:
 
     @property
     def alone(self) -> dict[str, float]:
-        """What Ray reserves for a trial that has run out of memory beside others: at least a whole GPU."""
+        """The resources of a trial that has run out of memory beside others: at least a whole GPU."""
         return self.resources | {"gpu": max(1.0, self.share)}
 
     @property
     def threads(self) -> int:
-        """CPU threads a trial may use, so that all that run at once do not fight over cores."""
+        """CPU threads a trial may use, so that trials that run at once do not compete for cores."""
         return max(1, self.cpus // self.concurrency)
 
     @property
     def alone_after_running_out(self) -> dict[str, float] | None:
-        """`alone` where trials share a GPU, else None: more of what a trial has already would change nothing."""
+        """`alone` where trials share a GPU, else None: the trial has a whole GPU already, so a retry would not help."""
         return self.alone if self.gpus and 0 < self.share < 1 else None
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""What makes a folder OUT/sweeps/NAME one sweep: one driver at a time, one identity, one description."""
+"""The folder OUT/sweeps/NAME of a sweep: one driver at a time, one identity, one description."""
 
 import errno
 import json
@@ -27,12 +27,12 @@ from trainables.records.stages import DatasetRecord
 from trainables.records.trial import TrialRecord
 from trainables.stages.data.prepared import public_name
 
+# Flags with paths and addresses: private, and no part of a sweep's settings. They stay out of recorded commands.
 PLACES = ("--out", "--data-dir", "--tracking-uri", "--storage", "--address")
-"""Flags that say where things lie: no matter of anybody else, and no part of what a sweep is."""
 
 
 class InputError(ValueError):
-    """The sweep cannot run as it was asked for; the message is for its user."""
+    """The sweep cannot run with these settings; the message is for the user."""
 
 
 class NoRoomError(OSError):
@@ -40,13 +40,13 @@ class NoRoomError(OSError):
 
 
 def no_room(path: str) -> NoRoomError:
-    """The error that the disk of `path` is full."""
+    """The error for a full disk under `path`."""
     return NoRoomError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
 
 
 @contextmanager
 def sole_driver(folder: Path) -> Generator[None, None, None]:
-    """Hold the sweep's lock: two drivers on one study would take each other's trials for orphans.
+    """Hold the sweep's lock: with two drivers on one study, each would take the other's trials for orphans.
 
     Raises:
         InputError: if another process holds it.
@@ -60,23 +60,25 @@ def sole_driver(folder: Path) -> Generator[None, None, None]:
 
 
 def check_identity(config: SweepConfig, dataset: DatasetRecord) -> str:
-    """The sweep's id, new for a new folder. A name stands for one search on one data set: others would mix its numbers.
+    """Check that the folder belongs to this sweep, or make it so; returns the sweep's id.
 
-    The space may have grown and the objective be another one: then the study is written anew.
+    One name stands for one search on one data set, so that numbers of different searches never mix. The space may have
+    grown and the objective changed: then the study is rewritten.
 
     Raises:
         InputError: if the folder belongs to a sweep with other settings or images.
     """
     path = config.folder / IDENTITY
+    # Through JSON, so that tuples and paths compare equal to what was read back.
     mine = json.loads(to_json(config.identity() | {"images": {"fingerprint of the images": dataset.fingerprint[:16]}}))
     spaces = {name: distribution_to_json(values) for name, values in config.search.space.items()}
     if not path.exists():
         sweep_id = uuid.uuid4().hex
         write_text(path, to_json({"sweep_id": sweep_id, "settings": mine, "space": spaces}))
         return sweep_id
-    stored = _stored(path, config.name)
+    stored = _read_identity(path, config.name)
     theirs = stored["settings"]
-    grown = _grown(config, theirs, stored.get("space", {}))
+    grown = _sound_changes(config, theirs, stored.get("space", {}))
     for part in mine | theirs:
         old, new = theirs.get(part, {}), mine.get(part, {})
         for name in old | new:
@@ -88,12 +90,13 @@ def check_identity(config: SweepConfig, dataset: DatasetRecord) -> str:
     if grown:
         fixed = {name: theirs["base"][name] for name in config.search.space if name in theirs["base"]}
         journal = config.folder / JOURNAL
+        # The journal first: after a crash in between, the next start finds the old identity and rewrites it again.
         write_anew(journal, config.name, config.search, fixed=fixed)
         write_text(path, to_json({"sweep_id": stored["sweep_id"], "settings": mine, "space": spaces}))
     return str(stored["sweep_id"])
 
 
-def _stored(path: Path, name: str) -> dict[str, Any]:
+def _read_identity(path: Path, name: str) -> dict[str, Any]:
     try:
         row: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return {**row, "settings": dict(row["settings"]), "sweep_id": str(row["sweep_id"])}
@@ -103,8 +106,8 @@ def _stored(path: Path, name: str) -> dict[str, Any]:
         ) from None
 
 
-def _grown(config: SweepConfig, theirs: Mapping[str, Any], spaces: Mapping[str, str]) -> set[str]:
-    """Settings that differ from those the sweep was made with, and soundly so."""
+def _sound_changes(config: SweepConfig, theirs: Mapping[str, Any], spaces: Mapping[str, str]) -> set[str]:
+    """Settings that differ from the sweep's original ones, in ways that keep its earlier trials valid."""
     objective = {"objective"} if theirs.get("objective", {}) != {"objective": config.search.objective} else set()
     grown = objective & set(theirs.get("objective", {}))
     fixed = theirs.get("base", {})
@@ -118,7 +121,7 @@ def _grown(config: SweepConfig, theirs: Mapping[str, Any], spaces: Mapping[str, 
 
 
 def write_sweep_json(config: SweepConfig, teacher: TrialRecord, dataset: DatasetRecord) -> None:
-    """Describe the sweep for whoever reads its records; the reference point is fixed here, before the first trial."""
+    """Write sweep.json, which describes the sweep; its reference point is fixed here, before the first trial."""
     path = config.folder / SWEEP_JSON
     settings = config.identity() | {"space": describe(config.search.space)}
     settings["base"]["dataset"] = dataset.name
@@ -142,7 +145,7 @@ def write_sweep_json(config: SweepConfig, teacher: TrialRecord, dataset: Dataset
 
 
 def typed_command(argv: Sequence[str]) -> str | None:
-    """The command that a person typed, without what says where things lie; None where a program called us."""
+    """The command as typed, without paths and addresses; None if a program called our `main`."""
     script = Path(argv[0])
     if script.resolve().parent != COMMANDS.resolve():
         return None
@@ -150,7 +153,7 @@ def typed_command(argv: Sequence[str]) -> str | None:
 
 
 def public_words(words: Sequence[str]) -> list[str]:
-    """The words of a command without those that say where things lie, some of which hold passwords."""
+    """The words of a command without paths and addresses, some of which contain passwords."""
     told: list[str] = []
     given = iter(words)
     for word in given:
@@ -166,13 +169,13 @@ def public_words(words: Sequence[str]) -> list[str]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
+    """Versions of the packages that results depend on."""
     names = ("torch", "torchvision", "torch-pruning", "onnx", "ray", "optuna", "mlflow", "numpy")
     return {name: version(name) for name in names}
 
 
 def _commit() -> str | None:
-    """The commit of the code that runs, where it runs from a git checkout."""
+    """The commit of the running code; None outside a git checkout."""
     try:
         found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=CHECKOUT, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

@@ -1,4 +1,4 @@
-"""What the search is after: directions, units, the values that Optuna is told."""
+"""The objectives of a search: directions, units, and the values that Optuna gets."""
 
 from collections.abc import Mapping
 
@@ -11,19 +11,19 @@ UNITS = {"val_accuracy": "share of images, 0 to 1", "latency_p50_ms": "milliseco
 
 
 def study_directions(objective: str) -> list[str]:
-    """What Optuna is told to do with `study_values`."""
+    """Optuna's direction for each of `study_values`."""
     return list(DIRECTIONS.values()) if objective == "pareto" else ["maximize"]
 
 
 def study_values(objective: str, metrics: Mapping[str, float], score: float) -> list[float]:
-    """What Optuna is told of a finished candidate: its score, or accuracy, latency and size as they are."""
+    """Optuna's values of a finished candidate: its score, or accuracy, latency and size as measured."""
     return [metrics[name] for name in DIRECTIONS] if objective == "pareto" else [score]
 
 
 def reference_point(num_classes: int) -> dict[str, float]:
-    """The corner that hypervolume is measured from, fixed before the first trial.
+    """The reference point of the hypervolume, fixed before the first trial.
 
-    Guessing in accuracy, twice the teacher in latency and size.
+    It has the accuracy of guessing, and twice the teacher's latency and size.
     """
     return {
         "error_points": 100 * (1 - 1 / num_classes),

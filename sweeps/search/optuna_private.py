@@ -1,6 +1,6 @@
-"""The private parts of Optuna that a sweep needs, all of them; pyproject.toml bounds Optuna's version because of them.
+"""All private parts of Optuna that a sweep uses; pyproject.toml bounds Optuna's version because of them.
 
-tests/contracts/test_private_parts.py fails when one of them moves.
+tests/contracts/test_private_parts.py fails when one of them changes.
 """
 
 import copy
@@ -27,13 +27,13 @@ def trial_of(study: optuna.Study, number: int) -> optuna.Trial:
 
 
 def asked_for(trial: FrozenTrial) -> Mapping[str, Any]:
-    """The parameters that a trial was queued with, or else those that it has."""
+    """The parameters that a trial was queued with; if it was not queued, those that it has."""
     found: Mapping[str, Any] = trial.system_attrs.get("fixed_params") or trial.params
     return found
 
 
 class PartOfStudy:
-    """A study with some of its trials: it answers the method by which Optuna's samplers read them."""
+    """A study reduced to some of its trials, by replacing the method with which Optuna's samplers read them."""
 
     def __init__(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> None:
         self._study, self._trials = study, trials
@@ -49,12 +49,12 @@ class PartOfStudy:
 
 
 class Forward(JournalFileBackend):
-    """Remembers where it has read to; Optuna's own keeps the place of every line, 2 kB a trial, for ever."""
+    """A journal file that remembers only where it has read to; Optuna's keeps every line's offset, 2 kB per trial."""
 
     _log_number_offset: dict[int, int]
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
-        """As Optuna's."""
+        """As in Optuna, but forget all offsets except the last."""
         yield from super().read_logs(log_number_from)
         last = max(self._log_number_offset)
         self._log_number_offset = {0: 0, last: self._log_number_offset[last]}

@@ -13,13 +13,13 @@ from trainables.config.training import TrainingConfig
 
 
 def default_name(preset: str, identity: Mapping[str, Any]) -> str:
-    """A name that the same command gives again, and another one does not."""
+    """A name that depends on the settings alone: the same command resumes its sweep, another one starts anew."""
     text = json.dumps(identity, sort_keys=True, default=str)
     return f"{preset}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
 def quick() -> SweepConfig:
-    """Small real images and the AlexNet pair on a CPU: a whole sweep in a minute or two, no network."""
+    """Small real images and the AlexNet pair on a CPU: a whole sweep in a minute or two, without downloads."""
     base = CandidateConfig(
         augment=augment_for("digits", None),
         training=TrainingConfig(batch_size=64),
@@ -42,7 +42,7 @@ PRESETS: Mapping[str, Callable[[], SweepConfig]] = {"cifar10": cifar10, "quick":
 
 
 def augment_for(dataset: str, image_size: int | None) -> AugmentConfig:
-    """Augmentation that suits a data set: digits may not be mirrored; large images are cropped by area."""
+    """Augmentation that suits a data set: digits must not be mirrored; large images are cropped by area."""
     if dataset == "digits":
         return AugmentConfig(flip=False, crop_padding=2)
     return AugmentConfig(crop="resized" if (image_size or 32) >= 128 else "padded")

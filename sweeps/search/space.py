@@ -1,7 +1,7 @@
 """The search space: one Optuna distribution for every parameter that a sweep varies.
 
-It is conditional: a parameter that would change nothing beside those asked for before it (`CandidateConfig.inert`),
-such as the temperature of a loss that reads none, is not asked for. What the space does not vary, `base` says.
+It is conditional: a parameter is left out if, given the earlier ones, it would change nothing
+(`CandidateConfig.inert`), such as the temperature of a loss that has none. `base` holds all other settings.
 """
 
 import itertools
@@ -18,20 +18,21 @@ from optuna.trial import Trial
 
 from trainables.config.candidate import DECIDING, CandidateConfig
 
+# They decide the dense student: a trial with the same values finds it in the store and only prunes and recovers.
 STUDENT_PARAMS = ("kd_loss", "temperature", "alpha", "dkd_beta", "learning_rate")
-"""What decides the dense student: a trial that keeps these finds it in the store and only prunes and recovers."""
 
+# In the order of suggestion: whether a parameter exists depends on earlier ones.
 SEARCHED = ("kd_loss", "alpha", "temperature", "dkd_beta", "learning_rate", "pruning_method", "pruning_ratio")
-"""In the order of asking: whether a parameter exists depends on earlier ones."""
+# Searched if a flag gives more than one value, settings otherwise; suggested after the others.
 OPTIONAL = ("pruning_criterion", "pruning_scope", "precision")
-"""Searched where asked for with more than one value, settings otherwise; asked for after the others."""
 WORDS = ("kd_loss", "pruning_method", *OPTIONAL)
+# Step of a range LOW:HIGH: coarse, so that trials share stages. A learning rate has none: it is searched in log.
 STEPS = {"temperature": 0.5, "alpha": 0.1, "dkd_beta": 0.5, "pruning_ratio": 0.05}
-"""Grid of a range LOW:HIGH: coarse, so that trials share stages. A learning rate has none, it is searched in log."""
 
 Space = Mapping[str, BaseDistribution]
 
 _COMMON = {"learning_rate": 3e-4, "pruning_method": "structured", "pruning_ratio": 0.3}
+# First trials: the settings of papers, their weights as our alpha (`trainables.stages.training.losses` names them).
 LITERATURE: tuple[Mapping[str, Any], ...] = (
     _COMMON | {"kd_loss": "kd", "alpha": 0.9, "temperature": 4.0, "pruning_ratio": 0.2},
     _COMMON | {"kd_loss": "kd", "alpha": 0.9, "temperature": 4.0},
@@ -42,18 +43,17 @@ LITERATURE: tuple[Mapping[str, Any], ...] = (
     _COMMON | {"kd_loss": "mse", "alpha": 1.0},
     _COMMON | {"kd_loss": "none"},
 )
-"""First trials: what papers use, their weights as our alpha (`trainables.stages.training.losses` names them)."""
 
 
 def parse(name: str, text: str) -> BaseDistribution:
-    """What a flag like `--alpha 0.5:1.0` asks for.
+    """The distribution of a flag such as `--alpha 0.5:1.0`.
 
     Args:
         name: one of `SEARCHED` or `OPTIONAL`.
         text: `LOW:HIGH`, a comma-separated list of choices, or one value.
 
     Raises:
-        ValueError: if the text is no such thing, or a value is out of the parameter's range.
+        ValueError: if the text is malformed, or a value is out of the parameter's range.
     """
     if name in WORDS:
         return _choices(name, [part.strip() for part in text.split(",")])
@@ -69,12 +69,13 @@ def parse(name: str, text: str) -> BaseDistribution:
     if name == "learning_rate":
         return FloatDistribution(low, high, log=True)
     step = STEPS[name]
+    # Optuna would shorten a range that is no whole number of steps, with a warning; 1e-9 absorbs rounding.
     top = low + step * math.floor((high - low) / step + 1e-9)
     return FloatDistribution(low, round(top, 10), step=step)
 
 
 def split(texts: Mapping[str, str]) -> tuple[dict[str, BaseDistribution], dict[str, Any]]:
-    """(What is searched, what is set) by flags of `SEARCHED` and `OPTIONAL`.
+    """(Distributions to search, settings to fix) from the flags of `SEARCHED` and `OPTIONAL`.
 
     Raises:
         ValueError: as `parse` does.
@@ -98,9 +99,9 @@ def default_space() -> dict[str, BaseDistribution]:
 
 
 def suggest(trial: Trial, space: Space, base: CandidateConfig) -> dict[str, Any]:
-    """A trial's parameters, asked for one after the other; those that would be inert are left out.
+    """Suggest a trial's parameters, one after the other, without inert ones.
 
-    What the trial already has, enqueued or from before a crash, it keeps.
+    Parameters that the trial already has, queued or from before a crash, are kept.
     """
     params: dict[str, Any] = {}
     for name in _in_order(space):
@@ -110,7 +111,7 @@ def suggest(trial: Trial, space: Space, base: CandidateConfig) -> dict[str, Any]
 
 
 def tidy(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the rounding of a range's steps.
+    """The parameters without the rounding errors of a range's steps.
 
     Example:
         >>> tidy({"alpha": 0.1 + 0.2, "kd_loss": "kd"})
@@ -120,18 +121,18 @@ def tidy(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def identify(params: Mapping[str, Any], base: CandidateConfig) -> CandidateConfig:
-    """What tells two trials apart: their canonical configuration, which a set can hold."""
+    """A trial's identity: its canonical configuration, which is hashable."""
     return base.replace(**tidy(params)).canonical()
 
 
 def active(params: Mapping[str, Any], base: CandidateConfig) -> dict[str, Any]:
-    """The parameters that are not inert beside the others."""
+    """The parameters that are not inert, given the others."""
     inert = base.replace(**tidy(params)).inert()
     return {name: value for name, value in params.items() if name not in inert}
 
 
 def first_trials(space: Space, base: CandidateConfig) -> list[dict[str, Any]]:
-    """The literature's settings for every loss of the space; a parameter outside takes its nearest value."""
+    """The literature's settings for every loss of the space; values outside the space move to the nearest inside."""
     losses = space["kd_loss"].choices if "kd_loss" in space else (base.student.kd_loss,)
     points: list[dict[str, Any]] = []
     seen: set[CandidateConfig] = set()
@@ -149,9 +150,10 @@ def first_trials(space: Space, base: CandidateConfig) -> list[dict[str, Any]]:
 
 
 def far_cuts(space: Space, base: CandidateConfig, student: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A trained student pruned hard: the ratio's upper end, then two thirds of it; none where no ratio is searched.
+    """Trials that prune a trained student hard: at the upper end of the ratio, and at two thirds of it.
 
-    Such a trial costs a recovery alone, and the literature's ratios leave that end of the front bare.
+    Empty if no ratio is searched. Such a trial costs only a recovery, and the literature's ratios leave that end of the
+    front empty.
     """
     ratios = space.get("pruning_ratio")
     methods = space["pruning_method"].choices if "pruning_method" in space else (base.prune.pruning_method,)
@@ -164,13 +166,13 @@ def far_cuts(space: Space, base: CandidateConfig, student: Mapping[str, Any]) ->
 
 
 def size(space: Space, base: CandidateConfig) -> float:
-    """How many different trials there are, inert parameters not counted; infinity if one is continuous."""
+    """How many different trials the space has, not counting inert parameters; infinity if one is continuous."""
     of_parts = ([name for name in space if name in vars(part)] for part in vars(base).values())
     return math.prod(_size_of_part({name: space[name] for name in names}, base) for names in of_parts)
 
 
 def _size_of_part(space: Space, base: CandidateConfig) -> float:
-    """As `size`; every value of the settings that decide is tried, others are counted where they are read."""
+    """`size` of one part: try every value of the deciding settings, and multiply by the others that are not inert."""
     counts = {name: _count(values) for name, values in space.items()}
     deciding = {name: _values(space[name]) for name in space if name in DECIDING}
     different: dict[CandidateConfig, float] = {}
@@ -182,7 +184,7 @@ def _size_of_part(space: Space, base: CandidateConfig) -> float:
 
 
 def describe(space: Space) -> dict[str, str]:
-    """The space as its flags are written, with the steps of ranges, for people."""
+    """The space in the notation of its flags, with the steps of ranges, for people."""
     return {name: show(values) + _steps(values) for name, values in space.items()}
 
 
@@ -192,7 +194,7 @@ def _steps(distribution: BaseDistribution) -> str:
 
 
 def show(distribution: BaseDistribution) -> str:
-    """A distribution as its flag is written."""
+    """A distribution in the notation of its flag."""
     if isinstance(distribution, CategoricalDistribution):
         return ",".join(
             _number(choice) if isinstance(choice, float) else str(choice) for choice in distribution.choices
@@ -212,7 +214,7 @@ def _in_order(names: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _inert(name: str, given: Mapping[str, Any], space: Space, base: CandidateConfig) -> bool:
-    """Whether a parameter changes nothing, given those before it; those after it are taken at their upper ends."""
+    """Whether a parameter changes nothing, given the earlier ones; later ones are assumed at their upper ends."""
     later = {other: max(_ends(space[other])) for other in DECIDING.difference(given, WORDS).intersection(space)}
     return name in base.replace(**later | tidy(given)).inert()
 
@@ -234,7 +236,7 @@ def _values(distribution: BaseDistribution) -> list[Any]:
 
 
 def _ends(distribution: BaseDistribution) -> list[Any]:
-    """All choices of a list, the ends of a range."""
+    """All choices of a list, or both ends of a range."""
     if isinstance(distribution, CategoricalDistribution):
         return list(distribution.choices)
     assert isinstance(distribution, FloatDistribution)
@@ -246,6 +248,7 @@ def _choices(name: str, values: list[Any]) -> CategoricalDistribution:
 
 
 def _checked(name: str, value: Any) -> Any:
+    """The value, after the configuration's own check of its range."""
     CandidateConfig().replace(**{name: value})
     return value
 

@@ -1,8 +1,8 @@
-"""The file of a sweep's study: opened, as safe against kill -9 as the kernel can make it, and written anew.
+"""The journal file of a sweep's study: open it safely after a kill -9, and rewrite it for a wider search.
 
-A sweep may go on under its name with a wider space or another objective. Optuna does not let a list of choices grow in
-a study, nor the number of its objectives. What trials were told is in their attributes, so that a new journal can hold
-them all, under the same numbers, as if it had been so from the start.
+A sweep may continue under its name with a wider space or another objective. In Optuna, neither a list of choices nor
+the number of objectives of a study can grow. Trials keep their metrics as attributes, so that a new journal can hold
+all of them, under the same numbers, as if the study had been so from the start.
 """
 
 import os
@@ -25,30 +25,30 @@ from trainables.locks import open_locked
 
 
 class KernelLock(JournalFileOpenLock):
-    """Held by an open file, so that it goes with its process; Optuna's own makes the next driver wait for 30 s."""
+    """A lock of the kernel on an open file, released when its process dies; Optuna's would block for 30 s."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(str(path))
         self._path, self._descriptor = path, -1
 
     def acquire(self) -> bool:
-        """Wait for the lock, and have it."""
+        """Wait for the lock and take it."""
         self._descriptor = open_locked(self._path)
         return True
 
     def release(self) -> None:
-        """Let the next one in."""
+        """Release the lock."""
         os.close(self._descriptor)
 
 
 def open_journal(path: Path) -> JournalStorage:
-    """The storage in a sweep's journal file; the caller holds the sweep's lock."""
+    """Open the storage in a sweep's journal file; the caller holds the sweep's lock."""
     drop_half_line(path)  # Optuna skips a partial last line, but would append to it and corrupt the next record
     return JournalStorage(Forward(str(path), lock_obj=KernelLock(path.with_name(f".{path.name}.lock"))))
 
 
 def holds(new: BaseDistribution, old: BaseDistribution) -> bool:
-    """Whether every value of one distribution is one of another.
+    """Whether the new distribution can give every value of the old one.
 
     Example:
         >>> holds(FloatDistribution(0.0, 1.0, step=0.1), FloatDistribution(0.5, 1.0, step=0.1))
@@ -64,7 +64,7 @@ def holds(new: BaseDistribution, old: BaseDistribution) -> bool:
 
 
 def contains(distribution: BaseDistribution, value: Any) -> bool:
-    """Whether a distribution can give a value; rounding of a stepped range's values does not count."""
+    """Whether a distribution can give a value, up to the rounding of a stepped range."""
     if isinstance(distribution, CategoricalDistribution):
         return value in distribution.choices
     assert isinstance(distribution, FloatDistribution)
@@ -75,13 +75,13 @@ def contains(distribution: BaseDistribution, value: Any) -> bool:
 
 
 def write_anew(path: Path, name: str, search: Search, *, fixed: Mapping[str, Any]) -> None:
-    """Replace a study's journal by one over a wider space or with other objectives; the old one stays beside it.
+    """Replace a study's journal by one with a wider space or other objectives, and keep the old one beside it.
 
     Args:
         path: of the journal; the caller holds the sweep's lock.
         name: of the study.
-        search: what is searched from now on; its space holds every value that was ever proposed.
-        fixed: values that parameters had before they were searched.
+        search: the new search; its space contains every value that was ever proposed.
+        fixed: values of parameters from before they were searched.
     """
     if not path.exists():
         return
@@ -97,12 +97,13 @@ def write_anew(path: Path, name: str, search: Search, *, fixed: Mapping[str, Any
         study.set_user_attr(attribute, value)
     while (kept := path.with_name(f"{path.name}.{number}")).exists():
         number += 1
+    # A link, then a replacement: at no moment is there no journal, so that a crash here loses nothing.
     os.link(path, kept)
     new.replace(path)
 
 
 def _renew(trial: FrozenTrial, search: Search, fixed: Mapping[str, Any]) -> FrozenTrial:
-    """The trial as the new study would have it."""
+    """The trial as the new study would have recorded it."""
     space = search.space
     if trial.state is not TrialState.WAITING:
         whole = {**fixed, **trial.params}

@@ -1,4 +1,4 @@
-"""Brings finished trials from their folders to MLflow, and their summary to the person who watches."""
+"""Callbacks of Tune that deliver finished trials to MLflow and print their summaries."""
 
 import dataclasses
 import logging
@@ -28,45 +28,46 @@ from trainables.trials.task import Task, task_of
 
 log = logging.getLogger(__name__)
 
-TIMESHEET_S = 5.0
+TIMESHEET_S = 5.0  # between two writes: a kill -9 loses at most this much of the time spent
 EPOCH_FIELDS = tuple(field.name for field in dataclasses.fields(EpochRecord))
 
 
 class Delivery(tune.Callback):
-    """Delivers a trial when Tune says it has ended. MLflow being away never stops a sweep."""
+    """Deliver each trial to MLflow when Tune reports its end; an unreachable MLflow never stops a sweep."""
 
     def __init__(self, tracker: Tracker, score: Score, progress: Progress, storage: str | None = None) -> None:
         self._tracker, self._score, self._progress, self._storage = tracker, score, progress, storage
         self._seen: dict[str, dict[tuple[str, int], dict[str, Any]]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles callbacks; connections do not belong to that."""
+        """Nothing: Tune pickles callbacks, and connections cannot be pickled."""
         return {}
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: Mapping[str, Any], **info: Any
     ) -> None:
-        """Tune: an epoch is over; kept for the record of a trial that will not write its own."""
+        """Tune: an epoch is over. Keep its report, in case the trial cannot write its own record."""
         if "train_loss" in result:
+            # By stage and epoch: a trial that restarts may report the same epoch twice.
             seen = self._seen.setdefault(trial.trial_id, {})
             seen[str(result["stage"]), int(result["epoch"])] = dict(result)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Tune: a trial has ended by itself."""
+        """Tune: a trial has ended without an error. Write the record of one that was stopped early, and deliver."""
         task, seen = task_of(trial), trial.last_result or {}
         folder = task.folder
         reports = list(self._seen.pop(trial.trial_id, {}).values())
-        if self._storage is not None and not collected(folder, task.key, self._storage) and left(seen):
-            return  # the storage does not answer: collected and delivered when the sweep ends, or goes on
+        if self._storage is not None and not fetch_record(folder, task.key, self._storage) and left_record(seen):
+            return  # the storage does not answer: fetched and delivered when the sweep ends or resumes
         if not has_record(folder):
-            if "full" in seen:
+            if "full" in seen:  # its disk was full: the next command runs it again
                 return
             reason = f"after {seen.get('step')} of {seen.get('steps')} epochs"
             write_record(task, status="stopped", reason=reason, seconds=_seconds(trial), reports=reports)
         self._deliver(folder)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Tune: a trial has failed for good; its folder says why."""
+        """Tune: a trial has failed for good. Write its record, with the reason, and deliver it."""
         reports = list(self._seen.pop(trial.trial_id, {}).values())
         task, reason = task_of(trial), _last_line(trial.error_file)
         write_record(task, status="failed", reason=reason, seconds=_seconds(trial), reports=reports)
@@ -84,36 +85,36 @@ class Delivery(tune.Callback):
 
 
 class Allowance(tune.Callback):
-    """Gives a trial new attempts with every epoch: preemption is no failure, only dying without progress is."""
+    """Give a trial new attempts after every epoch: preemption is not a failure, dying without progress is."""
 
     def __init__(self, attempts: int) -> None:
-        """`attempts`: how often a trial may die in a row before an epoch of it is over."""
+        """`attempts` is how many times in a row a trial may die without finishing an epoch."""
         self._attempts = attempts
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: Mapping[str, Any], **info: Any
     ) -> None:
-        """Tune: an epoch is over."""
+        """Tune: an epoch is over. Count attempts from here."""
         allow_failures(trial, self._attempts)
 
 
 class Timesheet(tune.Callback):
-    """Writes down what is spent of a budget: after a kill -9 the same command has the rest, not all of it again."""
+    """Save how much of a budget is spent, so that after a kill -9 the same command has only the rest of it."""
 
     def __init__(self, path: Path, deadline: Deadline) -> None:
         self._path, self._deadline, self._written = path, deadline, -TIMESHEET_S
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Tune: several times a second."""
+        """Tune: a step of its loop is over, several times a second. Save the time spent, if it is due."""
         if time.monotonic() < self._written + TIMESHEET_S:
             return
         self._written = time.monotonic()
-        with suppress(OSError):  # a full disk is told by those who have more to lose
+        with suppress(OSError):  # a full disk is reported by more important writers
             write_text(self._path, to_json({"seconds": round(self._deadline.spent(), 1)}))
 
 
-def collected(folder: Path, key: str, storage: str) -> bool:
-    """Whether a trial's record is on this machine, fetched if need be."""
+def fetch_record(folder: Path, key: str, storage: str) -> bool:
+    """Fetch a trial's record from the storage unless it is on this machine; returns whether it is there now."""
     try:
         return fetch(folder, key, storage)
     except OSError as error:
@@ -121,8 +122,8 @@ def collected(folder: Path, key: str, storage: str) -> bool:
         return False
 
 
-def left(result: Mapping[str, Any]) -> bool:
-    """Whether a trial with this last report has left a record."""
+def left_record(result: Mapping[str, Any]) -> bool:
+    """Whether a trial whose last report is `result` wrote its own record: it finished, was invalid or infeasible."""
     return bool(result.get("final")) or "invalid" in result or any(name.startswith("excess") for name in result)
 
 
@@ -133,7 +134,7 @@ def _seconds(trial: Trial) -> float:
 def write_record(
     task: Task, *, status: str, reason: str, seconds: float, reports: Sequence[Mapping[str, Any]] = ()
 ) -> None:
-    """The record of a trial that could not write its own: its epochs, and what was known of its shape before them."""
+    """Write the record of a trial that could not write its own: its epochs, and the measured shape if it is known."""
     task.folder.mkdir(parents=True, exist_ok=True)
     now = time.time()
     record = task.record(
@@ -159,7 +160,7 @@ def summary(record: TrialRecord, score: float) -> str:
 
 
 def _recipe(params: Mapping[str, Any]) -> str:
-    """`T=4 alpha=0.9 structured 0.3`, with the loss and the precision where they are not the usual ones."""
+    """`T=4 alpha=0.9 structured 0.3`, with the loss and the precision where they are not the defaults."""
     taught = f"T={params['temperature']:g} alpha={params['alpha']:g}" if params["alpha"] else "alpha=0"
     loss = "" if params.get("kd_loss") in ("kd", "none") else f"{params['kd_loss']} "
     precision = "" if params.get("precision", "fp32") == "fp32" else f" {params['precision']}"

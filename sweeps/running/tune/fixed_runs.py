@@ -1,4 +1,4 @@
-"""A Tune searcher that hands out a fixed list."""
+"""A Tune searcher that hands out a fixed list of runs."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,7 +7,7 @@ from ray.tune.search import Searcher
 
 
 class FixedRuns(Searcher):
-    """Hands a fixed list of Tune configs out, in order."""
+    """Hand out a fixed list of Tune configs, in order."""
 
     def __init__(self, configs: Iterable[dict[str, Any]]) -> None:
         super().__init__()
@@ -18,7 +18,7 @@ class FixedRuns(Searcher):
         return self._left.pop(0) if self._left else str(Searcher.FINISHED)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Nothing: results steer nothing here."""
+        """Nothing: the list does not depend on results."""
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the records on disk are the state."""

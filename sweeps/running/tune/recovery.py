@@ -1,4 +1,4 @@
-"""What a driver that died in between left undone: records the study does not know, trials that have no record."""
+"""Repair what a dead driver left undone: records that the study does not know, ended trials without a record."""
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -16,8 +16,7 @@ from trainables.records.trial import TrialRecord, read_trial
 from trainables.tracking.transport import fetch
 from trainables.trials.task import Task
 
-PATIENCE_S = 60.0
-"""For a storage that does not answer."""
+PATIENCE_S = 60.0  # how long to retry a storage that does not answer
 
 TaskOf = Callable[[int, Mapping[str, Any]], Task]
 """(Trial number, parameters) -> task."""
@@ -31,10 +30,10 @@ def recover(
     *,
     teacher: TrialRecord,
 ) -> None:
-    """Make study and trial folders agree again.
+    """Make the study and the trial folders agree again.
 
-    A trial that had left its record when the driver died is told to the study instead of being run again. One that
-    the study knows to have ended, but that has no record (the driver stopped it, and died), gets one.
+    A trial that had written its record when the driver died is reported to the study instead of being run again. A
+    trial that has ended in the study but has no record (the driver stopped it, then died) gets one.
 
     Raises:
         InputError: if the storage does not answer.
@@ -43,6 +42,7 @@ def recover(
         if _has_record(config, number):
             searcher.settle(number, _result(read_trial(trial_dir(config, number)), config, teacher))
     for trial in finished(study):
+        # A trial without parameters was never handed out: nothing ran, so there is nothing to record.
         if trial.params and not _has_record(config, trial.number):
             reason = str(trial.user_attrs.get("reason", "its record was lost"))
             status = "failed" if trial.state == optuna.trial.TrialState.FAIL else "stopped"
@@ -55,9 +55,9 @@ def trial_dir(config: SweepConfig, number: int) -> Path:
 
 
 def fetch_late(study: optuna.Study, config: SweepConfig) -> int:
-    """Fetch what the storage did not give when its trial ended; returns how many records it still keeps to itself."""
+    """Fetch records that the storage did not deliver when their trials ended; returns how many are still missing."""
     missing = [trial.number for trial in finished(study) if trial.params and not _is_here(config, trial.number)]
-    with suppress(InputError):  # it does not answer: the next would wait as long
+    with suppress(InputError):  # it does not answer: each further record would wait just as long
         for number in missing:
             _has_record(config, number)
     return sum(not _is_here(config, number) for number in missing)
@@ -68,10 +68,10 @@ def _is_here(config: SweepConfig, number: int) -> bool:
 
 
 def _has_record(config: SweepConfig, number: int) -> bool:
-    """Whether a trial has left a record, here or in the storage.
+    """Whether a trial has written a record; one in the storage is fetched.
 
     Raises:
-        InputError: if the storage does not answer: then nobody knows, and nothing may be taken for lost.
+        InputError: if the storage does not answer: a record that cannot be looked for must not count as lost.
     """
     folder = trial_dir(config, number)
     if config.places.storage is None:
@@ -85,7 +85,7 @@ def _has_record(config: SweepConfig, number: int) -> bool:
 
 
 def _result(record: TrialRecord, config: SweepConfig, teacher: TrialRecord) -> dict[str, Any]:
-    """What the trial reported last."""
+    """The trial's last report to Tune, rebuilt from its record."""
     if record.status == "failed":
         return {"invalid": record.reason, "final": False}
     if record.status == "stopped":

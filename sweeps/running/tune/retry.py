@@ -1,4 +1,4 @@
-"""A trial that runs out of GPU memory beside others is run again with a GPU of its own, and it is said."""
+"""Run a trial that ran out of GPU memory beside others again, on a GPU of its own, and print that."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +12,7 @@ from rich.console import Console
 from sweeps.cluster.ray_private import give_resources
 from trainables.trials.task import task_of
 
+# Texts, not exception types: the driver sees only the traceback that Tune has written to the trial's error file.
 OUT_OF_MEMORY = (
     *("OutOfMemoryError", "MemoryError", "out of memory", "STATUS_ALLOC_FAILED"),
     "Failed to allocate memory",  # ONNX Runtime, in the process that measures
@@ -19,33 +20,34 @@ OUT_OF_MEMORY = (
 
 
 class RetryAlone(FIFOScheduler):
-    """First come, first served; gives a trial that failed for want of memory more resources for its next attempt."""
+    """First come, first served; a trial that ran out of memory gets more resources for its next attempt."""
 
     def __init__(self, *, alone: Mapping[str, float] | None = None) -> None:
-        """`alone` is what such a trial gets; None leaves it what it had."""
+        """`alone` is the resources of such a trial; None leaves them as they were."""
         super().__init__()
         self._alone = alone
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        """Tune: a trial has failed, for good or until its next attempt."""
+        """Tune: a trial has failed, for good or until its next attempt. Give it a whole GPU if memory ran out."""
         if self._alone and ran_out_of_memory(trial) and not task_of(trial).alone:
+            # The task is marked, too, so that a second failure changes nothing and `SayRetry` knows the reason.
             give_resources(trial, self._alone)
             trial.config |= task_of(trial).with_whole_gpu().tune_config()
         super().on_trial_error(tune_controller, trial)
 
 
 class SayRetry(tune.Callback):
-    """Says on one line that a trial is run again, and how; a process that died is no failure of its trial."""
+    """Print one line when a trial is run again, and how; the death of a process is not a failure of its trial."""
 
     def __init__(self, console: Console) -> None:
         self._console: Console | None = console
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles callbacks; a console does not belong to that."""
+        """No console: Tune pickles callbacks, and a console cannot be pickled."""
         return {"_console": None}
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Tune: a trial will be started again."""
+        """Tune: a trial will be started again. Say so."""
         if self._console is None:
             return
         task = task_of(trial)
@@ -57,7 +59,7 @@ class SayRetry(tune.Callback):
 
 
 def ran_out_of_memory(trial: Trial) -> bool:
-    """Whether memory was what the trial's last attempt lacked."""
+    """Whether the trial's last attempt failed for lack of memory."""
     if not trial.error_file or not Path(trial.error_file).exists():
         return False
     last = Path(trial.error_file).read_text(encoding="utf-8", errors="replace").rpartition("Failure #")[2]

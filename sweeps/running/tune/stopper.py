@@ -1,4 +1,4 @@
-"""Tune scheduler that ends trials which cannot reach the front any more, by `sweeps.search.sampling.rungs`."""
+"""Tune scheduler that stops trials which can no longer reach the front, by `sweeps.search.sampling.rungs`."""
 
 import json
 import logging
@@ -17,6 +17,7 @@ from trainables.config.score import ExchangeRates
 from trainables.files import drop_half_line
 from trainables.trials.task import task_of
 
+# A report that lacks one of these (a teacher's, a final one) decides nothing.
 NEEDED = {
     "stage",
     "step",
@@ -27,23 +28,22 @@ NEEDED = {
     "reference_latency_p50_ms",
     "size_bytes",
 }
-"""A report that lacks one of them (a teacher's, a final one) decides nothing."""
 
 logger = logging.getLogger(__name__)
 
 
 class FrontStopper(RetryAlone):
-    """Stops a trial at a rung if another one, no slower and no larger, leads it by more than the noise.
+    """Stop a trial at a rung if another one, no slower and no larger, leads it by more than the noise.
 
     `pareto` compares accuracy among trials with no more latency and size. `composite` compares scores in points
-    (`trainables.config.score.composite_score`), where accuracy is the only part that still moves: it stops more, and
-    leaves of the front little more than the place where the score is best. Who loses by `pareto` has a lower score
-    too, so that `pareto` is safe for both.
+    (`trainables.config.score.composite_score`), in which only accuracy still changes: it stops more trials, and keeps
+    little of the front beyond the region of the best score. A trial that loses by `pareto` also has the lower score,
+    so `pareto` is safe for both objectives.
 
-    Before pruning, the accuracy is the dense student's: it says nothing about what its pruning will cost. Digits at a
-    ratio of 0.65 had 0.91 as a student and 0.64 after recovery, those at 0.1 had 0.91 and 0.95. More pruning never
-    helps accuracy, so in the student stage the ratio counts as one more objective, among trials pruned by one method.
-    The first epoch after pruning, where shapes can be compared at last, is a rung of its own.
+    Before pruning, the accuracy is the dense student's and does not predict the loss by pruning. On digits, a ratio of
+    0.65 had 0.91 as a student and 0.64 after recovery; a ratio of 0.1 had 0.91 and 0.95. More pruning never helps
+    accuracy, so in the student stage the ratio counts as one more objective, among trials pruned by the same method.
+    The first epoch after pruning is a rung of its own: there pruned networks can be compared for the first time.
     """
 
     def __init__(
@@ -56,18 +56,18 @@ class FrontStopper(RetryAlone):
         grace: float = 0.25,
         alone: Mapping[str, float] | None = None,
     ) -> None:
-        """Go on with the rungs kept in `path`, if there are any.
+        """Continue with the rungs saved in `path`, if there are any.
 
         Args:
             objective: `composite` or `pareto`.
             rates: prices of latency and size, used by `composite`.
-            path: OUT/sweeps/NAME/rungs.jsonl, a line an entry; None keeps nothing.
+            path: OUT/sweeps/NAME/rungs.jsonl, one line per entry; None saves nothing.
             eta: see `Rungs`.
             grace: see `Rungs`.
             alone: see `RetryAlone`.
 
         Raises:
-            ValueError: if `objective` is unknown, or `path` holds something else.
+            ValueError: if `objective` is unknown, or `path` does not hold rungs.
         """
         super().__init__(alone=alone)
         if objective not in OBJECTIVES:
@@ -87,8 +87,8 @@ class FrontStopper(RetryAlone):
         if any(result.get(name) is None for name in NEEDED) or result.get("final"):
             return str(TrialScheduler.CONTINUE)
         task = task_of(trial)
-        key = task.key  # Tune's own id is another one after a restart
-        if self._rungs.has_stopped(key):  # by a driver that died before Tune had stopped it; its epoch is not run again
+        key = task.key  # Tune's own id changes after a restart
+        if self._rungs.has_stopped(key):  # by a driver that died before Tune stopped it: do not judge it again
             return str(TrialScheduler.STOP)
         step, budget = int(result["step"]), int(result["steps"])
         milestone = result["stage"] == "recovery" and result.get("epoch") == 1
@@ -113,7 +113,7 @@ class FrontStopper(RetryAlone):
         return f"FrontStopper: {self._rungs.num_stopped} trials stopped."
 
     def _keep(self) -> None:
-        """Write new entries down; a full disk costs a resumed sweep some of them, not this one its trials."""
+        """Save new entries; on a full disk a resumed sweep lacks some of them, but this one keeps running."""
         new = self._rungs.unsaved()
         if self._path is None or not new:
             return
@@ -129,10 +129,10 @@ class FrontStopper(RetryAlone):
 
 
 def compared_with(result: Mapping[str, Any], prune: PruneConfig) -> tuple[str, dict[str, float]]:
-    """(peers, fixed objectives) of an epoch's report, for `Rungs.report`.
+    """(Peers, fixed objectives) of an epoch's report, for `Rungs.report`.
 
     log2_latency = log2(latency_p50_ms / reference_latency_p50_ms), doublings of the teacher's
-    log2_size    = log2(size_bytes), doublings of one byte; the teacher's size is the same for all
+    log2_size    = log2(size_bytes), doublings of one byte; dividing by the teacher's size would shift all alike
     pruning_ratio, in the student stage only
 
     Args:

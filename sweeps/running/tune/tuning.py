@@ -1,4 +1,4 @@
-"""One Tune run of our trainables: the only `Tuner`."""
+"""The only place that builds a Tune `Tuner`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,8 +15,8 @@ from trainables.layout import SPENT, TUNE
 from trainables.trials.base import StageTrial
 from trainables.trials.task import task_of
 
+# How many times a trial's process may die without finishing an epoch; invalid configurations are run only once.
 MAX_FAILURES = 3
-"""A trial's process may die this many times before an epoch is over; invalid configurations are run once."""
 
 
 def tuner(
@@ -32,14 +32,14 @@ def tuner(
     seconds: float | None = None,
     deadline: Deadline | None = None,
 ) -> tune.Tuner:
-    """A Tuner for one of our trainables, its own output and checkpoints off.
+    """A Tuner for one of our trainables, with Tune's own output and checkpoints off.
 
     Args:
         name: of the Tune run, below OUT/sweeps/NAME/tune.
-        searcher: hands out Tune configs that carry a `Task`; Tune itself would put placeholders in their place.
-        resources: of a trial, where they are not those of the sweep's trials.
-        seconds: after which nothing more is run.
-        deadline: of the whole sweep; what is spent of its budget is written down.
+        searcher: hands out Tune configs that carry a `Task`; in a param space Tune would replace it by a placeholder.
+        resources: of a trial, if they differ from those of the sweep's trials.
+        seconds: time limit of this run; None sets none.
+        deadline: of the whole sweep; the time spent of its budget is saved.
     """
     scheduler = scheduler or RetryAlone(alone=config.devices.alone_after_running_out)
     timesheet = [Timesheet(config.folder / SPENT, deadline)] if deadline is not None else []
@@ -51,15 +51,16 @@ def tuner(
             num_samples=trials,
             time_budget_s=seconds,
             max_concurrent_trials=config.devices.concurrency,
-            reuse_actors=True,
+            reuse_actors=True,  # a new process would import torch and load the images again
             trial_dirname_creator=lambda trial: f"{task_of(trial).trial_number}-{trial.trial_id}",
         ),
         run_config=tune.RunConfig(
             name=name,
             storage_path=str((config.folder / TUNE).resolve()),
             callbacks=[*callbacks, Allowance(MAX_FAILURES), *timesheet],
-            verbose=0,
+            verbose=0,  # the sweep has a display of its own
             failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
+            # Stages checkpoint to the store themselves; a Tune checkpoint would be a second copy.
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
         ),
     )

@@ -1,24 +1,25 @@
-"""Shapes that nobody has to measure: they are wider than one that is over its limits already."""
+"""Shapes that need no measurement: they are wider than a measured one that already exceeds a limit."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from trainables.config.candidate import CandidateConfig
 
+# Limits that the untrained shape decides; each of these values grows with the width.
 SHAPE_LIMITS = ("max_latency_ms", "max_size_mb", "max_macs")
-"""Limits that the untrained shape decides; each grows with its width."""
+# A shape's latency rules out wider ones only if it exceeds the limit by this share of it: a slightly wider layer may be
+# a little faster (vector widths), and two measurements of one shape have differed by up to 6 %
+# (tests/benchmarks/LOG.md, feasible).
 LATENCY_MARGIN = 0.1
-"""A shape's latency speaks for wider ones only if it is over the limit by this share of it: a slightly wider layer may
-be a little faster (vector widths), and two measurements of one shape have differed by up to 6 % (tests/benchmarks/
-LOG.md, feasible)."""
 
 _Family = tuple[str, ...]
 
 
 class RuledOut:
-    """The shapes known to be over a limit, by what makes them comparable: file precision and way of pruning.
+    """The shapes known to exceed a limit, grouped by what makes them comparable: file precision and way of pruning.
 
-    Shapes whose widths the trained weights decide (`pruning_scope` global) are left out: nobody knows them beforehand.
+    Shapes whose widths depend on the trained weights (`pruning_scope` global) are left out: they are not known before
+    training.
     """
 
     def __init__(self, base: CandidateConfig) -> None:
@@ -31,10 +32,10 @@ class RuledOut:
         self._over: dict[_Family, list[tuple[float, dict[str, float]]]] = {}
 
     def add(self, params: Mapping[str, Any], excess: Mapping[str, float]) -> None:
-        """Note what a trial's limits say of its shape; one that keeps them all is not noted.
+        """Record the shape of a trial if it exceeds a limit.
 
         Args:
-            params: what the trial varied.
+            params: parameters of the trial.
             excess: by limit, as `Limits.excess`.
         """
         over = {name: by for name, by in excess.items() if name in SHAPE_LIMITS and by > 0}
@@ -45,7 +46,7 @@ class RuledOut:
             self._over.setdefault(_family(config), []).append((_width(config), over))
 
     def excess(self, params: Mapping[str, Any]) -> dict[str, float]:
-        """By how much a proposal is over each limit at least; empty if no shape that is known speaks against it."""
+        """By how much at least a proposal exceeds each limit; empty if no known shape rules it out."""
         if not self._over:
             return {}
         config = self._base.replace(**params)
@@ -65,7 +66,7 @@ class RuledOut:
 
 
 def _family(config: CandidateConfig) -> _Family:
-    """Shapes of one family are ordered by their width."""
+    """What two shapes must have in common to be ordered by their width."""
     precision, _, _ = config.export.precision.partition("_")
     if not config.prune.removes_channels:
         return (precision,)
@@ -74,5 +75,5 @@ def _family(config: CandidateConfig) -> _Family:
 
 
 def _width(config: CandidateConfig) -> float:
-    """Share of the dense student that is left."""
+    """Fraction of the dense student that is left, in the unit of `pruning_of`."""
     return round(1 - config.prune.pruning_ratio, 10) if config.prune.removes_channels else 1.0

@@ -1,9 +1,9 @@
-"""Asynchronous successive halving where accuracy alone is a curve: what a candidate costs is known from the start.
+"""Asynchronous successive halving in which only accuracy is a curve: a candidate's costs are known from the start.
 
 After MO-ASHA (Schmucker et al., arXiv:2106.12639) and ASHA (Li et al., arXiv:1810.05934, the variant that stops
-instead of pausing). What we do differently: a trial is compared only with trials that are nowhere worse in the
-objectives that are fixed before training, and it ends only if one of them leads by more than the noise of the
-validation split. So a member of the final front can be lost only where accuracies cross between rung and end.
+instead of pausing). The difference: a trial is compared only with trials that are no worse in every objective that is
+fixed before training, and it is stopped only if one of them leads by more than the noise of the validation split. So a
+member of the final front can be lost only if accuracies cross between the rung and the end.
 """
 
 import bisect
@@ -19,39 +19,39 @@ import numpy as np
 
 from analysis.findings.pareto import Floats, epsilon_net
 
+# The lead that counts, in standard errors of the difference of two validation accuracies.
 STANDARD_ERRORS = 2.0
-"""Lead that counts, in standard errors of the difference of two validation accuracies."""
 NO_PRICES: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """What a trial showed at a rung, and what was decided."""
+    """A trial's values at a rung, and the decision about it."""
 
     accuracy: float
     """On the validation split, 0 to 1."""
     num_val: int
-    """Images behind it."""
+    """Number of validation images."""
     fixed: Mapping[str, float]
-    """What is known before training, each better when lower."""
+    """Objectives that are known before training; lower is better."""
     beaten_by: str | None = None
-    """The trial that leads it by most, if it was stopped; None if it went on."""
+    """The trial with the largest lead, if this one was stopped; None if it continued."""
 
 
 class Rungs:
-    """Decides at fractions of a trial's own budget of epochs whether it goes on.
+    """Decide, at fractions of a trial's own budget of epochs, whether it continues.
 
-    A rung keeps the trials that reported there before; nobody is waited for. Of n trials the best max(1, n // eta)
-    are kept: by non-dominated sorting over accuracy and fixed objectives, within a front in epsilon-net order. One
-    that is not kept is stopped only if a trial with no larger fixed objective leads it by more than
+    A rung compares a trial with those that have reported there before, and waits for no others. Of n trials the best
+    max(1, n // eta) are kept: by non-dominated sorting over accuracy and fixed objectives, within a front in
+    epsilon-net order. Any other trial is stopped only if a trial with no larger fixed objective leads it by more than
     `STANDARD_ERRORS`.
 
     Fixed objectives with a price are not compared but subtracted: the score is 100 * accuracy - sum(price * fixed),
-    in points. If all have one, this is ASHA on the score.
+    in points. If all have a price, this is ASHA on the score.
     """
 
     def __init__(self, *, prices: Mapping[str, float] = NO_PRICES, eta: int = 3, grace: float = 0.25) -> None:
-        """Take the rules.
+        """Begin with these rules and no entries.
 
         Args:
             prices: accuracy points per unit of a fixed objective.
@@ -71,7 +71,7 @@ class Rungs:
         self._unsaved: list[tuple[str, str]] = []
 
     def steps(self, budget: int) -> list[int]:
-        """Epochs, 1 for the first, after which a trial of so many is judged; never its last.
+        """The epochs, counted from 1, after which a trial with this budget is judged; never its last.
 
         Example:
             >>> Rungs(eta=3).steps(24), Rungs(eta=2).steps(24), Rungs().steps(1)
@@ -85,7 +85,7 @@ class Rungs:
         return sorted(set(found))
 
     def is_rung(self, step: int, budget: int, *, milestone: bool = False) -> bool:
-        """Whether a trial is judged after this epoch; a `milestone` is judged anywhere between grace and end."""
+        """Whether a trial is judged after this epoch; a `milestone` is judged at any epoch between grace and end."""
         steps = self.steps(budget)
         return step in steps or (milestone and bool(steps) and steps[0] <= step < budget)
 
@@ -101,14 +101,14 @@ class Rungs:
         peers: str = "",
         milestone: bool = False,
     ) -> bool:
-        """Record a trial's epoch if it is a rung; True if the trial should stop.
+        """Record a trial's epoch if it is a rung; returns whether the trial should stop.
 
-        The first record counts: a trial that comes by again after a crash gets the same answer.
+        The first record counts: a trial that reports the epoch again after a crash gets the same answer.
 
         Args:
             step: epochs done, 1 for the first.
             budget: epochs planned.
-            peers: only trials of the same peers, at the same fraction of their budgets, are compared.
+            peers: name of a group; only trials of one group, at the same fraction of their budgets, are compared.
             milestone: see `is_rung`.
 
         Raises:
@@ -133,23 +133,23 @@ class Rungs:
         return len(self._stopped)
 
     def restore(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Take over the `unsaved` rows of other rungs, even of other rules: later decisions follow the new ones.
+        """Add rows that `unsaved` returned earlier, even under other rules: old decisions stay, new ones use our rules.
 
         Raises:
-            KeyError: or TypeError, if they are no such thing.
+            KeyError: or TypeError, if they are not such rows.
         """
         for row in rows:
             entry = {name: value for name, value in row.items() if name not in ("rung", "trial")}
             self._record(row["rung"], row["trial"], Entry(**entry), judged=True)
 
     def unsaved(self) -> list[dict[str, Any]]:
-        """What was recorded since `saved`, in order, as plain data; the rules are not part of it."""
+        """The entries since the last `saved`, in order, as plain data; the rules are not part of it."""
         return [
             {"rung": name, "trial": trial, **asdict(self._rungs[name].entries[trial])} for name, trial in self._unsaved
         ]
 
     def saved(self) -> None:
-        """Note that all of it is where `restore` will find it."""
+        """Note that all of `unsaved` has been written where `restore` will find it."""
         self._unsaved.clear()
 
     def _record(self, name: str, trial: str, entry: Entry, *, judged: bool = False) -> None:
@@ -165,17 +165,17 @@ class Rungs:
 class _Rung:
     """The entries of a rung, and their numbers in columns.
 
-    In order of the trials' names, not of their arrival, so that ties do not depend on it.
+    Sorted by the trials' names, so that ties do not depend on the order of arrival.
     """
 
     def __init__(self, prices: Mapping[str, float]) -> None:
         self.entries: dict[str, Entry] = {}
         self._prices = prices
         self._names: list[str] = []
-        self._numbers = np.empty((0, 0))  # of every trial: score, its standard error, the costs that are compared
+        self._numbers = np.empty((0, 0))  # a row per trial: score, its standard error, fixed objectives without a price
 
     def add(self, trial: str, entry: Entry) -> None:
-        """Take an entry in; one of the same trial is replaced."""
+        """Add an entry, in place of an earlier one of the same trial."""
         at = bisect.bisect_left(self._names, trial)
         if trial in self.entries:
             del self._names[at]
@@ -188,15 +188,16 @@ class _Rung:
         self._numbers = np.insert(self._numbers, at, row, axis=0) if len(self._numbers) else row
 
     def judge(self, trial: str, eta: int) -> Entry:
-        """An entry with the decision about it."""
+        """Decide about a trial's entry, and return it with the decision."""
         self.entries[trial] = replace(self.entries[trial], beaten_by=self._beaten_by(trial, eta))
         return self.entries[trial]
 
     def _beaten_by(self, trial: str, eta: int) -> str | None:
-        """The trial that leads this one by most, if it is none of the best of eta; None if it goes on."""
+        """The trial with the largest lead over this one, if this one has to stop; None if it continues."""
         at = bisect.bisect_left(self._names, trial)
         values, errors, costs = self._numbers[:, 0], self._numbers[:, 1], self._numbers[:, 2:]
         lead = values - values[at] - STANDARD_ERRORS * np.hypot(errors, errors[at])
+        # A trial that is worse in any fixed objective may end on the front beside this one: it stops nothing.
         lead[(costs > costs[at]).any(axis=1)] = -np.inf
         best = int(np.argmax(lead))
         if lead[best] <= 0 or at in promotion_order(values, costs, max(1, len(values) // eta)):
@@ -207,14 +208,14 @@ class _Rung:
 def standard_error(accuracy: float, num_val: int) -> float:
     """Binomial standard error of an accuracy, sqrt(p * (1 - p) / n).
 
-    Two models judged on the same images err together, so that the difference has less noise than independent errors
-    add up to: a margin built from this is on the safe side. Noise between training seeds is not part of it.
+    The errors of two models on the same images are correlated, so their difference has less noise than the sum of
+    independent errors: a margin built from this is conservative. Noise between training seeds is not included.
     """
     return math.sqrt(accuracy * (1 - accuracy) / num_val)
 
 
 def promotion_order(values: Floats, costs: Floats, count: int) -> list[int]:
-    """The first `count` indices to keep: front after front, each in epsilon-net order.
+    """The first `count` indices in the order of keeping: front after front, each in epsilon-net order.
 
     Args:
         values: shape (n,), higher is better.

@@ -1,4 +1,4 @@
-"""Who proposes the next trial: Optuna's samplers by name, and one that reuses what the store already holds."""
+"""The samplers that propose trials: Optuna's by name, and one that reuses a student from the store."""
 
 import bisect
 import warnings
@@ -19,11 +19,11 @@ from optuna.samplers import (
 from sweeps.search.sampling.tpe import BoundedTPE
 from sweeps.search.space import STUDENT_PARAMS
 
-PROMISING_SHARE = 0.25
+PROMISING_SHARE = 0.25  # of the finished trials, best first
 
 
 class _Grid(BruteForceSampler):
-    """Every combination once, for `Study.ask`: Optuna's own calls `Study.stop` after the last, which asks nobody."""
+    """Every combination once, for `Study.ask`: after the last, Optuna's own calls `Study.stop`, which raises there."""
 
     def after_trial(
         self,
@@ -32,14 +32,14 @@ class _Grid(BruteForceSampler):
         state: optuna.trial.TrialState,
         values: Sequence[float] | None,
     ) -> None:
-        """Nothing: who asks once more gets a combination again, and drops it."""
+        """Nothing: after the last combination, the searcher gets an old one again and drops it."""
 
 
 def make_sampler(name: str, *, seed: int) -> BaseSampler:
-    """The sampler of a `--sampler` name.
+    """The sampler for a name of `--sampler`.
 
-    Constraints steer `tpe` whatever became of a trial, `nsga2` and `gp` where it finished; what a limit forbids is
-    neither run nor trained, whoever proposes it.
+    `tpe` learns constraints from all trials, `nsga2` and `gp` only from finished ones. With every sampler, a proposal
+    that a limit rules out is neither run nor trained.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -64,7 +64,7 @@ class Promising:
         self._ranked: list[tuple[float, dict[str, Any]]] = []
 
     def add(self, trial: optuna.trial.FrozenTrial, score: float) -> None:
-        """Take in a trial that finished; one that is over a limit is left out.
+        """Add a finished trial, unless it exceeds a limit.
 
         Args:
             score: higher is better.
@@ -74,7 +74,7 @@ class Promising:
             bisect.insort(self._ranked, (-score, student), key=lambda ranked: ranked[0])
 
     def draw(self, rng: np.random.Generator) -> dict[str, Any]:
-        """A student of the best quarter, drawn evenly; empty if there is none."""
+        """Draw a student uniformly from the best quarter; empty if there is none."""
         if not self._ranked:
             return {}
         best = max(1, round(PROMISING_SHARE * len(self._ranked)))
@@ -82,7 +82,7 @@ class Promising:
 
 
 def keep_student(base: BaseSampler, student: dict[str, Any]) -> BaseSampler:
-    """A sampler that keeps a student and leaves the rest to `base`."""
+    """A sampler that fixes the parameters of a student and leaves the others to `base`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return PartialFixedSampler(student, base)

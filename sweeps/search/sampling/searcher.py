@@ -1,7 +1,7 @@
-"""Tune searcher over Optuna's ask and tell, with a study on disk that survives any driver.
+"""Tune searcher over Optuna's ask and tell, with a study on disk that survives the death of any driver.
 
-Own, because Ray's OptunaSearch tells stopped trials as complete, leaves trials running for ever when a metric is
-missing, and loses what was in flight when the driver dies.
+Ray's own OptunaSearch does not serve: it reports stopped trials as complete, leaves trials running for ever when a
+metric is missing, and loses the running trials when the driver dies.
 """
 
 import math
@@ -23,27 +23,26 @@ from sweeps.search.space import STUDENT_PARAMS, far_cuts, first_trials, identify
 from sweeps.search.study_file import open_journal
 from trainables.config.candidate import CandidateConfig
 
+# Attributes of dropped proposals: an earlier trial is the same, or a known shape shows that a limit is exceeded.
 DUPLICATE = "duplicate"
-"""Attribute of a proposal that was dropped: an earlier trial is the same."""
 RULED_OUT = "ruled_out"
-"""Attribute of a proposal that was dropped: a shape that is known tells that it is over a limit."""
+# Proposals dropped in a row before the space counts as exhausted, if its size is infinite.
 MAX_DROPPED = 1000
-"""Proposals dropped in a row before the space is taken to be searched whole, where its size does not tell."""
+# Proposals dropped in a row before promising students are no longer kept: they have been pruned in every possible way.
 MAX_REUSED = 5
-"""Proposals dropped in a row before promising students are left alone: they have been pruned in every way there is."""
+# Proposals dropped in a row before a random sampler takes over, or a list of the rest of a finite space: samplers that
+# learn only from finished trials (`gp`) would propose the same for ever.
 MAX_STUCK = 10
-"""Proposals dropped in a row before chance takes over, or a list of what is left: samplers that learn from finished
-trials alone (`gp`) would propose the same for ever."""
+# Attribute of a study: the number of the trial whose student was pruned hard.
 CUT = "far_cuts"
-"""Attribute of a study: the number of the trial whose student was pruned hard."""
 
 
 def open_study(path: Path, name: str, search: Search) -> optuna.Study:
-    """The sweep's study in its journal file; made, with the literature's trials first, if there is none.
+    """Open the sweep's study in its journal file, or make it and queue the literature's trials.
 
-    Of those that share a student only the first is queued here: run at once, the others would wait for it.
+    Of trials that share a student only the first is queued here: run at the same time, the others would wait for it.
 
-    `optuna-dashboard PATH` opens it.
+    `optuna-dashboard PATH` shows the study.
     """
     study = optuna.create_study(
         storage=open_journal(path),
@@ -58,22 +57,22 @@ def open_study(path: Path, name: str, search: Search) -> optuna.Study:
 
 
 def finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
-    """The trials that need no more work: measured, stopped or failed, but not proposals that were dropped."""
+    """The trials that need no more work: measured, stopped or failed, without dropped proposals."""
     return [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished() and not dropped(trial)]
 
 
 def dropped(trial: optuna.trial.FrozenTrial) -> bool:
-    """Whether a proposal never became a trial."""
+    """Whether a proposal was dropped before it became a trial."""
     return DUPLICATE in trial.user_attrs or RULED_OUT in trial.user_attrs
 
 
 class StudySearcher(Searcher):
-    """Hands the study's proposals to Tune and tells it what became of them.
+    """Hand the study's proposals to Tune, and report their results to the study.
 
-    Told to Optuna: COMPLETE for a finished candidate with finite values; PRUNED for one that was stopped or cannot
-    work, so that samplers avoid the place; FAIL, which samplers ignore, for broken machines and for proposals that
-    were dropped. A limit that is exceeded becomes a constraint, never a made-up value. A proposal whose shape is wider
-    than one that is over a limit is dropped with such a constraint, and costs no trial.
+    Optuna gets COMPLETE for a finished candidate with finite values; PRUNED for one that was stopped or cannot work, so
+    that samplers avoid its region; FAIL, which samplers ignore, for broken machines and for dropped proposals. An
+    exceeded limit becomes a constraint, never an invented value. A proposal whose shape is wider than one that exceeds
+    a limit is dropped with such a constraint, and costs no trial.
     """
 
     def __init__(
@@ -87,8 +86,8 @@ class StudySearcher(Searcher):
         """Take the study over: no other driver may use it (the caller holds the sweep's lock).
 
         Args:
-            search: what is proposed and how; its seed is joined by the number of trials so far, so that a resumed
-                sweep does not propose the first ones again.
+            search: what is proposed and how; the number of trials so far is added to its seed, so that a resumed sweep
+                does not propose the first ones again.
             tune_config: (trial number, proposed parameters) -> what Tune carries to the trial.
             score: a finished trial's metrics -> points, higher is better.
         """
@@ -102,15 +101,15 @@ class StudySearcher(Searcher):
         self._numbers: dict[str, int] = {}
         self.exhausted = False
         self.ruled_out = 0
-        """Proposals of this driver that were dropped because of the limits."""
+        """How many proposals this driver has dropped because of the limits."""
         self.full: str | None = None
-        """What the disk said when it was full; nothing is proposed after that."""
+        """Path on a full disk, if a trial found one; after that nothing is proposed."""
         asked = [asked_for(trial) for trial in study.get_trials(deepcopy=False)]
         later = _by_student(search)[1] if search.sampler != "grid" else []  # a grid holds them anyway
         self._later = [point for point in later if point not in asked]
-        # No other driver is alive: what still runs in the study belongs to one that died, and is handed out again.
+        # No other driver is alive: trials that still run in the study belong to a dead one, and are handed out again.
         orphans = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        for trial in filter(dropped, orphans):  # it died between two words
+        for trial in filter(dropped, orphans):  # the driver died after it had marked the proposal, before `tell`
             study.tell(trial.number, state=TrialState.FAIL)
         self._orphans = [trial.number for trial in orphans if not dropped(trial)]
         self._over = {self._identify(t.params) for t in study.get_trials(deepcopy=False) if RULED_OUT in t.user_attrs}
@@ -135,13 +134,13 @@ class StudySearcher(Searcher):
             self.exhausted = True
             return str(Searcher.FINISHED)
         self._numbers[trial_id] = trial.number
-        # an orphan keeps what it has; one whose driver died while asking gets the rest now
+        # an orphan keeps its parameters; one whose driver died while suggesting them gets the rest now
         params = suggest(trial, self._space, self._base)
         self._known.add(self._identify(params))
         return self._tune_config(trial.number, params)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell the study how a trial ended."""
+        """Report a trial's end to the study, and queue trials that have become worth running."""
         number = self._numbers.pop(trial_id, None)
         if number is None:
             return
@@ -154,6 +153,7 @@ class StudySearcher(Searcher):
         if error:
             trial = self._trial(number)
             trial.set_user_attr("reason", "infrastructure error after retries")
+            # the machine failed, not the configuration: it may be proposed again
             self._known.discard(self._identify(trial.params))
             self._study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
         elif result and result.get("full"):
@@ -162,7 +162,7 @@ class StudySearcher(Searcher):
             self._tell(number, result or {})
 
     def _cut_far(self) -> None:
-        """Have the better of the first two students pruned hard: that costs little, and no trial is there yet."""
+        """Queue trials that prune the better of the first two students hard: cheap, and not tried so far."""
         if not self._search.reuse_probability or self._search.sampler == "grid" or CUT in self._study.user_attrs:
             return
         done = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
@@ -171,14 +171,14 @@ class StudySearcher(Searcher):
         best = max(done, key=lambda trial: (_feasible(trial), trial.user_attrs["score"]))
         for point in far_cuts(self._space, self._base, _student(best.params)):
             self._study.enqueue_trial(point, skip_if_exists=True)
-        self._study.set_user_attr(CUT, best.number)  # last: a driver that dies before it asks for them again
+        self._study.set_user_attr(CUT, best.number)  # last: if the driver dies before, the next one queues them again
 
     def orphans(self) -> list[int]:
-        """Trials that a dead driver left running, and that are handed out first."""
+        """Numbers of the trials that a dead driver left running; they are handed out first."""
         return list(self._orphans)
 
     def settle(self, number: int, result: Mapping[str, Any]) -> None:
-        """Tell the study of an orphan that had ended when its driver died; it is not handed out again."""
+        """Report an orphan that had ended when its driver died to the study; it is not handed out again."""
         self._orphans.remove(number)
         self._tell(number, result)
 
@@ -203,7 +203,7 @@ class StudySearcher(Searcher):
         return study_values(self._search.objective, result, self._score(result))
 
     def _propose(self) -> optuna.Trial | None:
-        """A trial nobody has asked for before, that may keep to the limits; None where none is left."""
+        """Ask for a new trial that may meet the limits, dropping other proposals; None if there is none left."""
         for count in range(MAX_DROPPED):
             if len(self._known | self._over) >= self._size:
                 return None
@@ -224,19 +224,20 @@ class StudySearcher(Searcher):
         return None
 
     def _next_sampler(self, in_a_row: int) -> optuna.samplers.BaseSampler:
-        """The sampler, or now and then one that keeps the student of a promising trial in the store.
+        """The sampler of the sweep or, at random, one that keeps the stored student of a promising trial.
 
         Args:
-            in_a_row: proposals that were dropped since the last trial.
+            in_a_row: how many proposals were dropped since the last trial.
         """
         if in_a_row >= MAX_STUCK and self._search.sampler != "grid":
             return make_sampler("grid", seed=self._search.search_seed) if math.isfinite(self._size) else self._chance()
         if self._search.sampler == "gp":
-            # Optuna 5.0's GPSampler keeps kernels of constraints that do not fit once the number of parameters changes
+            # Optuna 5.0's GPSampler caches kernels of constraints, which do not fit after a change in the number of
+            # parameters.
             self._sampler = make_sampler("gp", seed=int(self._rng.integers(2**31)))
         if in_a_row >= MAX_REUSED or self._rng.random() >= self._search.reuse_probability:
             return self._sampler
-        base = self._chance() if in_a_row else self._sampler  # what it would ask of that student has been asked
+        base = self._chance() if in_a_row else self._sampler  # the sampler's choice for it is known
         student = self._promising.draw(self._rng)
         return keep_student(base, student) if student else self._sampler
 
@@ -250,7 +251,7 @@ class StudySearcher(Searcher):
         return trial_of(self._study, number)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the study is the state, and resuming is running the same command again."""
+        """Nothing: the study holds the state, and the same command resumes it."""
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing: see `save`."""
@@ -265,13 +266,13 @@ def _student(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _excess(result: Mapping[str, Any]) -> dict[str, float]:
-    """By how much each limit is exceeded; Tune hands nested results over as `excess/max_size_mb`."""
+    """By how much each limit is exceeded; Tune flattens nested results to names such as `excess/max_size_mb`."""
     flat = {name.removeprefix("excess/"): by for name, by in result.items() if name.startswith("excess/")}
     return {**result.get("excess", {}), **flat}
 
 
 def _by_student(search: Search) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The literature's trials: the first of every student, and those that find theirs in the store afterwards."""
+    """The literature's trials: the first of every student, and those that will then find theirs in the store."""
     first: list[dict[str, Any]] = []
     later: list[dict[str, Any]] = []
     students: list[dict[str, Any]] = []

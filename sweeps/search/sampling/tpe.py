@@ -1,4 +1,4 @@
-"""TPE whose time for a proposal does not grow with the sweep."""
+"""TPE whose time per proposal does not grow with the sweep."""
 
 import warnings
 from collections.abc import Sequence
@@ -13,18 +13,19 @@ from optuna.trial import FrozenTrial, TrialState
 from analysis.findings.pareto import SIGNS, Floats, epsilon_net, non_dominated
 from sweeps.search.optuna_private import PartOfStudy, cached_trials
 
+# Up to twice as many trials are all used; beyond that, the best of them and a random sample of the rest.
 REMEMBERED = 1000
-"""Up to twice as many trials are all weighed; beyond, the best of them and an even share of the rest."""
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
+# Share of the remembered trials chosen for their values; with several objectives, Optuna's TPE treats a tenth as good.
 GOOD_SHARE = 0.25
-"""Of those remembered, chosen for being good; Optuna's TPE calls a tenth so where there are several objectives."""
 
 
 class BoundedTPE(TPESampler):
-    """Optuna's TPE, shown a part of the study once more than 2 * REMEMBERED trials have ended.
+    """Optuna's TPE, restricted to a part of the study once more than 2 * REMEMBERED trials have ended.
 
-    Optuna's own weighs every trial for every proposal: 0.21 s each after 10,000 with three objectives, 0.02 s so (one
-    core of an AMD EPYC, n = 10). All but the best stand for a density alone, which an even share of them shows as well.
+    Optuna's own weighs every trial for every proposal: after 10,000 trials with three objectives, 0.21 s per proposal
+    against 0.02 s here (one core of an AMD EPYC, n = 10). All but the best trials only define a density, which a random
+    sample of them represents as well.
     """
 
     def __init__(self, seed: int) -> None:
@@ -38,7 +39,7 @@ class BoundedTPE(TPESampler):
         self._part: optuna.Study | None = None
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """Take in what is new, and forget where there is too much."""
+        """Add new trials, and forget some when there are too many."""
         trials = cached_trials(study)
         self._kept += range(self._next, len(trials))
         self._next = len(trials)
@@ -72,7 +73,7 @@ class BoundedTPE(TPESampler):
 def remembered(
     trials: Sequence[FrozenTrial], directions: Sequence[optuna.study.StudyDirection], rng: np.random.Generator
 ) -> list[FrozenTrial]:
-    """REMEMBERED of the trials, in their order: the first layers of the front, and of the others an even share.
+    """REMEMBERED of the trials, in their order: the first layers of the front, and a random sample of the others.
 
     Args:
         trials: complete or pruned, more than REMEMBERED.
@@ -92,7 +93,7 @@ def remembered(
 
 
 def _first_layers(points: Floats, count: int) -> list[int]:
-    """At most `count` rows: of the front, of the front without those, and so on; the last layer thinned out evenly."""
+    """At most `count` rows: the front, then the front of the rest, and so on; the last layer is thinned out evenly."""
     found: list[int] = []
     left = np.arange(len(points))
     while len(found) < count and len(left):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sweeps.display.console import Screen
-from sweeps.planning.packing import ProbeError, Together, choose, packed, prices, search, search_cores, together
+from sweeps.planning.packing import ProbeError, Together, choose, prices, resolve_shares, search, search_cores, together
 from sweeps.search.config import SweepConfig
 from sweeps.search.presets import quick
 from trainables.stages.data import prepared
@@ -144,12 +144,12 @@ def test_cores_are_shared_by_as_many_trials_as_divide_them() -> None:
 @pytest.mark.slow
 def test_auto_becomes_a_number_of_cores(small: SweepConfig) -> None:
     said = io.StringIO()
-    config = packed(small.replace(cpus_per_trial="auto"), Screen(file=said, width=200))
+    config = resolve_shares(small.replace(cpus_per_trial="auto"), Screen(file=said, width=200))
     assert config.devices.cpus_per_trial in (1, 2)
     assert re.match(
         r"auto: [12] trials? at once on the CPU\. Images/s of all by trials at once: 1: \d+", said.getvalue()
     )
-    many = packed(small.replace(cpus_per_trial="auto", cpus=64), Screen(file=said))
+    many = resolve_shares(small.replace(cpus_per_trial="auto", cpus=64), Screen(file=said))
     assert many.devices.cores_per_trial <= len(os.sched_getaffinity(0))
 
 
@@ -166,15 +166,17 @@ def test_auto_is_not_measured_on_a_machine_that_trains_nothing() -> None:
 
 def test_a_number_is_left_as_it_is_and_auto_needs_a_gpu() -> None:
     config = SweepConfig(name="x").replace(gpus=2, gpus_per_trial=0.5)
-    assert packed(config, Screen(file=io.StringIO())) is config
+    assert resolve_shares(config, Screen(file=io.StringIO())) is config
     with pytest.raises(ValueError, match="gpus_per_trial=auto: it needs --gpus 1 or more"):
-        packed(SweepConfig(name="x").replace(gpus_per_trial="auto"), Screen(file=io.StringIO()))
+        resolve_shares(SweepConfig(name="x").replace(gpus_per_trial="auto"), Screen(file=io.StringIO()))
 
 
 def test_auto_becomes_a_share(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sweeps.planning.packing.together", lambda config, trials: at(trials, 1000.0 * min(trials, 3)))
     said = io.StringIO()
-    config = packed(SweepConfig(name="x").replace(gpus=2, gpus_per_trial="auto", cpus=8), Screen(file=said, width=200))
+    config = resolve_shares(
+        SweepConfig(name="x").replace(gpus=2, gpus_per_trial="auto", cpus=8), Screen(file=said, width=200)
+    )
     assert (config.devices.gpus_per_trial, config.devices.concurrency, config.devices.resources["gpu"]) == (
         1 / 4,
         8,
