@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and their digests (standard library only)."""
+"""Atomic file writes, and digests of files (standard library only)."""
 
 import hashlib
 import os
@@ -11,12 +11,13 @@ from pathlib import Path
 # by device and inode, so that a renamed file keeps its digest: (size, mtime in ns, digest)
 _DIGESTS: dict[tuple[int, int], tuple[int, int, str]] = {}
 
-TAIL_BYTES = 65536  # read at once from the end of a file, in search of its last whole line
+TAIL_BYTES = 65536  # block size when searching backwards for the last complete line
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file's content, remembered while size and modification time stay."""
+    """The hex digest of a file's content, cached until its size or modification time changes."""
     with path.open("rb") as file:
+        # fstat of the open file: the path may be replaced between two calls
         status = os.fstat(file.fileno())
         known = _DIGESTS.get((status.st_dev, status.st_ino))
         if known is not None and known[:2] == (status.st_size, status.st_mtime_ns):
@@ -27,7 +28,7 @@ def sha256(path: Path) -> str:
 
 
 def sync(path: Path) -> None:
-    """Return when a file's content is on the disk."""
+    """Flush a file's content to the disk; return when it is there."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -37,18 +38,17 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path, *, part: Path | None = None) -> Generator[BufferedRandom, None, None]:
-    """A file to write (and to read again) that takes the place of `path` when the block ends without an error.
+    """Open a temporary file (for writing and reading) that replaces `path` when the block ends without an error.
 
-    Readers see the old content or all of the new one, never a part (POSIX rename), also after a power loss (fsync).
-    An error, such as that of a full disk, leaves `path` as it was and nothing beside it.
-
-    It is an open file rather than a path because `torch.save` writes a path's name into the file.
+    Readers see the old content or all of the new content, never a part (POSIX rename), even after a power loss (fsync).
+    After an error, such as a full disk, `path` is unchanged and no temporary file is left.
 
     Args:
-        path: of the file to write.
-        part: the name until then, in the same folder; by default one that no other process or thread uses. With a
-            fixed one, which needs a lock, killed writers leave one unfinished file instead of one each.
+        path: the file to write.
+        part: the temporary file, in the same folder; by default a name that no other process or thread uses. A fixed
+            name needs a lock, but killed writers then leave only one unfinished file altogether.
     """
+    # an open file rather than a path, because `torch.save` writes a path's name into the file
     part = part or path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         with part.open("w+b") as file:
@@ -62,18 +62,18 @@ def replacing(path: Path, *, part: Path | None = None) -> Generator[BufferedRand
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file as a whole (see `replacing`)."""
+    """Write a file atomically (see `replacing`)."""
     with replacing(path) as file:
         file.write(data)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file as a whole (see `replacing`), in UTF-8."""
+    """Write a UTF-8 text file atomically (see `replacing`)."""
     write_bytes(path, text.encode())
 
 
 def drop_half_line(path: Path) -> None:
-    """Cut off a last line that was not written to its end, by a process that was killed or whose disk was full."""
+    """Cut off an incomplete last line, left by a process that was killed or ran out of disk space."""
     if not path.exists():
         return
     with path.open("rb+") as file:

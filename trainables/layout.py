@@ -1,42 +1,42 @@
-"""Where everything lies below OUT: the names of files and folders that modules share (standard library only).
+"""The layout below OUT: the names of files and folders that modules share (standard library only).
 
-OUT/mlflow.db, artifacts/              what MLflow knows of all sweeps, and its files
+OUT/mlflow.db, artifacts/              MLflow's database of all sweeps, and its artifacts
 OUT/store/STAGE/DIGEST/                results of stages: record.json, weights.pt, model.onnx; see `trainables.store`
-OUT/leases/                            locks of CPU and GPU while something is measured
+OUT/leases/                            locks of CPU and GPU during measurements
 OUT/sweeps/NAME/                       one sweep: identity.json, sweep.json, study.journal, driver.lock
 OUT/sweeps/NAME/teacher/, trials/00012/, champions/RUN/, runtimes/CELL/
-                                       what each run left: record.json, recipe.json, model.onnx, delivered.json
+                                       the files of each run: record.json, recipe.json, model.onnx, delivered.json
 OUT/sweeps/NAME/front/, report/        tables, pictures and pages
 """
 
 from pathlib import Path
 
 CHECKOUT = Path(__file__).parents[1]  # holds the packages sweeps, trainables and analysis
-COMMANDS = CHECKOUT / "sweeps"  # the scripts that people type
+COMMANDS = CHECKOUT / "sweeps"  # the scripts that users run
 
 # below OUT
 DATABASE = "mlflow.db"
 ARTIFACTS = "artifacts"
 STORE = "store"
-CACHE = "cache"  # of a store behind a URL
+CACHE = "cache"  # local copies of results in a store behind a URL
 LEASES = "leases"
 SWEEPS = "sweeps"
 TOGETHER = "together"  # fronts and reports over several sweeps
-START = "start.json"  # how long the last sweep took to start
+START = "start.json"  # duration of the last sweep's start-up
 
 # below OUT/sweeps/NAME
-IDENTITY = "identity.json"  # its settings and its id
-SWEEP_JSON = "sweep.json"  # its description for readers
+IDENTITY = "identity.json"  # settings and id
+SWEEP_JSON = "sweep.json"  # description for readers
 JOURNAL = "study.journal"  # Optuna's
-RUNGS = "rungs.jsonl"  # what stopping goes by
+RUNGS = "rungs.jsonl"  # intermediate results that decide which trials are stopped
 DRIVER_LOCK = "driver.lock"
-UNFINISHED = "unfinished"  # there while the sweep has begun and not come to its end
-SPENT = "spent.json"  # of its budget
-TRACKING = "tracking.json"  # where it is delivered to
+UNFINISHED = "unfinished"  # exists from the start of the sweep until it has ended properly
+SPENT = "spent.json"  # the part of its budget that is used up
+TRACKING = "tracking.json"  # the MLflow store that it is delivered to
 TEACHER = "teacher"
 TRIALS = "trials"
 CHAMPIONS = "champions"
-CELLS = "runtimes"  # a finished network in one runtime, precision and batch each
+CELLS = "runtimes"  # one per combination of network, runtime, precision and batch size
 FRONT = "front"
 REPORT = "report"
 TUNE = "tune"
@@ -50,7 +50,7 @@ ONNX_FILE = "model.onnx"
 TORCHSCRIPT_FILE = "model.torchscript.pt"
 WEIGHTS = "weights.pt"
 STATE = "state.pt"  # of unfinished training
-DELIVERED = "delivered.json"  # which run of MLflow has it
+DELIVERED = "delivered.json"  # the id of its MLflow run
 
 TASK = "task.json"  # for the processes that probe throughput
 
@@ -61,25 +61,25 @@ def sweep_folder(out: Path, name: str) -> Path:
 
 
 def out_of(sweep: Path) -> Path:
-    """The OUT that a sweep's folder lies in."""
+    """The OUT folder that contains a sweep's folder."""
     return sweep.parents[1]
 
 
 def trial_folder(sweep: Path, number: int) -> Path:
-    """The folder of a trial of a sweep."""
+    """The folder of one trial of a sweep."""
     return sweep / TRIALS / f"{number:05}"
 
 
 def run_artifacts(out: Path, run_id: str) -> Path:
-    """The files of an MLflow run whose store is OUT/mlflow.db."""
+    """The artifact folder of an MLflow run whose store is OUT/mlflow.db."""
     return out / ARTIFACTS / run_id / "artifacts"
 
 
 def has_record(folder: Path) -> bool:
-    """Whether a run or a stage has finished in this folder."""
+    """Whether the run or stage of this folder has finished."""
     return (folder / RECORD).exists()
 
 
 def recorded(folder: Path) -> list[Path]:
-    """The folders below one that hold a record, sorted; for a sweep's trials, `recorded(sweep / TRIALS)`."""
+    """The subfolders that hold a record, sorted; `recorded(sweep / TRIALS)` lists a sweep's trials."""
     return sorted(path.parent for path in folder.glob(f"*/{RECORD}"))

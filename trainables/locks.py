@@ -1,6 +1,6 @@
-"""Kernel file locks of one node: a file held by one process, and a device lent to a measurer (no torch).
+"""Kernel file locks on one node: exclusive locks on files, and reader-writer locks on devices (no torch).
 
-A lock belongs to an open file: the kernel frees it when its process dies, whatever it dies of.
+A lock belongs to an open file, so the kernel releases it when the process dies for any reason.
 """
 
 import fcntl
@@ -13,7 +13,7 @@ from pathlib import Path
 
 @contextmanager
 def file_lock(path: Path) -> Iterator[None]:
-    """Hold the file alone among the processes and threads that see it; waits for others to let go."""
+    """Hold an exclusive lock on a file, among all processes and threads; waits until it is free."""
     descriptor = _lock_current(path, fcntl.LOCK_EX)
     try:
         yield
@@ -23,7 +23,7 @@ def file_lock(path: Path) -> Iterator[None]:
 
 @contextmanager
 def file_lock_if_free(path: Path) -> Iterator[bool]:
-    """As `file_lock`, but yields False at once where another process holds the file."""
+    """Like `file_lock`, but yield False at once if the lock is taken."""
     try:
         descriptor = _lock_current(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -36,7 +36,7 @@ def file_lock_if_free(path: Path) -> Iterator[bool]:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process holds the file alone; never creates it."""
+    """Whether a process holds an exclusive lock on the file; never creates the file."""
     if not path.exists():
         return False
     try:
@@ -47,22 +47,23 @@ def is_locked(path: Path) -> bool:
 
 
 def open_locked(path: Path, mode: int = fcntl.LOCK_EX) -> int:
-    """A descriptor that holds the lock until it is closed; waits for it, unless LOCK_NB is in the mode.
+    """Lock a file and return a descriptor that holds the lock until it is closed; waits unless `mode` has LOCK_NB.
 
     Raises:
-        BlockingIOError: with LOCK_NB, where another process holds it.
+        BlockingIOError: with LOCK_NB, if the lock is taken.
     """
+    # O_CLOEXEC: a child process that inherited the descriptor would keep the lock
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         fcntl.flock(descriptor, mode)
-    except BaseException:  # also Ctrl-C while it waits: the file is closed and the error goes on
+    except BaseException:  # including Ctrl-C while it waits: close the file, then propagate
         os.close(descriptor)
         raise
     return descriptor
 
 
 def _lock_current(path: Path, mode: int) -> int:
-    """A lock on the file that lies at `path` when the lock is had: a collector may remove the one we waited for."""
+    """Lock the file that is at `path` once the lock is acquired: a collector may remove the one we waited for."""
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         descriptor = open_locked(path, mode)
@@ -75,19 +76,22 @@ def _lock_current(path: Path, mode: int) -> int:
 
 
 class DeviceLock:
-    """One device of this node: training steps share it, and a measurer has it alone.
+    """A reader-writer lock on one device of this node: training steps share it, a measurement has it alone.
 
-    Processes that name the same folder and device exclude each other. Two files make a turnstile: a step passes the
-    gate and then holds the room, both shared; a measurer closes the gate, so that no step enters any more, and waits
-    for the room to empty. (`filelock.ReadWriteLock` cannot say that a measurer waits, which draining a GPU needs.)
+    Processes that use the same folder and device exclude each other. Two files form a turnstile: a step passes the gate
+    and then holds the room, both with shared locks; a measurement closes the gate, so that no further step enters, and
+    waits until the room is empty.
 
-    The folder must be on a local disk. Nothing is held between uses, so that threads and forked children may use one
-    object. It is not re-entrant: `alone` inside `shared` waits for itself for ever.
+    The folder must be on a local disk. Nothing is held between uses, so threads and forked children may share one
+    object. It is not re-entrant: `alone` inside `shared` deadlocks.
 
     Args:
-        drain: called when a step ends and a measurer waits; returns when the device has done what was queued, as a GPU
-            goes on after the step that queued it. A measurer that comes between two steps is not waited for.
+        drain: called when a step ends while a measurement waits; returns once the device has finished its queued work,
+            because a GPU keeps running after the step that queued it. It is not called for a measurement that arrives
+            between two steps.
     """
+
+    # `filelock.ReadWriteLock` cannot tell whether a measurement is waiting, which draining a GPU needs.
 
     def __init__(self, folder: Path, device: str, *, drain: Callable[[], None] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -98,8 +102,8 @@ class DeviceLock:
 
     @contextmanager
     def shared(self) -> Iterator[None]:
-        """Held together with other trials, for one training step; waits while a measurer is in or queued."""
-        # the gate is kept until the room is entered: who holds it alone knows that nobody stands between the two
+        """Share the device with other trials for one training step; waits for running and queued measurements."""
+        # keep the gate until the room is entered: then no step can be between the two when a measurement has the gate
         gate = open_locked(self._gate, fcntl.LOCK_SH)
         try:
             room = open_locked(self._room, fcntl.LOCK_SH)
@@ -107,14 +111,14 @@ class DeviceLock:
             os.close(gate)
         try:
             yield
-            if self._drain is not None and is_locked(self._gate):  # a measurer has closed the gate
+            if self._drain is not None and is_locked(self._gate):  # a measurement is waiting
                 self._drain()
         finally:
             os.close(room)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Held by one measurer; waits until every running step has ended, and keeps new ones out meanwhile."""
+        """Hold the device for one measurement; waits until every running step has ended and keeps new ones out."""
         gate = open_locked(self._gate)
         try:
             room = open_locked(self._room)

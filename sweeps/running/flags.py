@@ -24,7 +24,7 @@ from trainables.config.flags import (
     config_from_flags,
     field_docs,
     flag_name,
-    given,
+    set_fields,
 )
 from trainables.config.flags import with_flags as said_as_flags
 from trainables.config.limits import Limits
@@ -154,7 +154,7 @@ def config_of(flags: argparse.Namespace, preset: SweepConfig, searched: Mapping[
         base = dataclasses.replace(base, augment=augment_for(flags.dataset or base.data.dataset, flags.image_size))
     changes: dict[str, Any] = {"cpus": len(usable_cores())}
     for part in PARTS.values():
-        changes |= given(flags, part)
+        changes |= set_fields(flags, part)
     changes |= {"name": flags.name} if flags.name else {}
     changes |= cluster_settings(flags.address, gpus=flags.gpus, cpus=flags.cpus)
     return preset.replace(**changes | {"base": config_from_flags(base, flags), "space": searched})

@@ -32,7 +32,7 @@ from trainables.layout import (
 from trainables.records.latency import doubts
 from trainables.records.stages import DatasetRecord
 from trainables.records.trial import TrialRecord
-from trainables.tracking.deliveries import deliver_all, hidden, note_where, outbox, scores_of
+from trainables.tracking.deliveries import deliver_all, hide_password, note_where, outbox, scores_of
 from trainables.tracking.tracker import Tracker, TrackingError
 
 
@@ -69,7 +69,7 @@ def open_tracker(uri: str, config: SweepConfig, dataset: DatasetRecord, sweep_id
         return Tracker(uri, experiment=experiment, sweep=config.name, sweep_id=sweep_id, artifacts=artifacts)
     except TrackingError as error:
         fix = "start that server with --allowed-hosts" if " 403 " in str(error) else "name another store"
-        raise InputError(f"--tracking-uri {hidden(uri)}: {error}; {fix}, or leave the flag out.") from error
+        raise InputError(f"--tracking-uri {hide_password(uri)}: {error}; {fix}, or leave the flag out.") from error
 
 
 def tracking_uri(config: SweepConfig) -> str:

@@ -11,7 +11,7 @@ import pytest
 from analysis.__main__ import main
 from trainables.records.encoding import to_json
 from trainables.records.trial import TrialRecord, read_trial
-from trainables.tracking.deliveries import hidden, note_where, open_noted
+from trainables.tracking.deliveries import hide_password, note_where, open_noted
 
 
 @pytest.fixture
@@ -110,4 +110,4 @@ def test_no_password_is_written_down(tmp_path: Path) -> None:
     assert "cret" not in (tmp_path / "tracking.json").read_text()
     with pytest.raises(ValueError, match=r"postgresql://me:\*\*\*@db:5432/mlflow; name that store"):
         open_noted(tmp_path, None)
-    assert hidden("sqlite:////home/me/a:b@c/mlflow.db") == "sqlite:////home/me/a:b@c/mlflow.db"
+    assert hide_password("sqlite:////home/me/a:b@c/mlflow.db") == "sqlite:////home/me/a:b@c/mlflow.db"

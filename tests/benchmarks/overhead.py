@@ -215,7 +215,7 @@ def _nap(flags: argparse.Namespace, template: Path) -> type:
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(template, folder / "model.onnx")
             metrics = result_of(self.task.trial_number or 0)
-            self.leave(status="finished", metrics=metrics, curve=record, files=("model.onnx",))
+            self.write_result(status="finished", metrics=metrics, curve=record, files=("model.onnx",))
             return metrics | {"excess": {}}
 
     return Nap

@@ -1,1 +1,1 @@
-"""What goes in: frozen settings, limits, prices, and the flags made of them (standard library only)."""
+"""Inputs: frozen settings, limits, exchange rates, and the flags derived from them (standard library only)."""

@@ -16,6 +16,7 @@ from trainables.config.training import TrainingConfig as TrainingConfig
 CROPS = ("none", "padded", "resized")
 OPTIMIZERS = ("adamw", "sgd")
 LATENCY_RUNTIMES = ("onnxruntime_cpu", "onnxruntime_cuda", "tensorrt", "openvino")
+# The soft (teacher) terms of `trainables.stages.training.losses`, and the settings that each reads besides alpha.
 KD_LOSSES: Mapping[str, tuple[str, ...]] = {
     "kd": ("temperature",),
     "logit_std": ("temperature",),
@@ -25,12 +26,12 @@ KD_LOSSES: Mapping[str, tuple[str, ...]] = {
     "mse": (),
     "none": (),
 }
-"""The soft, teacher terms (`trainables.stages.training.losses`) and the settings that each reads besides alpha."""
 LOSS_SETTINGS = frozenset(name for names in KD_LOSSES.values() for name in names)
+# The settings whose values make others inert, or that can spell one candidate in two ways. A new setting of this kind
+# must be added here: the search space expands only these.
 DECIDING = frozenset(
     {"kd_loss", "alpha", "pruning_method", "pruning_ratio", "pruning_criterion", "pruning_scope", "precision"}
 )
-"""Settings whose values decide which others are inert, or that have two names for one thing; no other setting does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,19 +148,20 @@ class StudentConfig:
 
     @property
     def soft_weight(self) -> float:
-        """alpha, or 0 where there is no soft term."""
+        """alpha, or 0 if the loss has no soft term."""
         return 0.0 if self.kd_loss == "none" else self.alpha
 
     def inert(self) -> frozenset[str]:
-        """Settings that change nothing beside the others: what the loss does not read, alpha where there is no loss."""
+        """Settings without effect given the others: those the loss ignores, and alpha if there is no soft term."""
         read = KD_LOSSES[self.kd_loss] if self.soft_weight > 0 else ()
         return LOSS_SETTINGS.difference(read) | ({"alpha"} if self.kd_loss == "none" else frozenset())
 
     def canonical(self) -> "StudentConfig":
         """The same student with inert settings at their defaults.
 
-        No teacher is one thing by two names: alpha=0 and kd_loss=none both become kd_loss=none, alpha=0.
+        alpha=0 and kd_loss=none both mean training without a teacher; both become kd_loss=none, alpha=0.
         """
+        # alpha stays at 0: its default of 0.9 would read as if a teacher had been used
         taught = self if self.soft_weight > 0 else dataclasses.replace(self, kd_loss="none", alpha=0.0)
         return dataclasses.replace(taught, **at_default(StudentConfig, taught.inert() - {"alpha"}))
 
@@ -186,20 +188,20 @@ class MeasureConfig:
 
 
 class Decoded(Protocol):
-    """What a configuration needs to know of its decoded images: `DatasetRecord` has it."""
+    """What `resolve` needs to know about the decoded images; `DatasetRecord` satisfies it."""
 
     @property
     def name(self) -> str:
-        """The data set's, without a local path."""
+        """The name of the data set, without a local path."""
 
     @property
     def image_size(self) -> int:
-        """Pixels of a side of what networks take."""
+        """Pixels per side of the networks' input."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CandidateConfig:
-    """Everything that decides one candidate, from data to measured file."""
+    """All settings of one candidate, from the data to the measured file."""
 
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -211,21 +213,21 @@ class CandidateConfig:
     measure: MeasureConfig = field(default_factory=MeasureConfig)
 
     def flat(self) -> dict[str, Any]:
-        """One row: every field of every part by its own name."""
+        """One row with every field of every part under its own name."""
         row: dict[str, Any] = {}
         for part in fields(self):
             row |= dataclasses.asdict(getattr(self, part.name))
         return row
 
     def inert(self) -> frozenset[str]:
-        """Settings of student, pruning and export that change nothing beside the others."""
+        """Settings of student, pruning and export that have no effect given the others."""
         return self.student.inert() | self.prune.inert() | self.export.inert()
 
     def replace(self, **changes: Any) -> "CandidateConfig":
         """A copy with fields changed by their flat names.
 
         Raises:
-            ValueError: if a name is no field of any part, or a value is out of its range.
+            ValueError: if no part has a field of that name, or a value is out of range.
         """
         parts: dict[str, Any] = {}
         for part in fields(self):
@@ -237,17 +239,17 @@ class CandidateConfig:
         return CandidateConfig(**parts)
 
     def canonical(self) -> "CandidateConfig":
-        """The same candidate with inert settings at their defaults: two that differ in those alone become equal."""
+        """The same candidate with inert settings at their defaults, so that equivalent candidates compare equal."""
         parts = {part.name: getattr(self, part.name) for part in fields(self)}
         parts |= {name: parts[name].canonical() for name in ("student", "prune", "export")}
         return CandidateConfig(**parts)
 
     def resolve(self, dataset: Decoded, *, device: str) -> "Candidate":
-        """The candidate that this configuration stands for, in the one form that trials, keys and records know.
+        """The candidate this configuration describes, in the canonical form that trials, keys and records use.
 
         Args:
-            dataset: the images as arrays; their name has no local path.
-            device: where it trains, `cpu` or `cuda`; decides the precision of training where none is asked for.
+            dataset: the decoded images; their name contains no local path.
+            device: where it trains, `cpu` or `cuda`; sets the training precision if none was requested.
         """
         parts = vars(self.canonical())
         data = dataclasses.replace(self.data, dataset=dataset.name, image_size=dataset.image_size)
@@ -256,22 +258,24 @@ class CandidateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate(CandidateConfig):
-    """A configuration in the one form in which it travels; only `CandidateConfig.resolve` makes one.
+    """A resolved configuration in canonical form; only `CandidateConfig.resolve` creates one.
 
-    Inert settings are at their defaults, the precision of training and the size of images are named, and there is no
-    local path. Its flat row is what keys are made of, and the recipe, record, CSV and MLflow rows of its trial.
+    Inert settings are at their defaults, the training precision and the image size are explicit, and no local path is
+    left. Store keys and the recipe, record, CSV and MLflow rows of its trial are all derived from its flat row.
     """
 
     def __post_init__(self) -> None:
+        # asserts, not ValueErrors: a user cannot get here with an unresolved configuration, only our own code can
         assert self.training.train_precision is not None and self.data.image_size is not None, "`resolve` comes first"
         assert vars(self.canonical()) == vars(self), "`resolve` comes first"
 
     def recipe(self) -> dict[str, Any]:
-        """The row of what decides the file: everything but how it is timed."""
+        """The settings that determine the file: all but those of the latency measurement."""
         row = self.flat()
         return {name: row[name] for name in row if name not in vars(self.measure)}
 
     def teacher_row(self) -> dict[str, Any]:
-        """The row of the teacher, whose file is FP32: without student and pruning."""
+        """The row of the teacher: without student and pruning settings."""
+        # The teacher's file is always FP32, so the candidate's export settings are reset, all but the opset.
         row = self.flat() | vars(ExportConfig(opset=self.export.opset))
         return {name: row[name] for name in row if name not in {**vars(self.student), **vars(self.prune)}}

@@ -1,4 +1,4 @@
-"""What the configurations share: checks of values, and defaults by name (standard library only)."""
+"""Helpers of all configurations: checks of values, and defaults by name (standard library only)."""
 
 import dataclasses
 import math
@@ -7,21 +7,21 @@ from typing import Any
 
 
 class MachineError(ValueError):
-    """A setting that this machine cannot serve, and another one may: never remembered as a failure of the stage."""
+    """This machine cannot provide a setting, but another one may, so the store never caches it as a failure."""
 
 
 def check_epochs(name: str, value: int) -> None:
-    """Return if this many epochs can be trained.
+    """Check that a number of epochs is not negative.
 
     Raises:
-        ValueError: if it is below 0.
+        ValueError: if it is.
     """
     if value < 0:
         raise ValueError(f"`{name} >= 0` must hold, but got {name}={value}.")
 
 
 def check_positive(name: str, value: float) -> None:
-    """Return if the value is finite and above 0.
+    """Check that a value is finite and above 0.
 
     Raises:
         ValueError: if it is not.
@@ -31,7 +31,7 @@ def check_positive(name: str, value: float) -> None:
 
 
 def check_not_negative(name: str, value: float) -> None:
-    """Return if the value is finite and 0 or more.
+    """Check that a value is finite and 0 or more.
 
     Raises:
         ValueError: if it is not.
@@ -41,16 +41,16 @@ def check_not_negative(name: str, value: float) -> None:
 
 
 def check_word(name: str, value: str, known: Sequence[str]) -> None:
-    """Return if the word is one of those that are known.
+    """Check that a word is one of the known ones.
 
     Raises:
-        ValueError: listing them, if it is not.
+        ValueError: listing the known words, if it is not.
     """
     if value not in known:
         raise ValueError(f"`{name}` must be one of {', '.join(known)}, but got {name}={value!r}.")
 
 
 def at_default(config: type, names: Collection[str]) -> dict[str, Any]:
-    """Name -> default of these fields of a dataclass."""
+    """The default of each named field of a dataclass, by name."""
     assert dataclasses.is_dataclass(config)
     return {field.name: field.default for field in dataclasses.fields(config) if field.name in names}

@@ -61,13 +61,13 @@ class PruneConfig:
 
     @property
     def shape_needs_weights(self) -> bool:
-        """Whether nobody knows the pruned widths before the student is trained."""
+        """Whether the pruned widths depend on the trained weights, so that they are unknown before training."""
         return self.removes_channels and self.pruning_scope == "global"
 
     def inert(self) -> frozenset[str]:
-        """Settings that change nothing beside the others.
+        """Settings that have no effect given the others.
 
-        Ratio 0 removes nothing by any method; zeroed weights know no criterion of channels; 2:4 has no ratio.
+        At ratio 0 all methods remove nothing; methods that zero weights read no channel settings; 2:4 has no ratio.
         """
         if self.removes_channels:
             return frozenset()
@@ -77,10 +77,12 @@ class PruneConfig:
         return of_channels | {"pruning_ratio"} if self.pruning_method == "nm_2_4" else of_channels
 
     def canonical(self) -> "PruneConfig":
-        """The same pruning with inert settings at their defaults; within one layer LAMP ranks as magnitude does."""
+        """The same pruning with inert settings at their defaults."""
         plain = dataclasses.replace(self, **at_default(PruneConfig, self.inert()))
         if plain.pruning_method == "nm_2_4":
+            # 2:4 always zeroes half; the default of 0.3 would be wrong in every report
             return dataclasses.replace(plain, pruning_ratio=0.5)
+        # LAMP only rescales scores between layers: within one layer it ranks channels as magnitude does
         if plain.pruning_criterion == "lamp" and plain.pruning_scope == "layer":
             return dataclasses.replace(plain, pruning_criterion="magnitude")
         return plain
@@ -93,7 +95,7 @@ class ExportConfig:
     opset: int = 20
     """ONNX operator set; 18 to 22 are written, older ones are not supported by the exporter."""
     precision: str = "fp32"
-    """Numbers of the ONNX file: `fp32`, `fp16`, `int8_ptq` (quantised after training) or `int8_qat` (trained on with
+    """Precision of the ONNX file: `fp32`, `fp16`, `int8_ptq` (quantised after training) or `int8_qat` (trained on with
     quantisation in the loop first). What INT8 costs or gains is measured, never assumed."""
     calibration_images: int = 256
     """Training images that set INT8's ranges, > 0."""
@@ -114,7 +116,7 @@ class ExportConfig:
             raise ValueError(f"`qat_epochs >= 1` must hold, but got qat_epochs={self.qat_epochs}.")
 
     def inert(self) -> frozenset[str]:
-        """Settings that change nothing beside the precision."""
+        """Settings that have no effect at this precision."""
         if self.precision == "int8_qat":
             return frozenset()
         return frozenset({"qat_epochs"} if self.precision == "int8_ptq" else {"qat_epochs", "calibration_images"})

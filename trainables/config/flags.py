@@ -1,4 +1,4 @@
-"""Command-line flags out of configurations: one flag a field, its docstring the help (standard library only)."""
+"""Command-line flags from configurations: one flag per field, with its docstring as help (standard library only)."""
 
 import argparse
 import ast
@@ -18,18 +18,19 @@ from trainables.config.candidate import CandidateConfig
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Answers bad input with one line that names flag, value and fix, and exit code 2."""
+    """A parser that answers bad input with one line naming flag, value and fix, and with exit code 2."""
 
     def __init__(self, **kwargs: Any) -> None:
+        # an abbreviation in a script would change its meaning when a flag with the same beginning is added
         super().__init__(allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> NoReturn:
-        """Print `message` on one line and exit with 2."""
+        """Print `message` on one line and exit with code 2."""
         sys.stderr.write(f"{self.prog}: {' '.join(message.split())}\n")
         raise SystemExit(2)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse; an unknown flag is answered with the closest known one."""
+        """Parse like argparse, but suggest the closest known flag for an unknown one."""
         flags, unknown = self.parse_known_args(args, namespace)
         if unknown:
             known = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
@@ -39,21 +40,21 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def flag_name(field_name: str) -> str:
-    """`pruning_ratio` is set by `--pruning-ratio`."""
+    """The flag that sets a field: `--pruning-ratio` for `pruning_ratio`."""
     return "--" + field_name.replace("_", "-")
 
 
 def add_config_flags(
     parser: argparse.ArgumentParser, defaults: CandidateConfig, *, leave_out: Collection[str] = ()
 ) -> None:
-    """One flag for every field of every part of a candidate; what is not given stays `None` in the namespace."""
+    """Add one flag for every field of every part of a candidate; a flag not given is `None` in the namespace."""
     for part in dataclasses.fields(defaults):
         value = getattr(defaults, part.name)
         add_flags(parser.add_argument_group(part.name, inspect.getdoc(type(value))), value, leave_out=leave_out)
 
 
 def add_flags(group: Any, defaults: Any, *, leave_out: Collection[str] = ()) -> None:
-    """One flag for every field of a dataclass instance; what is not given stays `None` in the namespace."""
+    """Add one flag for every field of a dataclass instance; a flag not given is `None` in the namespace."""
     docs = field_docs(type(defaults))
     hints = typing.get_type_hints(type(defaults))
     for field in dataclasses.fields(defaults):
@@ -61,17 +62,17 @@ def add_flags(group: Any, defaults: Any, *, leave_out: Collection[str] = ()) -> 
             _add_flag(group, field.name, hints[field.name], docs[field.name], getattr(defaults, field.name))
 
 
-def given(flags: argparse.Namespace, config_class: type) -> dict[str, Any]:
-    """The fields of a dataclass that the command line sets."""
+def set_fields(flags: argparse.Namespace, config_class: type) -> dict[str, Any]:
+    """The fields of a dataclass that were set on the command line, with their values."""
     names = (field.name for field in dataclasses.fields(config_class))
     return {name: value for name in names if (value := getattr(flags, name, None)) is not None}
 
 
 def config_from_flags(config: CandidateConfig, flags: argparse.Namespace) -> CandidateConfig:
-    """`config` with every field that was given on the command line.
+    """A copy of `config` with the fields that were set on the command line.
 
     Raises:
-        ValueError: if a value is out of its range.
+        ValueError: if a value is out of range.
     """
     given = {name: getattr(flags, name, None) for name in config.flat()}
     return config.replace(**{name: value for name, value in given.items() if value is not None})
@@ -79,6 +80,7 @@ def config_from_flags(config: CandidateConfig, flags: argparse.Namespace) -> Can
 
 def field_docs(config_class: type) -> dict[str, str]:
     """The docstring under every field of a dataclass, on one line."""
+    # Python drops strings that follow a field, so that they have to be read from the source
     body = ast.parse(textwrap.dedent(inspect.getsource(config_class))).body[0]
     assert isinstance(body, ast.ClassDef)
     docs: dict[str, str] = {}
@@ -89,9 +91,12 @@ def field_docs(config_class: type) -> dict[str, str]:
 
 
 def _add_flag(group: Any, name: str, hint: Any, doc: str, default: Any) -> None:
+    # `int | None` is a flag of type int: None is the default, and nobody types it
     kind = next(t for t in typing.get_args(hint) if t is not types.NoneType) if typing.get_args(hint) else hint
+    # argparse takes % in a help text for a format specifier
     text = f"{doc} (default: {'none' if default is None else default})".replace("%", "%%")
     if kind is bool:
+        # default=None tells a flag that was left out from `--no-...`
         group.add_argument(flag_name(name), action=argparse.BooleanOptionalAction, default=None, help=text)
     else:
         metavar = {int: "N", float: "X", str: "NAME", Path: "PATH"}[kind]
@@ -99,6 +104,7 @@ def _add_flag(group: Any, name: str, hint: Any, doc: str, default: Any) -> None:
 
 
 def with_flags(message: str, names: Collection[str]) -> str:
-    """The message with `alpha=2.0` said as `--alpha 2.0`: what the person typed."""
+    """The message with settings written as flags, the way the user typed them: `alpha=2.0` becomes `--alpha 2.0`."""
+    # the lookbehind keeps `alpha` from matching inside `mixup_alpha`
     pattern = re.compile(rf"(?<![\w-])({'|'.join(sorted(names, key=len, reverse=True))})=")
     return pattern.sub(lambda match: f"{flag_name(match[1])} ", message)

@@ -1,7 +1,7 @@
-"""How often and how long MLflow's client asks a server, for writing and for reading; the only place that says so.
+"""Retries and timeouts of MLflow's client, for writing and for reading; set nowhere else.
 
-MLflow takes this from environment variables, at every request. They are set around our calls alone: set for the whole
-process, the value would be that of whichever module was imported first.
+MLflow reads them from environment variables at every request. They are set only around our own calls: if they were set
+for the whole process, the module imported first would decide their values.
 """
 
 import os
@@ -14,7 +14,7 @@ QUIET = {
 }
 # One call to a dead server costs 246 s with MLflow's defaults (7 retries with back-off).
 WRITING = {
-    # No retry: after a lost answer it would make a second run, where our own next attempt looks for the first.
+    # No retries: after a lost answer they would create a second run, whereas our next delivery looks for the first.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     **QUIET,
@@ -24,7 +24,7 @@ READING = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", **QUIET}
 
 @contextmanager
 def mlflow_settings(purpose: Mapping[str, str]) -> Iterator[None]:
-    """Within: MLflow as `WRITING` or `READING` have it; a variable that the user has set stays as it is."""
+    """Apply `WRITING` or `READING` within the block; variables that the user has set stay as they are."""
     ours = {name: value for name, value in purpose.items() if name not in os.environ}
     os.environ.update(ours)
     try:

@@ -1,4 +1,4 @@
-"""What a candidate is worth to its user: one score in accuracy points (standard library only)."""
+"""The value of a candidate to its user as one score, in accuracy points (standard library only)."""
 
 import math
 from collections.abc import Mapping
@@ -24,10 +24,10 @@ class ExchangeRates:
 def composite_score(metrics: Mapping[str, float], *, teacher_size_bytes: float, rates: ExchangeRates) -> float:
     """100 * val_accuracy - latency_points * log2(latency / teacher) - size_points * log2(size / teacher), in points.
 
-    The teacher's latency is its own p50, by which the candidate's is corrected for drift. The teacher's own score is
-    100 times its accuracy. (MnasNet's product with exponent -0.07, arXiv:1807.11626, would always take the tiniest
-    model on an easy data set.)
+    The teacher's latency is the p50 that the candidate's latency was corrected with for drift. The teacher itself
+    scores 100 times its accuracy.
     """
+    # MnasNet's product with exponent -0.07 (arXiv:1807.11626) would always pick the tiniest model on an easy data set.
     latency = math.log2(metrics["latency_p50_ms"] / metrics["reference_latency_p50_ms"])
     size = math.log2(metrics["size_bytes"] / teacher_size_bytes)
     return 100 * metrics["val_accuracy"] - rates.latency_points * latency - rates.size_points * size

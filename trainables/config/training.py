@@ -1,4 +1,4 @@
-"""What the training stages of a candidate have in common (standard library only)."""
+"""The settings that all training stages of a candidate share (standard library only)."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ class TrainingConfig:
             )
 
     def on(self, device: str) -> "TrainingConfig":
-        """The same training with its precision named, as keys and records need it; `device` is `cpu` or `cuda`."""
+        """The same settings with an explicit precision, as keys and records need it; `device` is `cpu` or `cuda`."""
         if self.train_precision is not None:
             return self
         return dataclasses.replace(self, train_precision="fp32" if device == "cpu" else "amp")

@@ -1,1 +1,1 @@
-"""What comes out: frozen records of stages and trials, and how they are read and written (standard library only)."""
+"""Outputs: frozen records of stages and trials, and their JSON encoding (standard library only)."""

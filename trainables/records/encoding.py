@@ -1,4 +1,4 @@
-"""Records as JSON text and back, checked field by field (standard library only).
+"""Encode records as JSON text and decode them, checked field by field (standard library only).
 
 No msgspec or pydantic: measuring and training processes run on GPU machines that have torch and torchvision alone.
 """
@@ -20,11 +20,11 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class UndecodableError(ValueError):
-    """A text that is no such record. The store does not remember it as a stage's own failure: files can be mended."""
+    """A text does not decode to the expected record. The store never caches this as a failure: files can be mended."""
 
 
 def to_json(record: Any) -> str:
-    """A record, or a plain mapping, as JSON text; paths become strings, tuples lists."""
+    """A record or a plain mapping as JSON text; paths become strings, tuples become lists."""
     row = dataclasses.asdict(record) if dataclasses.is_dataclass(record) and not isinstance(record, type) else record
     return json.dumps(row, indent=1, default=str)
 
@@ -33,8 +33,8 @@ def read_json(path: Path) -> Any:
     """The content of a JSON file.
 
     Raises:
-        FileNotFoundError: if there is none.
-        UndecodableError: naming the file, if it is cut off or no JSON.
+        FileNotFoundError: if it does not exist.
+        UndecodableError: naming the file, if it is truncated or not JSON.
     """
     try:
         return json.loads(path.read_bytes())
@@ -43,20 +43,20 @@ def read_json(path: Path) -> Any:
 
 
 def read_record(kind: type[Kind], folder: Path, *, extra: Mapping[str, Any] = NOTHING) -> Kind:
-    """The `record.json` of a folder as a record of this class; raises like `read_json` and `decode`."""
+    """Read the `record.json` of a folder as a record of this class; raises like `read_json` and `decode`."""
     path = folder / RECORD
     return decode(kind, read_json(path), where=path, extra=extra)
 
 
 def decode(kind: type[Kind], row: Any, *, where: object, extra: Mapping[str, Any] = NOTHING) -> Kind:
-    """The value whose JSON `row` is.
+    """Build the value that a JSON `row` encodes.
 
     Args:
-        kind: a dataclass, or what its fields may be: `bool`, `int`, `float` (which takes whole numbers, too), `str`,
-            `Path`, `Any`, tuples, mappings with text as keys, other dataclasses, and unions of those with None.
-        row: of `json.loads`.
-        where: what the message begins with, such as the file.
-        extra: fields of the dataclass that are not in the row, or that replace those of the row.
+        kind: a dataclass, or a type its fields may have: `bool`, `int`, `float` (also accepts whole numbers), `str`,
+            `Path`, `Any`, tuples, mappings with text keys, other dataclasses, and unions of those with None.
+        row: the output of `json.loads`.
+        where: the start of the error message, such as the file.
+        extra: values, in their final form, of fields that are missing from the row or override it.
 
     Raises:
         UndecodableError: naming the field, such as `curve[3].val_loss`, if one is unknown, missing or of another type.
@@ -64,19 +64,20 @@ def decode(kind: type[Kind], row: Any, *, where: object, extra: Mapping[str, Any
     known: Any = kind
     try:
         value: Kind = _plan(known).build(row, extra) if extra else _form(known).decode(row)
-    except _MismatchError as error:
+    except _MismatchError as error:  # `from None`: its frames repeat the path that the message already names
         raise UndecodableError(f"{where}: {error}") from None
     return value
 
 
 class _MismatchError(Exception):
-    """Something in a row is not as expected; the path to it grows while the error travels outwards."""
+    """A row does not match its type; each enclosing level prepends its part of the path as the error propagates."""
 
     def __init__(self, problem: str) -> None:
         super().__init__(problem)
         self._problem, self._path = problem, ""
 
     def inside(self, part: str) -> "_MismatchError":
+        # fields join with a dot, indices do not: `curve[3].val_loss`
         dot = "." if self._path and not self._path.startswith("[") else ""
         self._path = part + dot + self._path
         return self
@@ -87,21 +88,21 @@ class _MismatchError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class _Form:
-    """How values of one type are decoded."""
+    """The decoder of one type."""
 
-    name: str
-    """For messages."""
+    name: str  # for messages
     decode: Callable[[Any], Any]
+    # JSON types that need no decoding. Callers skip the call for them, which saves time: most fields are of them.
     as_is: frozenset[type] = frozenset()
-    """Types in JSON that are the value already: no call is spent on those, and most fields are such."""
 
 
-def _expected(name: str, row: Any) -> _MismatchError:
+def _mismatch(name: str, row: Any) -> _MismatchError:
     text = repr(row)
+    # 60 characters identify a value; a whole curve in the message would hide the field's name
     return _MismatchError(f"must be {name}, but is {text if len(text) <= 60 else text[:60] + '...'}")
 
 
-@cache
+@cache  # resolving type hints takes far longer than decoding a row
 def _form(kind: Any) -> _Form:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
@@ -115,19 +116,20 @@ def _form(kind: Any) -> _Form:
     if origin is tuple and arguments[-1] is Ellipsis:
         return _sequence(arguments[0])
     if origin is tuple:
-        return _fixed(arguments)
+        return _fixed_tuple(arguments)
     if isinstance(origin, type) and issubclass(dict, origin) and arguments[0] is str:
         return _mapping(arguments[1])
     raise TypeError(f"fields of type {kind} cannot be decoded.")
 
 
 def _scalar(name: str, *as_is: type) -> _Form:
-    """Numbers, words, flags and None, by exact type: JSON's `true` is no number."""
+    """The form of numbers, texts, booleans and None."""
 
     def decode(row: Any) -> Any:
+        # exact types rather than isinstance: `True` is an int in Python, but JSON's `true` is not a number
         if type(row) in as_is:
             return row
-        raise _expected(name, row)
+        raise _mismatch(name, row)
 
     return _Form(name, decode, frozenset(as_is))
 
@@ -135,7 +137,7 @@ def _scalar(name: str, *as_is: type) -> _Form:
 def _path(row: Any) -> Path:
     if isinstance(row, str):
         return Path(row)
-    raise _expected("a path", row)
+    raise _mismatch("a path", row)
 
 
 ANYTHING = _Form("anything", lambda row: row, frozenset((dict, list, str, int, float, bool, type(None))))
@@ -150,7 +152,8 @@ _PLAIN: Mapping[Any, _Form] = {
 
 
 def _union(kinds: tuple[Any, ...]) -> _Form:
-    """The first of several types that fits; with one beside None, its own message tells what does not."""
+    """The form of a union: the first type that fits. `X | None` keeps the more precise error message of X."""
+    # null last, so that forms[0] is X in `X | None`
     forms = sorted((_form(kind) for kind in kinds), key=lambda form: form.name == "null")
     name = " or ".join(form.name for form in forms)
     as_is = frozenset[type]().union(*(form.as_is for form in forms))
@@ -166,7 +169,7 @@ def _union(kinds: tuple[Any, ...]) -> _Form:
                 return form.decode(row)
             except _MismatchError:
                 continue
-        raise _expected(name, row)
+        raise _mismatch(name, row)
 
     return _Form(name, decode, as_is)
 
@@ -177,7 +180,7 @@ def _sequence(kind: Any) -> _Form:
 
     def decode(row: Any) -> tuple[Any, ...]:
         if not isinstance(row, list):
-            raise _expected(name, row)
+            raise _mismatch(name, row)
         done: list[Any] = []
         try:
             for item in row:
@@ -189,13 +192,13 @@ def _sequence(kind: Any) -> _Form:
     return _Form(name, decode)
 
 
-def _fixed(kinds: tuple[Any, ...]) -> _Form:
+def _fixed_tuple(kinds: tuple[Any, ...]) -> _Form:
     forms = [_form(kind) for kind in kinds]
     name = f"a list of {len(forms)}"
 
     def decode(row: Any) -> tuple[Any, ...]:
         if not isinstance(row, list) or len(row) != len(forms):
-            raise _expected(name, row)
+            raise _mismatch(name, row)
         done: list[Any] = []
         try:
             for form, item in zip(forms, row, strict=True):
@@ -213,7 +216,7 @@ def _mapping(kind: Any) -> _Form:
 
     def decode(row: Any) -> dict[str, Any]:
         if not isinstance(row, dict):
-            raise _expected(name, row)
+            raise _mismatch(name, row)
         done, key = {}, ""
         try:
             for key, value in row.items():
@@ -226,7 +229,7 @@ def _mapping(kind: Any) -> _Form:
 
 
 class _Plan:
-    """How a dataclass is built; made once, as records are read by the thousand."""
+    """The decoder of a dataclass; built once per class, because records are read by the thousand."""
 
     def __init__(self, kind: Any) -> None:
         hints = typing.get_type_hints(kind)
@@ -237,10 +240,11 @@ class _Plan:
         self._needed = {f.name for f in fields if f.default is missing and f.default_factory is missing}
 
     def build(self, row: Any, extra: Mapping[str, Any] = NOTHING) -> Any:
-        """The record, its fields from the row but for those that are given in their final form."""
+        """Build the record from a row; values in `extra` are final and override it."""
         if not isinstance(row, dict):
-            raise _expected(f"an object ({self._kind.__name__})", row)
+            raise _mismatch(f"an object ({self._kind.__name__})", row)
         values, forms, name = dict(extra), self._forms, ""
+        # one try around the loop, not one per field: `name` still holds the offending field when it fails
         try:
             for name, value in row.items():
                 form = forms[name]
@@ -254,7 +258,7 @@ class _Plan:
             raise _MismatchError("is missing").inside(min(self._needed - values.keys()))
         try:
             return self._kind(**values)
-        except ValueError as error:  # of its own checks
+        except ValueError as error:  # raised by the dataclass's own checks
             raise _MismatchError(f"is not valid: {error}") from None
 
 

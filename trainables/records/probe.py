@@ -1,4 +1,4 @@
-"""What is asked of the processes that probe training speed, and what they answer (standard library only)."""
+"""Request and response of the processes that probe training throughput (standard library only)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,33 +8,33 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeTask:
-    """One student, to be trained by every process of a probe at the same time."""
+    """One student that all processes of a probe train at the same time."""
 
     device: str
     config: Mapping[str, Any]
-    """The configuration, flat."""
+    """The flat row of the configuration."""
     data_dir: Path
-    """Where the prepared images lie."""
+    """Folder of the prepared images."""
     threads: int
-    """CPU threads of a process."""
+    """CPU threads per process."""
     cores: tuple[int, ...]
     """Logical CPUs that all processes share."""
     memory_share: float
-    """Of the GPU's memory, what a process may take."""
+    """Fraction of the GPU's memory that a process may use."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Probed:
-    """What one trial did while all of them ran."""
+    """Throughput and memory of one trial while all of them ran."""
 
     images: int
     seconds: float
     peak_bytes: int
-    """CUDA memory, the context and whatever else was on the GPU included; on a CPU this process's resident memory."""
+    """CUDA memory, including the context and everything else on the GPU; on a CPU, this process's resident memory."""
     device_bytes: int
-    """Memory of the GPU, or of the machine."""
+    """Total memory of the GPU, or of the machine."""
 
     @property
     def images_per_s(self) -> float:
-        """Training images a second."""
+        """Training images per second."""
         return self.images / self.seconds

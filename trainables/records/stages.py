@@ -1,4 +1,4 @@
-"""The arrows between stages: frozen records of what a stage left behind (standard library only)."""
+"""Frozen records that each stage writes and the next one reads (standard library only)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,24 +13,24 @@ class DatasetRecord:
     """Decoded images on this node: memory-mapped uint8 arrays, NCHW RGB."""
 
     name: str
-    """As asked for, without local paths: `folder:photos`, not `folder:/home/me/photos`."""
+    """As configured, without local paths: `folder:photos`, not `folder:/home/me/photos`."""
     folder: Path
     """Holds {train,val,test}_images.npy (uint8, N3HW) and {train,val,test}_labels.npy (int64, N)."""
     fingerprint: str
-    """Hash over pixels, labels, split and image size: equal fingerprints mean equal arrays."""
+    """Hash of pixels, labels, split and image size: equal fingerprints mean equal arrays."""
     class_names: tuple[str, ...]
     image_size: int
-    """Pixels of a side of what networks take; training images may lie there smaller (`stages.data.prepared.load`)."""
+    """Pixels per side of the networks' input; training images may be stored smaller (`stages.data.prepared.load`)."""
     num_train: int
     num_val: int
     num_test: int
     mean: tuple[float, float, float]
-    """Of the training split, channels R G B, pixel values in [0, 1]."""
+    """Per channel (R, G, B) over the training split, pixel values in [0, 1]."""
     std: tuple[float, float, float]
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are."""
+        """The number of classes."""
         return len(self.class_names)
 
 
@@ -41,11 +41,11 @@ class EpochRecord:
     stage: str
     """`teacher`, `student` or `recovery`."""
     epoch: int
-    """1 for the first."""
+    """Counted from 1."""
     epochs: int
     """Planned for the stage."""
     train_loss: float
-    """Mean over the epoch's steps, in nats, of the loss that is optimised."""
+    """The optimised loss in nats, averaged over the epoch's steps."""
     train_accuracy: float
     """Mean over the epoch's steps, on augmented images, 0 to 1."""
     val_loss: float
@@ -63,7 +63,7 @@ class ModelRecord:
     """A trained (and perhaps pruned) network in the store."""
 
     key: str
-    """Its place in the store."""
+    """Its key in the store."""
     folder: Path
     """Holds `weights.pt`, a plain state_dict (loaded with `weights_only=True`)."""
     model_name: str
@@ -77,7 +77,7 @@ class ModelRecord:
     macs: int
     """Multiply-accumulates of one forward pass of one image."""
     train_time_s: float
-    """Wall seconds that this stage took, wherever and whenever it ran."""
+    """Wall seconds of this stage, summed over all attempts on all nodes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,11 +86,11 @@ class ExportRecord:
 
     key: str
     folder: Path
-    """Holds `model.onnx` and, where the tracer manages, `model.torchscript.pt`."""
+    """Holds `model.onnx` and, if tracing succeeds, `model.torchscript.pt`."""
     size_bytes: int
-    """Of `model.onnx`, weights inside."""
+    """Size of `model.onnx`, weights included."""
     torchscript_bytes: int | None
-    """Of `model.torchscript.pt`; None where it could not be traced."""
+    """Size of `model.torchscript.pt`; None if tracing failed."""
     onnx_sha256: str
     parity_max_abs: float
     """Largest |logit difference| between ONNX Runtime and eager PyTorch over the parity images."""
@@ -101,19 +101,19 @@ class ExportRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """What a user gets from the exported file."""
+    """Accuracy, latency and size of the exported file."""
 
     val_accuracy: float
-    """Of the exported ONNX file on the validation split, 0 to 1: what the search sees."""
+    """Accuracy of the ONNX file on the validation split, 0 to 1; the search optimises this one."""
     test_accuracy: float
-    """The same on the test split, read once; never steers anything."""
+    """The same on the test split, read once; no decision depends on it."""
     latency: LatencyRecord
     reference_latency_p50_ms: float
-    """The teacher's own p50 on this machine, the same for all files that are compared with it."""
+    """The teacher's own p50 on this machine, the same for all files compared with it."""
     reference_latency_raw_p50_ms: float
     """The teacher's p50 in alternation with this file, drift included."""
     throughput_64_ips: float
-    """Images a second in calls of 64 images, one after the other, on the same device."""
+    """Images per second on the same device, in consecutive calls of 64 images."""
     size_bytes: int
     num_params: int
     num_nonzero_params: int
@@ -122,53 +122,53 @@ class Measurement:
 
 @dataclass(frozen=True, kw_only=True)
 class ShapeRecord:
-    """What a candidate will cost its user, known from its untrained shape before an epoch is spent."""
+    """The latency and size of a candidate, measured on its untrained shape before any training."""
 
     channel_ratio: float
-    """Fraction of channels to remove a layer; 0 if none is removed."""
+    """Fraction of channels to remove per layer; 0 if none are removed."""
     latency_p50_ms: float
     reference_latency_p50_ms: float
-    """The teacher's own p50, the same for all."""
+    """The teacher's own p50, the same for all candidates."""
     latency_verdict: str
-    """`clean`, or why the latency is not to be trusted."""
+    """`clean`, or the reasons to distrust the latency."""
     latency_alone_s: float
-    """Seconds that everybody else on the device had to pause for it."""
+    """Seconds for which all other work on the device was paused."""
     size_bytes: int
     num_params: int
     macs: int
     seconds: float
-    """What it cost to find out."""
+    """Wall seconds that this measurement took."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CandidateRecord:
-    """A finished candidate: what was made, out of what, and what it measures."""
+    """A finished candidate: its file, its training history and its measurements."""
 
     stage: str
     """`candidate`, or `teacher` for the reference."""
     export: ExportRecord
     measurement: Measurement
     achieved: Mapping[str, float]
-    """What pruning really did, by the names it has as metrics; empty for the teacher."""
+    """What pruning actually achieved, by metric name; empty for the teacher."""
     curve: tuple[EpochRecord, ...]
-    """All epochs that lead to it, teacher's excluded."""
+    """All epochs of its stages, the teacher's excluded."""
     num_val: int
     """Images behind `val_accuracy`."""
     num_test: int
     """Images behind `test_accuracy`."""
     train_time_s: float
-    """Training seconds of its stages (the teacher's excluded), whenever they were spent."""
+    """Training seconds of its stages (the teacher's excluded), in this sweep or an earlier one."""
     reused_time_s: float
-    """Those of them, and of the teacher's, that were found in the store and not spent again."""
+    """Training seconds, the teacher's included, that were saved because the result was in the store."""
     keys: tuple[str, ...] = ()
-    """What the store holds for it: the results of its stages, teacher's and reference's included."""
+    """Store keys of the results of its stages, including the teacher's and the reference's."""
 
     def tags(self) -> dict[str, str]:
-        """What its latency was taken on, and whether it can be trusted."""
+        """The device its latency was measured on, and whether it can be trusted."""
         return self.measurement.latency.tags()
 
     def metrics(self) -> dict[str, float]:
-        """Every final number by the name it has in Optuna, MLflow and CSV."""
+        """Every final number by its name in Optuna, MLflow and CSV."""
         measured = self.measurement
         return {
             **measured.latency.metrics(),
@@ -192,20 +192,21 @@ class CandidateRecord:
 
 
 def read_model(folder: Path) -> ModelRecord:
-    """The `ModelRecord` that a stage wrote into this folder of the store."""
+    """Read the `ModelRecord` that a stage wrote into this folder of the store."""
+    # the folder replaces the one in the file: a result may have been computed on another node
     return read_record(ModelRecord, folder, extra={"folder": folder})
 
 
 def read_export(folder: Path) -> ExportRecord:
-    """The `ExportRecord` that the export stage wrote into this folder of the store."""
+    """Read the `ExportRecord` that the export stage wrote into this folder of the store."""
     return read_record(ExportRecord, folder, extra={"folder": folder})
 
 
 def read_measurement(folder: Path) -> Measurement:
-    """The `Measurement` that the measuring stage wrote into this folder of the store."""
+    """Read the `Measurement` that the measuring stage wrote into this folder of the store."""
     return read_record(Measurement, folder)
 
 
 def read_shape(folder: Path) -> ShapeRecord:
-    """The `ShapeRecord` that the shape stage wrote into this folder of the store."""
+    """Read the `ShapeRecord` that the shape stage wrote into this folder of the store."""
     return read_record(ShapeRecord, folder)

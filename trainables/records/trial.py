@@ -1,4 +1,4 @@
-"""What a trial leaves in its folder for MLflow (standard library only)."""
+"""The record that a trial writes into its folder, for delivery to MLflow (standard library only)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from trainables.records.stages import EpochRecord
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRecord:
-    """What a trial leaves in its folder for MLflow: the outbox. Metrics are finite numbers, never placeholders."""
+    """The result of a trial, waiting in its folder for MLflow. Metrics are finite numbers, never placeholders."""
 
     key: str
-    """`SWEEP/00012`; the name under which it is delivered once."""
+    """`SWEEP/00012`; delivery uses it to create each MLflow run only once."""
     trial_number: int | None
-    """Of the Optuna study; None for the teacher."""
+    """Number in the Optuna study; None for the teacher."""
     stage: str
     """`candidate` or `teacher`."""
     status: str
@@ -27,7 +27,7 @@ class TrialRecord:
     params: Mapping[str, Any]
     metrics: Mapping[str, float]
     tags: Mapping[str, str]
-    """Words about the result: the device and provider of its latency."""
+    """Texts about the result, such as the device and provider of its latency."""
     curve: tuple[EpochRecord, ...]
     files: tuple[str, ...]
     """Names of the artifacts beside the record."""
@@ -35,12 +35,17 @@ class TrialRecord:
     """Unix time, seconds."""
     ended: float
     keys: tuple[str, ...] = ()
-    """What the store holds for it; a collector keeps that while the trial is wanted."""
+    """Store keys of its results; garbage collection keeps them while the trial is needed."""
 
 
 def read_trial(folder: Path) -> TrialRecord:
-    """The `TrialRecord` that a trial wrote into its folder."""
+    """Read the `TrialRecord` that a trial wrote into its folder.
+
+    Raises:
+        ValueError: if the record is damaged, or names a file outside the folder.
+    """
     record = read_record(TrialRecord, folder)
+    # records travel between machines and their files are uploaded: `../secret` must not be
     if any(Path(name).name != name for name in record.files):
         raise ValueError(f"{folder / RECORD} names files outside its folder: {list(record.files)}.")
     return record

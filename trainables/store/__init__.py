@@ -1,1 +1,1 @@
-"""Results of stages, found by content: computed once, shared between nodes, collected (no torch, no Ray)."""
+"""Content-addressed results of stages: computed once, shared between nodes, garbage-collected (no torch, no Ray)."""

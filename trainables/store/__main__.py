@@ -12,12 +12,12 @@ from trainables.store.inventory import Leftover, LocalShelf, RemoteShelf, Shelf
 from trainables.store.manifest import Manifest
 from trainables.store.references import Reference, references, running, unfinished
 
+# Leftovers of an interrupted sweep are kept for a day, so that it can resume from them.
 ABANDONED_S = 24 * 3600
-"""Work that was left lying is kept for so long."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Run the command line; return the exit code."""
     parser = _parser()
     flags = parser.parse_args(argv)
     where = flags.store or str(flags.out / STORE)
@@ -38,17 +38,17 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def human(count: float) -> str:
-    """Bytes in decimal units, three digits: `1.23 MB`."""
+def format_bytes(count: float) -> str:
+    """A number of bytes in decimal units with three digits: `1.23 MB`."""
     for unit in ("B", "kB", "MB", "GB"):
-        if count < 999.5:
+        if count < 999.5:  # not 1000: three digits would round 999.5 up to `1e+03 B`
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
 
 
-def lasting(seconds: float) -> str:
-    """A time in its largest unit: `3 d`, `12 min`, `4.2 s`."""
+def format_duration(seconds: float) -> str:
+    """A duration in its largest unit: `3 d`, `12 min`, `4.2 s`."""
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= size:
             return f"{seconds / size:.0f} {unit}"
@@ -88,12 +88,13 @@ def _ls(shelf: Shelf, found: Iterable[Reference]) -> None:
     print(f"{'stage':<12} {'digest':<24} {'size':>8} {'age':>7} {'cost':>8}  sweeps")
     for result in sorted(shelf.results(), key=lambda result: -result.size_bytes):
         stage, _, digest = result.key.partition("/")
+        age = format_duration(time.time() - result.created)
         print(
-            f"{stage:<12} {digest:<24} {human(result.size_bytes):>8} {lasting(time.time() - result.created):>7}"
-            f" {lasting(result.seconds):>8}  {', '.join(sorted(users[result.key])) or '-'}"
+            f"{stage:<12} {digest:<24} {format_bytes(result.size_bytes):>8} {age:>7}"
+            f" {format_duration(result.seconds):>8}  {', '.join(sorted(users[result.key])) or '-'}"
         )
     for leftover in shelf.leftovers():
-        print(f"unfinished   {leftover.name}  {human(leftover.size_bytes)}  {lasting(leftover.age_s)}")
+        print(f"unfinished   {leftover.name}  {format_bytes(leftover.size_bytes)}  {format_duration(leftover.age_s)}")
     if failures := shelf.failures():
         print(f"{failures} remembered failures")
 
@@ -107,12 +108,12 @@ def _du(shelf: Shelf) -> None:
         print(_du_line(stage, results))
     print(_du_line("total", [result for results in stages.values() for result in results]))
     if leftovers := shelf.leftovers():
-        print(f"{'unfinished':<12} {len(leftovers):>8} {human(sum(part.size_bytes for part in leftovers)):>8}")
+        print(f"{'unfinished':<12} {len(leftovers):>8} {format_bytes(sum(part.size_bytes for part in leftovers)):>8}")
 
 
 def _du_line(name: str, results: list[Manifest]) -> str:
-    cost = lasting(sum(result.seconds for result in results))
-    return f"{name:<12} {len(results):>8} {human(_size(results)):>8} {cost:>8}"
+    cost = format_duration(sum(result.seconds for result in results))
+    return f"{name:<12} {len(results):>8} {format_bytes(_size(results)):>8} {cost:>8}"
 
 
 def _size(results: list[Manifest]) -> int:
@@ -126,6 +127,7 @@ def _gc(shelf: Shelf, sweeps: Path, flags: argparse.Namespace) -> int:
         kept = shelf.clear()
         print("removed everything" + (f" but what is in use: {', '.join(kept)}" if kept else ""))
         return 0
+    # not earlier: `gc --all` must be able to empty a store in an old format
     shelf.check()
     found = [] if flags.all else references(sweeps)
     freed, removed = 0, 0
@@ -133,24 +135,26 @@ def _gc(shelf: Shelf, sweeps: Path, flags: argparse.Namespace) -> int:
     for part in _parts(shelf, found, keep=flags.keep, going_on=going_on, abandoned_s=0 if flags.all else ABANDONED_S):
         if shelf.is_free(part.key) if flags.dry_run else shelf.remove(part.key, part.name):
             freed, removed = freed + part.size_bytes, removed + 1
-            print(f"{'would remove' if flags.dry_run else 'removed'} {part.name}  {human(part.size_bytes)}")
+            print(f"{'would remove' if flags.dry_run else 'removed'} {part.name}  {format_bytes(part.size_bytes)}")
         else:
             print(f"kept {part.name}: in use")
     if flags.failures and not flags.dry_run:
         print(f"forgot {shelf.forget_failures()} failures")
-    print(f"{'would free' if flags.dry_run else 'freed'} {human(freed)} ({freed} bytes): {removed} parts")
+    print(f"{'would free' if flags.dry_run else 'freed'} {format_bytes(freed)} ({freed} bytes): {removed} parts")
     return 0
 
 
 def _parts(
     shelf: Shelf, found: Iterable[Reference], *, keep: str, going_on: bool, abandoned_s: float
 ) -> list[Leftover]:
-    """What goes: results that nobody needs, and leftovers that nobody has touched for long.
+    """The parts to remove: results that no sweep needs, and leftovers untouched for `abandoned_s` seconds.
 
     Args:
-        going_on: a sweep was interrupted: what no record names is kept as leftovers are.
-        abandoned_s: how long.
+        going_on: whether a sweep was interrupted. Results that no record names may then belong to trials that will
+            resume, so they are kept as long as leftovers.
+        abandoned_s: minimum age of a leftover, in seconds.
     """
+    # key -> whether it is needed; the second line wins, as several trials may share a result (the teacher's, say)
     named = {key: False for reference in found for key in reference.keys}
     named |= {key: True for reference in found if reference.needed or keep == "all-trials" for key in reference.keys}
     results = [

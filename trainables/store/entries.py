@@ -1,4 +1,4 @@
-"""Folders of a store on this disk: what is in them, whether it is whole, and the layout's format (no torch, no Ray)."""
+"""Folders of a store on this disk: content, integrity, progress and layout format (no torch, no Ray)."""
 
 import json
 import logging
@@ -19,14 +19,14 @@ PROGRESS = ".progress.json"
 
 
 class Progress(TypedDict):
-    """How far unfinished work is."""
+    """Progress of unfinished work: compute seconds so far, and reports (epochs, for training)."""
 
     seconds: float
     reports: int
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a finished result; None if its files are as they were written.
+    """What is wrong with a finished result; None if its files are unchanged since they were written.
 
     Raises:
         ValueError: if it was written in another format.
@@ -40,7 +40,8 @@ def damage(folder: Path) -> str | None:
 
 
 def move_aside(folder: Path) -> None:
-    """Make room for a new result where a damaged one lies, and say so."""
+    """Rename a damaged result to make room for a new one, and log a warning."""
+    # renamed rather than deleted: the files may show what damaged them
     reason, number = damage(folder), 1
     while (aside := folder.with_name(f"{folder.name}.corrupt-{number}")).exists():
         number += 1
@@ -49,62 +50,64 @@ def move_aside(folder: Path) -> None:
 
 
 def moved_aside(root: Path) -> set[Path]:
-    """Damaged results that `move_aside` has put beside their place, below a store's folder on this node."""
+    """The damaged results that `move_aside` has renamed, in a store's folder on this node."""
     return set(root.glob("*/*.corrupt-*"))
 
 
 def made_since(root: Path, stage: str, since: float) -> list[Path]:
-    """Folders of a stage's results on this node that were computed, here or on another node, after a Unix time."""
+    """The folders on this node of a stage's results that any node has computed since a Unix time."""
     found = []
     for path in sorted(root.glob(f"{stage}/*/{MANIFEST}")):
+        # a dot marks work in progress or a damaged result; the cheap check of the time spares reading old manifests
         if "." in path.parent.name or path.stat().st_mtime < since:
             continue
         manifest = parse(path.read_bytes(), str(path))
-        if manifest is not None and manifest.created >= since:  # not one that was only downloaded since
+        if manifest is not None and manifest.created >= since:  # a download is recent, but its result may be old
             found.append(path.parent)
     return found
 
 
-def progress(partial: Path) -> Progress:
-    """What `note_progress` wrote last; zeros for new work."""
+def read_progress(partial: Path) -> Progress:
+    """Read what `write_progress` wrote last; zeros for new work."""
     try:
         row = json.loads((partial / PROGRESS).read_text(encoding="utf-8"))
         return Progress(seconds=float(row["seconds"]), reports=int(row["reports"]))
-    except (FileNotFoundError, ValueError, KeyError):
+    except (FileNotFoundError, ValueError, KeyError):  # new, or cut off by a kill
         return Progress(seconds=0.0, reports=0)
 
 
-def note_progress(partial: Path, done: Progress) -> None:
-    """Keep seconds and reports with the work."""
+def write_progress(partial: Path, done: Progress) -> None:
+    """Write the progress into the folder of the work."""
     (partial / PROGRESS).write_text(to_json(dict(done)), encoding="utf-8")
 
 
-def described(partial: Path, *, key: str, version: int) -> Manifest:
-    """The manifest of a folder in work, with its progress."""
-    done = progress(partial)
+def describe_partial(partial: Path, *, key: str, version: int) -> Manifest:
+    """Build the manifest of unfinished work, including its progress; flushes its files to the disk."""
+    done = read_progress(partial)
     return describe(partial, key=key, version=version, seconds=done["seconds"], reports=done["reports"])
 
 
 def drop_scratch(partial: Path) -> None:
-    """Remove what killed writers left."""
+    """Remove the temporary files that killed writers left behind."""
     for path in list(partial.rglob("*")):
         if path.is_file() and is_scratch(path) and path.name != PROGRESS:
             path.unlink()
 
 
 def take_newest(remote: Remote, partial: Path) -> None:
-    """Go on from another node's unfinished work if it is further than this node's."""
+    """Replace this node's unfinished work by another node's if that one has got further."""
     there = remote.manifest(PARTIAL)
-    if there is not None and there.reports > progress(partial)["reports"] and remote.pull(there, partial, PARTIAL):
-        note_progress(partial, Progress(seconds=there.seconds, reports=there.reports))
+    if there is not None and there.reports > read_progress(partial)["reports"] and remote.pull(there, partial, PARTIAL):
+        write_progress(partial, Progress(seconds=there.seconds, reports=there.reports))
 
 
 def check_format(root: Path | None, objects: Objects | None, where: str) -> None:
-    """Refuse a store of another format, on this disk, below a URL, or both.
+    """Reject a store of another format, on this disk, below a URL, or both.
 
     Raises:
-        ValueError: naming the store, both formats, and what to do.
+        ValueError: naming the store, both formats, and the fix.
     """
+    # format 1 had neither a format file nor manifests: a record without a manifest gives it away
     if root is not None and (root / FORMAT_FILE).exists():
         _check((root / FORMAT_FILE).read_bytes(), str(root))
     elif root is not None and any(map(_without_manifest, root.glob(f"*/*/{RECORD}"))):
@@ -114,7 +117,7 @@ def check_format(root: Path | None, objects: Objects | None, where: str) -> None
 
 
 def mark_format(root: Path, objects: Objects | None) -> None:
-    """Name the format in a new store."""
+    """Write the format file of a new store."""
     text = to_json({"format": FORMAT})
     if not (root / FORMAT_FILE).exists():
         root.mkdir(parents=True, exist_ok=True)

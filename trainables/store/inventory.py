@@ -1,4 +1,4 @@
-"""What a store holds, and taking things out of it, on this disk or below a URL (no torch, no Ray)."""
+"""List and remove the contents of a store, on this disk or below a URL (no torch, no Ray)."""
 
 import contextlib
 import shutil
@@ -15,51 +15,52 @@ from trainables.store.manifest import MANIFEST, Manifest, parse
 from trainables.store.objects import Objects
 from trainables.store.remote import FAILED, LEASE
 
+# Ten times the default lease timeout of `Store`: clocks of nodes differ by less.
 LEASE_DEAD_S = 600.0
 
 
 @dataclass(frozen=True)
 class Leftover:
-    """Work that was not finished, or a result that was moved aside."""
+    """Unfinished work, or a damaged result that was moved aside."""
 
     key: str
     name: str
-    """Below the store."""
+    """Path relative to the store."""
     size_bytes: int
     age_s: float
-    """Seconds since anything in it was written."""
+    """Seconds since the last write to it."""
 
 
 class Shelf(Protocol):
-    """A store as a collector sees it."""
+    """A store as the garbage collector sees it."""
 
     def check(self) -> None:
         """Raise ValueError if the store has another format."""
 
     def results(self) -> list[Manifest]:
-        """Finished results."""
+        """The manifests of all finished results."""
 
     def leftovers(self) -> list[Leftover]:
-        """Everything else that takes space."""
+        """Unfinished work and damaged results."""
 
     def failures(self) -> int:
-        """How many keys are known to fail."""
+        """The number of keys with a cached failure."""
 
     def forget_failures(self) -> int:
-        """Let failed keys be tried again; returns how many."""
+        """Let failed keys be tried again; return how many there were."""
 
     def is_free(self, key: str) -> bool:
-        """Whether nobody works on a key."""
+        """Whether no process is working on a key."""
 
     def remove(self, key: str, name: str) -> bool:
-        """Remove a key's result or one of its leftovers; False if somebody works on the key."""
+        """Remove a key's result or one of its leftovers; False if the key is in use."""
 
     def clear(self) -> list[str]:
-        """Remove everything, whatever its format; returns the keys that somebody works on and that stay."""
+        """Remove everything, whatever its format; return the keys that are in use and stay."""
 
 
 class LocalShelf:
-    """A folder."""
+    """A store in a folder."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -69,7 +70,7 @@ class LocalShelf:
         check_format(self._root, None, str(self._root))
 
     def results(self) -> list[Manifest]:
-        """Finished results."""
+        """The manifests of all finished results."""
         paths = sorted(path for path in self._root.glob(f"*/*/{MANIFEST}") if "." not in path.parent.name)
         manifests = []
         for path in paths:
@@ -78,7 +79,7 @@ class LocalShelf:
         return [manifest for manifest in manifests if manifest is not None]
 
     def leftovers(self) -> list[Leftover]:
-        """Unfinished work, results moved aside, and what a killed collector left."""
+        """Unfinished work, results moved aside, and half-removed ones that a killed collector left."""
         found = []
         folders = sorted(path for path in self._root.glob("*/*") if path.is_dir())
         for folder in folders:
@@ -86,7 +87,7 @@ class LocalShelf:
                 continue
             status = []
             for path in (folder, *folder.rglob("*")):
-                with contextlib.suppress(FileNotFoundError):
+                with contextlib.suppress(FileNotFoundError):  # a running sweep deletes temporary files meanwhile
                     status.append(path.stat())
             if not status:
                 continue
@@ -97,18 +98,18 @@ class LocalShelf:
         return found
 
     def failures(self) -> int:
-        """How many keys are known to fail."""
+        """The number of keys with a cached failure."""
         return len(list(self._root.glob(f"*/*.{FAILED}")))
 
     def forget_failures(self) -> int:
-        """Let failed keys be tried again; returns how many."""
+        """Let failed keys be tried again; return how many there were."""
         paths = list(self._root.glob(f"*/*.{FAILED}"))
         for path in paths:
             path.unlink(missing_ok=True)
         return len(paths)
 
     def is_free(self, key: str) -> bool:
-        """Whether nobody works on a key."""
+        """Whether no process is working on a key."""
         path = self._root / f"{key}.lock"
         if not path.exists():
             return True
@@ -116,15 +117,16 @@ class LocalShelf:
             return free
 
     def remove(self, key: str, name: str) -> bool:
-        """Remove a key's result or one of its leftovers; False if somebody works on the key."""
+        """Remove a key's result or one of its leftovers; False if the key is in use."""
         with file_lock_if_free(self._root / f"{key}.lock") as free:
             if free:
                 _remove(self._root / name)
+                # safe while it is held: `file_lock` checks that the file it has locked is still the one at the path
                 (self._root / f"{key}.lock").unlink(missing_ok=True)
         return free
 
     def clear(self) -> list[str]:
-        """Remove everything, whatever its format; returns the keys that somebody works on and that stay."""
+        """Remove everything, whatever its format; return the keys that are in use and stay."""
         paths: dict[str, list[Path]] = {}
         for path in sorted(self._root.glob("*/*")):
             paths.setdefault(f"{path.parent.name}/{path.name.partition('.')[0]}", []).append(path)
@@ -140,7 +142,7 @@ class LocalShelf:
 
 
 class RemoteShelf:
-    """A URL. Who works on a key is known by its lease; the local caches of nodes are folders of their own."""
+    """A store below a URL: a lease marks a key in use; the nodes' local caches are separate folders."""
 
     def __init__(self, url: str) -> None:
         self._url, self._objects = url, Objects(url)
@@ -150,13 +152,13 @@ class RemoteShelf:
         check_format(None, self._objects, self._url)
 
     def results(self) -> list[Manifest]:
-        """Finished results."""
+        """The manifests of all finished results."""
         names = [name for name in self._objects.sizes() if name.endswith(f"/{MANIFEST}")]
         read = [parse(self._objects.read(name) or b"", name) for name in names]
         return [manifest for manifest in read if manifest is not None]
 
     def leftovers(self) -> list[Leftover]:
-        """Contents of keys that are not finished."""
+        """Files of keys that have no finished result."""
         keys = self._keys()
         found = []
         for key, sizes in keys.items():
@@ -167,30 +169,31 @@ class RemoteShelf:
         return found
 
     def failures(self) -> int:
-        """How many keys are known to fail."""
+        """The number of keys with a cached failure."""
         return sum(name.endswith(f"/{FAILED}") for name in self._objects.sizes())
 
     def forget_failures(self) -> int:
-        """Let failed keys be tried again; returns how many. Nodes remember what is in their own caches."""
+        """Let failed keys be tried again and return how many; failures in the nodes' own caches stay."""
         names = [name for name in self._objects.sizes() if name.endswith(f"/{FAILED}")]
         self._objects.delete(names)
         return len(names)
 
     def is_free(self, key: str) -> bool:
-        """Whether nobody works on a key."""
+        """Whether no process is working on a key."""
         lease = self._objects.read(f"{key}/{LEASE}")
         return lease is None or lease_age(lease) > LEASE_DEAD_S
 
     def remove(self, key: str, name: str) -> bool:
-        """Remove a key's objects, its manifest first; False if somebody works on the key."""
+        """Remove a key's objects; False if the key is in use."""
         if not self.is_free(key):
             return False
+        # manifest first: without it the rest is no result, so that an interruption leaves no half of one
         names = sorted(self._objects.sizes(f"{key}/"), key=lambda name: not name.endswith(MANIFEST))
         self._objects.delete(names)
         return True
 
     def clear(self) -> list[str]:
-        """Remove everything, whatever its format; returns the keys that somebody works on and that stay."""
+        """Remove everything, whatever its format; return the keys that are in use and stay."""
         kept = [key for key in self._keys() if not self.remove(key, key)]
         if not kept:
             self._objects.delete([FORMAT_FILE])
@@ -199,13 +202,16 @@ class RemoteShelf:
     def _keys(self) -> dict[str, dict[str, int]]:
         keys: dict[str, dict[str, int]] = {}
         for name, size in self._objects.sizes().items():
-            if name.count("/") >= 2:
+            if name.count("/") >= 2:  # STAGE/DIGEST/FILE; the format file lies at the top
                 keys.setdefault("/".join(name.split("/")[:2]), {})[name] = size
         return keys
 
 
 def _remove(path: Path) -> None:
-    """Out of sight by one rename, then file by file: a killed collector leaves no half of a result."""
+    """Remove a file or a folder.
+
+    A folder is first renamed, then deleted file by file: a killed collector leaves no half of a result in place.
+    """
     if path.is_dir():
         gone = path if path.suffix else path.with_name(f"{path.name}.removed")
         if gone != path:

@@ -1,4 +1,4 @@
-"""What a stored result consists of: the size and SHA-256 of every file, and what it cost (standard library only)."""
+"""The manifest of a stored result: size and SHA-256 of every file, and its cost (standard library only)."""
 
 import json
 import time
@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 from trainables.files import sha256, sync
 from trainables.records.encoding import decode
 
+# Version of the store's layout; version 1 had no manifests.
 FORMAT = 2
-"""Of the store's layout; 1 had no manifests."""
 MANIFEST = "manifest.json"
 
 
@@ -25,14 +25,14 @@ class FileEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """All files of a result, or of unfinished work."""
+    """The files of a result or of unfinished work, with their cost."""
 
     key: str
     """`STAGE/DIGEST`."""
     version: int
-    """Of the stage's code."""
+    """Version of the stage's code."""
     seconds: float
-    """Wall time of computing, over all attempts; what a stage had others compute for it is counted there too."""
+    """Wall time of all attempts, including the time of other results that the stage had computed on its behalf."""
     reports: int
     """How often the stage reported: epochs, for training."""
     created: float
@@ -43,36 +43,36 @@ class Manifest:
 
     @property
     def size_bytes(self) -> int:
-        """Of all files."""
+        """Total bytes of all files."""
         return sum(entry.size for entry in self.files.values())
 
 
 def describe(folder: Path, *, key: str, version: int, seconds: float, reports: int) -> Manifest:
-    """The manifest of a folder as it is now, its files flushed to the disk; hidden and temporary ones are left out."""
+    """Flush a folder's files to the disk and build its manifest; hidden and temporary files are left out."""
     files = {}
     for path in result_files(folder):
-        sync(path)
+        sync(path)  # the manifest promises these contents, also after a power loss
         files[path.relative_to(folder).as_posix()] = FileEntry(sha256=sha256(path), size=path.stat().st_size)
     return Manifest(key=key, version=version, seconds=seconds, reports=reports, created=time.time(), files=files)
 
 
 def result_files(folder: Path) -> Iterator[Path]:
-    """The files of a result; not its manifest, and not what writers leave when they are killed."""
+    """The files of a result, without its manifest and without what killed writers leave behind."""
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not is_scratch(path) and path != folder / MANIFEST:
             yield path
 
 
 def is_scratch(path: Path) -> bool:
-    """Whether a file is some writer's temporary one: `.name` or `name.tmp`."""
+    """Whether a file is a writer's temporary file: `.name` or `name.tmp`."""
     return path.name.startswith(".") or path.suffix == ".tmp"
 
 
 def parse(text: str | bytes, where: str) -> Manifest | None:
-    """The manifest that `to_json` wrote; None if the text is none.
+    """Parse a manifest that `to_json` wrote; None if the text is not a manifest.
 
     Raises:
-        ValueError: if it is one of another format.
+        ValueError: if it is a manifest of another format.
     """
     try:
         row = json.loads(text)
@@ -80,17 +80,18 @@ def parse(text: str | bytes, where: str) -> Manifest | None:
         if found == FORMAT:
             manifest = decode(Manifest, row, where=where)
             return manifest if all(map(inside, manifest.files)) else None
-    except (KeyError, TypeError, ValueError):  # a damaged text can be any JSON, or none
+    except (KeyError, TypeError, ValueError):  # a damaged text may be any JSON, or no JSON at all
         return None
     raise ValueError(other_format(where, found))
 
 
 def inside(name: str) -> str:
-    """The path itself if it stays below the folder it is joined to; who wrote it may have meant us harm.
+    """The path itself, once it is known to stay below the folder that it is joined to.
 
     Raises:
         ValueError: if it does not.
     """
+    # manifests come from shared storage: a malicious one must not make us write elsewhere
     path = PurePosixPath(name)
     if path.is_absolute() or not path.parts or ".." in path.parts or "\\" in name or "\0" in name:
         raise ValueError(f"{name!r} is no path below a folder.")
@@ -98,7 +99,7 @@ def inside(name: str) -> str:
 
 
 def other_format(where: str, found: object) -> str:
-    """What to say about a store that this version cannot read."""
+    """The error message for a store that this version cannot read."""
     return (
         f"{where} was written in store format {found}, but this version reads format {FORMAT}: "
         "take another --out, or empty that store with `python -m trainables.store gc --all`."
@@ -106,9 +107,10 @@ def other_format(where: str, found: object) -> str:
 
 
 def fault(folder: Path, manifest: Manifest) -> str | None:
-    """What is wrong with a folder that should hold the manifest's files; None if they are all as written.
+    """What is wrong with a folder that should hold the manifest's files; None if they are all intact.
 
-    Sizes are compared always, contents on a file's first use in this process and whenever its size or time changed.
+    Sizes are compared on every call; contents on a file's first use in this process and whenever its size or
+    modification time has changed.
     """
     for name, entry in manifest.files.items():
         path = folder / name

@@ -1,4 +1,4 @@
-"""Objects below one URL: the few operations that a store needs of S3, a shared disk or memory (fsspec; no torch)."""
+"""Objects below one URL: the operations that a store needs on S3, a shared disk or memory (fsspec; no torch)."""
 
 import logging
 import time
@@ -13,20 +13,20 @@ import fsspec
 Answer = TypeVar("Answer")
 log = logging.getLogger(__name__)
 
-MEANT = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, ValueError, NotImplementedError)
-"""What a file system answers; anything else is a network that may come back."""
-LONGEST_WAIT_S = 10.0
+# Definite answers of a file system. Any other error is taken for a network failure and retried.
+FINAL_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, ValueError, NotImplementedError)
+LONGEST_WAIT_S = 10.0  # between two attempts
 
 
 class Objects:
-    """Named objects below a URL such as `s3://bucket/prefix`; every file system that fsspec knows."""
+    """Named objects below a URL such as `s3://bucket/prefix`, on any file system that fsspec supports."""
 
     def __init__(self, url: str, *, patience_s: float = 300.0) -> None:
-        """Nothing is opened yet.
+        """Prepare access without opening anything yet.
 
         Args:
-            url: of a folder or a bucket's prefix.
-            patience_s: seconds for which an operation waits for a network that is away; a disk is not waited for.
+            url: a folder, or a prefix in a bucket.
+            patience_s: seconds for which an operation is retried while the network is down; ignored for a disk.
 
         Raises:
             ValueError: if fsspec does not know the URL's scheme, or the package for it is not installed.
@@ -41,76 +41,78 @@ class Objects:
             raise ValueError(f"{url} cannot be opened: {error}") from error
         self._base = str(base).rstrip("/")
 
-    def hurried(self) -> "Objects":
-        """The same objects for somebody who has better things to do than to wait for a network."""
+    def without_retries(self) -> "Objects":
+        """The same objects, but without waiting for a network that is down."""
         return Objects(self._url, patience_s=0.0)
 
     def read(self, name: str) -> bytes | None:
-        """An object's content, or None if there is none."""
+        """Read an object's content; None if it does not exist."""
         try:
-            return bytes(self._patiently(lambda: self._fs.cat_file(self._path(name))))
+            return bytes(self._retry(lambda: self._fs.cat_file(self._path(name))))
         except FileNotFoundError:
             return None
 
     def write(self, name: str, content: bytes) -> None:
-        """Put an object in place as a whole; replaces."""
+        """Write an object atomically, replacing an existing one."""
         path = self._path(name)
         if not self._on_disk:
-            self._patiently(lambda: self._fs.pipe_file(path, content))
+            self._retry(lambda: self._fs.pipe_file(path, content))
             return
-        temporary = f"{path}.{uuid.uuid4().hex}.tmp"  # a disk shows a file while it is written, a bucket does not
+        # on a disk a reader can see a half-written file; a bucket shows an object only once it is complete
+        temporary = f"{path}.{uuid.uuid4().hex}.tmp"
         self._fs.pipe_file(temporary, content)
         self._fs.mv(temporary, path)
 
     def create(self, name: str, content: bytes) -> bool:
-        """Put an object in place if there is none; False if there is one.
+        """Write an object unless it exists; False if it does.
 
-        Where the file system has no exclusive creation this looks first and writes then: two may both succeed.
+        On a file system without exclusive creation this checks first and writes afterwards, so two callers may succeed.
         """
         path = self._path(name)
 
-        def exclusively() -> None:
+        def create_exclusively() -> None:
             with self._fs.open(path, "xb") as file:
                 file.write(content)
 
         try:
-            self._patiently(exclusively)
+            self._retry(create_exclusively)
         except FileExistsError:
             return False
-        except (ValueError, NotImplementedError):  # how file systems say that they do not know "xb"
+        except (ValueError, NotImplementedError):  # the mode "xb" is not supported
             if self.read(name) is not None:
                 return False
             self.write(name, content)
         return True
 
     def upload(self, source: Path, name: str) -> None:
-        """Copy a file there."""
-        self._patiently(lambda: self._fs.put_file(str(source), self._path(name)))
+        """Copy a local file to an object."""
+        self._retry(lambda: self._fs.put_file(str(source), self._path(name)))
 
     def download(self, name: str, target: Path) -> None:
-        """Copy an object here.
+        """Copy an object to a local file.
 
         Raises:
-            FileNotFoundError: if there is none.
+            FileNotFoundError: if the object does not exist.
         """
         target.parent.mkdir(parents=True, exist_ok=True)
-        self._patiently(lambda: self._fs.get_file(self._path(name), str(target)))
+        self._retry(lambda: self._fs.get_file(self._path(name), str(target)))
 
     def delete(self, names: Iterable[str]) -> None:
-        """Remove objects; those that are gone already are none the worse."""
+        """Remove objects; missing ones are ignored."""
         for name in names:
             path = self._path(name)
             try:
-                self._patiently(partial(self._fs.rm_file, path))
+                self._retry(partial(self._fs.rm_file, path))
             except FileNotFoundError:
                 continue
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
-        """Bytes of all objects below a prefix, by name."""
+        """The size in bytes of every object below a prefix, by name."""
+        # fsspec caches listings, and other nodes write here too
         self._fs.invalidate_cache()
         top = self._path(prefix) if prefix else self._base
         try:
-            found = self._patiently(lambda: self._fs.find(top, detail=True))
+            found = self._retry(lambda: self._fs.find(top, detail=True))
         except FileNotFoundError:
             return {}
         return {str(path).removeprefix(self._base).lstrip("/"): int(info["size"]) for path, info in found.items()}
@@ -122,19 +124,19 @@ class Objects:
         except (FileNotFoundError, NotImplementedError):
             return 0.0
 
-    def _patiently(self, call: Callable[[], Answer]) -> Answer:
-        """What a call answers, tried again while the network is away.
+    def _retry(self, call: Callable[[], Answer]) -> Answer:
+        """Call and return the result, retrying while the network is down.
 
         Raises:
-            ConnectionError: if it was away for too long; clients of buckets have exceptions of their own for that.
+            ConnectionError: if it stays down for too long, whatever exception the bucket's client raises.
         """
         until, wait_s = time.monotonic() + self._patience_s, 0.5
         while True:
             try:
                 return call()
-            except MEANT:
+            except FINAL_ERRORS:
                 raise
-            except Exception as error:  # every bucket's client has kinds of its own
+            except Exception as error:  # each bucket client has its own exception types
                 if self._on_disk:
                     raise
                 if time.monotonic() + wait_s > until:

@@ -1,7 +1,7 @@
-"""Which results of the store the sweeps on disk refer to, and which of them they need (no torch, no Ray).
+"""The results in the store that the sweeps on disk refer to, and those that they need (no torch, no Ray).
 
-Needed are the results of front members, and of every record of a sweep that is not a searched trial: teacher,
-champions, controls. All others can be made again: each trial's record holds its recipe.
+A sweep needs the results of its front members and of every record that is not a searched trial: teacher, champions,
+controls. All other results can be recomputed from the recipe in the trial's record.
 """
 
 import csv
@@ -16,21 +16,21 @@ from trainables.locks import is_locked
 
 @dataclass(frozen=True)
 class Reference:
-    """One record's results in the store."""
+    """The results in the store that one record refers to."""
 
     sweep: str
     keys: tuple[str, ...]
     needed: bool
-    """Whether the sweep's outcome needs it, rather than its history alone."""
+    """Whether the sweep's outcome depends on them, and not only its history."""
 
 
 def references(sweeps: Path) -> list[Reference]:
-    """Of every record below `OUT/sweeps`.
+    """The references of every record below `OUT/sweeps`.
 
-    A sweep that has trials younger than its front, or no front yet, needs all of its trials.
+    A sweep without a front, or with trials newer than its front, needs all of its trials.
 
     Raises:
-        ValueError: if a finished record cannot be read or does not name its results: what is needed is unknown then.
+        ValueError: if a finished record cannot be read or does not name its results, so that its needs are unknown.
     """
     found = []
     for path in sorted((*sweeps.glob(f"*/*/{RECORD}"), *sweeps.glob(f"*/*/*/{RECORD}"))):
@@ -38,6 +38,7 @@ def references(sweeps: Path) -> list[Reference]:
         searched = path.relative_to(sweep).parts[0] == TRIALS
         row = _record(path)
         front = _front(sweep) if searched else None
+        # None also for records outside trials/ (teacher, champions, controls): those are always needed
         needed = front is None or row.get("trial_number") in front or row.get("stage") != "candidate"
         if row.get("status") == "finished" and not row.get("keys") and needed:
             raise ValueError(f"{path} names no results (it is older than that): `gc --all` alone can collect here.")
@@ -46,7 +47,7 @@ def references(sweeps: Path) -> list[Reference]:
 
 
 def _front(sweep: Path) -> set[int] | None:
-    """Trial numbers of a sweep's front; None if nobody knows it yet."""
+    """The trial numbers of a sweep's front; None if there is no front, or newer trials may belong to it."""
     path = sweep / FRONT / FRONT_TABLE
     if not path.exists():
         return None
@@ -57,10 +58,10 @@ def _front(sweep: Path) -> set[int] | None:
 
 
 def front_numbers(path: Path) -> set[int] | None:
-    """Trial numbers in a sweep's `pareto.csv`; None if there is none.
+    """The trial numbers in a sweep's `pareto.csv`; None if the file does not exist.
 
     Raises:
-        ValueError: if it has no column of trial numbers.
+        ValueError: if it has no column `trial_number`.
     """
     try:
         with path.open(encoding="utf-8", newline="") as file:
@@ -73,12 +74,12 @@ def front_numbers(path: Path) -> set[int] | None:
 
 
 def unfinished(sweeps: Path) -> bool:
-    """Whether a sweep was interrupted: results that no record names may be those of trials that will go on."""
+    """Whether a sweep was interrupted: results that no record names may belong to trials that will resume."""
     return any(sweeps.glob(f"*/{UNFINISHED}"))
 
 
 def running(sweeps: Path) -> list[str]:
-    """Names of the sweeps whose driver is alive: they may need any result."""
+    """The names of the sweeps whose driver is running: they may need any result."""
     return [path.parent.name for path in sorted(sweeps.glob(f"*/{DRIVER_LOCK}")) if is_locked(path)]
 
 

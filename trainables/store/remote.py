@@ -1,9 +1,9 @@
-"""A store's results in a bucket or on a shared disk, and unfinished work between nodes (fsspec; no torch, no Ray).
+"""Results in a bucket or on a shared disk, and handing unfinished work between nodes (fsspec; no torch, no Ray).
 
 URL/student/3f9a.../manifest.json          the result; written last, so that it is whole or absent
 URL/student/3f9a.../partial.json           the last epoch of unfinished work
-URL/student/3f9a.../9e10...-weights.pt     contents, named by their digest: two writers cannot mix
-URL/student/3f9a.../{lease,failed}.json    who works on it; why it can never succeed
+URL/student/3f9a.../9e10...-weights.pt     contents, named by digest: two writers cannot mix theirs
+URL/student/3f9a.../{lease,failed}.json    the node that works on it; why it always fails
 """
 
 import logging
@@ -23,24 +23,22 @@ FAILED = "failed.json"
 
 
 class Remote:
-    """One key's objects."""
+    """The objects of one key."""
 
     def __init__(self, objects: Objects, key: str) -> None:
         self._objects, self._key = objects, key
-        self._hurried = objects.hurried()
-        self._there: set[str] = set()
+        self._impatient = objects.without_retries()
+        self._there: set[str] = set()  # contents that this node knows to be uploaded
 
     def manifest(self, name: str = MANIFEST) -> Manifest | None:
-        """The committed result, or with `PARTIAL` the unfinished work; None if there is none that can be read."""
+        """The manifest of the result, or of the unfinished work (`PARTIAL`); None if missing or unreadable."""
         text = self._objects.read(f"{self._key}/{name}")
         return None if text is None else parse(text, f"{self._key}/{name}")
 
     def push(self, folder: Path, manifest: Manifest, name: str) -> None:
-        """Upload what is not there yet, commit it by writing the manifest, then delete what it replaced.
-
-        A result waits for a network that is away; unfinished work does not.
-        """
-        objects = self._objects if name == MANIFEST else self._hurried
+        """Upload the missing contents, commit them by writing the manifest, then delete those it replaces."""
+        # a result is worth waiting for the network; unfinished work is uploaded again after the next epoch
+        objects = self._objects if name == MANIFEST else self._impatient
         needed = {_object(entry.sha256, path): path for path, entry in manifest.files.items()}
         for content, path in needed.items():
             if content not in self._there:
@@ -50,7 +48,7 @@ class Remote:
         self._there = set(needed)
 
     def pull(self, manifest: Manifest, folder: Path, name: str) -> bool:
-        """Download a manifest's files into a new `folder`, all or none; False, and a warning, if they are damaged."""
+        """Download a manifest's files into a new `folder`, all or none; log a warning and return False on damage."""
         coming = folder.with_name(folder.name + ".download")
         shutil.rmtree(coming, ignore_errors=True)
         coming.mkdir(parents=True)
@@ -73,11 +71,11 @@ class Remote:
         return True
 
     def forget(self, name: str) -> None:
-        """Take a manifest away; its contents are collected later."""
+        """Delete a manifest; its contents are garbage-collected later."""
         self._objects.delete([f"{self._key}/{name}"])
 
     def tidy(self) -> None:
-        """Leave nothing beside a finished result but its own contents and its lease."""
+        """Delete everything beside a finished result except its contents and its lease."""
         manifest = self.manifest()
         if manifest is not None:
             needed = {_object(entry.sha256, path) for path, entry in manifest.files.items()} | {MANIFEST, LEASE}

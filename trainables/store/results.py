@@ -1,11 +1,11 @@
-"""Content-addressed results of stages: computed once, found again by whoever needs them (no torch, no Ray).
+"""Content-addressed results of stages: computed once, then reused (no torch, no Ray).
 
 STORE/store.json                     the format of this layout
 STORE/student/3f9a.../               a finished result: files, `record.json` and the manifest, put in place by a rename
-STORE/student/3f9a....partial/       work under way, kept when it is interrupted: the next one goes on from there
-STORE/student/3f9a....failed.json    why this can never succeed
-STORE/student/3f9a....corrupt-1/     a result whose files were not as written; computed again
-STORE/student/3f9a....lock           held while somebody computes; the kernel lets go of it when that process dies
+STORE/student/3f9a....partial/       unfinished work, kept when it is interrupted: the next attempt resumes from it
+STORE/student/3f9a....failed.json    why computing this always fails
+STORE/student/3f9a....corrupt-1/     a result whose files were damaged; computed again
+STORE/student/3f9a....lock           held while a process computes; the kernel releases it when that process dies
 
 python -m trainables.store ls|du|gc --out runs
 """
@@ -38,12 +38,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Key:
-    """The address of one result: stage name and digest of everything that decides it."""
+    """The address of one result: the stage's name and a digest of everything that determines the result."""
 
     stage: str
     digest: str
     version: int = field(default=0, compare=False)
-    """Of the stage's code; part of the digest, and here for people to read."""
+    """Version of the stage's code; part of the digest, repeated here for people to read."""
 
     def __str__(self) -> str:
         return f"{self.stage}/{self.digest}"
@@ -53,9 +53,9 @@ def stage_key(stage: str, *, version: int, parents: Sequence[str] = (), **decide
     """The key of a stage's result.
 
     Args:
-        stage: such as `student`.
-        version: of the stage's code; raised when a change of code changes results.
-        parents: keys and fingerprints of what the stage starts from, in order.
+        stage: its name, such as `student`.
+        version: version of the stage's code; raised when a change of code changes results.
+        parents: keys and fingerprints of the stage's inputs, in order.
         decides: every setting that influences the result, as JSON values.
     """
     text = json.dumps([stage, version, list(parents), decides], sort_keys=True, separators=(",", ":"))
@@ -63,17 +63,17 @@ def stage_key(stage: str, *, version: int, parents: Sequence[str] = (), **decide
 
 
 def store_below(out: Path, storage: str | None) -> "Store":
-    """The store of sweeps that keep their things in `out` and share, if `storage` is given, what is below that.
+    """The store of the sweeps in `out`; below `storage` if the nodes share one.
 
     Args:
         out: a folder of this node.
-        storage: a folder that all nodes see at this path, or a URL; None where there is one node.
+        storage: a folder that all nodes see at this path, or a URL; None for a single node.
     """
     if storage is None:
         return Store(out / STORE)
     if "://" not in storage:
         return Store(Path(storage) / STORE)
-    cache = hashlib.sha256(storage.encode()).hexdigest()[:8]  # what one URL has, another one lacks
+    cache = hashlib.sha256(storage.encode()).hexdigest()[:8]  # one cache per URL: their results differ
     return Store(f"{storage.rstrip('/')}/{STORE}", cache=out / CACHE / cache)
 
 
@@ -81,13 +81,13 @@ class Store:
     """Results of stages under one folder, or under one URL with a folder of this node as its cache."""
 
     def __init__(self, root: Path | str, *, cache: Path | None = None, stale_s: float = 60.0) -> None:
-        """Nothing is opened or written yet.
+        """Prepare access without opening or writing anything yet.
 
         Args:
             root: a folder on a disk whose kernel locks all users share, or a URL that fsspec knows: `s3://bucket/runs`,
                 or `file:///shared/runs` for a shared disk without trustworthy locks.
             cache: for a URL, the local folder that its results are downloaded into once and computed in.
-            stale_s: for a URL, seconds of silence after which another node takes unfinished work over.
+            stale_s: for a URL, seconds without a heartbeat after which another node takes unfinished work over.
 
         Raises:
             ValueError: if a URL comes without a cache.
@@ -104,31 +104,31 @@ class Store:
 
     @property
     def here(self) -> Path:
-        """The folder on this node: the store itself or, of a store under a URL, its cache."""
+        """The folder on this node: the store itself, or the cache of a store under a URL."""
         return self._local
 
     def find(self, key: Key) -> Path | None:
-        """The folder of a finished and undamaged result on this node, downloaded if need be; or None.
+        """Find a finished, intact result, download it if needed and return its folder on this node; or None.
 
         Raises:
             ValueError: if the store was written in another format.
         """
         self._check_format()
-        if (folder := self._sound(key)) is not None or self._objects is None:
+        if (folder := self._intact(key)) is not None or self._objects is None:
             return folder
         remote = Remote(self._objects, str(key))
         if remote.manifest() is None:
             return None
         with file_lock(self._beside(key, ".lock")):
-            return self._sound(key) or self._download(key, remote)
+            return self._intact(key) or self._download(key, remote)  # another process may have fetched it meanwhile
 
     def busy(self, key: Key) -> bool:
-        """Whether somebody on this node is computing `key` now."""
+        """Whether a process on this node is computing `key` now."""
         with file_lock_if_free(self._beside(key, ".lock")) as free:
             return not free
 
     def failure(self, key: Key) -> str | None:
-        """Why computing `key` is known to fail always, or None."""
+        """The reason why computing `key` always fails, if that is known; or None."""
         path = self._beside(key, f".{FAILED}")
         text: str | bytes | None = path.read_text(encoding="utf-8") if path.exists() else None
         if text is None and self._objects is not None:
@@ -136,35 +136,36 @@ class Store:
         return None if text is None else str(json.loads(text)["reason"])
 
     def obtain(self, key: Key, compute: Compute[Report]) -> Generator[Report, None, Path]:
-        """Take the result under `key`, computing it if nobody has; yields the reports of computing.
+        """Return the folder of the result of `key`, computing it if it is missing; yields the reports of `compute`.
 
-        `compute` gets a folder that may hold what an interrupted attempt left there and must write `record.json`
-        last. While another process computes the same key, this one waits, then takes its result. Closing the
-        generator early keeps the unfinished folder and lets others in. With a URL the folder is uploaded after every
-        report, so that another node can go on from there. A damaged result is moved aside, logged and computed again.
+        `compute` gets a folder, which may hold the work of an interrupted attempt, and must write `record.json` last.
+        If another process computes the same key, this one waits and then takes its result. Closing the generator
+        early keeps the unfinished folder and releases the key. With a URL the folder is uploaded after every report,
+        so that another node can resume from it. A damaged result is moved aside, logged and computed again.
 
         Raises:
-            ValueError: as raised by `compute`. It is remembered, and raised again without computing. Not remembered are
-                its subclasses and those raised `from` another error (a broken file, a module that cannot be imported),
-                nor any other exception: they leave the unfinished folder to the next attempt.
+            ValueError: as raised by `compute`. A plain ValueError is cached and raised again without computing. Its
+                subclasses, those raised `from` another error (a broken file, a failed import) and all other exceptions
+                are not cached: they leave the unfinished folder to the next attempt.
             ConnectionError: if another node has taken the work over.
         """
         if (found := self.find(key)) is not None:
             return found
-        self._raise_remembered(key)
+        self._raise_cached_failure(key)
         with self._work(key) as work:
-            if (found := self._settled(work)) is not None:
+            # both checks again: another process may have finished or failed while this one waited for the lock
+            if (found := self._find_or_move_aside(work)) is not None:
                 return found
-            self._raise_remembered(key)
+            self._raise_cached_failure(key)
             if work.remote is not None:
                 entries.take_newest(work.remote, work.partial)
             work.partial.mkdir(parents=True, exist_ok=True)
-            if not has_record(work.partial):  # or nothing is left but to put it in place
-                yield from self._computed(work, compute)
+            if not has_record(work.partial):  # with a record, an earlier attempt died just before `_finish`
+                yield from self._compute(work, compute)
             return self._finish(work)
 
     def once(self, key: Key, compute: Callable[[Path], None]) -> Path:
-        """As `obtain`, for work that reports nothing."""
+        """Like `obtain`, for work that reports nothing."""
 
         def reporting_nothing(folder: Path) -> Generator[Never, None, None]:
             compute(folder)
@@ -177,8 +178,8 @@ class Store:
             return Path(end.value)
         raise AssertionError(f"{key} reported something")
 
-    def _computed(self, work: "_Work", compute: Compute[Report]) -> Generator[Report, None, None]:
-        done = entries.progress(work.partial)
+    def _compute(self, work: "_Work", compute: Compute[Report]) -> Generator[Report, None, None]:
+        done = entries.read_progress(work.partial)
         with closing(compute(work.partial)) as reports:
             while True:
                 started = time.perf_counter()
@@ -188,25 +189,25 @@ class Store:
                     break
                 except ValueError as error:
                     if type(error) is ValueError and error.__cause__ is None:
-                        self._remember(work.key, str(error))
+                        self._cache_failure(work.key, str(error))
                         shutil.rmtree(work.partial, ignore_errors=True)
                     raise
                 finally:
                     done["seconds"] += time.perf_counter() - started
                 done["reports"] += 1
-                entries.note_progress(work.partial, done)
+                entries.write_progress(work.partial, done)
                 work.share()
                 yield report
         assert has_record(work.partial), f"stage {work.key} wrote no {RECORD}"
-        entries.note_progress(work.partial, done)
+        entries.write_progress(work.partial, done)
 
     def _finish(self, work: "_Work") -> Path:
-        """Commit: manifest, then the upload if there is one, then the rename."""
+        """Commit the result: write the manifest, upload it if there is a URL, then rename the folder."""
         entries.drop_scratch(work.partial)
-        manifest = entries.described(work.partial, key=str(work.key), version=work.key.version)
+        manifest = entries.describe_partial(work.partial, key=str(work.key), version=work.key.version)
         write_text(work.partial / MANIFEST, to_json(manifest))
         if work.remote is not None:
-            work.check()
+            work.check()  # a node that lost its lease must not commit
             work.remote.push(work.partial, manifest, MANIFEST)
             work.remote.tidy()
         folder = self._folder(work.key)
@@ -214,9 +215,9 @@ class Store:
         (folder / entries.PROGRESS).unlink(missing_ok=True)
         return folder
 
-    def _settled(self, work: "_Work") -> Path | None:
-        """What `find` finds, with a damaged result moved aside."""
-        if (found := self._sound(work.key)) is not None:
+    def _find_or_move_aside(self, work: "_Work") -> Path | None:
+        """Like `find`, but move a damaged result aside."""
+        if (found := self._intact(work.key)) is not None:
             return found
         if (folder := self._folder(work.key)).exists():
             entries.move_aside(folder)
@@ -226,7 +227,7 @@ class Store:
             work.remote.forget(MANIFEST)
         return found
 
-    def _sound(self, key: Key) -> Path | None:
+    def _intact(self, key: Key) -> Path | None:
         folder = self._folder(key)
         return folder if folder.exists() and entries.damage(folder) is None else None
 
@@ -234,13 +235,13 @@ class Store:
         manifest, folder = remote.manifest(), self._folder(key)
         return folder if manifest is not None and remote.pull(manifest, folder, MANIFEST) else None
 
-    def _remember(self, key: Key, reason: str) -> None:
+    def _cache_failure(self, key: Key, reason: str) -> None:
         row = {"key": str(key), "version": key.version, "reason": reason, "created": time.time()}
         write_text(self._beside(key, f".{FAILED}"), to_json(row))
         if self._objects is not None:
             self._objects.write(f"{key}/{FAILED}", to_json(row).encode())
 
-    def _raise_remembered(self, key: Key) -> None:
+    def _raise_cached_failure(self, key: Key) -> None:
         if (reason := self.failure(key)) is not None:
             log.warning("store: %s failed before; `python -m trainables.store gc --failures` lets it try again", key)
             raise ValueError(reason)
@@ -252,7 +253,7 @@ class Store:
 
     @contextmanager
     def _work(self, key: Key) -> Generator["_Work", None, None]:
-        """The sole right to make `key`: on this node by a lock, among nodes by a lease."""
+        """Hold the exclusive right to compute `key`: a lock on this node, and a lease between nodes."""
         partial = self._beside(key, ".partial")
         with file_lock(self._beside(key, ".lock")):
             entries.mark_format(self._local, self._objects)
@@ -275,7 +276,7 @@ class Store:
 
 @dataclass(frozen=True)
 class _Work:
-    """A key that this process alone works on."""
+    """A key that only this process is working on."""
 
     key: Key
     partial: Path
@@ -288,11 +289,11 @@ class _Work:
             self.lease.check()
 
     def share(self) -> None:
-        """Let other nodes go on from here."""
+        """Upload the unfinished work, so that another node can resume from it."""
         self.check()
         if self.remote is not None:
             try:
-                manifest = entries.described(self.partial, key=str(self.key), version=self.key.version)
+                manifest = entries.describe_partial(self.partial, key=str(self.key), version=self.key.version)
                 self.remote.push(self.partial, manifest, PARTIAL)
             except OSError as error:  # the next report tries again; training need not wait for a network
                 log.warning("store: unfinished %s was not uploaded: %s", self.key, error)

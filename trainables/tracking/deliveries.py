@@ -1,4 +1,4 @@
-"""What waits in a sweep's folder for MLflow, and its delivery: trial after trial, each exactly once."""
+"""Find a sweep's records and deliver them to MLflow, each trial exactly once."""
 
 import json
 import re
@@ -12,37 +12,38 @@ from trainables.records.trial import TrialRecord, read_trial
 from trainables.tracking.tracker import Tracker
 
 Score = Callable[[Mapping[str, float]], float]
+# The last @ ends the password, which may contain others.
 _PASSWORD = re.compile(r"(?<=://)([^:/@]*):.*@(?=[^@]*$)")
 
 
 def outbox(folder: Path) -> list[Path]:
-    """Folders below OUT/sweeps/NAME that hold a record: the teacher's, the trials', the champions', the runtimes'."""
+    """The folders below OUT/sweeps/NAME that hold a record: of teacher, trials, champions and runtime cells."""
     teacher = folder / TEACHER
     runs = [run for part in (TRIALS, CHAMPIONS, CELLS) for run in recorded(folder / part)]
     return [teacher, *runs] if has_record(teacher) else runs
 
 
 def scores_of(record: TrialRecord, score: Score) -> dict[str, float]:
-    """The numbers the driver adds to a trial's own; none for a trial without a result, or a cell of runtimes."""
+    """The score that the driver adds to a trial's metrics; none for unfinished trials and runtime cells."""
     return {"score": score(record.metrics)} if record.status == "finished" and record.stage != "runtime" else {}
 
 
 def deliver_all(tracker: Tracker, folders: Iterable[Path], score: Score) -> int:
-    """Deliver what is still in the outbox; returns how many trials MLflow did not take."""
+    """Deliver all records not delivered yet; return how many MLflow did not accept."""
     return sum(not tracker.deliver(folder, scores_of(read_trial(folder), score)) for folder in folders)
 
 
 def note_where(folder: Path, uri: str, *, experiment: str, sweep: str, sweep_id: str, artifacts: Path) -> None:
-    """Write down where a sweep is delivered to, without a password."""
-    row = {"uri": hidden(uri), "experiment": experiment, "sweep": sweep, "sweep_id": sweep_id}
+    """Write the address that a sweep is delivered to into its folder, without the password."""
+    row = {"uri": hide_password(uri), "experiment": experiment, "sweep": sweep, "sweep_id": sweep_id}
     write_text(folder / TRACKING, to_json({**row, "artifacts": str(artifacts.resolve())}))
 
 
 def open_noted(folder: Path, uri: str | None) -> Tracker:
-    """The tracker that `note_where` describes, at `uri` if that is given.
+    """Open the tracker that `note_where` described, at `uri` if one is given.
 
     Raises:
-        ValueError: if nothing is noted, or the address had a password.
+        ValueError: if no address was written, or it had a password.
         TrackingError: if that store cannot be used.
     """
     try:
@@ -50,16 +51,17 @@ def open_noted(folder: Path, uri: str | None) -> Tracker:
         noted, rest = str(row.pop("uri")), {**row, "artifacts": Path(row["artifacts"])}
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         raise ValueError(f"{folder} does not say where it is delivered to; run the sweep's own command.") from None
-    if uri is None and noted != hidden(noted, mark=""):
+    # an address that hiding changes was written without its password, so that it cannot be opened
+    if uri is None and noted != hide_password(noted, mark=""):
         raise ValueError(f"{folder.name} was delivered to {noted}; name that store, with password, by --tracking-uri.")
     return Tracker(uri or noted, **rest)
 
 
-def hidden(uri: str, *, mark: str = "***") -> str:
-    """An address with its password replaced.
+def hide_password(uri: str, *, mark: str = "***") -> str:
+    """An address with its password replaced by `mark`.
 
     Example:
-        >>> hidden("postgresql://me:secret@db/mlflow"), hidden("http://head:5000")
+        >>> hide_password("postgresql://me:secret@db/mlflow"), hide_password("http://head:5000")
         ('postgresql://me:***@db/mlflow', 'http://head:5000')
     """
     return _PASSWORD.sub(rf"\1:{mark}@", uri)

@@ -1,4 +1,4 @@
-"""An ONNX file in the form that `mlflow.onnx` and `mlflow.pyfunc` load: a folder on disk, no tracking server."""
+"""Wrap an ONNX file as an MLflow model for `mlflow.onnx` and `mlflow.pyfunc`: on disk, without a tracking server."""
 
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,16 +12,17 @@ from mlflow.types import Schema, TensorSpec
 
 
 def write_mlflow_model(model: Path, folder: Path) -> None:
-    """Wrap an ONNX file as an MLflow model: signature, input example, requirements; one file, weights inside.
+    """Write an ONNX file as an MLflow model, with signature, input example, requirements and embedded weights.
 
     Raises:
         ImportError: if no ONNX Runtime is installed.
-        OSError: if the file cannot be read, or is no ONNX file.
+        OSError: if the file cannot be read or is not an ONNX file.
     """
     try:
         proto = onnx.load(str(model))
     except DecodeError as error:
         raise OSError(f"{model.name} is no ONNX file ({error})") from error
+    # without the batch, which is -1 in the signature: any number of images
     dims = [dim.dim_value for dim in proto.graph.input[0].type.tensor_type.shape.dim][1:]
     classes = proto.graph.output[0].type.tensor_type.shape.dim[-1].dim_value
     floats = np.dtype(np.float32)
@@ -40,7 +41,7 @@ def write_mlflow_model(model: Path, folder: Path) -> None:
 
 
 def _runtime() -> str:
-    """ONNX Runtime as whoever loads the model needs it: the GPU build has the same version and is not needed."""
+    """The requirement for ONNX Runtime: the CPU build, which has the same version as the GPU build."""
     try:
         return f"onnxruntime=={version('onnxruntime')}"
     except PackageNotFoundError:

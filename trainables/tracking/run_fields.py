@@ -1,14 +1,15 @@
-"""What a trial's record becomes in MLflow's words: status, tags, curves (plain values, no MLflow)."""
+"""Translate a trial's record into MLflow's status, tags and curves (plain values, no MLflow import)."""
 
 from collections.abc import Iterator, Mapping
 
 from trainables.records.trial import TrialRecord
 
+# MLflow has no status for a trial that was stopped early or is over a limit; the tag `status` keeps our own word.
 STATUS = {"finished": "FINISHED", "stopped": "KILLED", "infeasible": "KILLED", "failed": "FAILED"}
 
 
 def trial_tags(record: TrialRecord) -> dict[str, str]:
-    """Tags to filter runs by."""
+    """The tags that runs can be filtered by."""
     tags = {"kind": "trial", "key": record.key, "stage": record.stage, "status": record.status}
     if record.trial_number is not None:
         tags["trial_number"] = str(record.trial_number)
@@ -17,13 +18,13 @@ def trial_tags(record: TrialRecord) -> dict[str, str]:
 
 
 def version_tags(metrics: Mapping[str, float]) -> dict[str, str]:
-    """The numbers that the page of a registered model's version shows: tags are text."""
+    """The metrics shown on the page of a model version, as text, because versions have only tags."""
     shown = ("val_accuracy", "test_accuracy", "latency_p50_ms", "size_bytes")
     return {name: f"{metrics[name]:.6g}" for name in shown if name in metrics}
 
 
 def curve(record: TrialRecord) -> Iterator[tuple[str, float, int]]:
-    """(metric, value, epoch) of everything that was noted while it trained."""
+    """Yield (metric, value, epoch) for every number recorded during training."""
     for epoch in record.curve:
         for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "learning_rate"):
             yield f"{epoch.stage}_{name}", getattr(epoch, name), epoch.epoch

@@ -1,7 +1,7 @@
-"""The only MLflow writer: delivers what trials left in their folders, each exactly once.
+"""The only MLflow writer: deliver the records in the trials' folders, each exactly once.
 
-Runs on the driver. Trials write records and files to disk (the outbox) and never talk to MLflow, so a tracking
-server that is away costs nothing but a later delivery.
+Runs on the driver. Trials write records and files to disk (the outbox) and never talk to MLflow, so a tracking server
+that is down only delays their delivery.
 """
 
 import json
@@ -24,10 +24,10 @@ from trainables.records.trial import TrialRecord, read_trial
 from trainables.tracking.registry import register
 from trainables.tracking.run_fields import STATUS, curve, trial_tags
 
-RETRY_AFTER_S = 30.0
-BATCH_METRICS = 800  # MLflow takes 1,000 metrics, parameters and tags a call
+RETRY_AFTER_S = 30.0  # no delivery is tried for so long after a server did not answer
+BATCH_METRICS = 800  # MLflow accepts 1,000 metrics, parameters and tags per call
 BATCH_PARAMS = 100
-REASON_LETTERS = 4000
+REASON_LETTERS = 4000  # MLflow limits the length of a tag
 
 
 class TrackingError(Exception):
@@ -35,24 +35,24 @@ class TrackingError(Exception):
 
 
 class AwayError(TrackingError):
-    """The tracking server does not answer now; what waits on disk can be delivered later."""
+    """The tracking server is not answering; the records stay on disk and can be delivered later."""
 
 
 class Tracker:
     """One sweep in MLflow: a parent run, and a child run for every delivered trial."""
 
     def __init__(self, uri: str, *, experiment: str, sweep: str, sweep_id: str, artifacts: Path) -> None:
-        """Open the store and find or make experiment and parent run; a server that is away is asked again later.
+        """Open the store and find or create experiment and parent run; if the server is down, retry on later calls.
 
         Args:
             uri: tracking server or `sqlite:///PATH`.
-            experiment: one for a task, such as `cifar10`.
+            experiment: name shared by all sweeps on one task, such as `cifar10`.
             sweep: name of the parent run.
-            sweep_id: unique; names may repeat on a shared server.
+            sweep_id: unique id, because names may repeat on a shared server.
             artifacts: folder for the artifacts of a new experiment in a local store.
 
         Raises:
-            TrackingError: if the store cannot be used: a file that cannot be written, a server that says no.
+            TrackingError: if the store cannot be used: the file is not writable, or the server refuses.
         """
         self._uri, self._experiment, self._artifacts = uri, experiment, artifacts
         self._sweep, self._sweep_id = sweep, sweep_id
@@ -60,66 +60,66 @@ class Tracker:
         self._away_until = 0.0
         self._ids: tuple[str, str] | None = None
         self.away: str | None = None
-        """Why the server could not be reached when it was last tried; None if it could."""
+        """Why the last attempt to reach the server failed; None if it succeeded."""
         try:
-            with self._told():
+            with self._translate_errors():
                 if uri.startswith("sqlite:///"):
-                    _write_ahead(Path(uri.removeprefix("sqlite:///").partition("?")[0]))
+                    _enable_wal(Path(uri.removeprefix("sqlite:///").partition("?")[0]))
                 self._client = mlflow.MlflowClient(uri)
                 self._connect()
         except AwayError as error:
-            self._rest(error)
+            self._back_off(error)
 
     @property
     def experiment_id(self) -> str:
-        """Of the sweep's experiment; raises `TrackingError` if MLflow is away and was never seen."""
-        with self._told():
+        """The id of the sweep's experiment; raises `TrackingError` if MLflow has not been reached yet."""
+        with self._translate_errors():
             return self._connect()[0]
 
     @property
     def parent_id(self) -> str:
-        """Of the sweep's own run; raises `TrackingError` if MLflow is away and was never seen."""
-        with self._told():
+        """The id of the sweep's own run; raises `TrackingError` if MLflow has not been reached yet."""
+        with self._translate_errors():
             return self._connect()[1]
 
     def deliver(self, folder: Path, scores: Mapping[str, float]) -> bool:
-        """Bring one trial folder's record, curves and files to MLflow, unless that has been done.
+        """Deliver the record, curves and files of one trial folder to MLflow, unless this has been done.
 
         Args:
             folder: holds `record.json` and the files it names.
-            scores: numbers that the driver adds to the trial's own.
+            scores: metrics that the driver adds to the trial's own.
 
         Returns:
-            False if MLflow is away; the folder stays in the outbox and `deliver` may be called again.
+            False if MLflow did not accept it; the folder stays in the outbox and `deliver` may be called again.
         """
-        if self._ids is not None and self._has(folder):
+        if self._ids is not None and self._is_delivered(folder):
             return True
         if time.monotonic() < self._away_until:
             return False
         try:
-            with self._told():
+            with self._translate_errors():
                 self._connect()
-                if not self._has(folder):
+                if not self._is_delivered(folder):
                     self._deliver(folder, read_trial(folder), scores)
         except TrackingError as error:
-            self._rest(error)
+            self._back_off(error)
             return False
         self.away = None
         return True
 
     def try_again(self) -> None:
-        """Forget that MLflow was away a moment ago: the next delivery is tried at once."""
+        """End the back-off, so that the next delivery is tried at once."""
         self._away_until = 0.0
 
     def sweep_artifacts(self, paths: Iterable[Path]) -> None:
-        """Put files on the parent run; like all that follows, raises `TrackingError` if MLflow is away."""
-        with self._told():
+        """Log files on the parent run; like all methods below, raises `TrackingError` if MLflow is down."""
+        with self._translate_errors():
             for path in paths:
                 self._client.log_artifact(self.parent_id, str(path))
 
     def sweep_metric(self, name: str, values: Mapping[int, float]) -> None:
-        """A curve on the parent run, step -> value; points that it has already are not sent again."""
-        with self._told():
+        """Log a curve (step -> value) on the parent run; points that are there already are not sent again."""
+        with self._translate_errors():
             there = {p.step: p.value for p in self._client.get_metric_history(self.parent_id, name)}
             now = int(time.time() * 1000)
             new = [Metric(name, value, now, step) for step, value in values.items() if there.get(step) != value]
@@ -127,8 +127,8 @@ class Tracker:
                 self._client.log_batch(self.parent_id, metrics=new[start : start + BATCH_METRICS])
 
     def mark_front(self, members: Collection[str]) -> None:
-        """Tag these runs, by id, with `pareto = true`, and those that were on an earlier front with `false`."""
-        with self._told():
+        """Tag the runs with these ids `pareto = true`, and former members of the front `pareto = false`."""
+        with self._translate_errors():
             marked = set(self._marked())
             for run_id in set(members) - marked:
                 self._client.set_tag(run_id, "pareto", "true")
@@ -136,40 +136,40 @@ class Tracker:
                 self._client.set_tag(run_id, "pareto", "false")
 
     def describe(self, text: str) -> None:
-        """What MLflow's page of the sweep says on top, in Markdown."""
-        with self._told():
+        """Set the description at the top of the sweep's MLflow page, in Markdown."""
+        with self._translate_errors():
             self._client.set_tag(self.parent_id, "mlflow.note.content", text)
 
     def tag_experiment(self, tags: Mapping[str, str]) -> None:
-        """Set tags of the sweep's experiment."""
-        with self._told():
+        """Set tags on the sweep's experiment."""
+        with self._translate_errors():
             for name, value in tags.items():
                 self._client.set_experiment_tag(self.experiment_id, name, value)
 
     def register(self, model: str, members: Mapping[str, str], aliases: Mapping[str, str]) -> str:
-        """Register candidates under one name, each once however often this is called, and point the aliases at them.
+        """Register candidates under one name, each once even if called again, and point the aliases at them.
 
         `models:/MODEL@balanced` then loads with `mlflow.onnx` and `mlflow.pyfunc`.
 
         Args:
             model: name of the registered model.
-            members: run ids, each with an artifact `model.onnx` -> what the version's page says of it.
-            aliases: alias -> run id, all of them members.
+            members: run id, with an artifact `model.onnx` -> description on the version's page.
+            aliases: alias -> run id; each must be a member.
 
         Returns:
-            The name; with a suffix where another sweep has it.
+            The name; with a suffix if another sweep uses it.
         """
-        with self._told():
+        with self._translate_errors():
             return register(self._client, model, members, aliases, sweep=self._sweep, sweep_id=self._sweep_id)
 
     def close(self, status: str) -> None:
-        """End the parent run: `finished` or `interrupted`."""
-        with self._told():
+        """End the parent run with the status `finished` or `interrupted`."""
+        with self._translate_errors():
             self._client.set_tag(self.parent_id, "status", status)
             self._client.set_terminated(self.parent_id, "FINISHED" if status == "finished" else "KILLED")
 
     def _connect(self) -> tuple[str, str]:
-        """(experiment, parent run), found or made once."""
+        """Find or create experiment and parent run; return their ids."""
         if self._ids is None:
             experiment = self._experiment_id()
             where = f"tags.sweep_id = '{self._sweep_id}'"
@@ -183,7 +183,7 @@ class Tracker:
             location = None if self._served else self._artifacts.resolve().as_uri()
             try:
                 return str(self._client.create_experiment(self._experiment, artifact_location=location))
-            except MlflowException:  # another sweep has just made it
+            except MlflowException:  # another sweep has just created it
                 found = self._client.get_experiment_by_name(self._experiment)
                 if found is None:
                     raise
@@ -194,6 +194,7 @@ class Tracker:
         where = f"tags.key = '{record.key}' AND tags.`mlflow.parentRunId` = '{parent}'"
         tags = trial_tags(record) | {"sweep": self._sweep, "mlflow.parentRunId": parent}
         name = record.key.rpartition("/")[2]
+        # a driver that died before it wrote delivered.json may have created the run
         known = self._find(experiment, where)
         run_id = known or self._create(experiment, name, tags, started=record.started)
         ended = int(record.ended * 1000)
@@ -201,7 +202,7 @@ class Tracker:
         metrics = [Metric(name, float(value), ended, 0) for name, value in final.items()]
         metrics += [Metric(name, value, ended, step) for name, value, step in curve(record)]
         params = [Param(name, str(value)) for name, value in record.params.items()]
-        # a cell that was absent, or in doubt, may have been measured since
+        # a runtime cell that was unavailable, or in doubt, may have been measured since: update its tags
         had = self._client.get_run(known).data.tags if known else {}
         said = [RunTag(name, value) for name, value in tags.items() if had and had.get(name) != value]
         if record.reason or "reason" in had:
@@ -214,8 +215,8 @@ class Tracker:
         self._client.set_terminated(run_id, STATUS[record.status], end_time=ended)
         write_text(folder / DELIVERED, to_json({"run_id": run_id, "parent_id": parent}))
 
-    def _has(self, folder: Path) -> bool:
-        """Whether the folder's record has been delivered to this store; another one may have got it before."""
+    def _is_delivered(self, folder: Path) -> bool:
+        """Whether the folder's record has been delivered to this store, rather than to another one."""
         marker = folder / DELIVERED
         return marker.exists() and bool(json.loads(marker.read_text("utf-8")).get("parent_id") == self.parent_id)
 
@@ -224,7 +225,7 @@ class Tracker:
         return str(runs[0].info.run_id) if runs else None
 
     def _marked(self) -> Iterator[str]:
-        """Runs of this sweep that are tagged as its front."""
+        """Yield the ids of this sweep's runs that are tagged as its front."""
         experiment, parent = self._connect()
         where, token = f"tags.pareto = 'true' AND tags.`mlflow.parentRunId` = '{parent}'", None
         while True:
@@ -237,33 +238,34 @@ class Tracker:
         start_ms = int((started or time.time()) * 1000)
         return str(self._client.create_run(experiment, run_name=name, start_time=start_ms, tags=dict(tags)).info.run_id)
 
-    def _rest(self, error: TrackingError) -> None:
-        """Leave a store alone that does not answer; one that refuses a single trial is asked for the next."""
+    def _back_off(self, error: TrackingError) -> None:
+        """Pause deliveries to a store that is not answering; one that refuses a single trial still gets the next."""
         self.away = str(error)
         if isinstance(error, AwayError) or not self._served:
             self._away_until = time.monotonic() + RETRY_AFTER_S
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
-        """MLflow's many errors as two: away, or not to be used."""
+    def _translate_errors(self) -> Iterator[None]:
+        """Translate MLflow's many exceptions into two: the server is down, or the store cannot be used."""
         try:
             with mlflow_settings(WRITING):
                 yield
         except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
-            kind = AwayError if self._served and _is_silence(error) else TrackingError
+            kind = AwayError if self._served and _is_outage(error) else TrackingError
             raise kind((str(error).splitlines() or [type(error).__name__])[0]) from error
         except ImportError as error:
             raise TrackingError(f"needs the module {error.name}; install it") from error
 
 
-def _is_silence(error: Exception) -> bool:
-    """Whether a server did not answer, or said that it cannot now; a wrong address that answers is not silent."""
+def _is_outage(error: Exception) -> bool:
+    """Whether a server did not answer, or answered that it is unavailable."""
+    # a web server at a wrong address answers with HTML, which MLflow reports as invalid JSON: retrying does not help
     status = error.get_http_status_code() if isinstance(error, MlflowException) else 500
     return status >= 500 and "not in a valid JSON format" not in str(error)
 
 
-def _write_ahead(database: Path) -> None:
-    """Switch a SQLite file to write-ahead logging: 8 ms instead of 24 ms a batch, and readers do not block."""
+def _enable_wal(database: Path) -> None:
+    """Switch a SQLite file to write-ahead logging: 8 instead of 24 ms per batch, and readers do not block."""
     database.parent.mkdir(parents=True, exist_ok=True)
     connection = sqlite3.connect(database, timeout=20)
     try:

@@ -1,6 +1,6 @@
-"""A trial's folder on its way from the node that made it to the driver, through storage that both see.
+"""Send a trial's folder from its node to the driver, through storage that both share.
 
-STORAGE/outbox/SWEEP/00012/   the files, named by their digests, and a manifest that is written last: whole or absent
+STORAGE/outbox/SWEEP/00012/   the files, named by digest, and a manifest that is written last: complete or absent
 """
 
 import shutil
@@ -18,37 +18,37 @@ INCOMING = ".incoming"
 
 
 def send(folder: Path, key: str, storage: str) -> None:
-    """Upload a trial's record and the files it names; what an earlier attempt left there is replaced.
+    """Upload a trial's record and the files it names, replacing those of an earlier attempt.
 
     Args:
-        folder: of the trial, on this node.
+        folder: the trial's folder on this node.
         key: `SWEEP/00012`.
         storage: a shared folder or a URL.
     """
     names = (RECORD, *read_trial(folder).files)
     files = {name: FileEntry(sha256=sha256(folder / name), size=(folder / name).stat().st_size) for name in names}
     about = Manifest(key=key, version=0, seconds=0.0, reports=0, created=time.time(), files=files)
+    # patient: the result may have cost hours of training, and the driver cannot get it in any other way
     _remote(key, storage, patience_s=300.0).push(folder, about, MANIFEST)
 
 
 def fetch(folder: Path, key: str, storage: str, *, patience_s: float = 0.0) -> bool:
-    """Have a trial's record and files in `folder`, all or none; False if there are none, or they are damaged.
-
-    They come into a folder beside it, deeper by one: who lists trials never finds half of one.
+    """Download a trial's record and files into `folder`, all or none; False if they are missing or damaged.
 
     Args:
-        folder: of the trial, on this machine.
+        folder: the trial's folder on this machine.
         key: `SWEEP/00012`.
         storage: a shared folder or a URL.
         patience_s: seconds to wait for a storage that does not answer.
 
     Raises:
-        ConnectionError: if it still does not.
+        ConnectionError: if it does not answer within that time.
     """
     if has_record(folder):
         return True
     remote = _remote(key, storage, patience_s=patience_s)
     manifest = remote.manifest()
+    # one level deeper than the trials, so that listing them never finds a partial download
     coming = folder.parent / INCOMING / folder.name
     if manifest is None or not remote.pull(manifest, coming, MANIFEST):
         return False

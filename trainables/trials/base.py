@@ -1,7 +1,7 @@
-"""Ray Tune trainables over the stages: one step is one epoch, wherever it is trained.
+"""Ray Tune trainables that run the stages: one Tune step is one epoch.
 
-Nothing is checkpointed through Tune. The store holds every finished stage and the last epoch of the running one, so
-a trial that is started again, here or on another node, goes on where it was.
+Nothing is checkpointed through Tune. The store holds every finished stage and the last epoch of the running one, so a
+trial that is restarted, on this node or another, resumes where it stopped.
 """
 
 import dataclasses
@@ -27,17 +27,17 @@ from trainables.tracking.transport import send
 from trainables.trials.task import TASK, Task, TrialTask
 
 AnyTask = TypeVar("AnyTask", bound=Task)
-FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT)  # no space left, or the user's quota is used up
+# The metrics of a candidate that are known before it is trained.
 SHAPE_METRICS = ("latency_p50_ms", "reference_latency_p50_ms", "size_bytes", "num_params", "macs")
-"""What is known of a candidate before it is trained."""
 
 
 class StageTrial(tune.Trainable, Generic[AnyTask]):
-    """Runs a generator of epochs for its task; subclasses say which.
+    """A Tune trainable that runs the generator of epochs which a subclass provides in `begin`.
 
-    Reports `stage`, `epoch`, `epochs` and `val_accuracy` after every epoch, and the result's own numbers with
-    `final=True` at the end. A configuration that cannot work ends the trial with `invalid` set to the reason instead of
-    raising: Tune would only run it again. A full disk ends it too, with `full` set.
+    It reports `stage`, `epoch`, `epochs` and `val_accuracy` after every epoch, and the result's own numbers with
+    `final=True` at the end. An invalid configuration ends the trial with `invalid` set to the reason. It does not
+    raise, because Tune would run it again. A full disk also ends the trial, with `full` set to the path.
     """
 
     _steps: Generator[ShapeRecord | EpochRecord, None, Any] | None = None
@@ -46,24 +46,25 @@ class StageTrial(tune.Trainable, Generic[AnyTask]):
 
     @property
     def task(self) -> AnyTask:
-        """What this trial is to do."""
+        """The task of this trial."""
         task: AnyTask = self.config[TASK]
         return task
 
     def begin(self, task: AnyTask, place: Workspace) -> Generator[ShapeRecord | EpochRecord, None, Any]:
-        """The work: yields the shape and epochs, returns a record."""
+        """Start the work: a generator that yields the shape and the epochs and returns a record."""
         raise NotImplementedError
 
     def finish(self, record: Any) -> dict[str, Any]:
-        """The result's numbers for Tune."""
+        """Hand over the result; return its numbers for Tune."""
         raise NotImplementedError
 
     def refuse(self, status: str, reason: str, measured: Mapping[str, float]) -> None:
-        """Called when the configuration cannot give a result: `failed`, or `infeasible` with what was measured."""
+        """Handle a configuration without a result: `failed`, or `infeasible` with the metrics measured so far."""
 
     def step(self) -> dict[str, Any]:
-        """Train one epoch, or finish."""
+        """Train one epoch, or finish the trial."""
         try:
+            # not in Tune's `setup`: an error there would not reach the handlers below
             if self._steps is None:
                 self._started = time.time()
                 place = self.task.worker.workspace()
@@ -75,7 +76,7 @@ class StageTrial(tune.Trainable, Generic[AnyTask]):
         except InfeasibleError as error:
             self.refuse("infeasible", str(error), error.measured)
             return {"excess": error.excess, "final": False, "done": True}
-        except ValueError as error:
+        except ValueError as error:  # after InfeasibleError, which is one too
             self.refuse("failed", str(error), {})
             return {"invalid": str(error), "final": False, "done": True}
         except OSError as error:
@@ -88,22 +89,22 @@ class StageTrial(tune.Trainable, Generic[AnyTask]):
         return self.report(step)
 
     def report(self, epoch: EpochRecord) -> dict[str, Any]:
-        """An epoch's numbers for Tune."""
+        """The numbers of an epoch for Tune."""
         return {**dataclasses.asdict(epoch), "final": False}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Give this process to the next trial with nothing left of the last one."""
+        """Prepare this process for the next trial, with no state left from the last one."""
         self.cleanup()
         self.config = new_config
         return True
 
     def cleanup(self) -> None:
-        """Let go of locks and memory; the unfinished stage stays in the store."""
+        """Release locks and memory; the unfinished stage stays in the store."""
         if self._steps is not None:
-            self._steps.close()
+            self._steps.close()  # runs the `finally` blocks of the stages, which release the locks
         self._steps = None
         self._shape = None
-        gc.collect()
+        gc.collect()  # networks in reference cycles hold GPU memory until they are collected
         give_back()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -114,14 +115,14 @@ class StageTrial(tune.Trainable, Generic[AnyTask]):
 
 
 class OutboxTrial(StageTrial[AnyTask]):
-    """A trial whose result goes to MLflow: it leaves record and files in its task's folder, and talks to nobody."""
+    """A trial that writes record and files into its task's folder; the driver delivers them to MLflow."""
 
     def refuse(self, status: str, reason: str, measured: Mapping[str, float]) -> None:
-        """Leave the reason in the outbox."""
-        self.leave(status=status, reason=reason, metrics=measured)
+        """Write a record with the reason into the outbox."""
+        self.write_result(status=status, reason=reason, metrics=measured)
 
-    def leave(self, **result: Any) -> None:
-        """Write the trial's record, `Task.record` of `result`, and send it on if nodes share a storage."""
+    def write_result(self, **result: Any) -> None:
+        """Write the trial's record, `Task.record(**result)`, and send it if the nodes share a storage."""
         task = self.task
         task.folder.mkdir(parents=True, exist_ok=True)
         record = task.record(started=self._started, ended=time.time(), **result)
@@ -131,12 +132,13 @@ class OutboxTrial(StageTrial[AnyTask]):
 
 
 class ChainTrial(OutboxTrial[TrialTask]):
-    """A chain that ends in files to ship."""
+    """A trial whose chain of stages ends in files to ship."""
 
     def report(self, epoch: EpochRecord) -> dict[str, Any]:
-        """An epoch, with what is known of the untrained shape, for schedulers that compare whole candidates."""
+        """The numbers of an epoch and of the untrained shape, for schedulers that compare whole candidates."""
         report = super().report(epoch) | {"num_val": self.task.num_val}
         if self._shape is not None and epoch.stage in ("student", "recovery"):
+            # one count over training and recovery: a scheduler sees how far the whole candidate has got
             planned = self.task.candidate
             before = planned.student.student_epochs if epoch.stage == "recovery" else 0
             report["step"] = before + epoch.epoch
@@ -146,7 +148,7 @@ class ChainTrial(OutboxTrial[TrialTask]):
         return report
 
     def finish(self, record: CandidateRecord) -> dict[str, Any]:
-        """Put artifacts and record into the outbox."""
+        """Write artifacts and record into the outbox."""
         task, folder = self.task, self.task.folder
         folder.mkdir(parents=True, exist_ok=True)
         files = [record.export.folder / ONNX_FILE]
@@ -161,7 +163,7 @@ class ChainTrial(OutboxTrial[TrialTask]):
         teacher = {"teacher_val_accuracy": task.teacher_val_accuracy} if task.teacher_val_accuracy is not None else {}
         excess = task.limits.excess(metrics | teacher)
         over = [name for name, by in excess.items() if by > 0]
-        self.leave(
+        self.write_result(
             status="infeasible" if over else "finished",
             reason=f"over {', '.join(over)}" if over else "",
             metrics=metrics,
@@ -173,13 +175,14 @@ class ChainTrial(OutboxTrial[TrialTask]):
         return metrics | {"excess": excess}
 
     def _shape_is_final(self) -> bool:
-        """Whether the shape that was measured is that of the file: recovery between cuts changes which channels go."""
+        """Whether the file has the shape that was measured before training."""
+        # with several cuts, recovery between them changes which channels are removed
         prune = self.task.candidate.prune
         return not prune.shape_needs_weights or prune.pruning_steps == 1
 
 
 def link(source: Path, target: Path) -> None:
-    """The same bytes under another name: a hard link, or a copy where the file system has none."""
+    """Give a file a second name: a hard link, or a copy if the file system has no hard links."""
     target.unlink(missing_ok=True)
     try:
         os.link(source, target)

@@ -15,15 +15,15 @@ from trainables.stages.workspace import Workspace
 from trainables.trials.base import OutboxTrial
 from trainables.trials.task import RuntimeTask
 
-X86 = ("x86_64", "amd64")
+X86 = ("x86_64", "amd64")  # VNNI, which speeds up INT8, exists only there
 
 
 class RuntimeTrial(OutboxTrial[RuntimeTask]):
-    """One cell of the table of runtimes; what cannot run here leaves a record `infeasible` with the reason."""
+    """One cell of the runtime table; a runtime that cannot run here yields an `infeasible` record with the reason."""
 
     def begin(self, task: RuntimeTask, place: Workspace) -> Generator[Never, None, CellRecord | str]:
-        """Measure; the result is a reason where there is nothing to measure."""
-        yield from ()
+        """Measure the cell; return the reason as text if the runtime is unavailable."""
+        yield from ()  # no epochs, but the base class expects a generator
         trial = read_trial(task.source)
         try:
             with tempfile.TemporaryDirectory() as scratch:
@@ -34,12 +34,12 @@ class RuntimeTrial(OutboxTrial[RuntimeTask]):
             raise ValueError(str(error)) from error
 
     def finish(self, record: Any) -> dict[str, Any]:
-        """Put the numbers, or the reason, into the outbox."""
+        """Write the numbers, or the reason, into the outbox."""
         if isinstance(record, str):
-            self.leave(status="infeasible", reason=record)
+            self.write_result(status="infeasible", reason=record)
             return {}
         tags = record.latency.tags()
         if platform.machine().lower() in X86:
             tags["vnni"] = "yes" if has_vnni() else "no"
-        self.leave(status="finished", metrics=record.metrics, tags=tags)
+        self.write_result(status="finished", metrics=record.metrics, tags=tags)
         return dict(record.metrics)

@@ -1,4 +1,4 @@
-"""One trial as the driver hands it to a worker: what is made, with what, and under which name it is handed back."""
+"""Tasks that the driver sends to workers: the work, the resources, and where to put the result."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,27 +16,27 @@ from trainables.stages.runtimes.cell import Cell
 from trainables.stages.workspace import Workspace
 from trainables.store.results import store_below
 
+# The only entry of a Tune config: the trial's `Task`.
 TASK = "task"
-"""The only entry of a Tune config: its `Task`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Worker:
-    """What a worker process has to work with; every node has these paths."""
+    """The resources of a worker process; the paths are the same on every node."""
 
     out: Path
-    """Of the sweep, absolute; a node's own locks and cache lie below it."""
+    """OUT of the sweep, absolute; the node's own locks and cache are below it."""
     data: DataConfig
-    """Where the images are found, with a local path where they lie in a folder."""
+    """The data set, with its local path if it is a folder of images."""
     data_dir: Path
-    """Downloads and decoded arrays, absolute."""
+    """Folder of downloads and decoded arrays, absolute."""
     storage: str | None
-    """What all nodes share: a folder or a URL; None where there is one node."""
+    """The folder or URL that all nodes share; None for a single node."""
     device: str
     """`cpu` or `cuda`."""
     threads: int
     memory_share: float = 1.0
-    """Of a GPU's memory, in (0, 1]."""
+    """Fraction of a GPU's memory that it may use, in (0, 1]."""
 
     def workspace(self) -> Workspace:
         """The workspace on this node."""
@@ -53,24 +53,24 @@ class Worker:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What a worker is to do, and how its result is handed back."""
+    """The work of one trial, and where its result goes."""
 
     worker: Worker
     key: str
-    """`SWEEP/00012`: the name under which its record is delivered once."""
+    """`SWEEP/00012`: delivery uses it to create each MLflow run only once."""
     folder: Path
-    """Its outbox, absolute: record and files to ship."""
+    """Its outbox, absolute: receives the record and the files to ship."""
     stage: str
     """`candidate`, `teacher` or `runtime`."""
     trial_number: int | None = None
-    """Of the Optuna study; None for what the search did not propose."""
+    """Number in the Optuna study; None if the search did not propose it."""
     tags: Mapping[str, str] = field(default_factory=dict)
-    """For the record, besides the result's own."""
+    """Tags for the record; they override the result's own."""
     alone: bool = False
-    """Whether it has a GPU of its own because it ran out of memory beside others."""
+    """Whether it has a whole GPU, because it ran out of memory when it shared one."""
 
     def row(self) -> dict[str, Any]:
-        """The parameters of its record, finished or not."""
+        """The parameters for its record, whether it finishes or not."""
         raise NotImplementedError
 
     def record(
@@ -87,7 +87,7 @@ class Task:
         files: tuple[str, ...] = (),
         keys: tuple[str, ...] = (),
     ) -> TrialRecord:
-        """What the trial leaves; fields as in `TrialRecord`."""
+        """Build the trial's record; fields as in `TrialRecord`."""
         return TrialRecord(
             key=self.key,
             trial_number=self.trial_number,
@@ -105,11 +105,11 @@ class Task:
         )
 
     def with_whole_gpu(self) -> "Task":
-        """The same for its next attempt, after it ran out of memory beside others."""
+        """A copy for the next attempt, after it ran out of memory on a shared GPU."""
         return dataclasses.replace(self, worker=dataclasses.replace(self.worker, memory_share=1.0), alone=True)
 
     def tune_config(self) -> dict[str, Any]:
-        """The Tune config that carries it."""
+        """The Tune config that contains this task."""
         return {TASK: self}
 
 
@@ -121,14 +121,14 @@ class TrialTask(Task):
     stage: str = "candidate"
     limits: Limits = field(default_factory=Limits)
     teacher_val_accuracy: float | None = None
-    """What `max_drop` is counted from, 0 to 1; None for the teacher itself."""
+    """The accuracy that `max_drop` refers to, 0 to 1; None for the teacher itself."""
     num_val: int | None = None
-    """Images behind every `val_accuracy`."""
+    """Number of images that `val_accuracy` is computed on."""
     from_scratch: bool = False
     """Train the pruned shape from random weights: the control arm of pruning."""
 
     def row(self) -> dict[str, Any]:
-        """The candidate's flat row; of the teacher what decides it."""
+        """The candidate's flat row, or the teacher's row for the teacher."""
         if self.stage == "teacher":
             return self.candidate.teacher_row()
         return self.candidate.flat() | ({"from_scratch": True} if self.from_scratch else {})
@@ -140,15 +140,15 @@ class RuntimeTask(Task):
 
     cell: Cell
     model: str
-    """Its name in the table."""
+    """The network's name in the table."""
     source: Path
-    """Folder of the trial whose network it is."""
+    """Folder of the trial that made the network."""
     seconds: float
-    """For timing, at most."""
+    """Upper bound of the timing, seconds."""
     stage: str = "runtime"
 
     def row(self) -> dict[str, Any]:
-        """The cell, and whose network is in it."""
+        """The cell, the network's name and its trial."""
         return {**vars(self.cell), "model": self.model, "of_trial": self.source.name}
 
 

@@ -1,4 +1,4 @@
-"""Tune trainable for the teacher: made once per sweep, and every trial's reference."""
+"""The Tune trainable that makes the teacher: once per sweep, as the reference of every trial."""
 
 from collections.abc import Generator
 
@@ -13,5 +13,5 @@ class TeacherTrial(ChainTrial):
     """data -> teacher -> exported -> measured against itself."""
 
     def begin(self, task: TrialTask, place: Workspace) -> Generator[EpochRecord, None, CandidateRecord]:
-        """Train the teacher, or find it."""
+        """Start training the teacher, or take it from the store."""
         return make_teacher(task.candidate, place)

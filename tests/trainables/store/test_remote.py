@@ -108,7 +108,7 @@ def test_nodes_that_need_one_key_at_once_compute_it_once(url: str, tmp_path: Pat
 
 def test_the_lease_of_a_dead_node_is_taken_over(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(Lease, "_keep", lambda self: None)  # kill -9: no heartbeat, no release
+        patch.setattr(Lease, "_renew", lambda self: None)  # kill -9: no heartbeat, no release
         dead = node(url, tmp_path, "a").obtain(KEY, counting)
         assert next(dead) == 0
         started = time.monotonic()

@@ -12,7 +12,7 @@ from tests.trainables.store.steps import counting, run
 from trainables.layout import UNFINISHED
 from trainables.records.encoding import to_json
 from trainables.records.trial import TrialRecord
-from trainables.store.__main__ import human, lasting, main
+from trainables.store.__main__ import format_bytes, format_duration, main
 from trainables.store.results import Key, Store, stage_key
 
 
@@ -270,9 +270,9 @@ def test_a_store_below_a_url(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     ("count", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (999_700, "1 MB"), (1_234_567, "1.23 MB")]
 )
 def test_bytes_for_people(count: int, text: str) -> None:
-    assert human(count) == text
+    assert format_bytes(count) == text
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.04, "0.0 s"), (61, "1 min"), (7200, "2 h"), (3 * 86400, "3 d")])
 def test_times_for_people(seconds: float, text: str) -> None:
-    assert lasting(seconds) == text
+    assert format_duration(seconds) == text

@@ -112,10 +112,10 @@ def test_a_network_that_is_away_is_waited_for_and_then_told(monkeypatch: pytest.
     monkeypatch.setattr("trainables.store.objects.time.sleep", lambda seconds: None)
     assert objects.read("x") == b"here"
     calls.clear()
-    hurried = objects.hurried()
-    monkeypatch.setattr(hurried._fs, "cat_file", away)
+    impatient = objects.without_retries()
+    monkeypatch.setattr(impatient._fs, "cat_file", away)
     with pytest.raises(ConnectionError, match="does not answer: could not connect"):
-        hurried.read("x")
+        impatient.read("x")
     assert len(calls) == 1
 
 
