@@ -1,4 +1,4 @@
-"""Where a candidate is made, and what its stages work with."""
+"""The workspace of a node (store, data, device), and a candidate's bench in it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from trainables.store.results import Store
 
 @dataclass(frozen=True, kw_only=True)
 class Workspace:
-    """What stages need besides their configuration; nothing in it changes a result."""
+    """What stages need besides their configuration; nothing here changes a result."""
 
     store: Store
     data: DataConfig
@@ -30,21 +30,21 @@ class Workspace:
     lock_dir: Path
     """Lock files of this node, on a local disk: trials train together, a measurement runs alone."""
     memory_share: float = 1.0
-    """Of the GPU's memory, for this process in all, in (0, 1]; see `placement.enter`."""
+    """Fraction of the GPU's memory that this process may use in all, in (0, 1]; see `placement.enter`."""
 
     def dataset(self) -> DatasetRecord:
-        """The images as arrays, found or decoded first, once a process."""
+        """The prepared images, decoded first if necessary; remembered for the life of the process."""
         return prepared.remembered(self.data, self.data_dir)
 
     def device_lock(self) -> DeviceLock:
-        """The right to compute on this node, together with others or, to measure, alone.
+        """The lock for computing on this node: shared for training, exclusive for measuring.
 
-        One for the node whatever device a trial trains on: latency is measured on the CPU, which all of them use.
+        There is one per node, whatever device a trial trains on: latency is measured on the CPU, which all trials use.
         """
         return DeviceLock(self.lock_dir, "cpu", drain=torch.cuda.synchronize if self.device == "cuda" else None)
 
     def make_room(self) -> None:
-        """Give the GPU's memory back that PyTorch keeps for later: another process is about to measure there."""
+        """Release the GPU memory that PyTorch caches, because another process is about to measure there."""
         if self.device == "cuda":
             torch.cuda.empty_cache()
 
@@ -55,7 +55,7 @@ class Workspace:
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """One candidate in work: what it is, its images, and where it is made."""
+    """One candidate in progress: its settings, its images and its workspace."""
 
     candidate: Candidate
     dataset: DatasetRecord
@@ -65,6 +65,6 @@ class Bench:
 
     @classmethod
     def of(cls, candidate: Candidate, place: Workspace) -> "Bench":
-        """The bench of a candidate on the images of a workspace."""
+        """Load the images of a workspace for one candidate."""
         dataset = place.dataset()
         return cls(candidate=candidate, dataset=dataset, images=load_images(dataset, place.device), place=place)

@@ -1,7 +1,7 @@
-"""ONNX files of lower precision, made of a finished FP32 file: FP16, and INT8 with explicit Q and DQ nodes (no torch).
+"""Convert a finished FP32 ONNX file to lower precision: FP16, or INT8 with explicit Q and DQ nodes (no torch).
 
-Which integers are fast depends on who runs them. ONNX Runtime on x86 wants unsigned activations and signed weights;
-signed activations are 2.6 times slower there. TensorRT takes symmetric signed integers alone, ARM prefers them.
+Which integers are fast depends on the runtime. ONNX Runtime on x86 needs unsigned activations and signed weights;
+signed activations are 2.6 times slower there. TensorRT takes only symmetric signed integers; ARM prefers them.
 """
 
 import contextlib
@@ -25,10 +25,10 @@ CALIBRATION_BATCH = 16
 
 
 def quantize_int8(source: Path, target: Path, pixels: npt.NDArray[np.float32], scheme: Scheme) -> None:
-    """Writes `source` with INT8 weights and activations to `target`; metadata is kept.
+    """Write `source` with INT8 weights and activations to `target`; keep its metadata.
 
-    Static, QDQ, weights per channel. A range is the mean over batches of a tensor's least and largest value: the
-    extremes of all images are set by outliers, and more images made them worse.
+    Quantisation is static, QDQ, with weights per channel. A range is the mean over batches of a tensor's smallest and
+    largest value: outliers set the extremes over all images, and more images made them worse.
 
     Args:
         pixels: calibration images (N, 3, H, W) in [0, 1], from the training split.
@@ -41,13 +41,13 @@ def quantize_int8(source: Path, target: Path, pixels: npt.NDArray[np.float32], s
     if len(pixels) == 0:
         raise ValueError("INT8 needs calibration images, but got 0.")
     integers = quantization.QuantType.QUInt8 if scheme.activation == "uint8" else quantization.QuantType.QInt8
-    with tempfile.TemporaryDirectory() as folder, _refusing("INT8"), _quiet():
+    with tempfile.TemporaryDirectory() as folder, _name_refusal("INT8"), _silence_converters():
         prepared, written = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
         quantization.quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
         quantization.quantize_static(
             str(prepared),
             str(written),
-            _reader(source, pixels),
+            _calibration_reader(source, pixels),
             quant_format=quantization.QuantFormat.QDQ,
             per_channel=True,
             reduce_range=scheme.reduce_range,
@@ -59,23 +59,24 @@ def quantize_int8(source: Path, target: Path, pixels: npt.NDArray[np.float32], s
         proto = onnx.load(written)
         if not any(node.op_type == "DequantizeLinear" for node in proto.graph.node):
             raise ValueError("no operator of this network can be quantised.")
-    write_bytes(target, _finished(proto, source))
+    write_bytes(target, _serialize(proto, source))
 
 
 def convert_fp16(source: Path, target: Path) -> None:
-    """Writes `source` with FP16 weights and arithmetic to `target`; image and logits stay float32, metadata is kept.
+    """Write `source` with FP16 weights and arithmetic to `target`; image and logits stay float32, metadata is kept.
 
     Raises:
         ValueError: if the converter refuses the file.
     """
     from onnxruntime.transformers import float16  # only here: it takes a second
 
-    with _refusing("FP16"), _quiet():
+    with _name_refusal("FP16"), _silence_converters():
         proto = float16.convert_float_to_float16(onnx.load(source), keep_io_types=True)
-    write_bytes(target, _finished(proto, source))
+    write_bytes(target, _serialize(proto, source))
 
 
-def _finished(proto: Any, source: Path) -> bytes:
+def _serialize(proto: Any, source: Path) -> bytes:
+    """Clean a converted graph, give it the metadata of `source`, check it and return its bytes."""
     strip(proto)
     _sort(proto.graph)
     proto.producer_name, proto.producer_version = "", ""
@@ -87,7 +88,7 @@ def _finished(proto: Any, source: Path) -> bytes:
 
 
 def _sort(graph: Any) -> None:
-    """Puts nodes behind those whose outputs they read: the FP16 converter appends its casts."""
+    """Sort nodes behind those whose outputs they read: the FP16 converter appends its casts at the end."""
     known = {"", *(entry.name for entry in (*graph.input, *graph.initializer))}
     waiting, ordered = list(graph.node), []
     while waiting:
@@ -101,8 +102,8 @@ def _sort(graph: Any) -> None:
     graph.node.extend(ordered)
 
 
-def _reader(source: Path, pixels: npt.NDArray[np.float32]) -> Any:
-    """The images as ONNX Runtime's quantiser asks for them: one feed after the other, then None."""
+def _calibration_reader(source: Path, pixels: npt.NDArray[np.float32]) -> Any:
+    """The images in the form that ONNX Runtime's quantiser reads: one feed after the other, then None."""
     from onnxruntime.quantization import CalibrationDataReader
 
     name = onnx.load(source, load_external_data=False).graph.input[0].name
@@ -119,10 +120,11 @@ def _reader(source: Path, pixels: npt.NDArray[np.float32]) -> Any:
 
 
 @contextlib.contextmanager
-def _refusing(what: str) -> Iterator[None]:
+def _name_refusal(what: str) -> Iterator[None]:
+    """Turn whatever a converter raises into a ValueError that names the precision."""
     try:
         yield
-    except MemoryError:
+    except MemoryError:  # the machine's fault, not the network's: must not be stored as a refusal
         raise
     except Exception as error:  # the converters raise whatever they meet
         reason = str(error).strip().splitlines() or [type(error).__name__]
@@ -130,8 +132,8 @@ def _refusing(what: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences the converters, which log to the root logger and print."""
+def _silence_converters() -> Iterator[None]:
+    """Silence the converters, which log to the root logger and print."""
     root = logging.getLogger()
     level, nowhere = root.level, io.StringIO()
     with warnings.catch_warnings(), contextlib.redirect_stdout(nowhere):

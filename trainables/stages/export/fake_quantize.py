@@ -1,8 +1,8 @@
-"""Quantisation in the training loop: convolutions and linear layers see the INT8 values that the file will hold.
+"""Fake quantisation for training: convolutions and linear layers see the INT8 values that the file will hold.
 
-Placed as ONNX Runtime places its Q and DQ nodes: the input of a layer per tensor, its weight per output channel. A
-weight's scale follows from its largest |w|, so that folding BatchNorm, which multiplies a channel by one number,
-changes the scale and leaves the integers: what is trained is what is written.
+It is placed where ONNX Runtime places its Q and DQ nodes: on a layer's input per tensor, on its weight per output
+channel. A weight's scale follows from its largest |w|. Folding BatchNorm multiplies a channel by one number, which
+changes the scale and keeps the integers: what is trained is what is written.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,12 +15,11 @@ from torch.utils.hooks import RemovableHandle
 
 from trainables.stages.export.scheme import Scheme
 
-MOMENTUM = 0.05
-"""Of the moving averages of a tensor's least and largest value; the first batch sets them."""
+MOMENTUM = 0.05  # of the moving averages of a tensor's smallest and largest value; the first batch sets them
 
 
 class FakeInput(nn.Module):
-    """Rounds a layer's input to 256 values, straight through for gradients; learns the range while training."""
+    """Round a layer's input to 256 values, with straight-through gradients; learn the range while training."""
 
     low: Tensor
     high: Tensor
@@ -38,7 +37,7 @@ class FakeInput(nn.Module):
             self._observe(values.detach())
         if self._scheme.symmetric:
             scale = torch.maximum(-self.low, self.high).clamp(min=1e-12) / 127
-            zero = torch.zeros_like(scale, dtype=torch.int32)  # what CUDA's kernel takes; the CPU's takes anything
+            zero = torch.zeros_like(scale, dtype=torch.int32)  # CUDA's kernel takes int32 only
             return torch.fake_quantize_per_tensor_affine(values, scale, zero, -127, 127)
         scale = (self.high - self.low).clamp(min=1e-12) / 255
         zero = (-self.low / scale).round().clamp(0, 255).to(torch.int32)
@@ -47,14 +46,14 @@ class FakeInput(nn.Module):
     @torch.no_grad()
     def _observe(self, values: Tensor) -> None:
         low, high = values.aminmax()
-        low, high = low.clamp(max=0), high.clamp(min=0)  # zero must have a value of its own: padding
+        low, high = low.clamp(max=0), high.clamp(min=0)  # zero must be exact, because padding is zero
         share = torch.where(self.high == self.low, 1.0, MOMENTUM)
         self.low.lerp_(low, share)
         self.high.lerp_(high, share)
 
 
 class FakeWeight(nn.Module):
-    """Rounds a weight to 8 bits (7 with `reduce_range`), a scale for every output channel."""
+    """Round a weight to 8 bits (7 with `reduce_range`), with one scale per output channel."""
 
     def __init__(self, scheme: Scheme) -> None:
         super().__init__()
@@ -63,15 +62,15 @@ class FakeWeight(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         """The weight as INT8 holds it."""
         scale = weight.detach().abs().flatten(1).amax(dim=1).clamp(min=1e-12).float() / self._most
-        zero = torch.zeros_like(scale)  # integers would be asked for their range, which a GPU is waited for
+        zero = torch.zeros_like(scale)  # float: PyTorch checks the range of integer zero points, which syncs the GPU
         return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -self._most, self._most)
 
 
 def insert(model: nn.Module, scheme: Scheme) -> list[RemovableHandle]:
-    """Puts fake quantisation before every Conv2d and Linear and on its weight; it comes after the network's own hooks.
+    """Insert fake quantisation before every Conv2d and Linear and on its weight, after the network's own hooks.
 
     Returns:
-        What `remove` takes.
+        The handles that `remove` takes.
 
     Raises:
         ValueError: if there is no such layer.
@@ -86,13 +85,13 @@ def insert(model: nn.Module, scheme: Scheme) -> list[RemovableHandle]:
         handles.append(layer.register_forward_pre_hook(_hook))
         if isinstance(layer.weight, nn.Parameter) or parametrize.is_parametrized(layer, "weight"):
             parametrize.register_parametrization(layer, "weight", FakeWeight(scheme))
-        else:  # a hook of the network's own makes the weight before every forward pass: torch.nn.utils.weight_norm
+        else:  # a hook such as torch.nn.utils.weight_norm recomputes the weight before every forward pass
             handles.append(layer.register_forward_pre_hook(partial(_round_weight, FakeWeight(scheme))))
     return handles
 
 
 def remove(model: nn.Module, handles: Iterable[RemovableHandle]) -> None:
-    """Takes out what `insert` put in, and nothing of the network's own; the weights stay as trained, not rounded."""
+    """Remove what `insert` added and nothing of the network's own; weights stay as trained, not rounded."""
     for handle in handles:
         handle.remove()
     for layer in list(_layers(model)):
@@ -102,7 +101,7 @@ def remove(model: nn.Module, handles: Iterable[RemovableHandle]) -> None:
         steps = layer.get_submodule("parametrizations.weight")
         assert isinstance(steps, nn.ModuleList), steps
         if isinstance(steps[-1], FakeWeight):
-            if len(steps) > 1:
+            if len(steps) > 1:  # the network's own parametrisations stay
                 del steps[-1]
             else:
                 parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)

@@ -1,4 +1,4 @@
-"""ONNX files as bytes: written whole, without the exporters' notes."""
+"""Clean, describe and rewrite ONNX files, without the exporters' debugging notes."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,14 +11,16 @@ from trainables.files import write_bytes
 PAD_BYTES = 1024
 
 
-def padded(text: str) -> str:
-    """A JSON text with blanks up to a multiple of `PAD_BYTES`: files of one architecture are of one size, whatever
-    their recipes say."""
+def pad(text: str) -> str:
+    """A JSON text, padded with blanks to a multiple of `PAD_BYTES`.
+
+    Files of one architecture then have one size, whatever their recipes say.
+    """
     return text + " " * (-len(text.encode()) % PAD_BYTES)
 
 
 def strip(proto: Any) -> None:
-    """Removes what exporters note for debugging: stack traces with paths of this machine, 4 to 15 % of the file."""
+    """Remove exporters' debugging notes: stack traces with paths of this machine, 4 to 15 % of the file."""
 
     def clean(message: Any) -> None:
         for name in ("metadata_props", "doc_string"):
@@ -26,7 +28,7 @@ def strip(proto: Any) -> None:
                 message.ClearField(name)
 
     def clean_graph(graph: Any) -> None:
-        graph.ClearField("value_info")
+        graph.ClearField("value_info")  # shapes of intermediate values; runtimes infer them again
         for part in (graph, *graph.input, *graph.output, *graph.initializer):
             clean(part)
         clean_nodes(graph.node)
@@ -53,7 +55,7 @@ def about(path: Path) -> dict[str, str]:
 
 
 def describe(path: Path, changes: Mapping[str, str]) -> None:
-    """Changes entries of a file's metadata."""
+    """Change entries of a file's metadata, in place."""
     proto = onnx.load(path)
     kept = {entry.key: entry.value for entry in proto.metadata_props} | dict(changes)
     del proto.metadata_props[:]

@@ -1,4 +1,4 @@
-"""The finished student is trained a little further with INT8's rounding in the loop, taught by the same teacher."""
+"""Quantisation-aware training: train the finished student further with INT8 rounding, taught by the same teacher."""
 
 from pathlib import Path
 
@@ -16,12 +16,12 @@ from trainables.stages.workspace import Bench
 from trainables.store.results import Key, stage_key
 
 VERSION = 2
+# Peak learning rate as a multiple of the student's: a trained network adapts to rounding, it does not start anew.
 RATE_FACTOR = 0.1
-"""Peak learning rate as a multiple of the student's: rounding is adapted to, not learned from the start."""
 
 
 def qat_key(candidate: Candidate, model: ModelRecord) -> Key:
-    """Where the quantisation-aware student of this candidate lies in the store."""
+    """The store key of this candidate's quantisation-aware student."""
     return stage_key(
         "qat",
         version=VERSION,
@@ -32,9 +32,9 @@ def qat_key(candidate: Candidate, model: ModelRecord) -> Key:
 
 
 def train_quantised(bench: Bench, teacher: ModelRecord, pruned: ModelRecord) -> Epochs:
-    """Train `pruned` for `qat_epochs` with fake quantisation, or find it in the store; yields the epochs.
+    """Train `pruned` for `qat_epochs` with fake quantisation, or find the result in the store; yield the epochs.
 
-    The result holds float weights; `export_model` writes and quantises them as those of any other network. Zeroed
+    The result holds float weights, which `export_model` writes and quantises like those of any other network. Zeroed
     weights stay zero.
     """
     candidate, images = bench.candidate, bench.images
@@ -42,6 +42,7 @@ def train_quantised(bench: Bench, teacher: ModelRecord, pruned: ModelRecord) -> 
     def make(folder: Path) -> Made:
         model = load_model(pruned)
         move(model, images.mean.device, image_size=images.image_size)  # masks lie where the weights will
+        # `insert` moves each weight into a parametrization, so the masks need its new name
         zeros = {
             name.replace(".weight", ".parametrizations.weight.original"): zero
             for name, zero in masks(model, candidate.prune.pruning_method).items()

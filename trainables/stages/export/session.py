@@ -1,4 +1,4 @@
-"""What the exported file does for its user: accuracy and latency in ONNX Runtime on the CPU (no torch)."""
+"""Run an exported file in ONNX Runtime on the CPU: sessions, logits, accuracy (no torch)."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ PROVIDER = "CPUExecutionProvider"
 
 
 def session_options(threads: int) -> Any:
-    """For ONNX Runtime: `threads` intra-op threads, sequential, without spinning, silent.
+    """ONNX Runtime options: `threads` intra-op threads, sequential, without spinning, silent.
 
     Denormals count as zero: after pruning they would make the same graph several times slower.
     """
@@ -20,6 +20,7 @@ def session_options(threads: int) -> Any:
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = 3
+    # spinning threads would take CPU time from everything that runs beside this session
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
@@ -27,16 +28,16 @@ def session_options(threads: int) -> Any:
 
 
 def open_session(model: Path | bytes, threads: int) -> Any:
-    """An ONNX Runtime session on the CPU with `session_options`."""
+    """Open an ONNX Runtime session on the CPU with `session_options`."""
     source = model if isinstance(model, bytes) else str(model)
     session = onnxruntime.InferenceSession(source, session_options(threads), providers=[PROVIDER])
-    # ONNX Runtime falls back to other providers with no more than a line in its log
+    # ONNX Runtime falls back to another provider with only a line in its log
     assert session.get_providers()[0] == PROVIDER, session.get_providers()
     return session
 
 
 def run_logits(session: Any, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Logits (B, C) of images (B, 3, H, W) with values in [0, 1]."""
+    """Run images (B, 3, H, W) with values in [0, 1]; return logits (B, C)."""
     logits: npt.NDArray[np.float32] = session.run(None, {session.get_inputs()[0].name: images})[0]
     return logits
 
@@ -44,7 +45,9 @@ def run_logits(session: Any, images: npt.NDArray[np.float32]) -> npt.NDArray[np.
 def accuracy(
     session: Any, images_u8: npt.NDArray[np.uint8], labels: npt.NDArray[np.integer[Any]], batch: int = 256
 ) -> float:
-    """Top-1 accuracy, 0 to 1, of uint8 images (N, 3, H, W); pixels become float32 / 255, normalised inside the graph.
+    """Measure top-1 accuracy, 0 to 1, on uint8 images (N, 3, H, W).
+
+    Pixels become float32 / 255; the graph normalises them itself.
 
     Raises:
         ValueError: if there are no images, counts differ, or a logit is not finite.

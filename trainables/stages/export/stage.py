@@ -1,4 +1,4 @@
-"""A trained network becomes the files to ship, once per network and precision."""
+"""Export a trained network to the files to ship, once per network and precision."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ from trainables.stages.data import prepared
 from trainables.stages.data.augment.pixels import scaled
 from trainables.stages.data.splits import evenly
 from trainables.stages.export.convert import convert_fp16, quantize_int8
-from trainables.stages.export.onnx_files import describe, padded
+from trainables.stages.export.onnx_files import describe, pad
 from trainables.stages.export.scheme import scheme_for
 from trainables.stages.export.session import open_session, run_logits
 from trainables.stages.export.writer import export, parity_chunks
@@ -32,12 +32,13 @@ from trainables.store.results import Key, stage_key
 VERSION = 3
 QUANTIZED_VERSION = 3
 PARITY_IMAGES = 512
-CALIBRATION_PART = 64  # images that are scaled at once
+CALIBRATION_PART = 64  # images scaled at a time
 
 
 def export_teacher(bench: Bench, teacher: ModelRecord) -> ExportRecord:
-    """The teacher's FP32 file: what candidates of every precision are timed against."""
+    """Write the teacher's FP32 file, or find it in the store: candidates of every precision are timed against it."""
     row = bench.candidate.teacher_row()
+    # how a file is timed is no part of how it was made
     made_by = {name: value for name, value in row.items() if name not in vars(bench.candidate.measure)}
     return _export_fp32(bench, teacher, made_by)
 
@@ -45,11 +46,11 @@ def export_teacher(bench: Bench, teacher: ModelRecord) -> ExportRecord:
 def export_model(bench: Bench, model: ModelRecord, made_by: Mapping[str, Any]) -> ExportRecord:
     """Write the files of a trained network in the candidate's precision, or find them in the store.
 
-    FP32 is ONNX and TorchScript, checked against PyTorch; the other precisions are ONNX alone, made of that file, and
-    say how far they are from it.
+    FP32 is ONNX and TorchScript, checked against PyTorch. The other precisions are ONNX only, converted from that file;
+    their records hold their distance from it.
 
     Args:
-        model: what `train_quantised` left where the precision is `int8_qat`.
+        model: for `int8_qat`, the network from `train_quantised`.
         made_by: the recipe that goes into the file.
 
     Raises:
@@ -62,7 +63,7 @@ def export_model(bench: Bench, model: ModelRecord, made_by: Mapping[str, Any]) -
 def convert(source: Path, target: Path, candidate: Candidate, dataset: DatasetRecord) -> None:
     """Write an FP32 file in the candidate's precision.
 
-    INT8 is calibrated on training images, with the integers that `latency_runtime` is fast with on this machine.
+    INT8 is calibrated on training images and uses the integers that `latency_runtime` runs fast on this machine.
     """
     export = candidate.export
     if export.precision == "fp32":
@@ -75,7 +76,7 @@ def convert(source: Path, target: Path, candidate: Candidate, dataset: DatasetRe
 
 
 def calibration_pixels(dataset: DatasetRecord, count: int) -> npt.NDArray[np.float32]:
-    """Up to `count` training images (N, 3, H, W) in [0, 1], evenly over the split: the same ones every time."""
+    """Up to `count` training images (N, 3, H, W) in [0, 1], evenly spread over the split; the same in every call."""
     images, _ = prepared.load(dataset, "train")
     parts = torch.from_numpy(images[evenly(len(images), count)]).split(CALIBRATION_PART)
     return np.concatenate([(scaled(part, dataset.image_size) / 255).numpy() for part in parts])
@@ -116,7 +117,7 @@ def _convert(bench: Bench, plain: ExportRecord, made_by: Mapping[str, Any]) -> E
         file = folder / ONNX_FILE
         with bench.place.device_lock().shared():
             convert(plain.folder / ONNX_FILE, file, candidate, dataset)
-            describe(file, {"recipe": padded(json.dumps(dict(made_by), sort_keys=True, default=str))})
+            describe(file, {"recipe": pad(json.dumps(dict(made_by), sort_keys=True, default=str))})
             max_abs, agreement = distance(file, plain.folder / ONNX_FILE, parity_images(dataset))
         record = dataclasses.replace(
             plain,
@@ -134,7 +135,7 @@ def _convert(bench: Bench, plain: ExportRecord, made_by: Mapping[str, Any]) -> E
 
 
 def distance(file: Path, plain: Path, images: torch.Tensor) -> tuple[float, float]:
-    """(Largest |logit difference|, share of equal top-1 classes) of a file against its FP32 original.
+    """Measure (largest |logit difference|, share of equal top-1 classes) of a file against its FP32 original.
 
     Raises:
         ValueError: if a logit is not finite.
@@ -149,6 +150,6 @@ def distance(file: Path, plain: Path, images: torch.Tensor) -> tuple[float, floa
 
 
 def parity_images(dataset: DatasetRecord) -> torch.Tensor:
-    """Validation images (N, 3, H, W) in [0, 1] that an exported file is compared on, evenly over the split."""
+    """Validation images (N, 3, H, W) in [0, 1] for comparing an exported file, evenly spread over the split."""
     pixels, _ = prepared.load(dataset, "val")
     return torch.from_numpy(pixels[evenly(len(pixels), PARITY_IMAGES)]).float() / 255

@@ -1,4 +1,4 @@
-"""Writes the files to ship, ONNX and TorchScript, and lets none through that disagrees with PyTorch.
+"""Write the files to ship, ONNX and TorchScript, and refuse any that disagrees with PyTorch.
 
 Shape letters: B images, C classes.
 """
@@ -24,15 +24,13 @@ from torch import Tensor, nn
 from trainables.files import write_bytes
 from trainables.layout import ONNX_FILE, TORCHSCRIPT_FILE
 from trainables.records.stages import ExportRecord
-from trainables.stages.export.onnx_files import padded, strip
+from trainables.stages.export.onnx_files import pad, strip
 from trainables.stages.export.session import open_session, run_logits
 from trainables.stages.models.inspection import Normalised
 
 _jit: Any = torch.jit  # its functions carry no types
-_RELATIVE_ERROR = 1e-3
-"""Largest logit difference allowed, relative to the largest |logit| (float32; 1e-6 is usual)."""
-_AGREEMENT = 0.999
-"""Share of decided images whose top-1 class must agree."""
+_RELATIVE_ERROR = 1e-3  # largest logit difference allowed, relative to the largest |logit| (float32; 1e-6 is usual)
+_AGREEMENT = 0.999  # share of decided images whose top-1 class must agree
 
 
 def export(
@@ -48,11 +46,11 @@ def export(
     folder: Path,
     key: str,
 ) -> ExportRecord:
-    """Writes `model.onnx` and, if it can be traced, `model.torchscript.pt`, both checked against eager PyTorch.
+    """Write `model.onnx` and, if the model can be traced, `model.torchscript.pt`; check both against eager PyTorch.
 
     Both take `image`, float32 RGB in [0, 1] of shape (B, 3, image_size, image_size) with any B, normalise inside with
-    `mean` and `std` (R G B), and return `logits` (B, C). Class names, image size and recipe lie as JSON in the
-    metadata of the ONNX file. The model itself is left alone.
+    `mean` and `std` (R G B), and return `logits` (B, C). The metadata of the ONNX file holds class names, image size
+    and recipe as JSON. The model itself is not changed.
 
     Raises:
         ValueError: if a file's logits differ from eager PyTorch on `parity_images` (N, 3, H, W, in [0, 1]).
@@ -61,9 +59,10 @@ def export(
         raise ValueError("`parity_images` must hold at least one image, but got 0.")
     wrapped = Normalised(copy.deepcopy(model), mean, std).eval().cpu().to(memory_format=torch.contiguous_format)
     wrapped.requires_grad_(False)
+    # two images: the exporter would fix a batch dimension of 1
     example = parity_images[:1].detach().cpu().float().contiguous().expand(2, -1, -1, -1).contiguous()
     about = {"class_names": list(class_names), "image_size": image_size, "recipe": dict(recipe)}
-    with _quiet(), torch.no_grad():
+    with _silence_exporters(), torch.no_grad():
         onnx_bytes = _onnx_bytes(wrapped, example, opset, about)
         torchscript_bytes = _torchscript_bytes(wrapped, example)
 
@@ -95,14 +94,14 @@ def export_untrained(
     opset: int,
     path: Path,
 ) -> int:
-    """Writes the ONNX file that this network would become, to be timed before it is trained; returns its bytes.
+    """Write the ONNX file of an untrained network, so that it can be timed before training; return its size in bytes.
 
-    No parity gate: nobody will use its logits.
+    There is no parity check, because the logits are never used.
     """
     wrapped = Normalised(copy.deepcopy(model), mean, std).eval().cpu().to(memory_format=torch.contiguous_format)
     wrapped.requires_grad_(False)
     about = {"class_names": list(class_names), "image_size": image_size, "recipe": dict(recipe)}
-    with _quiet(), torch.no_grad():
+    with _silence_exporters(), torch.no_grad():
         content = _onnx_bytes(wrapped, torch.rand(2, 3, image_size, image_size), opset, about)
     write_bytes(path, content)
     return len(content)
@@ -122,27 +121,28 @@ def _onnx_bytes(model: nn.Module, example: Tensor, opset: int, about: Mapping[st
     )
     assert program is not None
     proto = program.model_proto
+    # the exporter falls back to another opset with no more than a warning
     written = {entry.domain: entry.version for entry in proto.opset_import}[""]
     if written != opset:
         raise ValueError(f"The ONNX exporter must write {opset=}, but wrote opset {written}; take an opset from 18 on.")
     strip(proto)
     for name, value in about.items():
         text = json.dumps(value, sort_keys=True, default=str)
-        proto.metadata_props.add(key=name, value=padded(text) if name == "recipe" else text)
+        proto.metadata_props.add(key=name, value=pad(text) if name == "recipe" else text)
     onnx.checker.check_model(proto, full_check=True)
     data: bytes = proto.SerializeToString()
     return data
 
 
 def _torchscript_bytes(model: nn.Module, example: Tensor) -> bytes | None:
-    """The traced and frozen module as a file's content; None if the tracer fails."""
+    """Trace and freeze the module; the bytes of its file, or None if the tracer fails."""
     saved = io.BytesIO()
     try:
         traced = _jit.trace(model, example, check_trace=False)
         _jit.save(_jit.freeze(traced), saved)
     except (RuntimeError, TypeError, ValueError, NotImplementedError):
         return None
-    # the tables of source lines (.debug_pkl) hold paths of this machine; loading does without them
+    # the tables of source lines (.debug_pkl) hold paths of this machine; loading does not need them
     stripped = io.BytesIO()
     with zipfile.ZipFile(saved) as old, zipfile.ZipFile(stripped, "w") as new:
         for entry in old.infolist():
@@ -153,7 +153,8 @@ def _torchscript_bytes(model: nn.Module, example: Tensor) -> bytes | None:
 
 
 def parity_chunks(images: Tensor) -> list[npt.NDArray[np.float32]]:
-    """The images in batches of 1, 3, 8 and then up to 64, as many as there are."""
+    """The images in batches of 1, 3, 8 and then up to 64."""
+    # several sizes, to catch a file whose batch dimension was fixed
     pixels = images.detach().cpu().float().contiguous().numpy()
     chunks, start = [], 0
     for size in (1, 3, 8, *[64] * len(pixels)):
@@ -166,13 +167,13 @@ def parity_chunks(images: Tensor) -> list[npt.NDArray[np.float32]]:
 def _check_files(
     model: nn.Module, images: Tensor, onnx_bytes: bytes, torchscript_bytes: bytes | None
 ) -> tuple[float, float]:
-    """Checks both files; returns (largest |logit difference|, share of equal top-1 classes) of the ONNX file."""
+    """Check both files; return (largest |logit difference|, share of equal top-1 classes) of the ONNX file."""
     session = open_session(onnx_bytes, threads=1)
     chunks = parity_chunks(images)
     with torch.no_grad():
         eager = [model(torch.from_numpy(chunk)).numpy() for chunk in chunks]
     if torchscript_bytes is not None:
-        with _quiet():
+        with _silence_exporters():
             script = _jit.load(io.BytesIO(torchscript_bytes))
         _check_parity("TorchScript", chunks, eager, lambda chunk: script(torch.from_numpy(chunk)).numpy())
     return _check_parity("ONNX", chunks, eager, lambda chunk: run_logits(session, chunk))
@@ -184,7 +185,7 @@ def _check_parity(
     eager: list[npt.NDArray[np.float32]],
     run: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]],
 ) -> tuple[float, float]:
-    """Returns (largest |logit difference|, share of equal top-1 classes) of a file against eager PyTorch.
+    """Check a file against eager PyTorch; return (largest |logit difference|, share of equal top-1 classes).
 
     Images whose best two logits are closer than the largest difference are undecided and do not fail the check.
     """
@@ -207,8 +208,8 @@ def _check_parity(
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences the exporters, which print progress and warn that TorchScript is deprecated."""
+def _silence_exporters() -> Iterator[None]:
+    """Silence the exporters, which print progress and warn that TorchScript is deprecated."""
     loggers = [logging.getLogger(name) for name in ("torch", "torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     nowhere = io.StringIO()

@@ -1,4 +1,4 @@
-"""The latency of a file on this machine, drift corrected: the only place where a measured time becomes a figure."""
+"""Time a file beside the teacher's and correct for drift: the only place where a time becomes a reported latency."""
 
 import dataclasses
 from pathlib import Path
@@ -12,15 +12,15 @@ from trainables.stages.models.devices import gpu_name, processor
 from trainables.stages.runtimes.base import RUNTIMES, Artifact
 from trainables.stages.workspace import Workspace
 
+# Exponent of the drift correction. A lower clock slows both files alike (1); a neighbour in the cache slows only the
+# larger one (0). One half is off by at most half the drift, 2.5 % within `DRIFT_LIMIT`. tests/benchmarks/drift.py
+# estimates it from a machine's own sweeps.
 CORRECTED = 0.5
-"""Power of the drift that is taken out. A lower clock slows both files alike (1), a neighbour in the cache slows the
-larger one alone (0): half is off by half the drift at most, 2.5 % within `DRIFT_LIMIT`. What a machine's own sweeps
-say of it: tests/benchmarks/drift.py."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Timed:
-    """What a file takes beside the reference."""
+    """The times of a file beside the reference."""
 
     latency: LatencyRecord
     reference_latency_p50_ms: float
@@ -30,7 +30,7 @@ class Timed:
     throughput_ips: float | None
 
 
-def timed(
+def time_beside(
     measure: MeasureConfig,
     path: Path,
     reference: ExportRecord,
@@ -39,17 +39,17 @@ def timed(
     *,
     throughput_batch: int | None = None,
 ) -> Timed:
-    """Latency of one image through `path`, in alternation with the reference's file, while nobody else computes.
+    """Measure the latency of one image through `path`, in alternation with the reference's file, alone on the node.
 
-    What slowed the machine, slowed both, if not alike: percentiles are corrected by `correction`. A drift of more than
-    `DRIFT_LIMIT` is contamination, and measured again.
+    A slow machine slows both files, though not equally: percentiles are multiplied by `correction`. A drift of more
+    than `DRIFT_LIMIT` counts as contamination and is measured again.
 
     Args:
-        own: the reference's own latency, from `scale`.
-        throughput_batch: images a call for the throughput; None leaves that out.
+        own: the reference's own latency, from `find_scale`.
+        throughput_batch: images per call for the throughput; None skips that.
     """
     own_ms = own.latency_raw_p50_ms
-    found = measured_beside(
+    found = measure_beside(
         measure,
         path,
         reference.folder / ONNX_FILE,
@@ -67,11 +67,11 @@ def timed(
 
 
 def correction(own_ms: float, beside_ms: float) -> float:
-    """What to multiply a time with that was taken while the reference took `beside_ms` instead of its own time."""
+    """The factor for a time that was taken while the reference took `beside_ms` instead of `own_ms`."""
     return float((own_ms / beside_ms) ** CORRECTED)
 
 
-def measured_beside(
+def measure_beside(
     measure: MeasureConfig,
     path: Path,
     reference: Path,
@@ -80,10 +80,10 @@ def measured_beside(
     reference_own_ms: float | None = None,
     throughput_batch: int | None = None,
 ) -> Measured:
-    """Both files in alternation, in a clean room, as the clock says.
+    """Measure both files in alternation in a clean room, without drift correction.
 
     Args:
-        reference_own_ms: what the reference takes alone, where that is known: the drift is judged by it.
+        reference_own_ms: the reference's own p50, against which drift is judged; None if unknown.
     """
     job = Job(
         candidate=Artifact(onnx=path),
@@ -99,6 +99,6 @@ def measured_beside(
 
 
 def hardware(runtime: str) -> str:
-    """What a latency in a runtime of `backends.RUNTIMES` holds for: the processor, and the GPU if that computes."""
+    """The hardware that a latency in a runtime of `runtimes.base.RUNTIMES` is valid for: processor, and GPU if used."""
     gpu = gpu_name() if RUNTIMES[runtime].device == "cuda" else ""
     return f"{processor()}, {gpu}" if gpu else processor()

@@ -1,8 +1,8 @@
-"""A latency in a clean room: a fresh process, bound to its CPUs, while nobody else computes on this node (no torch).
+"""Measure latency in a clean room: a fresh process bound to its CPUs, with no other work on the node (no torch).
 
-The measuring process reads a job as one line of JSON, opens both files, says `ready`, waits for `go`, measures and
-answers with one line of JSON. It ends when its standard input does: a caller that is killed leaves nothing behind
-that would disturb the next measurement.
+The measuring process reads a job as one line of JSON, opens both files, writes `ready`, waits for `go`, measures and
+answers with one line of JSON. It ends when its standard input closes, so a caller that is killed leaves no process
+behind to disturb the next measurement.
 """
 
 import contextlib
@@ -30,18 +30,18 @@ from trainables.stages.models.devices import GpuState, others_on_gpu
 from trainables.stages.runtimes.base import RUNTIMES, AbsentError, Artifact, Opened
 from trainables.stages.runtimes.opening import open_runtime
 
+# Attempts per file; after the last one the least disturbed is kept and marked, as the machine may never be quiet.
 ATTEMPTS = 3
-"""Measurements of one file before it is taken as it is and marked: others may never be quiet."""
+# Pause before the second attempt, twice that before the third: processes that start up or shut down are done by then.
 PAUSE_S = 0.3
-"""Before the second attempt, twice that before the third: what starts up, or shuts down, is through by then."""
+# If a retry is still at least this fraction as disturbed, the noise is permanent: stop retrying.
 PASSING = 0.5
-"""An attempt that is at least this much of the one before as disturbed meets others that are here to stay."""
+# Environment variables through which a trial's process finds NVIDIA's Multi-Process Service.
 MPS = ("CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY")
-"""Where a trial's process finds NVIDIA's Multi-Process Service."""
+# Time limit for opening both files: TensorRT builds its engines then.
 OPEN_S = 900.0
-"""For opening both files; TensorRT builds its engines then."""
+# Grace period after a measurement's own time: single calls may be slow, and the A-B-B-A round is always finished.
 SLACK_S = 120.0
-"""For a measurement beyond its own time: a call may take long, and one A B B A is always finished."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,41 +51,42 @@ class Job:
     candidate: Artifact
     reference: Artifact
     runtime: str
-    """Of `backends.RUNTIMES`."""
+    """A name in `runtimes.base.RUNTIMES`."""
     threads: int
     """CPU threads."""
     seconds: float
-    """Time for timing both, at most, four times that for calls too slow for 8 blocks; warm-up comes before."""
+    """Time limit for timing both files, warm-up excluded; four times that if calls are too slow for 8 blocks."""
     reference_runtime: str | None = None
-    """None takes the same."""
+    """Runtime of the reference; None means the same as the candidate's."""
     reference_own_ms: float | None = None
-    """The reference's own p50; what it takes beside the candidate must be near that. None if nobody knows it."""
+    """The reference's own p50, from which its p50 beside the candidate may drift only a little; None if unknown."""
     batch: int = 1
-    """Images a call."""
+    """Images per call."""
     throughput_batch: int | None = None
-    """Images a call of the candidate whose throughput is measured too; None leaves that out."""
+    """Images per call for measuring the candidate's throughput as well; None skips that."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What came out."""
+    """The result of a job."""
 
     candidate: LatencyRecord
     reference: LatencyRecord
     throughput_ips: float | None
-    """Images a second in calls of `throughput_batch` images."""
+    """Images per second in calls of `throughput_batch` images."""
 
 
 class BrokenRoomError(RuntimeError):
-    """The measuring process died or fell silent; the message ends with what it said last."""
+    """The measuring process died or did not answer in time; the message ends with its last line of output."""
 
 
 def measure_apart(job: Job, lease: DeviceLock) -> Measured:
-    """Measure in a fresh process while this one holds the lease alone; again, in another one, if others disturbed.
+    """Measure in a fresh process while this one holds the lease alone; retry in another process if it was disturbed.
 
-    Start-up happens under the shared lease: it would disturb who measures, but nobody needs to pause for it. TensorRT's
-    is done alone: it chooses the engine's kernels by their times, for good. Of disturbed attempts, three at most and
-    two where nothing changes, the least disturbed is returned, and says why.
+    The process starts up under the shared lease: that would disturb another measurement, but trainings need not pause
+    for it. TensorRT starts up under the lease alone, because it times kernels to choose those of its engine. There are
+    at most three attempts, or two if the second is no quieter. If all were disturbed, the least disturbed is returned,
+    with the reason.
 
     Raises:
         AbsentError: if the runtime cannot be used on this machine.
@@ -94,7 +95,7 @@ def measure_apart(job: Job, lease: DeviceLock) -> Measured:
     tries: list[Measured] = []
     alone_s = 0.0
     for attempt in range(ATTEMPTS):
-        time.sleep(attempt * PAUSE_S)
+        time.sleep(attempt * PAUSE_S)  # none before the first; outside the lease, so that others can work
         with _Room(job) as room:
             with lease.alone() if job.runtime == "tensorrt" else lease.shared():
                 room.wait_until_ready()
@@ -110,7 +111,7 @@ def measure_apart(job: Job, lease: DeviceLock) -> Measured:
 
 
 def _settled(tries: Sequence[Measured]) -> bool:
-    """Whether another attempt would tell nothing more."""
+    """Whether another attempt would not help: the last was clean, or the noise is permanent."""
     levels = [_disturbance(measured) for measured in tries[-2:]]
     return levels[-1] == 0 or (len(levels) == 2 and levels[1] >= PASSING * levels[0])
 
@@ -121,7 +122,7 @@ def _disturbance(measured: Measured) -> float:
 
 
 class _Room:
-    """The measuring process, seen from outside."""
+    """The measuring process, as its caller controls it."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -139,7 +140,7 @@ class _Room:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.kill()
+        self._process.kill()  # no polite end: it has nothing to save, and the next measurement waits
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._errors):
             if stream is not None:
@@ -147,25 +148,31 @@ class _Room:
                     stream.close()
 
     def wait_until_ready(self) -> None:
-        """Return when both files are open."""
-        self._say(json.dumps(dataclasses.asdict(self._job), default=str))
-        self._hear(OPEN_S)
+        """Send the job and wait until both files are open."""
+        self._send(json.dumps(dataclasses.asdict(self._job), default=str))
+        self._receive(OPEN_S)
 
     def measure(self) -> Measured:
-        """Have it measure."""
-        self._say("go")
+        """Start the measurement and wait for its result."""
+        self._send("go")
         limit = (1 + EXTENSION) * self._job.seconds + SLACK_S
-        return decode(Measured, self._hear(limit), where="the measuring process")
+        return decode(Measured, self._receive(limit), where="the measuring process")
 
-    def _say(self, line: str) -> None:
+    def _send(self, line: str) -> None:
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it is dead: hearing nothing tells why
+        with contextlib.suppress(BrokenPipeError):  # it is dead; `_receive` then raises with the reason
             self._process.stdin.write(line + "\n")
             self._process.stdin.flush()
 
-    def _hear(self, limit_s: float) -> dict[str, Any]:
-        """The next line, as the mapping that it is."""
+    def _receive(self, limit_s: float) -> dict[str, Any]:
+        """Wait for the next line and decode it.
+
+        Raises:
+            AbsentError: if the process says that the runtime cannot be used here.
+            BrokenRoomError: if the process dies, or says nothing for `limit_s` seconds.
+        """
         assert self._process.stdout is not None
+        # `readline` has no time limit; killing the process ends it with an empty line.
         timer = threading.Timer(limit_s, self._process.kill)
         timer.start()
         try:
@@ -173,14 +180,14 @@ class _Room:
         finally:
             timer.cancel()
         if not line:
-            raise BrokenRoomError(self._last_words())
+            raise BrokenRoomError(self._describe_end())
         answer: dict[str, Any] = json.loads(line)
         if "absent" in answer:
             raise AbsentError(answer["absent"])
         return answer
 
-    def _last_words(self) -> str:
-        """How the process ended."""
+    def _describe_end(self) -> str:
+        """How the process ended, and the last line it wrote to standard error."""
         code = self._process.wait()
         self._errors.seek(0)
         said = self._errors.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
@@ -189,21 +196,21 @@ class _Room:
 
 
 def _environment(threads: int) -> dict[str, str]:
-    """Ours, with every library's threads fixed and this package to be found."""
+    """This process's environment, with every library's thread count fixed and this package on the path."""
     fixed = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     path = os.pathsep.join(filter(None, (str(CHECKOUT), os.environ.get("PYTHONPATH"))))
-    ours = {name: value for name, value in os.environ.items() if name not in MPS}  # who ships the file has no MPS
+    ours = {name: value for name, value in os.environ.items() if name not in MPS}  # users of the file have no MPS
     return {**ours, **fixed, "PYTHONPATH": path, "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def _measure(job: Job, candidate: Opened, reference: Opened, wide: Opened | None) -> Measured:
-    """Time both, and look at the machine before and after."""
+    """Time both files, and read the machine's counters before and after."""
     cores = bind(job.threads)
     on_gpu = RUNTIMES[job.runtime].device == "cuda"
     gpu_others_share = others_on_gpu() if on_gpu else None
     before = Counters.now()
     ours, theirs = alternate(candidate.runner, reference.runner, seconds=job.seconds)
-    gpu = GpuState.now() if on_gpu else None  # first: throttling passes within moments
+    gpu = GpuState.now() if on_gpu else None  # read at once: throttling ends within moments
     own = job.reference_own_ms
     seen = conditions(
         before,
@@ -222,7 +229,7 @@ def _measure(job: Job, candidate: Opened, reference: Opened, wide: Opened | None
 
 
 def _open(job: Job) -> tuple[Opened, Opened, Opened | None]:
-    """Candidate and reference, and the candidate for many images a call."""
+    """Open candidate and reference, and the candidate once more for throughput if that is wanted."""
     beside = job.reference_runtime or job.runtime
     candidate, reference = (
         open_runtime(runtime, artifact, threads=job.threads, batch=job.batch)
@@ -239,14 +246,14 @@ def _open(job: Job) -> tuple[Opened, Opened, Opened | None]:
 
 @contextmanager
 def _channel() -> Iterator[IO[str]]:
-    """What was standard output, for us alone: libraries that print, print to standard error."""
+    """Reserve standard output for answers: whatever libraries print goes to standard error instead."""
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as channel:
         os.dup2(2, 1)
         yield channel
 
 
 def _end_with_caller() -> None:
-    """End this process when nobody holds the other end of its standard input any more."""
+    """End this process when the caller's end of its standard input closes."""
 
     def watch() -> None:
         os.read(0, 1)
@@ -256,7 +263,7 @@ def _end_with_caller() -> None:
 
 
 def main() -> int:
-    """The measuring process."""
+    """Run the measuring process: read a job, open its files, measure, answer."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the caller decides
     job = decode(Job, json.loads(sys.stdin.readline()), where="the job")
     with _channel() as channel:
@@ -274,7 +281,7 @@ def main() -> int:
         measured = _measure(job, *opened)
         channel.write(json.dumps(json.loads(to_json(measured))) + "\n")
         channel.flush()
-        os._exit(0)  # at once: nobody needs a tidy shutdown, and everybody waits for the lease
+        os._exit(0)  # skip a tidy shutdown: the whole node waits for the lease
 
 
 if __name__ == "__main__":

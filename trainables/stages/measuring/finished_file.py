@@ -1,4 +1,4 @@
-"""What the user gets from the exported file, on this machine, once per file."""
+"""Measure a finished, exported file on this machine, once per file."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from trainables.records.encoding import to_json
 from trainables.records.stages import ExportRecord, Measurement, ModelRecord, read_measurement
 from trainables.stages.data import prepared
 from trainables.stages.export.session import accuracy, open_session
-from trainables.stages.measuring.beside_teacher import Timed, hardware, timed
+from trainables.stages.measuring.beside_teacher import Timed, hardware, time_beside
 from trainables.stages.measuring.teacher_scale import find_scale
 from trainables.stages.workspace import Bench
 from trainables.store.results import stage_key
@@ -20,13 +20,14 @@ THROUGHPUT_BATCH = 64
 def measure_file(
     bench: Bench, model: ModelRecord, files: ExportRecord, reference: ExportRecord
 ) -> tuple[Measurement, tuple[str, ...]]:
-    """Accuracy on validation and, once, on test; latency in alternation with the teacher's file, alone on the node.
+    """Measure accuracy and latency of an exported file, or find both in the store.
 
-    The teacher's own latency is the scale of all others: what it takes beside itself a second time is noise. The
-    teacher is measured when a sweep begins, so its measurement checks the scale.
+    Accuracy is measured on validation and, once, on test; latency in alternation with the teacher's file, alone on the
+    node. The teacher's own latency is the scale of all others; timing the teacher beside itself would add only noise.
+    The teacher is measured when a sweep begins, so its measurement also checks the scale.
 
     Returns:
-        The measurement, and the keys of what it stands on in the store: itself and the scales.
+        The measurement, and the store keys it depends on: its own and those of the scales.
     """
     measure, dataset, place = bench.candidate.measure, bench.dataset, bench.place
     is_teacher = files.onnx_sha256 == reference.onnx_sha256
@@ -42,14 +43,16 @@ def measure_file(
     def compute(folder: Path) -> None:
         onnx_path = files.folder / ONNX_FILE
         session = open_session(onnx_path, threads=place.threads)
+        # Accuracy does not depend on the load, so trainings may go on beside it; latency below takes the node alone.
         with place.device_lock().shared():
             val_accuracy = accuracy(session, *prepared.load(dataset, "val"))
             test_accuracy = accuracy(session, *prepared.load(dataset, "test"))
-        took: Timed = timed(measure, onnx_path, reference, scale.own, place, throughput_batch=THROUGHPUT_BATCH)
+        took: Timed = time_beside(measure, onnx_path, reference, scale.own, place, throughput_batch=THROUGHPUT_BATCH)
         assert took.throughput_ips is not None
         record = Measurement(
             val_accuracy=val_accuracy,
             test_accuracy=test_accuracy,
+            # The teacher's own scale, not a second timing: otherwise its row would differ from the scale by noise.
             latency=scale.own if is_teacher else took.latency,
             reference_latency_p50_ms=took.reference_latency_p50_ms,
             reference_latency_raw_p50_ms=took.reference_latency_raw_p50_ms,

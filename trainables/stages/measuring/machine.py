@@ -1,4 +1,4 @@
-"""What else the machine does while a latency is taken, and whether that spoils it (no torch)."""
+"""Observe what else the machine does during a measurement, and decide whether that contaminates it (no torch)."""
 
 import contextlib
 import os
@@ -12,45 +12,47 @@ from trainables.stages.models.devices import TICK_S, GpuState, cpu_seconds, cpui
 
 PROC, CPUS = Path("/proc"), Path("/sys/devices/system/cpu")
 
+# Time spent runnable but not running. If all of it falls on timed runs, their mean grows by this share, which must stay
+# within the 2 % aimed at for p50.
 WAITED_LIMIT = 0.02
-"""If all waiting hits the timed runs, their mean grows by this share: it must stay within the 2 % aimed at for p50."""
+# The same, one level below: time in which the hypervisor ran other machines.
 STEAL_LIMIT = 0.02
-"""The same, one level below: the hypervisor took the CPU away."""
+# Looser than WAITED_LIMIT because ticks are coarse: in one second, two ticks of 10 ms are 2 %. Catches interrupts and
+# processes that run while our threads sleep.
 OTHERS_LIMIT = 0.05
-"""Looser than WAITED_LIMIT, since ticks are coarse: in one second two ticks of 10 ms more or less are 2 %. Catches
-interrupts and whoever runs while our threads sleep."""
+# When a quarter of the other CPUs are busy, they compete for caches, memory and clock; single daemons stay below.
 ELSEWHERE_LIMIT = 0.25
-"""A quarter of the other CPUs at work shares caches, memory and clock with us; single daemons stay below."""
+# A machine that reclaims memory stops processes for milliseconds at a time, which would dominate p99.
 MEMORY_STALL_LIMIT = 0.01
-"""A machine that reclaims memory stops processes for milliseconds at a time: p99 would be its doing."""
+# Kernels of other processes run before ours: as with WAITED_LIMIT.
 GPU_OTHERS_LIMIT = 0.02
-"""Kernels of others run before ours: as with WAITED_LIMIT."""
+# A slow machine slows no two files alike (tests/benchmarks/LOG.md, drift), so correcting for a larger drift would be a
+# guess. Drift also reveals neighbours that no counter of this machine shows.
 DRIFT_LIMIT = 0.05
-"""What slows the machine slows no two files alike (tests/benchmarks/LOG.md, drift), and correcting for a larger drift
-would be guessing. Also tells of neighbours that no counter of this machine shows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Counters:
-    """Seconds used since boot, as the kernel counts them; empty or None where it does not."""
+    """Seconds used since boot, as the kernel counts them; empty or None where it does not count."""
 
     at: float
     """Seconds of a monotonic clock."""
     busy: Mapping[int, float] = field(default_factory=dict)
     """CPU -> time in user, nice, system and interrupts."""
     stolen: Mapping[int, float] = field(default_factory=dict)
-    """CPU -> time that the hypervisor took."""
+    """CPU -> time that the hypervisor took away."""
     own_s: float = 0.0
     """CPU time of this process, all threads."""
     waited_s: float | None = None
-    """Time that this process's threads were ready and did not run."""
+    """Time that this process's threads were runnable but not running."""
     memory_stall_s: float | None = None
+    """Time that some process stalled for memory."""
     processes: Mapping[int, tuple[str, int, float]] = field(default_factory=dict)
-    """Other processes: pid -> name, CPU that it ran on last, CPU seconds."""
+    """Other processes: pid -> name, last CPU, CPU seconds."""
 
     @classmethod
     def now(cls, *, processes: bool = True) -> "Counters":
-        """Read them all; a few milliseconds on a machine with hundreds of processes."""
+        """Read all counters; takes a few milliseconds on a machine with hundreds of processes."""
         others = _processes() if processes else {}
         busy, stolen = cpu_seconds()
         return cls(
@@ -73,13 +75,14 @@ def conditions(
     gpu: GpuState | None = None,
     gpu_others_share: float | None = None,
 ) -> ConditionsRecord:
-    """What the machine did between two readings, to a process bound to `cores` (to none: all count as its own)."""
+    """What the machine did between two readings, for a process bound to `cores` (empty: all CPUs are its own)."""
     seconds = max(after.at - before.at, 1e-9)
     ours = sorted(cores) or sorted(after.busy)
     rest = [core for core in after.busy if core not in ours]
     busy = {core: after.busy[core] - before.busy.get(core, 0.0) for core in after.busy}
     stolen = sum(after.stolen[core] - before.stolen.get(core, 0.0) for core in ours if core in after.stolen)
     own = after.own_s - before.own_s
+    # Without counters of all our CPUs the difference to our own time would mean nothing.
     known = bool(busy) and all(core in busy for core in ours)
     span = seconds * max(len(ours), 1)
     return ConditionsRecord(
@@ -106,7 +109,7 @@ def conditions(
 def contamination(seen: ConditionsRecord) -> str:
     """Why a latency taken under these conditions cannot be trusted; empty if it can.
 
-    What the system does not tell counts as quiet.
+    Counters that the system lacks count as quiet.
     """
     reasons = [what.format(f"{100 * share:.0f} %") for share, limit, what in _rules(seen) if share > limit]
     if seen.gpu_throttled:
@@ -117,12 +120,12 @@ def contamination(seen: ConditionsRecord) -> str:
 
 
 def disturbance(seen: ConditionsRecord) -> float:
-    """The worst share as a multiple of its limit, to compare attempts; 0 if nothing is known."""
+    """The worst share as a multiple of its limit, for comparing attempts; 0 if nothing is known."""
     return max((share / limit for share, limit, _ in _rules(seen)), default=0.0) + bool(seen.gpu_throttled)
 
 
 def _rules(seen: ConditionsRecord) -> list[tuple[float, float, str]]:
-    """(share, limit, what to say of it) of all that is known."""
+    """(share, limit, message) of every share that is known."""
     drift = seen.drift or 0.0
     rules = (
         (seen.waited_share, WAITED_LIMIT, "{} of the time others ran in its place"),
@@ -137,10 +140,11 @@ def _rules(seen: ConditionsRecord) -> list[tuple[float, float, str]]:
 
 
 def bind(threads: int, *, sample_s: float = 0.05) -> tuple[int, ...]:
-    """Bind all threads of this process to the `threads` idlest CPUs it may use; returns them, or nothing.
+    """Bind all threads of this process to the `threads` idlest CPUs it may use, and return those CPUs.
 
-    Fast cores first where the kernel says that they differ, then the idlest during `sample_s` of our own sleep, then
-    the last ones, as interrupts come to the first. One CPU of every physical core comes before their twins.
+    Fast cores come first where the kernel reports a difference, then CPUs that were idle during `sample_s` of our own
+    sleep, then one CPU of every physical core before its hyper-thread twin, then the highest numbers, because
+    interrupts go to the lowest. Returns nothing where the system cannot bind.
     """
     if not hasattr(os, "sched_setaffinity"):
         return ()
@@ -163,7 +167,7 @@ def bind(threads: int, *, sample_s: float = 0.05) -> tuple[int, ...]:
 
 
 def normal_priority() -> None:
-    """Undo a lowered priority, where that is allowed: the file's user will not run it `nice`d."""
+    """Undo a lowered priority, where that is allowed: users of the file will not run it `nice`d."""
     with contextlib.suppress(PermissionError, OSError):
         os.setpriority(os.PRIO_PROCESS, 0, 0)
     if hasattr(os, "SCHED_IDLE") and os.sched_getscheduler(0) in (os.SCHED_IDLE, os.SCHED_BATCH):
@@ -172,7 +176,7 @@ def normal_priority() -> None:
 
 
 def _waited_s() -> float | None:
-    """Seconds that threads of this process stood in the run queue."""
+    """Seconds that threads of this process waited in the run queue."""
     total = 0
     try:
         for task in (PROC / "self/task").iterdir():
@@ -184,7 +188,7 @@ def _waited_s() -> float | None:
 
 
 def _memory_stall_s() -> float | None:
-    """`some` of the kernel's pressure information."""
+    """Seconds of memory stall: `some` in the kernel's pressure stall information."""
     line, _, _ = (read(PROC / "pressure/memory") or "").partition("\n")
     return int(line.rpartition("total=")[2]) / 1e6 if "total=" in line else None
 
@@ -204,10 +208,11 @@ def _processes() -> dict[int, tuple[str, int, float]]:
 
 
 def _busiest(before: Counters, after: Counters, cores: Collection[int]) -> str:
-    """Who used most, first of all on these CPUs."""
+    """The other process that used most CPU time, with those on `cores` first; empty if all were quiet."""
     seconds = after.at - before.at
     used: dict[int, float] = {}
     for pid, (_, _, total) in after.processes.items():
+        # a process that is new since `before` has used all of its time since then
         share = (total - before.processes[pid][2] if pid in before.processes else total) / max(seconds, TICK_S)
         if share > OTHERS_LIMIT:
             used[pid] = share
@@ -228,7 +233,7 @@ def _mhz(cores: Collection[int]) -> float | None:
 
 
 def _capacity(core: int) -> int:
-    """Relative speed of a CPU, 0 if the kernel does not tell."""
+    """Relative speed of a CPU, 0 if the kernel does not report it."""
     for name in ("cpu_capacity", "cpufreq/cpuinfo_max_freq"):
         if text := read(CPUS / f"cpu{core}/{name}"):
             return int(text)

@@ -1,4 +1,4 @@
-"""One trained network in one runtime, precision and batch: what its user gets from that."""
+"""Measure one trained network in one runtime, precision and batch size."""
 
 import dataclasses
 import gc
@@ -30,38 +30,36 @@ from trainables.store.results import Key, Store, stage_key
 
 TESTED_VERSION = 1
 CALIBRATION_IMAGES = 256
-EVALUATION_BATCH = 64
-"""Of all evaluations, the last one filled up: runtimes that compile for a shape do so once."""
-ZSTD_LEVEL = 3
-"""Level 19 is smaller by 0.02 % on these files and takes minutes on large ones."""
+EVALUATION_BATCH = 64  # for all evaluations, the last batch padded: runtimes that compile for a shape do so once
+ZSTD_LEVEL = 3  # level 19 is smaller by 0.02 % on these files and takes minutes on large ones
+# Stages that leave weights; the last of them in a trial made its network.
 TRAINING_STAGES = ("teacher", "student", "scratch", "recovery", "qat")
-"""Stages that leave weights, of which a trial's last one is its network."""
 EAGER = {"cpu": "eager_cpu", "cuda": "eager_cuda"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class CellRecord:
-    """What was found."""
+    """The measurements of one cell."""
 
     latency: LatencyRecord
-    """Of one call, `batch_images` images."""
+    """Latency of one call with `batch_images` images."""
     metrics: Mapping[str, float]
-    """Everything by the name it has in MLflow and CSV."""
+    """All results by their names in MLflow and CSV."""
 
 
 def measure_cell(
     cell: Cell, trial: TrialRecord, folder: Path, place: Workspace, *, scratch: Path, seconds: float
 ) -> CellRecord:
-    """Accuracy on test, parity, size and latency of a finished trial's network in one cell.
+    """Measure test accuracy, parity, size and latency of a finished trial's network in one cell.
 
-    Parity is against the same network's FP32 file in ONNX Runtime on the CPU, over the test images, where the trial
-    ships one; `speedup` against FP32 in eager PyTorch on the same device with the same threads, timed in alternation.
+    Parity compares with the same network's FP32 file in ONNX Runtime on the CPU over the test images, if the trial
+    ships one. `speedup` compares with FP32 in eager PyTorch on the same device and threads, timed in alternation.
     Cells that differ in batch or threads alone share accuracy and parity.
 
     Args:
         trial: its record, and `folder` where its files lie.
         scratch: an empty folder for files of other precisions.
-        seconds: for timing, at most.
+        seconds: time limit for timing.
 
     Raises:
         AbsentError: if this cell cannot exist here; the message says why.
@@ -71,13 +69,14 @@ def measure_cell(
     plain = artifact_of(trial, folder, dataset, place.store)
     shipped = str(trial.params.get("precision", "fp32"))
     if shipped == "fp32":
-        artifact = in_precision(plain, cell, dataset, scratch)
+        artifact = convert_for_cell(plain, cell, dataset, scratch)
     elif RUNTIMES[cell.runtime].source == "onnx" and shipped == cell.precision:
         artifact = plain
     else:
         raise AbsentError(f"this trial ships an ONNX file in {shipped} and nothing else")
     reference = plain if shipped == "fp32" else None
     tested = _test(cell, artifact, reference, dataset, place)
+    # Accuracy first: a network that fails in this precision costs no time alone on the node.
     took, speedup = _time(cell, artifact, plain, place, seconds)
     file = _file(cell, artifact)
     metrics = (
@@ -110,11 +109,11 @@ def artifact_of(trial: TrialRecord, folder: Path, dataset: DatasetRecord, store:
     return dataclasses.replace(artifact, weights=network.folder / WEIGHTS, model_name=network.model_name)
 
 
-def in_precision(plain: Artifact, cell: Cell, dataset: DatasetRecord, scratch: Path) -> Artifact:
-    """The network as this cell runs it; ONNX files are written anew, PyTorch's runtimes convert by themselves.
+def convert_for_cell(plain: Artifact, cell: Cell, dataset: DatasetRecord, scratch: Path) -> Artifact:
+    """Convert the network to the cell's precision: ONNX files are rewritten, PyTorch's runtimes convert on loading.
 
     Raises:
-        AbsentError: if nobody can run this precision there.
+        AbsentError: if the runtime cannot run this precision.
         ValueError: if the network cannot be written in it.
     """
     if cell.precision == "fp32":
@@ -130,10 +129,11 @@ def in_precision(plain: Artifact, cell: Cell, dataset: DatasetRecord, scratch: P
         return dataclasses.replace(plain, half=True)
     if cell.precision == "int8_ptq" and cell.runtime == "onnxruntime_cuda":
         raise AbsentError("ONNX Runtime's CUDA provider has no INT8 convolutions; TensorRT has")
-    return dataclasses.replace(plain, onnx=_converted(plain.onnx, cell, dataset, scratch))
+    return dataclasses.replace(plain, onnx=_convert(plain.onnx, cell, dataset, scratch))
 
 
-def _converted(source: Path, cell: Cell, dataset: DatasetRecord, scratch: Path) -> Path:
+def _convert(source: Path, cell: Cell, dataset: DatasetRecord, scratch: Path) -> Path:
+    # only here: cells that ship a file as it is need no converter
     from trainables.stages.export.convert import convert_fp16, quantize_int8
     from trainables.stages.export.scheme import scheme_for
     from trainables.stages.export.stage import calibration_pixels
@@ -148,9 +148,9 @@ def _converted(source: Path, cell: Cell, dataset: DatasetRecord, scratch: Path) 
 
 
 def _network(trial: TrialRecord, store: Store) -> ModelRecord | None:
-    """The last network that the trial trained, or None if the store has been cleaned of it.
+    """The last network that the trial trained, or None if the store no longer has it.
 
-    One before it is no substitute: its teacher, or itself unpruned, is another network.
+    An earlier network is no substitute: the teacher, or the student before pruning, is a different network.
     """
     trained = [key for key in trial.keys if key.partition("/")[0] in TRAINING_STAGES]
     if not trained:
@@ -163,11 +163,11 @@ def _network(trial: TrialRecord, store: Store) -> ModelRecord | None:
 def _test(
     cell: Cell, artifact: Artifact, reference: Artifact | None, dataset: DatasetRecord, place: Workspace
 ) -> dict[str, float]:
-    """Accuracy on test, and how far the logits are from the reference's; from the store if they are there.
+    """Measure test accuracy and the distance of the logits from the reference's, or find both in the store.
 
     Raises:
         AbsentError: if the runtime cannot be opened.
-        ValueError: if there are logits that are not finite.
+        ValueError: if a logit is not finite.
     """
     package = RUNTIMES[cell.runtime].needs[0]
     if reason := absence(cell.runtime):
@@ -186,7 +186,7 @@ def _test(
         with place.device_lock().shared():
             opened = open_runtime(cell.runtime, artifact, threads=place.threads, batch=EVALUATION_BATCH)
             found = _quality(opened, reference, dataset, threads=place.threads)
-            del opened
+            del opened  # give GPU memory back before the timing process opens the file
             gc.collect()
         write_text(folder / RECORD, to_json(found))
 
@@ -216,6 +216,7 @@ def _logits(opened: Opened, images: npt.NDArray[np.uint8]) -> Iterator[Logits]:
     for start in range(0, len(images), EVALUATION_BATCH):
         chunk = images[start : start + EVALUATION_BATCH].astype(np.float32) / np.float32(255)
         missing = EVALUATION_BATCH - len(chunk)
+        # a last batch of another shape would make compiling runtimes compile again
         full = np.pad(chunk, ((0, missing), (0, 0), (0, 0), (0, 0)))
         yield opened.logits(full)[: len(chunk)]
 
@@ -223,7 +224,7 @@ def _logits(opened: Opened, images: npt.NDArray[np.uint8]) -> Iterator[Logits]:
 def _time(
     cell: Cell, artifact: Artifact, plain: Artifact, place: Workspace, seconds: float
 ) -> tuple[LatencyRecord, dict[str, float]]:
-    """Latency of a call, and how many times as fast as eager PyTorch in FP32 that is, where that can run."""
+    """Measure the latency of a call, and its speedup over eager PyTorch in FP32 if the weights are still there."""
     eager = EAGER[RUNTIMES[cell.runtime].device] if plain.weights is not None else None
     job: dict[str, Any] = {
         "candidate": artifact,
@@ -241,7 +242,7 @@ def _time(
 
 
 def _file(cell: Cell, artifact: Artifact) -> Path:
-    """What has to be shipped for this runtime."""
+    """The file that has to be shipped for this runtime."""
     source = RUNTIMES[cell.runtime].source
     file = {"onnx": artifact.onnx, "torchscript": artifact.torchscript, "network": artifact.weights}[source]
     assert file is not None

@@ -1,4 +1,4 @@
-"""Two files under the clock in turn, and what their times say (no torch)."""
+"""Time two files in turn and summarise their times (no torch)."""
 
 import gc
 import math
@@ -11,28 +11,24 @@ import numpy as np
 from trainables.records.latency import HALF_WIDTH, LatencyRecord
 from trainables.stages.runtimes.base import Runner
 
-CONFIDENCE = 0.99
-"""Of the upper bound on the 90th percentile, as in MLPerf."""
-MIN_BLOCKS = 8
-"""Fewer blocks have no interval worth the name."""
-EXTENSION = 4
-"""Times the limit that a file may take whose runs are too slow for `MIN_BLOCKS` within it."""
+CONFIDENCE = 0.99  # of the upper bound on the 90th percentile, as in MLPerf
+MIN_BLOCKS = 8  # fewer blocks give no useful interval
+EXTENSION = 4  # a file too slow for `MIN_BLOCKS` within the time limit may take this many times the limit
 
+# Target length of a warm-up window, 3 to 20 runs: long compared with the switch to a file that was not running.
 _WINDOW_MS = 250.0
-"""Aimed length of a warm-up window, 3 to 20 runs: long against the switch to a file that was not running."""
+# Target length of a timed block: long compared with the switch between files, short compared with machine drift.
 _BLOCK_MS = 25.0
-"""Aimed length of a timed block: long against the switch between files, short against drift of the machine."""
+# Runs per block: with six, eight blocks are enough for a bound on p90; only two if a run takes `_SLOW_MS` or more.
 _FEWEST, _MOST, _SLOW_MS = 6, 1000, 100.0
-"""Runs of a block: with six, eight blocks are enough for a bound on p90; two where a run takes that long."""
 
 
 def alternate(candidate: Runner, reference: Runner, *, seconds: float) -> tuple[LatencyRecord, LatencyRecord]:
-    """Latency of both, timed in turn (A B B A), so that a slow minute of the machine meets both.
+    """Measure the latency of both files in turn (A B B A), so that a slow minute of the machine affects both.
 
-    Blocks of about 25 ms, each after one untimed run that refills the caches, until the 95 % block-bootstrap
-    half-width of both p50 is within 2 % or `seconds` are over (four times that for files too slow for
-    `MIN_BLOCKS`; one A B B A at least). Warm-up before that takes half of `seconds` at most, and three runs of each at
-    least.
+    Time blocks of about 25 ms, each after one untimed run that refills the caches, until the 95 % block-bootstrap
+    half-width of both p50 is within 2 % or `seconds` are over (four times that for files too slow for `MIN_BLOCKS`; at
+    least one A B B A). Warm-up comes before: at most half of `seconds`, but at least three runs of each file.
     """
     sides = [_Side(candidate), _Side(reference)]
     ours, theirs = sides
@@ -49,12 +45,13 @@ def alternate(candidate: Runner, reference: Runner, *, seconds: float) -> tuple[
             if len(ours.blocks) >= next_check:
                 if all(median_half_width(side.blocks) <= HALF_WIDTH for side in sides):
                     break
+                # a bootstrap takes longer than a block: check ever more rarely
                 next_check = int(1.25 * next_check) + 1
     return ours.record(), theirs.record()
 
 
 def throughput_ips(runner: Runner, *, seconds: float) -> float:
-    """Images a second in calls one after the other: batch / median time of a call; three calls at least."""
+    """Measure images per second in successive calls: batch / median time of a call, over at least three calls."""
     with _no_gc():
         runner.run()
         deadline = time.perf_counter() + seconds
@@ -65,7 +62,10 @@ def throughput_ips(runner: Runner, *, seconds: float) -> float:
 
 
 def median_half_width(blocks: Sequence[Sequence[float]], *, resamples: int = 200) -> float:
-    """Half the 95 % interval of the median, relative to it; whole blocks are resampled, as neighbours are alike."""
+    """Half the 95 % interval of the median, relative to the median.
+
+    Whole blocks are resampled, because neighbouring runs are alike.
+    """
     times = np.asarray(blocks)
     rng = np.random.default_rng(0)
     picks = rng.integers(0, len(times), size=(resamples, len(times)))
@@ -75,11 +75,11 @@ def median_half_width(blocks: Sequence[Sequence[float]], *, resamples: int = 200
 
 
 def p90_bound(times: Sequence[float]) -> float | None:
-    """Above the 90th percentile with 99 % confidence, whatever the distribution; None if there are too few times.
+    """A time above the 90th percentile with 99 % confidence for any distribution; None if there are too few times.
 
-    Of q sorted times the t slowest are left out, with the largest t for which Binomial(q, 0.1) <= t has a probability
-    of at most 1 %: only then could the slowest that is kept lie below the 90th percentile. MLPerf's early-stopping
-    estimate; like that it takes runs for independent, which disturbances that last make untrue.
+    Of q sorted times, drop the t slowest, with the largest t for which Binomial(q, 0.1) <= t has a probability of at
+    most 1 %: only in that case could the slowest time kept lie below the 90th percentile. This is MLPerf's
+    early-stopping estimate. Like it, this assumes independent runs, which is wrong under lasting disturbances.
 
     Example:
         >>> p90_bound(range(1, 101))
@@ -98,7 +98,7 @@ def p90_bound(times: Sequence[float]) -> float | None:
 
 
 class _Side:
-    """One of the two."""
+    """One side of the comparison."""
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
@@ -107,7 +107,7 @@ class _Side:
         self.blocks: list[list[float]] = []
 
     def warm_up(self, seconds: float) -> None:
-        """Runs until the medians of two successive windows differ by less than 5 %, or `seconds` are over."""
+        """Run until the medians of two successive windows differ by less than 5 %, or `seconds` are over."""
         deadline = time.perf_counter() + seconds
         now = min(_times(self._runner, 3))
         window = int(np.clip(_WINDOW_MS / now, 3, 20))
@@ -118,7 +118,7 @@ class _Side:
         self._runs = int(np.clip(_BLOCK_MS / now, _FEWEST if now < _SLOW_MS else 2, _MOST))
 
     def time_block(self) -> None:
-        _times(self._runner, 1)
+        _times(self._runner, 1)  # untimed: the other file has just emptied the caches
         self.blocks.append(_times(self._runner, self._runs))
 
     def record(self) -> LatencyRecord:
@@ -140,7 +140,7 @@ class _Side:
 
 
 def _times(runner: Runner, runs: int) -> list[float]:
-    """Milliseconds of each run."""
+    """Run and time each run, in milliseconds."""
     clock, run = time.perf_counter_ns, runner.run
     times = []
     for _ in range(runs):
@@ -152,7 +152,7 @@ def _times(runner: Runner, runs: int) -> list[float]:
 
 @contextmanager
 def _no_gc() -> Iterator[None]:
-    """Without Python's garbage collector, whose pauses would land in the tail of the times."""
+    """Disable Python's garbage collector, whose pauses would land in the tail of the times."""
     enabled = gc.isenabled()
     gc.collect()
     gc.disable()

@@ -1,4 +1,4 @@
-"""Measure first: what a pruned student costs its user, found on its untrained shape and kept for all trials."""
+"""Measure before training: cost of a pruned student from its untrained shape, found once for all trials."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ from trainables.records.stages import ExportRecord, ShapeRecord, read_shape
 from trainables.stages.export.scheme import scheme_for
 from trainables.stages.export.stage import convert
 from trainables.stages.export.writer import export_untrained
-from trainables.stages.measuring.beside_teacher import Timed, hardware, timed
+from trainables.stages.measuring.beside_teacher import Timed, hardware, time_beside
 from trainables.stages.measuring.teacher_scale import find_scale
 from trainables.stages.models.build import source_of
 from trainables.stages.models.inspection import count
@@ -30,14 +30,14 @@ BISECTIONS = 8  # 1/256 of the channels is finer than any layer
 
 
 def measure_shape(bench: Bench, reference: ExportRecord, *, plan: Mapping[str, int] | None = None) -> ShapeRecord:
-    """Latency, size and MACs of this candidate's architecture, from random weights, or from the store.
+    """Measure latency, size and MACs of this candidate's architecture with random weights, or find them in the store.
 
-    The signature is the architecture and the precision: zeroed weights change none of these numbers, so all methods
-    that zero share the dense student's entry. The widths that `global` scope will leave are not known at first: without
-    `plan` what is measured is the same share of every layer, an estimate.
+    The key is the architecture and the precision. Zeroed weights change none of these numbers, so all methods that
+    zero weights share the dense student's entry. The widths that `global` scope leaves depend on the trained weights:
+    without `plan`, every layer loses the same share, which is an estimate.
 
     Args:
-        plan: the widths that are left, where the trained weights have told them.
+        plan: the widths left by pruning, once the trained weights have decided them.
     """
     candidate, dataset, place = bench.candidate, bench.dataset, bench.place
     structured = candidate.prune.removes_channels
@@ -53,38 +53,41 @@ def measure_shape(bench: Bench, reference: ExportRecord, *, plan: Mapping[str, i
         pruning_ratio=candidate.prune.pruning_ratio if structured else 0.0,
         pruning_of=candidate.prune.pruning_of if structured else "channels",
         processor=hardware(candidate.measure.latency_runtime),
-        **_apart(candidate, plan),
+        **_extra_key_parts(candidate, plan),
         **vars(candidate.measure),
     )
 
     def compute(folder: Path) -> None:
         started = time.perf_counter()
-        timing = partial(timed, candidate.measure, reference=reference, own=scale.own, place=place)
+        timing = partial(time_beside, candidate.measure, reference=reference, own=scale.own, place=place)
         sketch = _Sketch(bench, folder / "untrained.onnx", timing, plan)
+        # Methods that zero weights keep the dense shape, hence ratio 0.
         record = sketch.measure(sketch.channel_ratio() if structured else 0.0)
-        sketch.path.unlink()
+        sketch.path.unlink()  # the numbers stay in the store; the file has random weights and no use
         seconds = time.perf_counter() - started
         write_text(folder / RECORD, to_json(vars(record) | {"seconds": seconds}))
 
     return read_shape(place.store.once(key, compute))
 
 
-def _apart(candidate: Candidate, plan: Mapping[str, int] | None) -> dict[str, Any]:
-    """Settings with a shape of their own; at their defaults they are left out, as old keys lack them."""
-    apart: dict[str, Any] = {} if plan is None else {"plan": dict(plan)}
+def _extra_key_parts(candidate: Candidate, plan: Mapping[str, int] | None) -> dict[str, Any]:
+    """Settings that change the shape; defaults are left out because keys of older stores lack them."""
+    extra: dict[str, Any] = {} if plan is None else {"plan": dict(plan)}
     if candidate.prune.removes_channels and candidate.prune.pruning_criterion == "bn_scale":
-        apart["pruning_criterion"] = "bn_scale"  # spares layers without BatchNorm
+        extra["pruning_criterion"] = "bn_scale"  # spares layers without BatchNorm
     if candidate.export.precision != "fp32":
-        apart["precision"] = candidate.export.precision.partition("_")[0]
-    if apart.get("precision") == "int8":
-        apart |= vars(scheme_for(candidate.measure.latency_runtime))
-    return apart
+        # int8_ptq and int8_qat differ in weights alone: one file shape, one measurement
+        extra["precision"] = candidate.export.precision.partition("_")[0]
+    if extra.get("precision") == "int8":
+        extra |= vars(scheme_for(candidate.measure.latency_runtime))
+    return extra
 
 
 def solve(share: Callable[[float], float], target: float) -> float:
-    """The smallest channel ratio in [0, 1) at which `share` (of the dense model, falling) is at most `target`.
+    """Find the smallest channel ratio in [0, 1) at which `share` is at most `target`.
 
-    Bisection; the answer is within 1 / 2^BISECTIONS.
+    `share` is what is left of the dense model at a ratio; it must fall as the ratio grows. Bisection finds the ratio to
+    within 1 / 2^BISECTIONS.
 
     Raises:
         ValueError: if even the narrowest model is above the target.
@@ -99,7 +102,7 @@ def solve(share: Callable[[float], float], target: float) -> float:
 
 
 class _Sketch:
-    """Untrained students of one architecture, pruned by any ratio and measured."""
+    """An untrained student that can be built, pruned and measured at any channel ratio."""
 
     def __init__(
         self, bench: Bench, path: Path, timing: Callable[[Path], Timed], plan: Mapping[str, int] | None
@@ -108,11 +111,11 @@ class _Sketch:
         self._candidate, self._dataset, self._place = bench.candidate, bench.dataset, bench.place
 
     def channel_ratio(self) -> float:
-        """The ratio of channels that `pruning_of` and `pruning_ratio` ask for."""
+        """Find the ratio of channels that `pruning_of` and `pruning_ratio` ask for."""
         wanted = self._candidate.prune
         if wanted.pruning_of == "channels":
             return wanted.pruning_ratio
-        known: dict[float, float] = {}
+        known: dict[float, float] = {}  # `solve` asks for ratio 0 every time, and each latency is a measurement
 
         def amount(ratio: float) -> float:
             if ratio not in known:
@@ -122,7 +125,7 @@ class _Sketch:
         return solve(lambda ratio: amount(ratio) / amount(0.0), 1 - wanted.pruning_ratio)
 
     def measure(self, ratio: float) -> ShapeRecord:
-        """Build, prune, export and time one."""
+        """Build, prune, export and time the student at one ratio."""
         with self._place.device_lock().shared():
             model = self._model(ratio)
             num_params, _, macs = count(model, self._dataset.image_size)
@@ -137,7 +140,7 @@ class _Sketch:
             size_bytes=size_bytes,
             num_params=num_params,
             macs=macs,
-            seconds=0.0,
+            seconds=0.0,  # `measure_shape` fills in the time of the whole search
         )
 
     def _amount(self, what: str, ratio: float) -> float:
@@ -149,7 +152,7 @@ class _Sketch:
         return record.latency_p50_ms / record.reference_latency_p50_ms
 
     def _model(self, ratio: float) -> torch.nn.Module:
-        torch.manual_seed(0)
+        torch.manual_seed(0)  # equal random weights for every ratio, so that only the shape differs
         model = build_for(self._candidate.student.student_model, self._dataset)
         config = self._candidate.prune
         if config.removes_channels:

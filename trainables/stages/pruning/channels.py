@@ -1,4 +1,4 @@
-"""Removes whole channels, coupled layers together, by score within each layer or over the whole network."""
+"""Remove whole channels, coupled layers together, by score within each layer or over the whole network."""
 
 import copy
 import math
@@ -15,34 +15,34 @@ from trainables.stages.models.torch_private import BatchNorm
 from trainables.stages.models.weights import check_reload, is_scale
 from trainables.stages.pruning.criteria import Batches, Score, add_gradients, scorer
 
+# Smallest share of a layer's channels that global ranking keeps: without a floor it empties whole layers.
 LEAST_GLOBAL = 0.1
-"""Share of a layer's channels that global ranking leaves at least: without it, it empties whole layers."""
 
 Plan = Mapping[str, int]
 """Output channels of layers by name."""
 
 
 class _RefusedError(ValueError):
-    """Said by us: it needs no wrapping, unlike what the tracer raises."""
+    """A refusal of our own, which is not wrapped as errors of the tracer are."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Group:
-    """Channels of one layer, with all that has to go with them."""
+    """The channels of one layer, and the coupled channels of other layers that must go with them."""
 
     name: str
-    """Of the layer that gives the group its width."""
+    """Name of the layer that defines the group's width."""
     layer: nn.Module
     remove: Any
     """torch-pruning's function that takes channels out of the layer."""
     scores: Tensor
-    """One a channel; one a channel of a convolution group where that is grouped."""
+    """One per channel; for a grouped convolution, one per channel of a convolution group."""
     parts: int
-    """Groups of the convolution; 1 mostly."""
+    """Groups of the convolution; usually 1."""
 
 
 def widths(model: nn.Module) -> dict[str, int]:
-    """Output channels of every Conv2d and Linear by name."""
+    """The number of output channels of every Conv2d and Linear, by name."""
     layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     return {name: int(layer.weight.shape[0]) for name, layer in layers}
 
@@ -59,22 +59,23 @@ def remove_channels(
     plan: Plan | None = None,
     batches: Batches | None = None,
 ) -> None:
-    """Removes `ratio` of the channels in place: of every layer, or of the network.
+    """Remove `ratio` of the channels in place: of every layer, or of the network.
 
     Args:
-        dense: widths that `ratio` is a fraction of, those of the model itself if None: a second cut says its first.
-        plan: how many channels to keep, by layer, instead of `ratio` and `scope`.
-        batches: for the gradients of `taylor`.
+        dense: widths that `ratio` is a fraction of, by default the model's own; a second cut passes those from before
+            the first.
+        plan: channels to keep, by layer, instead of `ratio` and `scope`.
+        batches: images for the gradients of `taylor`.
 
     Raises:
         ValueError: if the architecture cannot be pruned, run or stored; the model may then be unusable.
     """
     _check_layers(model)
-    whole = copy.deepcopy(model)
+    whole = copy.deepcopy(model)  # the dense architecture, into which the store loads pruned weights
     device = next(model.parameters()).device
     image = torch.zeros(1, 3, image_size, image_size, device=device)
     output = _output_layer(model, image, num_classes)
-    # the graph is traced through autograd, which frozen parameters would cut
+    # torch-pruning traces the graph through autograd, which frozen parameters would interrupt
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     model.requires_grad_(True)
     if criterion == "taylor":
@@ -83,7 +84,7 @@ def remove_channels(
         _cut(model, image, output, scorer(criterion), ratio, scope, dense=dense or widths(model), plan=plan)
     except (*OUT_OF_MEMORY, _RefusedError):
         raise
-    except Exception as error:  # whatever the tracer meets in an architecture that it does not know
+    except Exception as error:  # the tracer raises anything on an architecture it does not know
         kind = type(error).__name__
         raise ValueError(f"Structured pruning cannot handle this architecture ({kind}: {error}).") from error
     model.zero_grad(set_to_none=True)
@@ -119,14 +120,15 @@ def _cut(
         if plan is not None:
             removed = [max(0, len(group.scores) - plan[group.name] // group.parts) for group in groups]
         elif scope == "global":
-            removed = _ranked_together(groups, ratio, dense)
+            removed = _rank_together(groups, ratio, dense)
         else:
-            removed = [_of_one(group, ratio, dense[group.name]) for group in groups]
+            removed = [_surplus(group, ratio, dense[group.name]) for group in groups]
         for group, count in zip(groups, removed, strict=True):
             _remove(graph, group, count)
 
 
 def _groups(graph: Any, model: nn.Module, output: nn.Module, score: Score) -> list[_Group]:
+    """Score every group of coupled channels, the outputs of the network excepted."""
     names = {layer: name for name, layer in model.named_modules()}
     found: list[_Group] = []
     roots = [nn.Conv2d, nn.Linear]
@@ -138,26 +140,27 @@ def _groups(graph: Any, model: nn.Module, output: nn.Module, score: Score) -> li
             continue
         if not bool(scores.isfinite().all()):
             raise _RefusedError(f"The scores of layer {names[root]} must be finite, but got nan or inf.")
+        # every part must lose the same channels, so their scores are averaged
         scores = scores.detach().cpu().view(parts, -1).mean(dim=0)
         found.append(_Group(name=names[root], layer=root, remove=group[0].dep.handler, scores=scores, parts=parts))
     return found
 
 
 def _parts(layer: nn.Module) -> int:
-    """How many equal parts a grouped convolution splits its channels into; a depthwise one has a part a channel."""
+    """The number of equal parts that a grouped convolution splits its channels into; 1 for a depthwise one."""
     return layer.groups if isinstance(layer, nn.Conv2d) and 1 < layer.groups != layer.out_channels else 1
 
 
-def _of_one(group: _Group, ratio: float, dense: int) -> int:
-    """Channels to remove so that (1 - ratio) of the dense width is left."""
+def _surplus(group: _Group, ratio: float, dense: int) -> int:
+    """The number of channels to remove so that (1 - ratio) of the dense width is left."""
     width = len(group.scores)
     if group.parts > 1:  # of each part
         return max(0, width - int(dense // group.parts * (1 - ratio)))
     return max(0, width - rounded(dense * (1 - ratio), dense))
 
 
-def _ranked_together(groups: Sequence[_Group], ratio: float, dense: Plan) -> list[int]:
-    """Channels to remove of each group when the lowest scores of all go first."""
+def _rank_together(groups: Sequence[_Group], ratio: float, dense: Plan) -> list[int]:
+    """Rank the channels of all groups together; return how many of the lowest scores each group loses."""
     total = sum(dense[group.name] // group.parts for group in groups)
     budget = sum(len(group.scores) for group in groups) - round(total * (1 - ratio))
     owner = torch.cat([torch.full((len(group.scores),), index) for index, group in enumerate(groups)])
@@ -177,13 +180,14 @@ def _ranked_together(groups: Sequence[_Group], ratio: float, dense: Plan) -> lis
 
 
 def rounded(keep: float, width: int) -> int:
-    """The multiple of 8 nearest to `keep`, of 4 for layers of 16 to 31 channels, of 1 below; never none."""
+    """`keep` rounded to a multiple of 8, of 4 for layers of 16 to 31 channels, of 1 below; at least one step."""
+    # kernels process channels in vectors of 4 or 8: odd widths cost the time of the next multiple
     step = 8 if width >= 32 else 4 if width >= 16 else 1
     return min(width, max(step, step * math.floor(keep / step + 0.5)))
 
 
 def _remove(graph: Any, group: _Group, count: int) -> None:
-    """Takes the `count` lowest channels out, of every part."""
+    """Remove the `count` channels with the lowest scores from every part."""
     if count <= 0:
         return
     lowest = group.scores.argsort()[:count]
@@ -194,7 +198,11 @@ def _remove(graph: Any, group: _Group, count: int) -> None:
 
 
 def _check_layers(model: nn.Module) -> None:
-    """Returns if every parameter can lose channels and be resized: of a known layer, or one number a channel."""
+    """Check that every parameter can lose channels: it belongs to a known layer, or has one number per channel.
+
+    Raises:
+        ValueError: if one cannot.
+    """
     for name, layer in model.named_modules():
         sizes = [parameter.shape for parameter in layer.parameters(recurse=False)]
         if not isinstance(layer, nn.Conv2d | BatchNorm | nn.Linear | nn.LayerNorm) and not all(map(is_scale, sizes)):
@@ -205,14 +213,14 @@ def _check_layers(model: nn.Module) -> None:
 
 
 def _scales(model: nn.Module) -> list[tuple[nn.Parameter, int]]:
-    """Parameters outside of layers, one number a channel, and the dimension that the channels lie along."""
+    """Parameters outside known layers with one number per channel, and the dimension of the channels."""
     known = (nn.Conv2d, BatchNorm, nn.Linear, nn.LayerNorm)
     own = [p for layer in model.modules() if not isinstance(layer, known) for p in layer.parameters(recurse=False)]
     return [(parameter, int(torch.tensor(parameter.shape).argmax())) for parameter in own if parameter.numel() > 1]
 
 
 def _output_layer(model: nn.Module, image: Tensor, num_classes: int) -> nn.Module:
-    """The layer that ran last among those with num_classes outputs."""
+    """Find the layer that runs last among those with num_classes outputs: it must keep all of them."""
     ran: list[nn.Module] = []
 
     def note(layer: nn.Module, inputs: Any, output: Any) -> None:

@@ -1,8 +1,8 @@
 """Every model by every way to prune at every ratio: each cell passes or is refused with a reason.
 
-A pass means: the network ran before and after, ratio 0 left its logits bit for bit, any other ratio removed something,
-the method's own rule holds (two zeros of four, the number of zeros, multiples of 8), and stored weights, loaded into
-the dense architecture, give the same logits.
+A cell passes if the network ran before and after, ratio 0 kept its logits bit for bit, any other ratio removed
+something, the method's own rule holds (two zeros of four, the number of zeros, multiples of 8), and stored weights
+loaded into the dense architecture give the same logits.
 """
 
 import copy
@@ -36,7 +36,7 @@ CLASSES, SIZE = 10, 32
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """A way to prune."""
+    """One way to prune: a method with its settings."""
 
     method: str
     criterion: str = "magnitude"
@@ -62,25 +62,25 @@ WAYS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """What came of one model, way and ratio."""
+    """The outcome for one model, way and ratio."""
 
     verdict: str
     """`pass`, `refused` or `FAILED`."""
     text: str
-    """What is left, or why not."""
+    """What is left of the network, or the reason."""
 
 
 def check(name: str, way: Way, ratio: float, dense: nn.Module) -> Cell:
-    """Prunes a copy of `dense` and looks whether the result is what was asked for."""
+    """Prune a copy of `dense` and check that the result is what was asked for."""
     model = copy.deepcopy(dense)
     try:
-        summary = _pruned(model, way, ratio)
+        summary = _prune(model, way, ratio)
     except ValueError as error:
-        refused = ratio > 0 and error.__cause__ is None  # with a cause it is a crash that somebody put into words
+        refused = ratio > 0 and error.__cause__ is None  # with a cause it wraps a crash
         return Cell(verdict="refused" if refused else "FAILED", text=str(error))
-    except OUT_OF_MEMORY:
+    except OUT_OF_MEMORY:  # says nothing about the model
         raise
-    except Exception as error:  # a crash is what this table looks for
+    except Exception as error:  # crashes are what this table is for
         return Cell(verdict="FAILED", text=f"{type(error).__name__}: {error}")
     if fault := next(_faults(name, model, dense, way, ratio, summary), None):
         return Cell(verdict="FAILED", text=fault)
@@ -91,7 +91,7 @@ def check(name: str, way: Way, ratio: float, dense: nn.Module) -> Cell:
 
 
 def table(models: Sequence[str], ratios: Sequence[float], ways: Sequence[Way] = WAYS) -> tuple[str, int]:
-    """The table in Markdown, and how many cells failed."""
+    """Check every cell; return the table in Markdown and the number of failed cells."""
     lines = ["| model | pruning | " + " | ".join(f"{ratio:g}" for ratio in ratios) + " |"]
     lines.append("|---" * (2 + len(ratios)) + "|")
     reasons: dict[str, int] = {}
@@ -102,6 +102,7 @@ def table(models: Sequence[str], ratios: Sequence[float], ways: Sequence[Way] = 
             started = time.perf_counter()
             cells = [check(name, way, ratio, dense) for ratio in ratios]
             failed += sum(cell.verdict == "FAILED" for cell in cells)
+            # reasons are long and repeat: footnotes keep the table readable
             shown = [
                 cell.text
                 if cell.verdict == "pass"
@@ -115,7 +116,7 @@ def table(models: Sequence[str], ratios: Sequence[float], ways: Sequence[Way] = 
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; returns 0 if every cell passed or was refused with a reason, else 1."""
+    """Run the command line; return 0 if every cell passed or was refused with a reason, else 1."""
     parser = OneLineParser(prog="python -m trainables.stages.pruning", description=__doc__.partition("\n")[0])
     parser.add_argument("--check", action="store_true", required=True, help="print the table")
     parser.add_argument("--models", default=",".join(MODELS), help="a list (default: %(default)s)")
@@ -135,7 +136,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _dense(name: str) -> nn.Module:
-    """The model with random weights, and BatchNorm as if trained: untrained, all its scales are equal."""
+    """Build the model with random weights and random BatchNorm scales, which are all equal in an untrained network."""
     torch.manual_seed(0)
     model = build_model(name, num_classes=CLASSES, image_size=SIZE).eval()
     for layer in model.modules():
@@ -145,7 +146,8 @@ def _dense(name: str) -> nn.Module:
     return model
 
 
-def _pruned(model: nn.Module, way: Way, ratio: float) -> PruneSummary:
+def _prune(model: nn.Module, way: Way, ratio: float) -> PruneSummary:
+    """Prune in place, in as many steps as `way` says, and summarise all of them together."""
     before, first = widths(model), copy.deepcopy(model)
     for step in range(1, way.steps + 1):
         summary = prune(
@@ -158,7 +160,7 @@ def _pruned(model: nn.Module, way: Way, ratio: float) -> PruneSummary:
             scope=way.scope,
             dense=before,
             batches=_batches,
-            must_remove=way.steps == 1,
+            must_remove=way.steps == 1,  # a single step of several may be too small to remove anything
         )
     if way.steps == 1:
         return summary
@@ -183,7 +185,7 @@ def _logits(model: nn.Module) -> Tensor:
 def _faults(
     name: str, model: nn.Module, dense: nn.Module, way: Way, ratio: float, summary: PruneSummary
 ) -> Iterator[str]:
-    """What is wrong with a pruning that said it succeeded."""
+    """Find what is wrong with a pruning that reported success."""
     logits = _logits(model)
     if not bool(logits.isfinite().all()):
         yield "logits are not finite"
@@ -206,6 +208,7 @@ def _faults(
 
 
 def _wrong_zeros(model: nn.Module, method: str, ratio: float) -> str:
+    """What is wrong with the zeros that `method` left; empty if nothing is."""
     weights = [conv.weight.detach() for conv in convolutions(model).values()]
     if method == "nm_2_4":
         fours = [weight.movedim(1, -1).reshape(-1, GROUP) for weight in weights if weight.shape[1] % GROUP == 0]

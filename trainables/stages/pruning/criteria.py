@@ -1,4 +1,4 @@
-"""Which channels matter: scores of coupled channels by magnitude, LAMP, Taylor expansion or BatchNorm's scale."""
+"""Score coupled channels by magnitude, LAMP, Taylor expansion or BatchNorm scale, to decide which to remove."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -10,16 +10,18 @@ from torch import Tensor, nn
 from trainables.stages.models.inspection import evaluating
 
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
-"""Some labelled training images: normalised pixels (B, 3, H, W) and class indices (B)."""
+"""Labelled training images: normalised pixels (B, 3, H, W) and class indices (B)."""
 Score = Callable[[Any], Tensor | None]
-"""One importance a channel of a torch-pruning group; None for a group that the criterion has nothing to say about."""
+"""One importance per channel of a torch-pruning group; None if the criterion does not apply to the group."""
 
 
 def scorer(criterion: str) -> Score:
-    """The score of a group of coupled channels.
+    """The function that scores a group of coupled channels.
 
-    - `magnitude`: mean squared weight over all that is coupled, relative to the group's (DepGraph, arXiv:2301.12900);
-    - `lamp`: that, over the sum of what would be left of the group (LAMP, arXiv:2010.07611), which compares layers;
+    - `magnitude`: mean squared weight over all coupled layers, relative to the group's mean (DepGraph,
+      arXiv:2301.12900);
+    - `lamp`: magnitude over the sum of what would be left of the group (LAMP, arXiv:2010.07611), which makes layers
+      comparable;
     - `taylor`: sum of |w dL/dw|, the first-order change of the loss (Molchanov et al., CVPR 2019);
     - `bn_scale`: |gamma| of the BatchNorms in the group (arXiv:1708.06519); None without one.
     """
@@ -36,7 +38,7 @@ def scorer(criterion: str) -> Score:
 
 
 def add_gradients(model: nn.Module, batches: Batches) -> None:
-    """Leaves the gradient of the mean cross-entropy over `batches` in `.grad`; running statistics stay as they are.
+    """Compute the gradient of the mean cross-entropy over `batches` into `.grad`; keep running statistics unchanged.
 
     Raises:
         ValueError: if there is no batch, or a gradient is not finite.
@@ -49,6 +51,7 @@ def add_gradients(model: nn.Module, batches: Batches) -> None:
             seen += len(labels)
     if seen == 0:
         raise ValueError("pruning_criterion='taylor' needs labelled images for its gradients, but got 0.")
+    # The sum over all images divided once: a mean of batch means would overweight a last, smaller batch.
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     for gradient in gradients:
         gradient.div_(seen)

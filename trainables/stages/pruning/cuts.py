@@ -1,4 +1,4 @@
-"""The trained student's cuts on the way to its pruning ratio, and what they are told by: ratio, plan, gradients."""
+"""Cut the trained student towards its pruning ratio, and record the widths that a cut leaves."""
 
 import dataclasses
 import functools
@@ -31,11 +31,11 @@ from trainables.store.results import stage_key
 TAYLOR_IMAGES = 512
 TAYLOR_BATCH = 64
 PLAN_FILE = "pruning.json"
-_NEW = ("pruning_criterion", "pruning_scope", "pruning_steps")
+_NEW = ("pruning_criterion", "pruning_scope", "pruning_steps")  # settings that keys of older stores lack
 
 
 def key_parts(config: PruneConfig) -> dict[str, Any]:
-    """What of a pruning decides its result, for keys; a setting at its default is left out where old keys lack it."""
+    """The settings that decide a pruning's result, for store keys; `_NEW` ones are left out at their defaults."""
     row = vars(config)
     return {name: value for name, value in row.items() if name not in _NEW or value != getattr(PruneConfig, name)}
 
@@ -50,11 +50,11 @@ def cut(
     dense: Mapping[str, int],
     step: int = 1,
 ) -> PruneSummary:
-    """Make cut number `step` of `pruning_steps`, in place: `step / pruning_steps` of the ratio is gone after it.
+    """Make cut number `step` of `pruning_steps` in place; after it, `step / pruning_steps` of the ratio is gone.
 
     Args:
-        config: canonical.
-        channel_ratio: what `structured` removes in all.
+        config: in canonical form.
+        channel_ratio: fraction of channels that `structured` removes in all cuts together.
         dense: widths of the network before the first cut.
     """
     return prune(
@@ -80,11 +80,11 @@ def cut_untrained(
     plan: Mapping[str, int] | None = None,
     must_remove: bool = True,
 ) -> None:
-    """Give an untrained model the shape that a trained one gets: which channels go is chance.
+    """Give an untrained model the shape that a trained one gets; which channels go is arbitrary.
 
-    The shape follows from the ratio alone where every layer loses its share; `bn_scale` spares layers without
-    BatchNorm. For `global` scope it is the layer-wise shape of the same ratio, no more than an estimate, unless `plan`
-    says what was left of the trained one.
+    If every layer loses the same share, the ratio alone decides the shape; `bn_scale` spares layers without BatchNorm.
+    For `global` scope the shape is that of the same ratio in every layer, which is only an estimate, unless `plan`
+    gives the widths left of the trained network.
     """
     prune(
         model,
@@ -92,6 +92,7 @@ def cut_untrained(
         ratio=_whole_ratio(config, channel_ratio),
         image_size=dataset.image_size,
         num_classes=dataset.num_classes,
+        # no gradients here, and scores of random weights mean nothing: magnitude is the cheapest
         criterion="bn_scale" if config.pruning_criterion == "bn_scale" and plan is None else "magnitude",
         plan=plan,
         must_remove=must_remove,
@@ -103,7 +104,10 @@ def _whole_ratio(config: PruneConfig, channel_ratio: float) -> float:
 
 
 def plan_cut(bench: Bench, student: ModelRecord, *, channel_ratio: float) -> dict[str, int]:
-    """The widths that one cut leaves of the trained student, or from the store: for `global` scope only it knows."""
+    """Cut the trained student once and keep the widths left, or find them in the store.
+
+    For `global` scope, only the trained weights decide the widths.
+    """
     config = dataclasses.replace(bench.candidate.prune, pruning_steps=1)
     decides = {"criterion": config.pruning_criterion, "scope": config.pruning_scope, "channel_ratio": channel_ratio}
     key = stage_key("plan", version=1, parents=[student.key], **decides)
@@ -120,7 +124,7 @@ def plan_cut(bench: Bench, student: ModelRecord, *, channel_ratio: float) -> dic
 
 
 def gradient_images(images: Images, device: torch.device) -> Batches:
-    """Up to 512 training images, not augmented, evenly over the split: the same ones for everybody."""
+    """Up to 512 training images without augmentation, evenly spread over the split; the same for all trials."""
 
     def batches() -> Iterable[tuple[Tensor, Tensor]]:
         picks = torch.from_numpy(evenly(len(images.train_labels), TAYLOR_IMAGES))
@@ -134,7 +138,7 @@ def gradient_images(images: Images, device: torch.device) -> Batches:
 
 
 def write_plan(model: nn.Module, before: Counts, config: PruneConfig, dataset: DatasetRecord, folder: Path) -> None:
-    """Leave what was achieved and the width of every layer beside the weights.
+    """Write what was achieved and the width of every layer beside the weights.
 
     Raises:
         ValueError: if all cuts together removed nothing.
@@ -147,16 +151,16 @@ def write_plan(model: nn.Module, before: Counts, config: PruneConfig, dataset: D
 
 
 def read_plan(folder: Path) -> dict[str, int]:
-    """The width of every layer of a pruned network in the store."""
+    """Read the width of every layer of a pruned network from its folder in the store."""
     channels: dict[str, int] = json.loads((folder / PLAN_FILE).read_text(encoding="utf-8"))["channels"]
     return channels
 
 
 def achieved(candidate: Candidate, pruned: ModelRecord) -> dict[str, float]:
-    """What pruning really did to the dense student, as metrics: shares (0 to 1) of parameters, MACs and channels.
+    """What pruning achieved on the dense student, as metrics: shares (0 to 1) of parameters, MACs and channels removed.
 
-    Parameters are gone, or zero where the method zeroes them; zeroed weights are still multiplied. Widths are rounded
-    and some layers cannot be cut, so that the shares differ from `pruning_ratio`.
+    Zeroed parameters count as removed, but are still multiplied. Widths are rounded and some layers cannot be cut, so
+    the shares differ from `pruning_ratio`.
     """
     params, macs, dense_widths = _dense(candidate.student.student_model, pruned.num_classes, pruned.image_size)
     left = pruned.num_params if candidate.prune.pruning_method == "structured" else pruned.num_nonzero_params
@@ -171,7 +175,7 @@ def achieved(candidate: Candidate, pruned: ModelRecord) -> dict[str, float]:
 @functools.lru_cache
 def _dense(name: str, num_classes: int, image_size: int) -> tuple[int, int, int]:
     """Parameters, MACs and channels of all layers of the network before it is pruned."""
-    with torch.random.fork_rng(devices=()):
+    with torch.random.fork_rng(devices=()):  # building draws random weights, which must not shift the trial's seed
         model = build_model(name, num_classes=num_classes, image_size=image_size)
     params, _, macs = count(model, image_size)
     return params, macs, sum(widths(model).values())

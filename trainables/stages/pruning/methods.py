@@ -1,4 +1,4 @@
-"""Removes channels (`structured`) or zeroes weights (`l1_unstructured`, `l1_global`, `nm_2_4`), and says what it did.
+"""Remove channels (`structured`) or zero weights (`l1_unstructured`, `l1_global`, `nm_2_4`), and report the result.
 
 python -m trainables.stages.pruning --check      every model by every criterion at every ratio, as a table
 """
@@ -17,7 +17,7 @@ from trainables.stages.pruning.zeros import sparsity, zero_globally, zero_layers
 
 @dataclass(frozen=True, kw_only=True)
 class PruneSummary:
-    """What a pruning did, against the network before it."""
+    """What a pruning achieved, compared with the network before it."""
 
     pruning_method: str
     pruning_ratio: float
@@ -29,13 +29,13 @@ class PruneSummary:
     sparsity: float
     """Fraction of exact zeros among the Conv2d weights that are left, 0 to 1."""
     num_params: int
-    """What is left, zeros included."""
+    """Parameters left, zeros included."""
     macs: int
-    """What is left, of one image."""
+    """Multiply-accumulates left, for one image."""
 
 
 Counts = tuple[int, int, int]
-"""num_params, num_nonzero_params and macs, as `models.count` gives them."""
+"""num_params, num_nonzero_params and macs, as `models.inspection.count` returns them."""
 
 
 def prune(
@@ -52,11 +52,11 @@ def prune(
     batches: Batches | None = None,
     must_remove: bool = True,
 ) -> PruneSummary:
-    """Prunes the model in place and says what was achieved; ratio 0 leaves it bit for bit.
+    """Prune the model in place and return what was achieved; ratio 0 keeps it bit for bit.
 
     `structured` removes `ratio` of the channels, coupled layers together (DepGraph, arXiv:2301.12900), those with the
-    smallest scores first: see `criteria.scorer`. `l1_unstructured` zeroes the `ratio` smallest |w| of every Conv2d,
-    `l1_global` of all of them together, `nm_2_4` two of every four inputs of Conv2d and Linear, whatever the ratio.
+    smallest scores first (see `criteria.scorer`). `l1_unstructured` zeroes the `ratio` smallest |w| of every Conv2d,
+    `l1_global` of all Conv2d together, `nm_2_4` two of every four inputs of Conv2d and Linear, whatever the ratio.
 
     Args:
         scope: whether `structured` removes `ratio` of every layer or of the network.
@@ -66,8 +66,8 @@ def prune(
         must_remove: whether removing nothing at ratio > 0 is an error; a search for a ratio may try too small ones.
 
     Raises:
-        ValueError: if a word is unknown, the ratio is out of [0, 1), nothing was removed at ratio > 0, or the
-            network no longer runs or cannot be stored. All of these are deterministic; the model is then unusable.
+        ValueError: if a name is unknown, the ratio is not in [0, 1), nothing was removed at ratio > 0, or the network
+            no longer runs or cannot be stored. All of these are deterministic; the model is then unusable.
     """
     _check(method, ratio, criterion, scope)
     before = count(model, image_size)
@@ -87,10 +87,10 @@ def prune(
 
 
 def check_removed(summary: PruneSummary) -> None:
-    """Returns if something was removed, or nothing was asked for.
+    """Check that something was removed if anything was asked for.
 
     Raises:
-        ValueError: if a pruning that should have did nothing.
+        ValueError: if nothing was removed at ratio > 0.
     """
     method, ratio = summary.pruning_method, summary.pruning_ratio
     if ratio > 0 and summary.achieved_params_ratio == 0:
@@ -101,9 +101,10 @@ def check_removed(summary: PruneSummary) -> None:
 
 
 def compare(model: nn.Module, before: Counts, *, method: str, ratio: float, image_size: int) -> PruneSummary:
-    """What `method` has done to the model, of which `before` is the count."""
+    """Compare the pruned model with its counts `before`."""
     params, nonzero, macs = before
     left_params, left_nonzero, left_macs = count(model, image_size)
+    # zeroed weights are still parameters: those methods are judged by the nonzero ones
     removed = params - left_params if method == "structured" else nonzero - left_nonzero
     return PruneSummary(
         pruning_method=method,

@@ -1,4 +1,4 @@
-"""The student is pruned, in one cut or several, and recovered after each by epochs of distillation."""
+"""Prune the student, in one cut or several, and recover accuracy after each cut by epochs of distillation."""
 
 import dataclasses
 import shutil
@@ -26,7 +26,7 @@ VERSION = 3
 
 
 def recovery_key(candidate: Candidate, student: ModelRecord, *, channel_ratio: float) -> Key:
-    """Where the pruned and recovered student of this candidate lies in the store."""
+    """The store key of this candidate's pruned and recovered student."""
     return stage_key(
         "recovery",
         version=VERSION,
@@ -37,13 +37,14 @@ def recovery_key(candidate: Candidate, student: ModelRecord, *, channel_ratio: f
 
 
 def recover(bench: Bench, teacher: ModelRecord, student: ModelRecord, *, channel_ratio: float) -> Epochs:
-    """Prune the student and train what is left, or find it in the store; yields the recovery epochs.
+    """Prune the student and train what is left, or find the result in the store; yield the recovery epochs.
 
-    `channel_ratio` is what `structured` removes of the channels: `pruning_ratio`, or what the shape stage found for
-    another `pruning_of`.
+    Zeroed weights stay zero: masks are applied again after every step. Ratio 0 keeps every weight and still trains the
+    recovery epochs, so that all candidates of a sweep get the same budget.
 
-    Zeroed weights stay zero: the masks are put back after every step. Ratio 0 keeps every weight and still trains
-    the recovery epochs, so that all candidates of a sweep get the same budget.
+    Args:
+        channel_ratio: fraction of channels that `structured` removes: `pruning_ratio`, or the ratio that the shape
+            stage found for another `pruning_of`.
     """
     candidate = bench.candidate
     key = recovery_key(candidate, student, channel_ratio=channel_ratio)
@@ -60,13 +61,13 @@ def recover(bench: Bench, teacher: ModelRecord, student: ModelRecord, *, channel
 
 
 def shares(epochs: int, steps: int) -> list[int]:
-    """Epochs after each cut, as equal as they come; what is left over goes to the last."""
+    """Epochs after each cut, in equal parts; the remainder goes to the last."""
     return [epochs // steps] * (steps - 1) + [epochs - epochs // steps * (steps - 1)]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Cuts:
-    """The cuts of one student."""
+    """The cuts of one student, each followed by its recovery epochs."""
 
     bench: Bench
     lesson: Distillation
@@ -74,24 +75,25 @@ class _Cuts:
     dense: dict[str, int]
 
     def make(self, model: nn.Module, folder: Path) -> Curve:
-        """Cut, recover, cut again; yields the epochs, numbered through."""
+        """Cut and recover, once or in turn; yield the epochs, numbered consecutively."""
         prune = self.bench.candidate.prune
         steps = prune.pruning_steps
         curve: list[EpochRecord] = []
         for step, epochs in enumerate(shares(prune.recovery_epochs, steps), 1):
-            # the last cut resumes in the folder itself, as a single one always has
+            # the last cut keeps its state in the folder itself, where interrupted runs with a single cut have it
             here = folder if step == steps else folder / f"cut{step}"
             here.mkdir(exist_ok=True)
             self._cut(model, step, folder / f"cut{step}.pt" if steps > 1 else None)
             epochs_of_step = self._recover(model, step, epochs, here, len(curve))
-            curve += yield from _numbered(epochs_of_step, len(curve), prune.recovery_epochs)
+            curve += yield from _renumber(epochs_of_step, len(curve), prune.recovery_epochs)
+        # the store keeps this folder: states that only serve resuming would multiply its size
         for step in range(1, steps + 1):
             shutil.rmtree(folder / f"cut{step}", ignore_errors=True)
             (folder / f"cut{step}.pt").unlink(missing_ok=True)
         return tuple(curve)
 
     def _cut(self, model: nn.Module, step: int, kept: Path | None) -> None:
-        """Make the cut, or take it from `kept`: gradients on a GPU need not give the same channels twice."""
+        """Cut, or load the cut weights from `kept`: gradients on a GPU may select other channels the second time."""
         if kept is not None and kept.exists():
             load_weights(model, kept)
             return
@@ -108,7 +110,9 @@ class _Cuts:
 
     def _recover(self, model: nn.Module, step: int, epochs: int, folder: Path, done: int) -> Curve:
         images, candidate = self.bench.images, self.bench.candidate
-        move(model, images.mean.device, image_size=images.image_size)  # masks lie where the weights will
+        move(
+            model, images.mean.device, image_size=images.image_size
+        )  # before the masks, which must be on the weights' device
         loop = Loop(
             stage="recovery" if step == 1 else f"recovery-{step}",
             epochs=epochs,
@@ -119,21 +123,21 @@ class _Cuts:
         )
         zeros = masks(model, candidate.prune.pruning_method)
         curve = yield from fit(self.bench, model, loop, self.lesson, folder, zeros)
-        if not curve:  # nothing has re-estimated BatchNorm since the cut
+        if not curve:  # no epoch has re-estimated BatchNorm since the cut
             recalibrate(model, loop, images)
         return curve
 
 
-def _numbered(part: Curve, done: int, epochs: int) -> Curve:
-    """The epochs of a part as epochs of the whole stage."""
+def _renumber(part: Curve, done: int, epochs: int) -> Curve:
+    """Pass on the epochs of a part, renumbered as epochs of the whole stage."""
     while True:
         try:
             record = next(part)
         except StopIteration as end:
-            # those of an earlier process are not yielded again, but belong to the curve
-            return tuple(_renamed(record, done, epochs) for record in end.value)
-        yield _renamed(record, done, epochs)
+            # epochs of an earlier process are not yielded again, but belong to the curve
+            return tuple(_as_recovery(record, done, epochs) for record in end.value)
+        yield _as_recovery(record, done, epochs)
 
 
-def _renamed(record: EpochRecord, done: int, epochs: int) -> EpochRecord:
+def _as_recovery(record: EpochRecord, done: int, epochs: int) -> EpochRecord:
     return dataclasses.replace(record, stage="recovery", epoch=done + record.epoch, epochs=epochs)

@@ -1,33 +1,33 @@
-"""Zeroes single weights: the smallest of every layer, of the whole network, or two of every four.
+"""Zero single weights: the smallest of every layer, of the whole network, or two of every four.
 
-Zeros change neither shapes nor multiplications: dense kernels run them as fast as before. The file shrinks where it
-is compressed, and 2:4 is what sparse tensor cores ask for.
+Zeros change neither shapes nor the number of multiplications: dense kernels are as fast as before. Only a compressed
+file shrinks. 2:4 is the pattern that sparse tensor cores need.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.prune import L1Unstructured
 
-GROUP = 4  # of n:m 2:4
+GROUP = 4  # the four of 2:4
 
 
 @torch.no_grad()
 def zero_layers(model: nn.Module, ratio: float) -> None:
-    """Zeroes the `ratio` smallest |w| of every Conv2d."""
+    """Zero the `ratio` smallest |w| of every Conv2d."""
     for conv in convolutions(model).values():
-        # the tensor form of torch.nn.utils.prune: no hooks and masks to make permanent afterwards
+        # the tensor form of torch.nn.utils.prune: it leaves no hooks or masks to make permanent
         pruned: Tensor = L1Unstructured(amount=ratio).prune(conv.weight)
         conv.weight.copy_(pruned)
 
 
 @torch.no_grad()
 def zero_globally(model: nn.Module, ratio: float) -> None:
-    """Zeroes the `ratio` smallest |w| of all Conv2d weights together, whatever layer they are in."""
+    """Zero the `ratio` smallest |w| of all Conv2d weights together, regardless of their layer."""
     convs = list(convolutions(model).values())
     if not convs:
         return
     weights = torch.cat([conv.weight.abs().flatten() for conv in convs])
-    order = weights.argsort(stable=True)  # a threshold would zero all of equal weights
+    order = weights.argsort(stable=True)  # a threshold would zero all weights that equal it
     keep = torch.ones_like(weights, dtype=torch.bool)
     keep[order[: round(ratio * len(weights))]] = False
     for conv, kept in zip(convs, keep.split([conv.weight.numel() for conv in convs]), strict=True):
@@ -36,19 +36,20 @@ def zero_globally(model: nn.Module, ratio: float) -> None:
 
 @torch.no_grad()
 def zero_two_of_four(model: nn.Module) -> None:
-    """Zeroes the two smallest |w| of every four neighbours along the inputs of Conv2d and Linear (arXiv:2104.08378).
+    """Zero the two smallest |w| of every four neighbours along the inputs of Conv2d and Linear (arXiv:2104.08378).
 
-    Layers whose inputs (of a group) are no multiple of four are left alone: the first convolution, depthwise ones.
+    Layers whose inputs (per group) are not a multiple of four are skipped: the first convolution, depthwise ones.
     """
     for layer in _by_four(model):
-        weight = layer.weight.movedim(1, -1)
+        weight = layer.weight.movedim(1, -1)  # sparse kernels want the four along the inputs, which they sum over
         fours = weight.reshape(-1, GROUP)
         smallest = fours.abs().argsort(dim=1, stable=True)[:, : GROUP // 2]
         layer.weight.copy_(fours.scatter(1, smallest, 0.0).view(weight.shape).movedim(-1, 1))
 
 
 def masks(model: nn.Module, method: str) -> dict[str, Tensor]:
-    """Where `method` left exact zeros, by parameter name; empty where it removes channels instead."""
+    """Where `method` left exact zeros, by parameter name; empty if it removes channels instead."""
+    # Only layers that the method touches: zeros elsewhere are chance, and training may change them.
     layers: dict[str, nn.Module] = {}
     if method in ("l1_unstructured", "l1_global"):
         layers = dict(convolutions(model))

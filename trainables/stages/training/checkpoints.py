@@ -1,4 +1,4 @@
-"""The state of a training stage after its last epoch, so that a killed stage goes on there."""
+"""Save the state of a training stage after every epoch, so that a killed stage can resume."""
 
 import json
 from dataclasses import asdict
@@ -14,21 +14,21 @@ from trainables.records.stages import EpochRecord
 
 
 def save(model: nn.Module, optimizer: torch.optim.Optimizer, curve: list[EpochRecord], path: Path) -> None:
-    """Write the state; a reader sees the old file or the whole new one."""
+    """Write the state atomically: a reader sees either the old file or the complete new one."""
     rows = json.dumps([asdict(record) for record in curve])
     with replacing(path, part=path.with_suffix(".tmp")) as file:
         torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "curve": rows}, file)
 
 
 def resume(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path, device: torch.device) -> list[EpochRecord]:
-    """Load the state, if there is one, and return the epochs that led to it."""
+    """Load the state if there is one, and return the records of its epochs."""
     if not path.exists():
         return []
     try:
         state = torch.load(path, map_location=device, weights_only=True)
-    except torch.OutOfMemoryError:  # a RuntimeError, too, and the file is fine
+    except torch.OutOfMemoryError:  # also a RuntimeError, but the file is intact
         raise
-    except (RuntimeError, EOFError, UnpicklingError):  # damaged by a power loss: begin again
+    except (RuntimeError, EOFError, UnpicklingError):  # damaged by a power loss: start over
         return []
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])

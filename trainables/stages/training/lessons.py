@@ -1,4 +1,4 @@
-"""What a network is taught in an epoch: labels alone, or labels and a teacher."""
+"""The loss of a network in an epoch: from labels only, or from labels and a teacher."""
 
 import torch
 from torch import Tensor
@@ -13,33 +13,33 @@ from trainables.stages.workspace import Bench
 
 
 class Labels:
-    """A lesson of labels alone."""
+    """A lesson from labels only."""
 
     def __init__(self, label_smoothing: float) -> None:
         self._label_smoothing = label_smoothing
 
     def open(self, view: int, turn: Turn) -> None:
-        """Nothing is needed."""
+        """Do nothing: labels need no preparation."""
 
     def __call__(self, logits_BC: Tensor, batch: Batch) -> Tensor:
-        """Cross-entropy, nats."""
+        """The cross-entropy in nats."""
         return hard_term(logits_BC, batch.target, label_smoothing=self._label_smoothing)
 
 
 class LogitsAtHand:
-    """A lesson of labels and of one set of teacher logits for every view: costs what distillation costs.
+    """A lesson from labels and one fixed set of teacher logits, at the cost of distillation.
 
-    For probes alone: students are taught by what the teacher says about the very pixels they see.
+    Only for probes: real students learn from the teacher's logits of exactly the pixels they see.
     """
 
     def __init__(self, student: StudentConfig, images: Images, *, label_smoothing: float) -> None:
         self._student, self._label_smoothing = student, label_smoothing
         shape = (len(images.train_labels), images.num_classes)
         self.logits_NC = torch.zeros(shape, dtype=torch.float16, device=images.mean.device)
-        """The teacher's, float16 [N, C]; zeros until somebody has better ones."""
+        """The teacher's logits, float16 [N, C]; zeros until they are replaced."""
 
     def open(self, view: int, turn: Turn) -> None:
-        """Nothing is needed."""
+        """Do nothing: the logits are at hand."""
 
     def __call__(self, logits_BC: Tensor, batch: Batch) -> Tensor:
         """The loss in nats."""
@@ -49,25 +49,25 @@ class LogitsAtHand:
 
 
 class Distillation:
-    """A lesson of labels and of what the teacher says about the same augmented pixels."""
+    """A lesson from labels and the teacher's logits of the same augmented pixels."""
 
     def __init__(self, candidate: Candidate, soft_labels: SoftLabels) -> None:
         self._candidate, self._soft_labels = candidate, soft_labels
 
     @classmethod
     def of(cls, bench: Bench, teacher: ModelRecord) -> "Distillation":
-        """The lesson of a candidate, with the bank in the store."""
+        """The lesson of a candidate, with the soft labels in the store."""
         return cls(bench.candidate, SoftLabels(bench, teacher))
 
     def open(self, view: int, turn: Turn) -> None:
-        """Have the teacher's logits of this view, unless the loss gives them no weight."""
+        """Load or compute the teacher's logits of this view, unless the loss gives them no weight."""
         if self._candidate.student.soft_weight > 0:
             self._soft_labels.open(view, turn)
 
     def __call__(self, logits_BC: Tensor, batch: Batch) -> Tensor:
         """The loss in nats."""
         student, label_smoothing = self._candidate.student, self._candidate.training.label_smoothing
-        if student.soft_weight == 0:  # what distillation_loss gives then, without asking a teacher
+        if student.soft_weight == 0:  # equals distillation_loss, without running a teacher
             return hard_term(logits_BC, batch.target, label_smoothing=label_smoothing)
         teacher_BC = self._soft_labels(batch.view, batch.index)
         return distillation_loss(logits_BC, teacher_BC, batch.target, settings=student, label_smoothing=label_smoothing)

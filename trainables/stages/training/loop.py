@@ -1,4 +1,4 @@
-"""The training loop of every stage: one epoch at a time, resumable after each, CPU or GPU.
+"""The training loop of every stage: one epoch at a time, resumable after each, on CPU or GPU.
 
 Shape letters: B batch, C classes.
 """
@@ -28,7 +28,7 @@ from trainables.stages.models.inspection import recalibrate_bn
 from trainables.stages.models.placement import autocast, compiled, layout, move, refusal, settle
 from trainables.stages.training import checkpoints
 
-WARMUP_SHARE = 0.05
+WARMUP_SHARE = 0.05  # of the stage's steps
 MOMENTUM = 0.9
 EVAL_BATCH = 512
 RECALIBRATION_IMAGES = 2048
@@ -41,7 +41,7 @@ class Batch:
     index: Tensor
     """Samples of the training split, int64 [B]."""
     view: int
-    """Which of the samples' augmented views; (view, index) names the pixels exactly."""
+    """Number of the augmented view; (view, index) determines the pixels exactly."""
     pixels: Tensor
     """float32 [B, 3, H, W] in [0, 1]."""
     target: Tensor
@@ -49,14 +49,14 @@ class Batch:
 
 
 Turn = Callable[[], AbstractContextManager[None]]
-"""Entered around a step's work on the device; blocks while somebody measures there."""
+"""A context entered around a step's work on the device; blocks while a measurement runs there."""
 
 
 class Lesson(Protocol):
-    """What a stage is taught by."""
+    """The loss that a stage trains with."""
 
     def open(self, view: int, turn: Turn) -> None:
-        """Have everything at hand that the view's batches need."""
+        """Prepare everything that the view's batches need."""
 
     def __call__(self, logits_BC: Tensor, batch: Batch) -> Tensor:
         """The loss of a batch, a scalar in nats."""
@@ -64,23 +64,23 @@ class Lesson(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Loop:
-    """One training stage in numbers."""
+    """The settings of one training stage."""
 
     stage: str
     """`teacher`, `student` or `recovery`."""
     epochs: int
     learning_rate: float
-    """Peak; 5 % linear warm-up, then a cosine to 0."""
+    """Peak rate, after 5 % linear warm-up and before a cosine to 0."""
     training: TrainingConfig
     optimizer: str = "adamw"
     """One of `OPTIMIZERS`; its weight decay is that of `training`."""
     augment: AugmentConfig
     first_view: int = 0
-    """Index of the first epoch's augmented views; recovery goes on where the student stopped."""
+    """Number of the first epoch's augmented view; recovery continues where the student stopped."""
 
 
 def seed_for(seed: int, *parts: object) -> int:
-    """A seed in [0, 2^63) that depends on every part: the same stage and epoch draw the same numbers again."""
+    """A seed in [0, 2^63) that depends on every part, so that a resumed epoch draws the same numbers again."""
     digest = hashlib.sha256(repr((seed, *parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -95,10 +95,10 @@ def train(
     after_step: Callable[[], None] | None = None,
     turn: Turn = nullcontext,
 ) -> Generator[EpochRecord, None, tuple[EpochRecord, ...]]:
-    """Train `model` in place, yield each epoch's record once its state is safely in `folder`, return all of them.
+    """Train `model` in place; yield each epoch's record once its state is safely in `folder`; return all records.
 
-    A second call with the same folder goes on after the last epoch that was stored and yields the rest: on one
-    device 2 epochs, a kill and 2 epochs give the weights of 4, on a CPU bit for bit, on a GPU so with `deterministic`.
+    A second call with the same folder continues after the last stored epoch and yields the rest. On one device,
+    2 epochs, a kill and 2 more epochs give the weights of 4: bit for bit on a CPU, and on a GPU with `deterministic`.
 
     Args:
         after_step: called after every optimiser step (pruning masks).
@@ -109,13 +109,14 @@ def train(
     for epoch in range(len(curve) + 1, loop.epochs + 1):
         record = trainer.epoch(epoch)
         curve.append(record)
+        # saved before it is reported: a reported epoch is never trained again
         checkpoints.save(model, trainer.optimizer, curve, folder / STATE)
         yield record
     return tuple(curve)
 
 
 class Trainer:
-    """A network on the device of its images, its optimiser, and one epoch after the other."""
+    """Trains a network on the device of its images, one epoch at a time."""
 
     def __init__(
         self,
@@ -130,7 +131,7 @@ class Trainer:
         device, training = images.mean.device, loop.training
         assert training.train_precision is not None or device.type == "cpu", "CandidateConfig.on(device) comes first"
         settle(device, training)
-        move(model, device, image_size=images.image_size)
+        move(model, device, image_size=images.image_size)  # before the optimizer, whose state lies beside the weights
         self.optimizer = optimizer_of(model, loop)
         self._model, self._loop, self._images, self._lesson = model, loop, images, lesson
         self._after_step, self._turn = after_step, turn
@@ -138,7 +139,7 @@ class Trainer:
         self._compiled = compiled(model, training)
 
     def epoch(self, epoch: int) -> EpochRecord:
-        """One pass over the training split, BatchNorm estimated anew, validation."""
+        """Train for one pass, re-estimate BatchNorm and validate."""
         loop, started = self._loop, time.perf_counter()
         train_loss, train_accuracy = self.learn(epoch)
         val_loss, val_accuracy = self.check()
@@ -155,15 +156,15 @@ class Trainer:
         )
 
     def check(self) -> tuple[float, float]:
-        """Estimate BatchNorm anew; loss in nats and accuracy on the validation split."""
+        """Re-estimate BatchNorm; return loss in nats and accuracy on the validation split."""
         with self._turn():
             recalibrate(self._model, self._loop, self._images)
             return evaluate(self._model, self._images, self._loop.training)
 
     def learn(self, epoch: int) -> tuple[float, float]:
-        """One pass over the training split; mean loss in nats and accuracy on the augmented images.
+        """Train for one pass over the training split; return mean loss in nats and accuracy on the augmented images.
 
-        A GPU is waited for once, at the end.
+        Waits for a GPU only once, at the end.
         """
         total_loss = torch.zeros((), device=self._device)
         correct = torch.zeros((), device=self._device)
@@ -172,7 +173,7 @@ class Trainer:
             total_loss += value * len(index)
             correct += (logits_BC.argmax(1) == self._images.train_labels[index]).sum()
             count += len(index)
-        with self._turn():  # a GPU still computes
+        with self._turn():  # the GPU is still computing
             mean_loss = total_loss.item() / count
         if not math.isfinite(mean_loss):
             raise ValueError(
@@ -182,12 +183,13 @@ class Trainer:
         return mean_loss, correct.item() / count
 
     def steps(self, epoch: int) -> Generator[tuple[Tensor, Tensor, Tensor], None, None]:
-        """The steps of one pass; yields samples [B], loss and logits [B, C] of each, detached and on the device.
+        """Train for one pass; yield samples [B], loss and logits [B, C] of each step, detached and on the device.
 
-        What the consumer does with them still belongs to the step: the device is given back afterwards.
+        The consumer's own work on them belongs to the step: the device is given back afterwards.
         """
         loop, images = self._loop, self._images
         settle(self._device, loop.training)
+        # a seed of its own for every epoch (dropout): resuming must not depend on earlier epochs
         torch.manual_seed(seed_for(loop.training.seed, loop.stage, epoch))
         view = loop.first_view + epoch - 1
         batches = _batches(loop, images, epoch)
@@ -205,9 +207,9 @@ class Trainer:
                 yield (index, *self._step(batch))
 
     def _step(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Forward, backward and update; loss and logits [B, C], both detached."""
+        """Run forward, backward and update; return loss and logits [B, C], both detached."""
         whole = len(batch.index) == self._loop.training.batch_size
-        network = self._compiled if whole else self._model  # a rest would be compiled for its own shape
+        network = self._compiled if whole else self._model  # a smaller last batch would compile again
         with autocast(self._device, self._loop.training):
             logits_BC = network(self._images.normalise(batch.pixels, self._layout))
         value = self._lesson(logits_BC, batch)
@@ -223,9 +225,9 @@ class Trainer:
 
 
 def optimizer_of(model: nn.Module, loop: Loop) -> torch.optim.Optimizer:
-    """The optimizer that `loop.optimizer` names, over all weights, BatchNorm's included.
+    """The optimizer named by `loop.optimizer`, over all weights, those of BatchNorm included.
 
-    AdamW's weight decay is apart from the gradient (decoupled), Nesterov SGD's is part of it.
+    AdamW's weight decay is decoupled from the gradient; Nesterov SGD's is part of it.
     """
     decay = loop.training.weight_decay
     if loop.optimizer == "sgd":
@@ -236,17 +238,17 @@ def optimizer_of(model: nn.Module, loop: Loop) -> torch.optim.Optimizer:
 
 
 def learning_rate(loop: Loop, progress: float) -> float:
-    """Linear warm-up over the first 5 % of the stage, then a cosine to 0; progress in (0, 1]."""
+    """The rate at `progress` in (0, 1]: linear warm-up over the first 5 % of the stage, then a cosine to 0."""
     if progress < WARMUP_SHARE:
         return loop.learning_rate * progress / WARMUP_SHARE
     return loop.learning_rate * 0.5 * (1 + math.cos(math.pi * (progress - WARMUP_SHARE) / (1 - WARMUP_SHARE)))
 
 
 def recalibrate(model: nn.Module, loop: Loop, images: Images) -> None:
-    """Estimate BatchNorm statistics anew from the first views of some training images, evenly over the split.
+    """Re-estimate BatchNorm statistics from the first views of training images evenly spread over the split.
 
-    Short runs leave torchvision's running averages near their start, which reads as chance accuracy. Every batch has
-    images from all over the split: in folders they lie class by class, and a batch of one class has the wrong variance.
+    Short runs leave torchvision's running averages near their initial values, which gives chance accuracy. Every batch
+    has images from the whole split: folders are ordered by class, and a batch of one class has the wrong variance.
     """
     seen = views.views_of(images, loop.augment, epoch=loop.first_view)
     picks = torch.from_numpy(evenly(len(images.train_labels), RECALIBRATION_IMAGES))
@@ -259,9 +261,9 @@ def recalibrate(model: nn.Module, loop: Loop, images: Images) -> None:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, images: Images, training: TrainingConfig) -> tuple[float, float]:
-    """Cross-entropy in nats and accuracy (0 to 1) on the validation split, in evaluation mode.
+    """Measure cross-entropy in nats and accuracy (0 to 1) on the validation split, in evaluation mode.
 
-    A GPU is waited for once, at the end.
+    Waits for a GPU only once, at the end.
     """
     model.eval()
     device, count = images.mean.device, len(images.val_labels)
@@ -280,13 +282,14 @@ def evaluate(model: nn.Module, images: Images, training: TrainingConfig) -> tupl
 
 
 def _batches(loop: Loop, images: Images, epoch: int) -> list[Tensor]:
-    """Index tensors of an epoch, on the CPU."""
+    """The sample indices of each batch of an epoch, on the CPU."""
     order = draws.batch_order(seed_for(loop.training.seed, loop.stage), epoch, len(images.train_labels))
     parts = order.split(loop.training.batch_size)
     return [part for part in parts if len(part) > 1]  # BatchNorm cannot train on a single image
 
 
 def _target(seen: views.Views, index: Tensor, images: Images) -> Tensor:
+    """Class indices [B], or under Mixup the two labels' shares as probabilities [B, C]."""
     labels = images.train_labels[index]
     if seen.config.mixup_alpha is None:
         return labels

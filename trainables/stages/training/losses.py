@@ -1,8 +1,8 @@
-"""What a student is taught by: (1 - alpha) * cross-entropy of the labels + alpha * a soft term of the teacher.
+"""The student's loss: (1 - alpha) * cross-entropy of the labels + alpha * a soft term of the teacher.
 
-Every soft term has one signature, is computed in float32 whatever comes in, and is a mean over the batch. Papers
-weigh `w_hard * CE + w_soft * soft`; ours is that divided by `w_hard + w_soft`, so `alpha = w_soft / (w_hard + w_soft)`
-(AdamW does not see the common factor). Each docstring gives its paper's weights and the alpha they become.
+All soft terms share one signature, compute in float32 for any input type, and average over the batch. Papers weigh
+`w_hard * CE + w_soft * soft`; ours is that divided by `w_hard + w_soft`, so `alpha = w_soft / (w_hard + w_soft)`
+(AdamW ignores the common factor). Each docstring gives its paper's weights and the alpha they become.
 
 Shape letters: B batch, C classes.
 """
@@ -31,7 +31,7 @@ def distillation_loss(
     """(1 - alpha) * CE(labels) + alpha * SOFT_TERMS[kd_loss], mean over the batch.
 
     `alpha` weighs the soft, teacher term (RepDistiller's convention; torchdistill's is the opposite). alpha=0 and
-    kd_loss=none are cross-entropy, alpha=1 learns from the teacher alone; nothing jumps in between.
+    kd_loss=none are cross-entropy, alpha=1 learns from the teacher only; the loss is continuous in between.
     """
     hard = hard_term(student_BC, target, label_smoothing=label_smoothing)
     alpha = settings.soft_weight
@@ -58,7 +58,7 @@ def soft_term(student_BC: Tensor, teacher_BC: Tensor, *, temperature: float) -> 
     samples (`batchmean`): dividing by classes as well would make the term C times too small.
 
     Args:
-        student_BC: logits [B, C]; computed in float32 whatever comes in.
+        student_BC: logits [B, C]; computed in float32 for any input type.
         teacher_BC: logits [B, C], no gradient.
         temperature: > 0.
     """
@@ -78,7 +78,7 @@ def logit_std(student_BC: Tensor, teacher_BC: Tensor, target: Tensor, *, setting
 
     z = (logits - mean) / standard deviation, over a sample's C classes: the student copies the teacher's order and
     proportions, not its scale. The deviation is the sample's (C - 1), as in the authors' code. With two classes a
-    z-score holds nothing but a sign: the term has no gradient and the labels do all the teaching.
+    z-score is only a sign: the term has no gradient, and only the labels teach.
 
     Paper: 0.1 * CE + 9 * soft at T=2, so alpha=0.989.
     """
@@ -89,12 +89,12 @@ def dkd(student_BC: Tensor, teacher_BC: Tensor, target: Tensor, *, settings: Stu
     """T^2 * (TCKD + dkd_beta * NCKD), in nats (decoupled KD, arXiv:2203.08679, section 3).
 
     TCKD is the KL of (target, not target), NCKD the KL over the other C - 1 classes. `kd` is TCKD + (1 - p) * NCKD
-    with p the teacher's probability of the target: a sure teacher silences its second part, here `dkd_beta` weighs
-    it instead. With two classes NCKD is 0 and the term equals `kd`. Of probabilities [B, C] the two largest count,
-    each with its share (Mixup has no more).
+    with p the teacher's probability of the target: a confident teacher silences NCKD, which `dkd_beta` weighs here
+    instead. With two classes NCKD is 0 and the term equals `kd`. Of probabilities [B, C] the two largest count, each
+    with its share (Mixup has no more).
 
     Paper: CE + soft (TCKD weighs 1), so alpha=0.5, with T=4 and dkd_beta from 2 to 8 on CIFAR-100, T=1 and 0.5 to 2
-    on ImageNet; its linear warm-up of 20 in 240 epochs is left out.
+    on ImageNet. The paper's linear warm-up over 20 of 240 epochs is left out.
     """
     student_BC, teacher_BC = student_BC.float() / settings.temperature, teacher_BC.float() / settings.temperature
     if target.ndim == 1:
@@ -109,11 +109,11 @@ def dkd(student_BC: Tensor, teacher_BC: Tensor, target: Tensor, *, settings: Stu
 
 
 def dist(student_BC: Tensor, teacher_BC: Tensor, target: Tensor, *, settings: StudentConfig) -> Tensor:
-    """T^2 * (inter + intra), without unit, 0 to 4 T^2 (DIST, arXiv:2205.10536, section 4). Targets are not read.
+    """T^2 * (inter + intra), dimensionless, 0 to 4 T^2 (DIST, arXiv:2205.10536, section 4). Targets are not read.
 
     inter is 1 - Pearson correlation of teacher and student probabilities, softened by T, over a sample's classes;
-    intra the same over a class's samples of the batch. A correlation is blind to the probabilities' scale and shift,
-    so T^2, which the authors keep from `kd`, makes the term weigh more at high temperatures.
+    intra is the same over a class's samples of the batch. A correlation ignores the scale and shift of probabilities,
+    so T^2, which the authors keep from `kd`, gives the term more weight at high temperatures.
 
     Paper: CE + 2 * inter + 2 * intra, T=1 on ImageNet, T=4 on CIFAR-100: one weight serves both, alpha=2/3.
     """
@@ -128,7 +128,7 @@ def wttm(student_BC: Tensor, teacher_BC: Tensor, target: Tensor, *, settings: St
 
     Weighted transformed teacher matching (Zheng & Yang, ICLR 2024, arXiv:2402.11148): the teacher's power transform
     softens it, gamma = 1 / T; the student stays at temperature 1, so no T^2 is due. For T >= 1, U goes from 1
-    (sure teacher) to C^(1 - 1/T): samples of which the teacher is unsure weigh more. Targets are not read.
+    (confident teacher) to C^(1 - 1/T): samples with an uncertain teacher weigh more. Targets are not read.
 
     Authors' README: CE + 4 * soft at gamma=0.2, so alpha=0.8 and T=5 (beside a second term; pairs differ).
     """
@@ -140,7 +140,7 @@ def wttm(student_BC: Tensor, teacher_BC: Tensor, target: Tensor, *, settings: St
 def mse(student_BC: Tensor, teacher_BC: Tensor, target: Tensor, *, settings: StudentConfig) -> Tensor:
     """Mean squared difference of logits over samples and classes (Kim et al., IJCAI 2021, arXiv:2105.08919).
 
-    Twice the limit of `kd` at high temperatures, but for the mean of the logits, which `kd` does not see. Needs no
+    Twice the limit of `kd` at high temperatures, except for the mean of the logits, which `kd` ignores. Needs no
     temperature; targets are not read. Authors' code: no labels, so alpha=1.
     """
     return F.mse_loss(student_BC.float(), teacher_BC.float())
@@ -149,7 +149,7 @@ def mse(student_BC: Tensor, teacher_BC: Tensor, target: Tensor, *, settings: Stu
 SOFT_TERMS: Mapping[str, SoftTerm] = MappingProxyType(
     {"kd": kd, "logit_std": logit_std, "dkd": dkd, "dist": dist, "wttm": wttm, "mse": mse}
 )
-"""By the name that `kd_loss` gives; `none` has no soft term."""
+"""The soft terms by `kd_loss`; `none` has no soft term."""
 
 
 def _kl(teacher_BC: Tensor, student_BC: Tensor) -> Tensor:
@@ -177,5 +177,5 @@ def _decoupled(student_BC: Tensor, teacher_BC: Tensor, class_B: Tensor, *, beta:
 
 
 def _uncorrelated(a: Tensor, b: Tensor) -> Tensor:
-    """1 - Pearson correlation of the rows of `a` and `b`, mean over rows; a constant row correlates with nothing."""
+    """1 - Pearson correlation of the rows of `a` and `b`, mean over rows; a constant row has correlation 0."""
     return 1 - F.cosine_similarity(a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True), dim=1).mean()

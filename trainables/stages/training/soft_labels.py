@@ -1,10 +1,10 @@
-"""Teacher logits of every view, computed once and shared by all trials.
+"""Compute teacher logits of every view once and share them between all trials.
 
-A view's pixels are a pure function of (data_seed, view, sample), Mixup included, so the teacher says the same about
-them in every trial. The bank holds them as float16 in the store, one file [sample, class] a view (1 MB for CIFAR-10),
-filled by whoever needs the view first; who would have to wait for one fills a later one meanwhile, so that trials that
-start together fill the bank together. It is exact where one fixed set of logits for augmented images is not: teacher
-and student see the same pixels ("consistent teaching", arXiv:2106.05237, section 3).
+A view's pixels are a pure function of (data_seed, view, sample), Mixup included, so the teacher's logits are the same
+in every trial. The bank keeps them in the store as float16, one file [sample, class] per view (1 MB for CIFAR-10). The
+first trial that needs a view fills it; a trial that would have to wait fills a later view meanwhile, so that trials
+that start together fill the bank together. Unlike one fixed set of logits for augmented images, the bank is exact:
+teacher and student see the same pixels ("consistent teaching", arXiv:2106.05237, section 3).
 
 Shape letters: N samples, B batch, C classes.
 """
@@ -36,7 +36,7 @@ FILL_BATCH = 256
 
 
 def soft_labels_key(candidate: Candidate, dataset: DatasetRecord, teacher: ModelRecord, *, view: int) -> Key:
-    """Where a view's logits lie in the store; of training only what the teacher's forward pass depends on counts."""
+    """The store key of a view's logits; of the training settings, only those of the teacher's forward pass count."""
     return stage_key(
         "soft_labels",
         version=VERSION,
@@ -52,7 +52,7 @@ class SoftLabels:
     """The bank of one teacher on one data set under one augmentation and precision."""
 
     def __init__(self, bench: Bench, teacher: ModelRecord) -> None:
-        """Nothing is computed yet; of the views that the candidate needs, only those are filled ahead."""
+        """Compute nothing yet; later, fill ahead only views that the candidate needs."""
         candidate = bench.candidate
         self._bench, self._teacher, self._store = bench, teacher, bench.place.store
         self._views = candidate.student.student_epochs + candidate.prune.recovery_epochs
@@ -60,12 +60,12 @@ class SoftLabels:
         self._logits_NC = torch.empty(0)
 
     def open(self, view: int, turn: Turn) -> None:
-        """Have a view's logits at hand, computing them if nobody has; waits while somebody else does."""
+        """Load a view's logits, or compute them first; wait while another trial computes them."""
         if view == self._view:
             return
         while self._store.busy(self._key(view)) and (ahead := self._first_free(view + 1)) is not None:
             self._obtain(ahead, turn)
-        # mapped, so that all trials of a node share its pages; "c" (copy on write) as torch knows no read-only memory
+        # mapped, so that all trials of a node share the pages; "c" (copy on write), as torch has no read-only tensors
         logits = np.load(self._obtain(view, turn) / "logits.npy", mmap_mode="c")
         self._logits_NC = torch.from_numpy(logits).to(self._bench.images.mean.device)
         self._view = view
@@ -79,7 +79,7 @@ class SoftLabels:
         return soft_labels_key(self._bench.candidate, self._bench.dataset, self._teacher, view=view)
 
     def _first_free(self, start: int) -> int | None:
-        """The first view from `start` that nobody has filled and nobody is filling."""
+        """The first view from `start` that is neither filled nor being filled."""
         keys = ((view, self._key(view)) for view in range(start, self._views))
         return next((view for view, key in keys if self._store.find(key) is None and not self._store.busy(key)), None)
 
@@ -91,7 +91,7 @@ class SoftLabels:
         network = load_model(self._teacher)
         move(network, images.mean.device, image_size=images.image_size)
         logits_NC = logits_of(network, images, candidate.augment, candidate.training, view=view, turn=turn)
-        with turn():  # a GPU still computes
+        with turn():  # the GPU is still computing
             logits = logits_NC.cpu().numpy()
         np.save(folder / "logits.npy", logits)
         write_text(folder / RECORD, to_json({"view": view, "seconds": time.perf_counter() - started}))
@@ -107,7 +107,7 @@ def logits_of(
     view: int,
     turn: Turn = nullcontext,
 ) -> Tensor:
-    """What a network, in evaluation mode, says about one view of all training images: float16 [N, C] on their device.
+    """Run a network in evaluation mode over one view of all training images: float16 logits [N, C] on their device.
 
     Args:
         turn: entered around every batch.

@@ -1,4 +1,4 @@
-"""One training stage: epochs with the masks of a pruning, and the network they leave in the store."""
+"""Run one training stage: epochs, with pruned weights masked, and the trained network in the store."""
 
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
@@ -14,21 +14,21 @@ from trainables.stages.workspace import Bench
 from trainables.store.results import Key
 
 Epochs = Generator[EpochRecord, None, ModelRecord]
-"""A stage under way: yields its epochs, returns the network in the store."""
+"""A running stage: yields its epochs, returns the network in the store."""
 Made = Generator[EpochRecord, None, tuple[nn.Module, tuple[EpochRecord, ...]]]
-"""A network being made: yields its epochs, returns the network and all of its curve."""
+"""A network in training: yields its epochs, returns the network and its whole curve."""
 Curve = Generator[EpochRecord, None, tuple[EpochRecord, ...]]
 Masks = Mapping[str, Tensor]
-"""Parameter name -> where its weights are to stay zero, bool of the weight's shape."""
+"""Parameter name -> where its weights must stay zero, bool of the weight's shape."""
 NO_MASKS: Masks = MappingProxyType({})
 
 
 def obtain_model(bench: Bench, key: Key, name: str, make: Callable[[Path], Made]) -> Epochs:
-    """The network under `key`: found in the store, or made and put there; yields the epochs that making takes.
+    """Find the network under `key` in the store, or train it and store it; yield the epochs of the training.
 
     Args:
-        name: of the model, as `build_model` knows it.
-        make: gets the stage's folder, which may hold what an interrupted attempt left; see `Made`.
+        name: the model's name for `build_model`.
+        make: trains the network; gets the stage's folder, which may hold the state of an interrupted attempt.
     """
 
     def compute(folder: Path) -> Generator[EpochRecord, None, None]:
@@ -39,7 +39,7 @@ def obtain_model(bench: Bench, key: Key, name: str, make: Callable[[Path], Made]
 
 
 def fit(bench: Bench, model: nn.Module, loop: Loop, lesson: Lesson, folder: Path, masks: Masks = NO_MASKS) -> Curve:
-    """Train in place as `train` does, taking turns on the workspace's device; masked weights stay zero."""
+    """Train in place as `train` does, pausing while a measurement runs on the node; masked weights stay zero."""
     after_step = (lambda: apply_masks(model, masks)) if masks else None
     turn = bench.place.device_lock().shared
     return train(model, loop, bench.images, lesson, folder, after_step=after_step, turn=turn)

@@ -1,4 +1,4 @@
-"""The student, distilled from the teacher."""
+"""Distil the student from the teacher."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ VERSION = 4
 
 
 def student_key(candidate: Candidate, dataset: DatasetRecord, teacher: ModelRecord) -> Key:
-    """Where the dense student of this candidate lies in the store."""
+    """The store key of this candidate's dense student."""
     return stage_key(
         "student",
         version=VERSION,
@@ -31,7 +31,7 @@ def student_key(candidate: Candidate, dataset: DatasetRecord, teacher: ModelReco
 
 
 def train_student(bench: Bench, teacher: ModelRecord) -> Epochs:
-    """Distil the dense student, or find it in the store; yields its epochs."""
+    """Distil the dense student, or find it in the store; yield its epochs."""
     candidate, own = bench.candidate, bench.candidate.student
 
     def make(folder: Path) -> Made:
@@ -44,7 +44,7 @@ def train_student(bench: Bench, teacher: ModelRecord) -> Epochs:
 
 
 def student_loop(candidate: Candidate, *, more_epochs: int = 0) -> Loop:
-    """The student's training in numbers, `more_epochs` longer than asked for."""
+    """The settings of the student's training loop, `more_epochs` longer than configured."""
     return Loop(
         stage="student",
         epochs=candidate.student.student_epochs + more_epochs,

@@ -1,4 +1,4 @@
-"""The teacher: trained or fine-tuned once, found again by every trial."""
+"""Train or fine-tune the teacher once; every trial finds it in the store."""
 
 import dataclasses
 from pathlib import Path
@@ -20,7 +20,7 @@ VERSION = 4
 
 
 def teacher_key(candidate: Candidate, dataset: DatasetRecord) -> Key:
-    """Where this teacher lies in the store: what the student alone has is no part of it."""
+    """The store key of this teacher, which settings of the student do not change."""
     return stage_key(
         "teacher",
         version=VERSION,
@@ -33,7 +33,7 @@ def teacher_key(candidate: Candidate, dataset: DatasetRecord) -> Key:
 
 
 def train_teacher(bench: Bench) -> Epochs:
-    """Train the teacher with cross-entropy on the labels, or find it in the store; yields its epochs."""
+    """Train the teacher with cross-entropy on the labels, or find it in the store; yield its epochs."""
     candidate, own = bench.candidate, bench.candidate.teacher
 
     def make(folder: Path) -> Made:
@@ -46,7 +46,7 @@ def train_teacher(bench: Bench) -> Epochs:
 
 
 def teacher_loop(candidate: Candidate) -> Loop:
-    """The teacher's training in numbers."""
+    """The settings of the teacher's training loop."""
     own = candidate.teacher
     return Loop(
         stage="teacher",
@@ -59,6 +59,6 @@ def teacher_loop(candidate: Candidate) -> Loop:
 
 
 def _training(candidate: Candidate) -> TrainingConfig:
-    """The common settings of training with the teacher's own seed and weight decay in place of the student's."""
+    """The training settings, with the teacher's own seed and weight decay in place of the student's."""
     own = candidate.teacher
     return dataclasses.replace(candidate.training, seed=own.teacher_seed, weight_decay=own.teacher_weight_decay)

@@ -1,9 +1,9 @@
-"""What training steps of a student cost here: run by `sweeps.planning.packing` in processes of their own, one a trial.
+"""Measure the throughput of a student's training steps: `sweeps.planning.packing` runs one process for each trial.
 
 python -m trainables.stages.training.throughput FOLDER NUMBER     reads FOLDER/task.json, answers in FOLDER/NUMBER.json
 
-The process gets ready (data, model, first steps), touches FOLDER/NUMBER.ready and trains from the moment that
-FOLDER/go appears until FOLDER/stop does: all processes of a folder compute at the same time.
+The process prepares (data, model, first steps), touches FOLDER/NUMBER.ready and trains from the moment FOLDER/go
+appears until FOLDER/stop does, so that all processes of a folder compute at the same time.
 """
 
 import os
@@ -29,21 +29,20 @@ from trainables.stages.training.loop import EVAL_BATCH, Trainer
 from trainables.stages.training.soft_labels import FILL_BATCH, logits_of
 from trainables.stages.training.student import student_loop
 
-STEPS = 8
-"""Of one pass, between two looks at FOLDER/stop."""
-OUT_OF_MEMORY_CODE = 3
+STEPS = 8  # of one pass; the process checks for FOLDER/stop between passes
+OUT_OF_MEMORY_CODE = 3  # exit code
 POLL_S = 0.01
 WAIT_S = 600.0
 
 
 def few_of(candidate: Candidate, images: Images, steps: int) -> Images:
-    """As many training images as that many steps take, and the teacher at once, and one batch of validation images."""
+    """Enough training images for `steps` steps and one teacher batch, and one batch of validation images."""
     count = min(len(images.train_labels), max(steps * candidate.training.batch_size, FILL_BATCH))
     return images.few(count, EVAL_BATCH)
 
 
 class TrialSteps:
-    """The steps of a student's training as a trial takes them, for as long as somebody wants them."""
+    """A student's training steps as a trial takes them, without a last epoch."""
 
     def __init__(self, candidate: Candidate, images: Images) -> None:
         self._candidate, self._images = candidate, images
@@ -56,9 +55,9 @@ class TrialSteps:
         return self._images.image_size
 
     def fill_bank(self) -> None:
-        """Take the teacher's logits, as the trial does that first needs a view: its memory holds the teacher, too.
+        """Compute the teacher's logits, as the first trial that needs a view does: its memory holds the teacher too.
 
-        Those of an untrained teacher cost the same.
+        The teacher is untrained, which costs the same.
         """
         images, candidate = self._images, self._candidate
         name = candidate.teacher.teacher_model
@@ -67,20 +66,20 @@ class TrialSteps:
         self._lesson.logits_NC = logits_of(network, images, candidate.augment, candidate.training, view=0)
 
     def warm_up(self, epoch: int) -> None:
-        """Everything that an epoch of a trial does."""
+        """Do everything that an epoch of a trial does, once."""
         if self._candidate.student.soft_weight > 0:
             self.fill_bank()
         self.trainer.epoch(epoch)
 
 
 def main(folder: Path, number: str) -> int:
-    """Run one probe; returns the exit code: 0, or 3 if there was not enough memory."""
+    """Run one probe; return the exit code: 0, or 3 if there was not enough memory."""
     task = decode(ProbeTask, read_json(folder / TASK), where=folder / TASK)
     try:
         probed = _probe(task, folder, number)
     except OUT_OF_MEMORY:
         return OUT_OF_MEMORY_CODE
-    except RuntimeError as error:  # the driver's own words, and cuBLAS's and cuDNN's
+    except RuntimeError as error:  # messages of the driver, cuBLAS and cuDNN
         if not any(words in str(error) for words in ("out of memory", "STATUS_ALLOC_FAILED")):
             raise
         return OUT_OF_MEMORY_CODE
@@ -99,7 +98,7 @@ def _probe(task: ProbeTask, folder: Path, number: str) -> Probed:
     images = few_of(candidate, load_images(dataset, device), STEPS)
     steps = TrialSteps(candidate, images)
     steps.warm_up(1)  # kernels, caches, and the memory of a view's soft labels and of a validation
-    if device == "cuda":  # without what cuDNN took to try its algorithms
+    if device == "cuda":  # exclude the memory that cuDNN used to try its algorithms
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         steps.warm_up(2)
@@ -125,13 +124,14 @@ def _wait_for(path: Path) -> None:
 
 
 def _memory(device: str) -> tuple[int, int]:
-    """(peak of this process, all there is), in bytes."""
+    """(peak of this process, total of the device), in bytes."""
     if device == "cuda":
         free, total = torch.cuda.mem_get_info()
+        # the CUDA context and libraries use memory that PyTorch's allocator does not count
         besides = total - free - torch.cuda.memory_reserved()
         return torch.cuda.max_memory_reserved() + besides, total
     status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss begins with what the process had that started this one
+    if status.exists():  # ru_maxrss starts at the parent process's peak
         peak = next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) * 1024
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -6,7 +6,7 @@ import pytest
 from tests.trainables.stages.measuring.latencies import latency, linear_file, node
 from trainables.config.candidate import MeasureConfig
 from trainables.stages.measuring import clean_room
-from trainables.stages.measuring.beside_teacher import timed
+from trainables.stages.measuring.beside_teacher import time_beside
 
 
 @pytest.mark.parametrize("noisy", [False, True])
@@ -18,7 +18,7 @@ def test_half_of_the_drift_is_taken_out_and_a_large_one_contaminates(
     reference = linear_file(tmp_path)
     own = latency(1e-4, noisy=noisy)  # no file is as fast as that
     path = reference.folder / "model.onnx"
-    took = timed(MeasureConfig(latency_seconds=0.1), path, reference, own, node(tmp_path / "node")).latency
+    took = time_beside(MeasureConfig(latency_seconds=0.1), path, reference, own, node(tmp_path / "node")).latency
     assert took.latency_attempts >= 2
     assert took.conditions is not None and took.conditions.drift is not None
     assert f"the reference took {100 * took.conditions.drift:.0f} % more than its own time" in took.latency_contaminated

@@ -8,7 +8,7 @@ from trainables.config.candidate import MeasureConfig
 from trainables.records.latency import LatencyRecord
 from trainables.stages.measuring import teacher_scale as module
 from trainables.stages.measuring.clean_room import Measured
-from trainables.stages.measuring.teacher_scale import Scale, agreed, find_scale
+from trainables.stages.measuring.teacher_scale import Scale, find_scale, measure_until_agreed
 
 BUSY = "8 % of its CPUs were used by others"
 MEASURE = MeasureConfig(latency_seconds=0.1)
@@ -34,25 +34,27 @@ def test_the_scale_is_measured_until_two_agree(
     times: tuple[float, ...], expected: float, verdict: str, unused: int
 ) -> None:
     take, left = taking(*map(latency, times))
-    found = agreed(take)
+    found = measure_until_agreed(take)
     assert (found.latency_p50_ms, found.verdict, len(left)) == (expected, verdict, unused)
     assert found.latency_attempts == found.latency_alone_s == 4 - unused
 
 
 def test_a_machine_that_is_busy_from_the_start_is_not_asked_again() -> None:
     take, left = taking(latency(1.0, contaminated=BUSY), latency(1.0))
-    assert agreed(take).latency_contaminated == BUSY and len(left) == 1
+    assert measure_until_agreed(take).latency_contaminated == BUSY and len(left) == 1
 
 
 def test_one_clean_measurement_among_others_is_not_called_clean() -> None:
     disturbed = latency(1.0, contaminated=BUSY)
-    found = agreed(taking(latency(1.2), disturbed, latency(1.1, noisy=True, half_width=0.05), disturbed)[0])
+    found = measure_until_agreed(
+        taking(latency(1.2), disturbed, latency(1.1, noisy=True, half_width=0.05), disturbed)[0]
+    )
     assert (found.latency_p50_ms, found.verdict) == (1.2, "noisy: too few runs, or not yet steady")
 
 
 def test_of_noisy_ones_the_narrowest_is_taken() -> None:
     wide, narrow = (latency(1.0, noisy=True, half_width=width) for width in (0.2, 0.05))
-    assert agreed(taking(wide, narrow, wide, wide)[0]).verdict == "noisy: p50 within 5.0 %"
+    assert measure_until_agreed(taking(wide, narrow, wide, wide)[0]).verdict == "noisy: p50 within 5.0 %"
 
 
 @pytest.fixture
@@ -64,7 +66,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> list[LatencyRecord]:
         now = coming.pop(0)
         return Measured(candidate=now, reference=now, throughput_ips=None)
 
-    monkeypatch.setattr(module, "measured_beside", measured)
+    monkeypatch.setattr(module, "measure_beside", measured)
     return coming
 
 
@@ -73,14 +75,14 @@ def taken(folder: Path, *, check: bool = False) -> Scale:
 
 
 def test_the_scale_is_measured_in_two_processes_and_then_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = module.measured_beside, 0
+    real, calls = module.measure_beside, 0
 
     def counted(*args: object) -> Measured:
         nonlocal calls
         calls += 1
         return real(*args)
 
-    monkeypatch.setattr(module, "measured_beside", counted)
+    monkeypatch.setattr(module, "measure_beside", counted)
     first = taken(tmp_path)
     assert calls >= (1 if first.own.latency_contaminated else 2)
     before = calls
