@@ -12,7 +12,7 @@ from s3fs import S3FileSystem
 
 from sweeps.running.run import worker_of
 from sweeps.running.tune import recovery
-from sweeps.running.tune.delivery import Allowance, left, write_record
+from sweeps.running.tune.delivery import Allowance, left_record, write_record
 from sweeps.running.tune.recovery import fetch_late, recover
 from sweeps.search.config import SweepConfig
 from sweeps.search.folder import InputError
@@ -206,7 +206,7 @@ def test_a_full_disk_leaves_the_trial_to_the_next_driver(tmp_path: Path) -> None
     ],
 )
 def test_who_has_left_a_record_is_known_from_the_last_report(result: dict[str, Any], expected: bool) -> None:
-    assert left(result) is expected
+    assert left_record(result) is expected
 
 
 def test_a_record_that_the_driver_writes_hides_local_paths(tmp_path: Path, config: SweepConfig) -> None:
