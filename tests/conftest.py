@@ -5,6 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
+import sweeps  # noqa: F401 - makes settings that Ray reads when it is imported, which some test files do first
+
 # Read when torch is imported. Threads that wait for each other by spinning, on cores that other tests want, took five
 # times the CPU time of one thread; a sweep's trials are given theirs by the sweep.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -28,7 +30,6 @@ def denormals() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
     """A Ray in this process, of two cores and four GPUs that it takes our word for; sweeps that find it use it."""
-    import sweeps  # noqa: F401, I001 - makes the settings that Ray reads when it is imported
     import ray
 
     ray.init(
