@@ -77,6 +77,7 @@ def test_a_part_of_a_long_sweep_still_tells_the_good_from_the_bad(
         assert np.median([abs(float(str(one["x"])) - 0.8) for one in found]) < 0.1
 
 
+@pytest.mark.nightly
 def test_after_forgetting_many_times_old_trials_are_as_likely_remembered_as_new_ones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

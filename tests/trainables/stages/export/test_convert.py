@@ -237,7 +237,9 @@ def agree(openvino: Any, files: Mapping[str, Path], images: np.ndarray, *, alike
         assert (got.argmax(1) == expected.argmax(1)).mean() >= alike, name
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "alexnet"])
+@pytest.mark.parametrize(
+    "name", ["alexnet", *(pytest.param(n, marks=pytest.mark.nightly) for n in ("resnet18", "mobilenet_v3_small"))]
+)
 def test_openvino_agrees_on_the_networks_people_use(name: str, tmp_path: Path) -> None:
     """Residual sums, squeeze-and-excite, hard-swish, depthwise convolutions, pooling: dense, cut, zeroed, smaller."""
     openvino = pytest.importorskip("openvino", reason="an extra: uv sync --extra openvino")

@@ -70,7 +70,7 @@ def test_latency_tells_a_large_model_from_a_small_one(tmp_path: Path, model: Pat
 def test_a_file_against_itself_is_as_fast(model: Path) -> None:
     assert gc.isenabled()
     ours, again = time_alternating(model, model, threads=1, seconds=0.5)
-    assert ours.latency_n == again.latency_n
+    assert ours.latency_n >= 10 and again.latency_n >= 10  # each side's blocks are as long as its own warm-up says
     assert ours.latency_p50_ms == pytest.approx(again.latency_p50_ms, rel=0.3)
     assert gc.isenabled()
 
