@@ -102,7 +102,8 @@ def _config(flags: argparse.Namespace) -> SweepConfig:
     preset = PRESETS[flags.preset]()
     searched, fixed = space.split(take_spaces(flags))
     preset = preset.replace(base=preset.search.base.replace(**fixed))
-    config = config_of(flags, preset, {**preset.search.space, **searched})
+    varied = {name: values for name, values in preset.search.space.items() if name not in fixed}
+    config = config_of(flags, preset, varied | searched)
     return config if flags.name else config.replace(name=default_name(flags.preset, config.identity()))
 
 

@@ -116,14 +116,15 @@ def spent_seconds(folder: Path, budget_s: float) -> float:
 def trials_within(seconds: float, plan: Plan) -> int:
     """How many trials fit: floor((seconds - teacher - labels - champions - start) / seconds that a trial adds).
 
-    A trial adds its parallel work, divided by the number of trials at once, and the time in which it measures alone.
+    An average trial adds its parallel work, divided by the number of trials at once, and the time in which it measures
+    alone.
     """
     before = plan.teacher_s.expected + plan.labels_s.expected + plan.champions_s.expected + plan.start_s
     one = plan.trial_s.expected
     if seconds - before < one:
         return 0
     # 1e-9: a quotient that rounding has put just below a whole number must not lose a trial
-    return int((seconds - before) / ((one - plan.alone_s) / plan.concurrency + plan.alone_s) + 1e-9)
+    return int((seconds - before) / ((plan.average_s - plan.alone_s) / plan.concurrency + plan.alone_s) + 1e-9)
 
 
 def _too_short(plan: Plan, budget_s: float, gone_s: float) -> str:

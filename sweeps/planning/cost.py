@@ -9,8 +9,8 @@ from rich.console import Console
 
 from sweeps.display.durations import Range, in_words
 from sweeps.search.config import Search, SweepConfig
-from sweeps.search.space import STUDENT_PARAMS, Space, size
-from trainables.config.candidate import CandidateConfig
+from sweeps.search.space import STUDENT_PARAMS, Space, size, values_of
+from trainables.config.candidate import TEACHER_ITSELF, CandidateConfig
 
 MB = 1e6
 # Ray, MLflow's database and the first worker took 10 to 15 s on two cores. Used until a sweep has measured it
@@ -80,6 +80,8 @@ class Plan:
     labels_s: Range
     trial_s: Range
     """One whole trial that finds no student in the store."""
+    average_s: float
+    """What one more trial adds: a network is trained once for all its files."""
     champion_runs: int
     """Runs of champions and controls, trained when the search is over."""
     champions_s: Range
@@ -126,15 +128,23 @@ def estimate(probe: Probe, config: SweepConfig, hits: Hits, *, start_s: float = 
     alone_s = 4 * base.measure.latency_seconds  # shape and file, each beside the teacher's file, with warm-up
     fixed_s = 2 * probe.export_s
     epoch = Range.of(probe.student_step_s) * probe.steps + probe.student_check_s
-    recovered = epoch * (base.prune.recovery_epochs + QAT_COST * qat_epochs(search)) + fixed_s
+    # A trial of the same network in another precision only writes a file.
+    trained = 1 / len([word for word in values_of(search.space, base, "precision") if word != "int8_qat"] or [""])
     teacher = Range.of(probe.teacher_step_s) * probe.steps + probe.teacher_check_s
     teacher_s = teacher * base.teacher.teacher_epochs + fixed_s + 3 * alone_s / 2  # itself twice, then its file
+    students = values_of(search.space, base, "student_model")
+    cuts_teacher = students.count(TEACHER_ITSELF) / len(students)  # share of trials
     missing = hits.views_needed - hits.views
     labels_s = Range.of(probe.labels_batch_s) * probe.label_batches * missing
     # Trials that reuse a student are not drawn evenly from the space, so the formula does not count them.
     fresh = max(1.0, trials * (1 - search.reuse_probability)) if trials else 0.0
     expected = max(0.0, distinct_students(search.space, base, fresh) - hits.students)
     taught = epoch * base.student.student_epochs
+    whole = taught + epoch * (base.prune.recovery_epochs + QAT_COST * qat_epochs(search)) + fixed_s + alone_s
+    # The teacher as the student takes all epochs after the cut, every trial anew.
+    after_cut = base.prune.recovery_epochs + cuts_teacher * base.student.student_epochs
+    recovered = epoch * (after_cut * trained + QAT_COST * qat_epochs(search)) + fixed_s
+    expected *= 1 - cuts_teacher
     work = Range(taught.low * expected, taught.expected * expected, taught.high * trials) + recovered * trials
     teacher_s = teacher_s * (not hits.teacher)
     runs = max(0, ARMS * selection.champions * selection.seeds - hits.champion_runs)
@@ -148,7 +158,8 @@ def estimate(probe: Probe, config: SweepConfig, hits: Hits, *, start_s: float = 
         start_s=start_s,
         teacher_s=teacher_s,
         labels_s=labels_s,
-        trial_s=taught + recovered + alone_s,
+        trial_s=whole,
+        average_s=(whole.expected - alone_s - fixed_s) * trained + fixed_s + alone_s,
         champion_runs=runs,
         champions_s=champions_s,
         alone_s=alone_s,
@@ -181,6 +192,7 @@ def show(console: Console, plan: Plan, config: SweepConfig, hits: Hits, *, measu
 
 def _lines(plan: Plan, config: SweepConfig, hits: Hits, measured_start: bool) -> dict[str, str]:
     base, selection = config.search.base, config.selection
+    students = " or ".join(values_of(config.search.space, base, "student_model"))
     of_memory = "CUDA memory" if config.devices.gpus else "resident memory, Ray's own not counted"
     start = "as the last sweep here needed" if measured_start else "on other machines; the first sweep here measures it"
     controls = f"with {selection.seeds} seeds and {ARMS - 1} controls each"
@@ -193,7 +205,7 @@ def _lines(plan: Plan, config: SweepConfig, hits: Hits, measured_start: bool) ->
         "teacher": f"{base.teacher.teacher_model}, "
         + ("in the store" if hits.teacher else f"{base.teacher.teacher_epochs} epochs, {plan.teacher_s}"),
         "soft labels": f"{hits.views} of {hits.views_needed} views in the store; the rest {plan.labels_s}",
-        "students": f"{base.student.student_model}, {hits.students} of the first {hits.first_students} in the store;"
+        "students": f"{students}, {hits.students} of the first {hits.first_students} in the store;"
         f" about {plan.students:.0f} to train",
         "one trial": f"{plan.trial_s}: {base.student.student_epochs} + {base.prune.recovery_epochs} epochs,"
         f"{quantising} export, {in_words(plan.alone_s)} of measuring",

@@ -2,12 +2,14 @@
 
 import math
 import resource
+import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from torch import nn
 
 from sweeps.planning.cost import Probe
 from sweeps.search.config import SweepConfig
+from sweeps.search.space import values_of
 from trainables.config.candidate import Candidate
 from trainables.records.stages import DatasetRecord
 from trainables.stages.data.on_device import Images, load_images
@@ -70,10 +73,15 @@ def _time_stages(config: SweepConfig, dataset: DatasetRecord, images: tuple[Imag
     device, devices = whole.mean.device.type, config.devices
     # No downloads, and a loss that needs soft labels, whatever the sweep asks for: time the most expensive case.
     once = {"pretrained": False, "student_pretrained": False, "teacher_epochs": 1, "student_epochs": 1}
-    candidate = config.search.base.replace(**once, kd_loss="kd", alpha=0.9).resolve(dataset, device=device)
+    base = config.search.base
+    students = values_of(config.search.space, base, "student_model")
+    usual = {"kd_loss": "kd", "alpha": 0.9, "pruning_ratio": 0.5}
+    candidates = [
+        base.replace(**once, **usual, student_model=name).resolve(dataset, device=device) for name in students
+    ]
+    candidate = candidates[0]
     smoothing = candidate.training.label_smoothing
     teacher = build_for(candidate.teacher.teacher_model, dataset)
-    student = build_for(candidate.student.student_model, dataset)
     clock = _Clock(device)
     torch.set_num_threads(devices.cpus)  # the teacher trains alone, with all cores
     trainer = Trainer(teacher, teacher_loop(candidate), few, Labels(smoothing))
@@ -81,25 +89,30 @@ def _time_stages(config: SweepConfig, dataset: DatasetRecord, images: tuple[Imag
     torch.set_num_threads(devices.threads)
     lesson = LogitsAtHand(candidate.student, few, label_smoothing=smoothing)
     lesson.logits_NC = logits_of(teacher.eval(), few, candidate.augment, candidate.training, view=0, turn=clock.turn)
-    trainer = Trainer(student, student_loop(candidate), few, lesson)
-    student_steps, student_check = clock.steps(trainer.steps(1)), clock.time(trainer.check)
-    began = time.perf_counter()
-    student_bytes = _export(student, candidate, dataset, folder)
-    export_s = time.perf_counter() - began
+    student_steps: list[float] = []
+    checks, exports, sizes = list[float](), list[float](), list[int]()
+    for candidate in candidates:  # an average trial is one of any of the students
+        student = build_for(candidate.network, dataset)
+        trainer = Trainer(student, replace(student_loop(candidate), epochs=1), few, lesson)
+        student_steps += _warm(clock.steps(trainer.steps(1)))
+        checks.append(clock.time(trainer.check))
+        began = time.perf_counter()
+        sizes.append(_export(student, candidate, dataset, folder))
+        exports.append(time.perf_counter() - began)
     # validation was timed on a few images: scaled to all of them
     scale = _checked_images(whole) / _checked_images(few)
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else _resident_bytes()
     return Probe(
         teacher_step_s=_warm(teacher_steps),
-        student_step_s=_warm(student_steps),
+        student_step_s=tuple(student_steps),
         labels_batch_s=_warm(clock.turns),
         teacher_check_s=teacher_check * scale,
-        student_check_s=student_check * scale,
-        export_s=export_s,
+        student_check_s=statistics.mean(checks) * scale,
+        export_s=statistics.mean(exports),
         steps=math.ceil(len(whole.train_labels) / candidate.training.batch_size),
         label_batches=math.ceil(len(whole.train_labels) / FILL_BATCH),
         peak_bytes=peak,
-        student_bytes=student_bytes,
+        student_bytes=max(sizes),
         teacher_bytes=_weight_bytes(teacher),
         view_bytes=2 * len(whole.train_labels) * whole.num_classes,  # FP16: two bytes per logit
     )

@@ -2,7 +2,7 @@
 
 from sweeps.planning.cost import Hits, qat_epochs
 from sweeps.search.config import SweepConfig
-from sweeps.search.space import first_trials
+from sweeps.search.sampling.first_trials import first_trials
 from trainables.layout import CHAMPIONS, TRIALS, recorded
 from trainables.records.stages import DatasetRecord, read_model
 from trainables.stages.training.soft_labels import soft_labels_key
@@ -26,7 +26,7 @@ def look_up(config: SweepConfig, dataset: DatasetRecord) -> Hits:
     if folder is None:  # keys of students and soft labels contain the teacher's, so none of them can exist
         return Hits(trials=trials, champion_runs=runs, views_needed=views_needed, first_students=len(points))
     teacher = read_model(folder)
-    students = {student_key(candidate, dataset, teacher) for candidate in candidates or [base]}
+    students = {student_key(c, dataset, teacher) for c in candidates or [base] if not c.cuts_teacher}
     views = [soft_labels_key(base, dataset, teacher, view=view) for view in range(views_needed)]
     return Hits(
         trials=trials,

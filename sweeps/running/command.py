@@ -9,6 +9,8 @@ from sweeps.display.console import Screen
 from sweeps.planning.budget import Deadline, remember_start
 from sweeps.running.flags import with_flags
 from sweeps.search.config import SweepConfig
+from sweeps.search.space import values_of
+from trainables.config.candidate import TEACHER_ITSELF
 from trainables.config.flags import OneLineParser, flag_name
 from trainables.config.limits import Limits
 from trainables.layout import ONNX_FILE, STORE, trial_folder
@@ -56,11 +58,15 @@ def check(config: SweepConfig) -> None:
     from trainables.stages.models.build import check_model
     from trainables.stages.runtimes.absence import check_runtime
 
-    for name in ("teacher_model", "student_model"):
+    students = values_of(config.search.space, config.search.base, "student_model")
+    networks = {"teacher_model": [config.search.base.teacher.teacher_model], "student_model": students}
+    for field, names in networks.items():
         try:
-            check_model(config.search.base.flat()[name])
+            for name in names:
+                if name != TEACHER_ITSELF:
+                    check_model(name)
         except ValueError as error:
-            raise ValueError(f"{flag_name(name)}: {error}") from error
+            raise ValueError(f"{flag_name(field)}: {error}") from error
     check_runtime(config.search.base.measure.latency_runtime, on_gpu=config.devices.gpus > 0)
     there = torch.cuda.device_count()
     if config.devices.gpus > there and config.devices.address is None:

@@ -32,6 +32,8 @@ from trainables.config.score import ExchangeRates
 
 # Help texts of the search space: `CandidateConfig` documents a single value, a sweep also takes lists and ranges.
 _SEARCHED_DOCS = {
+    "student_model": "Network that is cut: teacher (its trained weights), a model name, or package.module:function; a"
+    " list such as teacher,resnet20 searches among them",
     "kd_loss": f"Soft, teacher term, of {', '.join(KD_LOSSES)}; a list such as kd,dkd,dist searches among them",
     "alpha": "Weight of the soft, teacher term, 0 to 1; the labels get 1 - alpha",
     "temperature": "Softens teacher and student logits, > 0; mse does without",

@@ -5,9 +5,18 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from optuna.distributions import BaseDistribution
+
 from sweeps.search.config import Search, SweepConfig
 from sweeps.search.space import default_space, parse
-from trainables.config.candidate import AugmentConfig, CandidateConfig, MeasureConfig, StudentConfig, TeacherConfig
+from trainables.config.candidate import (
+    TEACHER_ITSELF,
+    AugmentConfig,
+    CandidateConfig,
+    MeasureConfig,
+    StudentConfig,
+    TeacherConfig,
+)
 from trainables.config.compression import PruneConfig
 from trainables.config.training import TrainingConfig
 
@@ -28,14 +37,20 @@ def quick() -> SweepConfig:
         prune=PruneConfig(recovery_epochs=2),
         measure=MeasureConfig(latency_seconds=1.0),
     )
-    space = default_space() | {"learning_rate": parse("learning_rate", "1e-3,3e-3")}
+    space = _space("alexnet_small") | {"learning_rate": parse("learning_rate", "1e-3,3e-3")}
     return SweepConfig(name="quick", search=Search(trials=12, base=base, space=space))
 
 
 def cifar10() -> SweepConfig:
     """ResNet-18 to MobileNetV3-Small on CIFAR-10 at 32 pixels; meant for GPUs."""
     base = CandidateConfig().replace(dataset="cifar10", **vars(augment_for("cifar10", None)))
-    return SweepConfig(name="cifar10", search=Search(base=base))
+    return SweepConfig(name="cifar10", search=Search(base=base, space=_space("mobilenet_v3_small")))
+
+
+def _space(student: str) -> dict[str, BaseDistribution]:
+    """The default space over the teacher itself and a small network as students, every one in FP32 and INT8."""
+    files = {"precision": parse("precision", "fp32,int8_ptq")}
+    return default_space() | {"student_model": parse("student_model", f"{TEACHER_ITSELF},{student}")} | files
 
 
 PRESETS: Mapping[str, Callable[[], SweepConfig]] = {"cifar10": cifar10, "quick": quick}

@@ -16,33 +16,20 @@ from optuna.distributions import (
 )
 from optuna.trial import Trial
 
-from trainables.config.candidate import DECIDING, CandidateConfig
+from trainables.config.candidate import DECIDING, TEACHER_ITSELF, CandidateConfig
 
 # They decide the dense student: a trial with the same values finds it in the store and only prunes and recovers.
-STUDENT_PARAMS = ("kd_loss", "temperature", "alpha", "dkd_beta", "learning_rate")
+STUDENT_PARAMS = ("student_model", "kd_loss", "temperature", "alpha", "dkd_beta", "learning_rate")
 
 # In the order of suggestion: whether a parameter exists depends on earlier ones.
-SEARCHED = ("kd_loss", "alpha", "temperature", "dkd_beta", "learning_rate", "pruning_method", "pruning_ratio")
-# Searched if a flag gives more than one value, settings otherwise; suggested after the others.
-OPTIONAL = ("pruning_criterion", "pruning_scope", "precision")
-WORDS = ("kd_loss", "pruning_method", *OPTIONAL)
+SEARCHED = ("kd_loss", "alpha", "temperature", "dkd_beta", "learning_rate", "pruning_ratio")
+# Searched if a flag gives more than one value, settings otherwise. The student comes before all others.
+OPTIONAL = ("student_model", "pruning_method", "pruning_criterion", "pruning_scope", "precision")
+WORDS = ("kd_loss", *OPTIONAL)
 # Step of a range LOW:HIGH: coarse, so that trials share stages. A learning rate has none: it is searched in log.
 STEPS = {"temperature": 0.5, "alpha": 0.1, "dkd_beta": 0.5, "pruning_ratio": 0.05}
 
 Space = Mapping[str, BaseDistribution]
-
-_COMMON = {"learning_rate": 3e-4, "pruning_method": "structured", "pruning_ratio": 0.3}
-# First trials: the settings of papers, their weights as our alpha (`trainables.stages.training.losses` names them).
-LITERATURE: tuple[Mapping[str, Any], ...] = (
-    _COMMON | {"kd_loss": "kd", "alpha": 0.9, "temperature": 4.0, "pruning_ratio": 0.2},
-    _COMMON | {"kd_loss": "kd", "alpha": 0.9, "temperature": 4.0},
-    _COMMON | {"kd_loss": "logit_std", "alpha": 9 / 9.1, "temperature": 2.0},
-    _COMMON | {"kd_loss": "dkd", "alpha": 0.5, "temperature": 4.0, "dkd_beta": 8.0},
-    _COMMON | {"kd_loss": "dist", "alpha": 2 / 3, "temperature": 4.0},
-    _COMMON | {"kd_loss": "wttm", "alpha": 0.8, "temperature": 5.0},
-    _COMMON | {"kd_loss": "mse", "alpha": 1.0},
-    _COMMON | {"kd_loss": "none"},
-)
 
 
 def parse(name: str, text: str) -> BaseDistribution:
@@ -93,8 +80,7 @@ def default_space() -> dict[str, BaseDistribution]:
         "temperature": parse("temperature", "1:8"),
         "dkd_beta": parse("dkd_beta", "1:8"),
         "learning_rate": parse("learning_rate", "3e-4,1e-3,3e-3"),
-        "pruning_method": parse("pruning_method", "l1_unstructured,structured"),
-        "pruning_ratio": parse("pruning_ratio", "0:0.7"),
+        "pruning_ratio": parse("pruning_ratio", "0:0.85"),
     }
 
 
@@ -104,8 +90,8 @@ def suggest(trial: Trial, space: Space, base: CandidateConfig) -> dict[str, Any]
     Parameters that the trial already has, queued or from before a crash, are kept.
     """
     params: dict[str, Any] = {}
-    for name in _in_order(space):
-        if not _inert(name, params, space, base):
+    for name in in_order(space):
+        if not is_inert(name, params, space, base):
             params[name] = _ask(trial, name, space[name])
     return params
 
@@ -131,44 +117,31 @@ def active(params: Mapping[str, Any], base: CandidateConfig) -> dict[str, Any]:
     return {name: value for name, value in params.items() if name not in inert}
 
 
-def first_trials(space: Space, base: CandidateConfig) -> list[dict[str, Any]]:
-    """The literature's settings for every loss of the space; values outside the space move to the nearest inside."""
-    losses = space["kd_loss"].choices if "kd_loss" in space else (base.student.kd_loss,)
-    points: list[dict[str, Any]] = []
-    seen: set[CandidateConfig] = set()
-    for wanted in LITERATURE:
-        if wanted["kd_loss"] not in losses:
-            continue
-        point: dict[str, Any] = {}
-        for name in _in_order(space):
-            if name in wanted and not _inert(name, point, space, base):
-                point[name] = _nearest(space[name], wanted[name])
-        if (same := identify(point, base)) not in seen:
-            seen.add(same)
-            points.append(point)
-    return points
-
-
-def far_cuts(space: Space, base: CandidateConfig, student: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Trials that prune a trained student hard: at the upper end of the ratio, and at two thirds of it.
-
-    Empty if no ratio is searched. Such a trial costs only a recovery, and the literature's ratios leave that end of the
-    front empty.
-    """
-    ratios = space.get("pruning_ratio")
-    methods = space["pruning_method"].choices if "pruning_method" in space else (base.prune.pruning_method,)
-    if ratios is None or "structured" not in methods:
-        return []
-    top = max(_values(ratios))
-    method = {"pruning_method": "structured"} if "pruning_method" in space else {}
-    cuts = dict.fromkeys(_nearest(ratios, share * top) for share in (1, 2 / 3))
-    return [{**student, **method, "pruning_ratio": ratio} for ratio in cuts if ratio > 0]
-
-
 def size(space: Space, base: CandidateConfig) -> float:
     """How many different trials the space has, not counting inert parameters; infinity if one is continuous."""
-    of_parts = ([name for name in space if name in vars(part)] for part in vars(base).values())
-    return math.prod(_size_of_part({name: space[name] for name in names}, base) for names in of_parts)
+    ratios = values_of(space, base, "pruning_ratio")
+    cut = base.replace(pruning_ratio=max(ratios))
+    sizes = {
+        name: _size_of_part({key: space[key] for key in space if key in vars(part)}, cut)
+        for name, part in vars(base).items()
+    }
+    whole = math.prod(sizes.values())
+    students = values_of(space, base, "student_model")
+    if not math.isfinite(whole) or TEACHER_ITSELF not in students or 0 not in ratios or max(ratios) == 0:
+        return whole
+    # The uncut teacher does without the settings of its training, unless it is trained for INT8.
+    untrained = [word for word in values_of(space, base, "precision") if word != "int8_qat"]
+    files = {name: space[name] for name in space if name in vars(base.export)}
+    files_of_it = sum(_size_of_part(files | {"precision": _choices("precision", [word])}, cut) for word in untrained)
+    taught = {name: space[name] for name in space if name in vars(base.student)}
+    ways = _size_of_part(taught | {"student_model": _choices("student_model", [TEACHER_ITSELF])}, cut)
+    others = math.prod(sizes[name] for name in sizes if name not in ("student", "prune", "export"))
+    return whole - (ways - 1) * files_of_it * others
+
+
+def values_of(space: Space, base: CandidateConfig, name: str) -> list[Any]:
+    """Every value that a parameter takes: those of a list or stepped range, or the one of `base`."""
+    return _values(space[name]) if name in space else [base.flat()[name]]
 
 
 def _size_of_part(space: Space, base: CandidateConfig) -> float:
@@ -207,13 +180,14 @@ def _number(value: float) -> str:
     return f"{value:.12g}"
 
 
-def _in_order(names: Mapping[str, Any]) -> Iterator[str]:
-    known = (*SEARCHED, *OPTIONAL)
+def in_order(names: Mapping[str, Any]) -> Iterator[str]:
+    """The names in the order of suggestion: the student first, whose choice makes others inert; unknown ones last."""
+    known = ("student_model", *SEARCHED, *OPTIONAL[1:])
     yield from (name for name in known if name in names)
     yield from (name for name in names if name not in known)
 
 
-def _inert(name: str, given: Mapping[str, Any], space: Space, base: CandidateConfig) -> bool:
+def is_inert(name: str, given: Mapping[str, Any], space: Space, base: CandidateConfig) -> bool:
     """Whether a parameter changes nothing, given the earlier ones; later ones are assumed at their upper ends."""
     later = {other: max(_ends(space[other])) for other in DECIDING.difference(given, WORDS).intersection(space)}
     return name in base.replace(**later | tidy(given)).inert()
@@ -251,18 +225,6 @@ def _checked(name: str, value: Any) -> Any:
     """The value, after the configuration's own check of its range."""
     CandidateConfig().replace(**{name: value})
     return value
-
-
-def _nearest(distribution: BaseDistribution, value: Any) -> Any:
-    if isinstance(distribution, CategoricalDistribution):
-        if value in distribution.choices:
-            return value
-        numbers = [choice for choice in distribution.choices if isinstance(choice, float)]
-        return min(numbers, key=lambda choice: abs(choice - value)) if numbers else distribution.choices[0]
-    assert isinstance(distribution, FloatDistribution)
-    if distribution.step is not None:
-        value = distribution.low + distribution.step * round((value - distribution.low) / distribution.step)
-    return round(min(max(value, distribution.low), distribution.high), 10)
 
 
 def _count(distribution: BaseDistribution) -> float:

@@ -45,6 +45,7 @@ from torchvision import transforms
 from sweeps.search import space as spaces
 from sweeps.search.config import SweepConfig
 from sweeps.search.presets import PRESETS, augment_for
+from sweeps.search.sampling.first_trials import first_trials
 from trainables.config.candidate import AugmentConfig, CandidateConfig
 from trainables.config.flags import OneLineParser, add_config_flags, config_from_flags, flag_name
 from trainables.config.score import ExchangeRates, composite_score
@@ -381,7 +382,7 @@ def run(config: SweepConfig, dataset: DatasetRecord, workers: int, max_seconds: 
         metric="score",
         mode="max",
         seed=search.search_seed,
-        points_to_evaluate=spaces.first_trials(search.space, search.base),
+        points_to_evaluate=first_trials(search.space, search.base),
     )
     left = None if max_seconds is None else max(1.0, max_seconds - (time.time() - START))
     tuner = tune.Tuner(

@@ -10,12 +10,15 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 from trainables.config.checks import at_default, check_epochs, check_not_negative, check_positive, check_word
+from trainables.config.compression import LATENCY_RUNTIMES as LATENCY_RUNTIMES
 from trainables.config.compression import ExportConfig, PruneConfig
+from trainables.config.compression import MeasureConfig as MeasureConfig
+from trainables.config.training import CROPS as CROPS
+from trainables.config.training import AugmentConfig as AugmentConfig
+from trainables.config.training import DataConfig as DataConfig
 from trainables.config.training import TrainingConfig as TrainingConfig
 
-CROPS = ("none", "padded", "resized")
 OPTIMIZERS = ("adamw", "sgd")
-LATENCY_RUNTIMES = ("onnxruntime_cpu", "onnxruntime_cuda", "tensorrt", "openvino")
 # The soft (teacher) terms of `trainables.stages.training.losses`, and the settings that each reads besides alpha.
 KD_LOSSES: Mapping[str, tuple[str, ...]] = {
     "kd": ("temperature",),
@@ -27,64 +30,16 @@ KD_LOSSES: Mapping[str, tuple[str, ...]] = {
     "none": (),
 }
 LOSS_SETTINGS = frozenset(name for names in KD_LOSSES.values() for name in names)
+# As `student_model`: the teacher itself, whose trained weights are cut and recovered by distillation from the uncut.
+TEACHER_ITSELF = "teacher"
 # The settings whose values make others inert, or that can spell one candidate in two ways. A new setting of this kind
 # must be added here: the search space expands only these.
 DECIDING = frozenset(
-    {"kd_loss", "alpha", "pruning_method", "pruning_ratio", "pruning_criterion", "pruning_scope", "precision"}
+    {
+        *("student_model", "kd_loss", "alpha"),
+        *("pruning_method", "pruning_ratio", "pruning_criterion", "pruning_scope", "precision"),
+    }
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Which images, and how train is split. Where they lie on disk is not part of it."""
-
-    dataset: str = "digits"
-    """`digits`, `cifar10`, `cifar100`, `tiny-imagenet` or `folder:PATH`."""
-    image_size: int | None = None
-    """Pixels of a side; None takes the data set's own size."""
-    val_fraction: float = 0.1
-    """Share of train cut off for validation, stratified, in (0, 1)."""
-    split_seed: int = 0
-    """Decides which images are validation images."""
-    train_limit: int | None = None
-    """Images left for training after the split, stratified; None keeps all."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.val_fraction < 1:
-            raise ValueError(f"`0 < val_fraction < 1` must hold, but got val_fraction={self.val_fraction}.")
-        if self.image_size is not None and not 8 <= self.image_size <= 1024:
-            raise ValueError(f"`8 <= image_size <= 1024` must hold, but got image_size={self.image_size}.")
-        if self.train_limit is not None and self.train_limit < 2:
-            raise ValueError(f"`train_limit >= 2` must hold, but got train_limit={self.train_limit}.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class AugmentConfig:
-    """Augmentation as a pure function of (data_seed, epoch, sample)."""
-
-    flip: bool = True
-    """Mirror half of the images."""
-    crop: str = "padded"
-    """`none`, `padded` (shift by up to `crop_padding` pixels) or `resized` (RandomResizedCrop)."""
-    crop_padding: int = 4
-    """Pixels of the stored image, which is scaled afterwards; used by `padded` only."""
-    randaugment_magnitude: int | None = None
-    """RandAugment strength 0 to 30 with two operations an image; None is off."""
-    mixup_alpha: float | None = None
-    """Beta(mixup_alpha, mixup_alpha) of Mixup, arXiv:1710.09412; None is off."""
-    data_seed: int = 0
-    """Decides every view."""
-
-    def __post_init__(self) -> None:
-        if self.crop not in CROPS:
-            raise ValueError(f"`crop` must be one of {', '.join(CROPS)}, but got crop={self.crop!r}.")
-        if self.crop_padding < 0:
-            raise ValueError(f"`crop_padding >= 0` must hold, but got crop_padding={self.crop_padding}.")
-        if self.randaugment_magnitude is not None and not 0 <= self.randaugment_magnitude <= 30:
-            value = self.randaugment_magnitude
-            raise ValueError(f"`0 <= randaugment_magnitude <= 30` must hold, but got randaugment_magnitude={value}.")
-        if self.mixup_alpha is not None and not self.mixup_alpha > 0:
-            raise ValueError(f"`mixup_alpha > 0` must hold, but got mixup_alpha={self.mixup_alpha}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +60,9 @@ class TeacherConfig:
     teacher_weight_decay: float = 1e-4
     """Of the teacher's optimizer: apart from the gradient (decoupled) with `adamw`, part of it with `sgd`, where it is
     usually 5e-4."""
+    teacher_label_smoothing: float = 0.0
+    """Share of the label mass that the teacher's own training spreads over all classes, in [0, 1); a smoothed teacher
+    teaches less (arXiv:1906.02629)."""
     teacher_seed: int = 0
     """The teacher's weights, batch order and dropout; apart from `seed`, so that more seeds share one teacher."""
 
@@ -113,6 +71,9 @@ class TeacherConfig:
         check_positive("teacher_learning_rate", self.teacher_learning_rate)
         check_word("teacher_optimizer", self.teacher_optimizer, OPTIMIZERS)
         check_not_negative("teacher_weight_decay", self.teacher_weight_decay)
+        if not 0 <= self.teacher_label_smoothing < 1:
+            value = self.teacher_label_smoothing
+            raise ValueError(f"`0 <= teacher_label_smoothing < 1` must hold, but got teacher_label_smoothing={value}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,11 +81,13 @@ class StudentConfig:
     """The small model and how it is distilled."""
 
     student_model: str = "mobilenet_v3_small"
-    """A model name of `trainables.stages.models.build` or `package.module:function`."""
+    """`teacher` (its trained network is cut), a model name of `trainables.stages.models.build`, or
+    `package.module:function`."""
     student_pretrained: bool = False
     """Start from torchvision's ImageNet weights."""
     student_epochs: int = 20
-    """Passes over the training split."""
+    """Passes over the training split before the cut; a student that is the teacher has been trained, and takes them
+    after the cut, beside `recovery_epochs`."""
     learning_rate: float = 3e-4
     """Peak of AdamW's cosine schedule."""
     kd_loss: str = "kd"
@@ -166,27 +129,6 @@ class StudentConfig:
         return dataclasses.replace(taught, **at_default(StudentConfig, taught.inert() - {"alpha"}))
 
 
-@dataclass(frozen=True, kw_only=True)
-class MeasureConfig:
-    """How the exported file is timed."""
-
-    latency_runtime: str = "onnxruntime_cpu"
-    """What runs the file: `onnxruntime_cpu`, `onnxruntime_cuda`, `tensorrt` or `openvino`."""
-    latency_threads: int = 1
-    """CPU threads of the runtime."""
-    latency_seconds: float = 2.0
-    """Time spent on timing one file, at most; less if its p50 is known within 2 % before, up to four times that if its
-    calls are too slow for 8 blocks."""
-
-    def __post_init__(self) -> None:
-        if self.latency_runtime not in LATENCY_RUNTIMES:
-            known, value = ", ".join(LATENCY_RUNTIMES), self.latency_runtime
-            raise ValueError(f"`latency_runtime` must be one of {known}, but got latency_runtime={value!r}.")
-        if self.latency_threads < 1:
-            raise ValueError(f"`latency_threads >= 1` must hold, but got latency_threads={self.latency_threads}.")
-        check_positive("latency_seconds", self.latency_seconds)
-
-
 class Decoded(Protocol):
     """What `resolve` needs to know about the decoded images; `DatasetRecord` satisfies it."""
 
@@ -219,9 +161,32 @@ class CandidateConfig:
             row |= dataclasses.asdict(getattr(self, part.name))
         return row
 
+    @property
+    def cuts_teacher(self) -> bool:
+        """Whether the student is the teacher itself, trained already, so that all training follows the cut."""
+        return self.student.student_model == TEACHER_ITSELF
+
+    @property
+    def needs_training(self) -> bool:
+        """False for the teacher's own network with nothing removed: its file is a candidate without any training."""
+        return not (self.cuts_teacher and self.prune.pruning_ratio == 0)
+
+    @property
+    def network(self) -> str:
+        """The model name of the network that is pruned."""
+        return self.teacher.teacher_model if self.cuts_teacher else self.student.student_model
+
     def inert(self) -> frozenset[str]:
         """Settings of student, pruning and export that have no effect given the others."""
-        return self.student.inert() | self.prune.inert() | self.export.inert()
+        return self.student.inert() | self.prune.inert() | self.export.inert() | self._decided_by_teacher()
+
+    def _decided_by_teacher(self) -> frozenset[str]:
+        """Settings that a student does without if it is the teacher: its weights are there, and uncut it is trained."""
+        if not self.cuts_teacher:
+            return frozenset()
+        if self.needs_training or self.export.precision == "int8_qat":  # which trains on, with the student's loss
+            return frozenset({"student_pretrained"})
+        return frozenset(vars(self.student)) - {"student_model"} | {"recovery_learning_rate_factor"}
 
     def replace(self, **changes: Any) -> "CandidateConfig":
         """A copy with fields changed by their flat names.
@@ -240,8 +205,15 @@ class CandidateConfig:
 
     def canonical(self) -> "CandidateConfig":
         """The same candidate with inert settings at their defaults, so that equivalent candidates compare equal."""
+        epochs: dict[str, int] = {}
+        if self.cuts_teacher:  # it has been trained: all epochs follow the cut, and uncut it needs none
+            total = self.student.student_epochs + self.prune.recovery_epochs
+            epochs = {"student_epochs": 0, "recovery_epochs": total if self.needs_training else 0}
         parts = {part.name: getattr(self, part.name) for part in fields(self)}
-        parts |= {name: parts[name].canonical() for name in ("student", "prune", "export")}
+        for name in ("student", "prune", "export"):
+            plain = parts[name].canonical()
+            changes = at_default(type(plain), self._decided_by_teacher()) | epochs
+            parts[name] = dataclasses.replace(plain, **{key: changes[key] for key in changes if key in vars(plain)})
         return CandidateConfig(**parts)
 
     def resolve(self, dataset: Decoded, *, device: str) -> "Candidate":

@@ -1,4 +1,4 @@
-"""How a student is pruned and the file to ship is written: two parts of a candidate's configuration."""
+"""How a student is pruned, and the file to ship is written and timed: three parts of a candidate's configuration."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ PRUNING_CRITERIA = ("magnitude", "lamp", "taylor", "bn_scale")
 PRUNING_SCOPES = ("layer", "global")
 PRUNED_SHARES = ("channels", "macs", "size", "latency")
 PRECISIONS = ("fp32", "fp16", "int8_ptq", "int8_qat")
+LATENCY_RUNTIMES = ("onnxruntime_cpu", "onnxruntime_cuda", "tensorrt", "openvino")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,3 +125,24 @@ class ExportConfig:
     def canonical(self) -> "ExportConfig":
         """The same export with inert settings at their defaults."""
         return dataclasses.replace(self, **at_default(ExportConfig, self.inert()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureConfig:
+    """How the exported file is timed."""
+
+    latency_runtime: str = "onnxruntime_cpu"
+    """What runs the file: `onnxruntime_cpu`, `onnxruntime_cuda`, `tensorrt` or `openvino`."""
+    latency_threads: int = 1
+    """CPU threads of the runtime."""
+    latency_seconds: float = 2.0
+    """Time spent on timing one file, at most; less if its p50 is known within 2 % before, up to four times that if its
+    calls are too slow for 8 blocks."""
+
+    def __post_init__(self) -> None:
+        if self.latency_runtime not in LATENCY_RUNTIMES:
+            known, value = ", ".join(LATENCY_RUNTIMES), self.latency_runtime
+            raise ValueError(f"`latency_runtime` must be one of {known}, but got latency_runtime={value!r}.")
+        if self.latency_threads < 1:
+            raise ValueError(f"`latency_threads >= 1` must hold, but got latency_threads={self.latency_threads}.")
+        check_positive("latency_seconds", self.latency_seconds)

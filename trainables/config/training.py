@@ -1,11 +1,65 @@
-"""The settings that all training stages of a candidate share (standard library only)."""
+"""The settings that all training stages of a candidate share: images, their augmentation, training (stdlib only)."""
 
 import dataclasses
 from dataclasses import dataclass
 
 from trainables.config.checks import check_not_negative
 
+CROPS = ("none", "padded", "resized")
 TRAIN_PRECISIONS = ("fp32", "amp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images, and how train is split. Where they lie on disk is not part of it."""
+
+    dataset: str = "digits"
+    """`digits`, `cifar10`, `cifar100`, `tiny-imagenet` or `folder:PATH`."""
+    image_size: int | None = None
+    """Pixels of a side; None takes the data set's own size."""
+    val_fraction: float = 0.1
+    """Share of train cut off for validation, stratified, in (0, 1)."""
+    split_seed: int = 0
+    """Decides which images are validation images."""
+    train_limit: int | None = None
+    """Images left for training after the split, stratified; None keeps all."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.val_fraction < 1:
+            raise ValueError(f"`0 < val_fraction < 1` must hold, but got val_fraction={self.val_fraction}.")
+        if self.image_size is not None and not 8 <= self.image_size <= 1024:
+            raise ValueError(f"`8 <= image_size <= 1024` must hold, but got image_size={self.image_size}.")
+        if self.train_limit is not None and self.train_limit < 2:
+            raise ValueError(f"`train_limit >= 2` must hold, but got train_limit={self.train_limit}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Augmentation as a pure function of (data_seed, epoch, sample)."""
+
+    flip: bool = True
+    """Mirror half of the images."""
+    crop: str = "padded"
+    """`none`, `padded` (shift by up to `crop_padding` pixels) or `resized` (RandomResizedCrop)."""
+    crop_padding: int = 4
+    """Pixels of the stored image, which is scaled afterwards; used by `padded` only."""
+    randaugment_magnitude: int | None = None
+    """RandAugment strength 0 to 30 with two operations an image; None is off."""
+    mixup_alpha: float | None = None
+    """Beta(mixup_alpha, mixup_alpha) of Mixup, arXiv:1710.09412; None is off."""
+    data_seed: int = 0
+    """Decides every view."""
+
+    def __post_init__(self) -> None:
+        if self.crop not in CROPS:
+            raise ValueError(f"`crop` must be one of {', '.join(CROPS)}, but got crop={self.crop!r}.")
+        if self.crop_padding < 0:
+            raise ValueError(f"`crop_padding >= 0` must hold, but got crop_padding={self.crop_padding}.")
+        if self.randaugment_magnitude is not None and not 0 <= self.randaugment_magnitude <= 30:
+            value = self.randaugment_magnitude
+            raise ValueError(f"`0 <= randaugment_magnitude <= 30` must hold, but got randaugment_magnitude={value}.")
+        if self.mixup_alpha is not None and not self.mixup_alpha > 0:
+            raise ValueError(f"`mixup_alpha > 0` must hold, but got mixup_alpha={self.mixup_alpha}.")
 
 
 @dataclass(frozen=True, kw_only=True)

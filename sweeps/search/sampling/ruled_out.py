@@ -16,7 +16,7 @@ _Family = tuple[str, ...]
 
 
 class RuledOut:
-    """The shapes known to exceed a limit, grouped by what makes them comparable: file precision and way of pruning.
+    """The shapes known to exceed a limit, grouped by what makes them comparable: network, precision and way of pruning.
 
     Shapes whose widths depend on the trained weights (`pruning_scope` global) are left out: they are not known before
     training.
@@ -54,7 +54,8 @@ class RuledOut:
             return {}
         family, width = _family(config), _width(config)
         # the dense student is the widest of every way of pruning
-        comparable = [family] if config.prune.removes_channels else [kin for kin in self._over if kin[0] == family[0]]
+        alike_but_cut = [kin for kin in self._over if kin[:2] == family[:2]]
+        comparable = [family] if config.prune.removes_channels else alike_but_cut
         least: dict[str, float] = {}
         for kin in comparable:
             for narrower, over in self._over.get(kin, ()):
@@ -69,9 +70,9 @@ def _family(config: CandidateConfig) -> _Family:
     """What two shapes must have in common to be ordered by their width."""
     precision, _, _ = config.export.precision.partition("_")
     if not config.prune.removes_channels:
-        return (precision,)
+        return (config.network, precision)
     spares = "bn_scale" if config.prune.pruning_criterion == "bn_scale" else ""  # layers without BatchNorm
-    return (precision, config.prune.pruning_of, spares)
+    return (config.network, precision, config.prune.pruning_of, spares)
 
 
 def _width(config: CandidateConfig) -> float:

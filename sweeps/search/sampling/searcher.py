@@ -17,9 +17,10 @@ from ray.tune.search import Searcher
 from sweeps.search.config import Search
 from sweeps.search.objectives import DIRECTIONS, study_directions, study_values
 from sweeps.search.optuna_private import asked_for, trial_of
+from sweeps.search.sampling.first_trials import far_cuts, first_trials
 from sweeps.search.sampling.ruled_out import RuledOut
 from sweeps.search.sampling.samplers import Promising, keep_student, make_sampler
-from sweeps.search.space import STUDENT_PARAMS, far_cuts, first_trials, identify, size, suggest
+from sweeps.search.space import STUDENT_PARAMS, identify, size, suggest
 from sweeps.search.study_file import open_journal
 from trainables.config.candidate import CandidateConfig
 
@@ -33,6 +34,8 @@ MAX_REUSED = 5
 # Proposals dropped in a row before a random sampler takes over, or a list of the rest of a finite space: samplers that
 # learn only from finished trials (`gp`) would propose the same for ever.
 MAX_STUCK = 10
+# Precisions whose files are written from one trained network; `int8_qat` trains on.
+SAME_NETWORK = ("fp32", "fp16", "int8_ptq")
 # Attribute of a study: the number of the trial whose student was pruned hard.
 CUT = "far_cuts"
 
@@ -145,6 +148,7 @@ class StudySearcher(Searcher):
         if number is None:
             return
         self._conclude(number, result, error=error)
+        self._queue_other_files(self._study.get_trials(deepcopy=False)[number])
         while self._later:
             self._study.enqueue_trial(self._later.pop(0))
         self._cut_far()
@@ -160,6 +164,15 @@ class StudySearcher(Searcher):
             self.full, self.exhausted = str(result["full"]), True  # left running: the next driver hands it out again
         else:
             self._tell(number, result or {})
+
+    def _queue_other_files(self, trial: optuna.trial.FrozenTrial) -> None:
+        """Queue the same network in the space's other precisions: what is trained is in the store, a file is cheap."""
+        if trial.state != TrialState.COMPLETE or self._search.sampler == "grid":
+            return
+        for precision in getattr(self._space.get("precision"), "choices", ()):
+            other = trial.params | {"precision": precision}
+            if precision in SAME_NETWORK and self._identify(other) not in self._known:
+                self._study.enqueue_trial(other, skip_if_exists=True)
 
     def _cut_far(self) -> None:
         """Queue trials that prune the better of the first two students hard: cheap, and not tried so far."""

@@ -12,8 +12,9 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
 from sweeps.search.config import Search
+from sweeps.search.sampling.first_trials import first_trials
 from sweeps.search.sampling.searcher import DUPLICATE, StudySearcher, open_study
-from sweeps.search.space import Space, active, default_space, first_trials, identify, parse, size, split, suggest, tidy
+from sweeps.search.space import Space, active, default_space, identify, parse, size, split, suggest, tidy
 from trainables.config.candidate import KD_LOSSES, CandidateConfig, StudentConfig
 
 ALL = ",".join(KD_LOSSES)

@@ -5,14 +5,12 @@ from typing import Any
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
+from sweeps.search.sampling.first_trials import LITERATURE, far_cuts, first_trials
 from sweeps.search.space import (
-    LITERATURE,
     SEARCHED,
     Space,
     default_space,
     describe,
-    far_cuts,
-    first_trials,
     identify,
     parse,
     show,

@@ -56,7 +56,7 @@ def _check(flags: argparse.Namespace, config: CandidateConfig) -> None:
             raise ValueError(f"{flag} {folder}: cannot be written ({error.strerror}); name a folder you own.") from None
     check_runtime(config.measure.latency_runtime, on_gpu=flags.device == "cuda")
     check_model(config.teacher.teacher_model)
-    check_model(config.student.student_model)
+    check_model(config.network)
 
 
 def main(argv: list[str] | None = None) -> int:

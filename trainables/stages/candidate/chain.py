@@ -93,8 +93,10 @@ class Chain:
             yield shape
             if prune.pruning_steps == 1:  # recovery between cuts changes which channels go
                 check_shape(shape, limits)
+        if not bench.candidate.needs_training:
+            return [teacher]
         pruned = yield from self.spend(recover(bench, teacher, student, channel_ratio=shape.channel_ratio))
-        return [student, pruned]
+        return [pruned] if student is teacher else [student, pruned]
 
     def train_shape(self, teacher: ModelRecord, shape: ShapeRecord) -> Networks:
         """Train the pruned shape from random weights; returns that network."""
@@ -116,15 +118,16 @@ class Chain:
         """Measure the file of the last network, and put down what came of all of them."""
         measurement, stands_on = measure_file(self.bench, networks[-1], files, reference)
         is_teacher = stage == "teacher"
-        train_time_s = sum(model.train_time_s for model in networks)
+        own = networks if is_teacher else [model for model in networks if model is not teacher]
+        train_time_s = sum(model.train_time_s for model in own)
         needed_s = train_time_s if is_teacher else teacher.train_time_s + train_time_s
-        models = dict.fromkeys((teacher.key, *(model.key for model in networks)))
+        models = dict.fromkeys((teacher.key, *(model.key for model in own)))
         return CandidateRecord(
             stage=stage,
             export=files,
             measurement=measurement,
             achieved={} if is_teacher else achieved(self.bench.candidate, networks[-1]),
-            curve=tuple(epoch for model in networks for epoch in model.curve),
+            curve=tuple(epoch for model in own for epoch in model.curve),
             num_val=self.bench.dataset.num_val,
             num_test=self.bench.dataset.num_test,
             train_time_s=train_time_s,

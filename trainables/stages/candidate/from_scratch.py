@@ -63,7 +63,7 @@ def train_from_scratch(
 
     def make(folder: Path) -> Made:
         torch.manual_seed(seed_for(candidate.training.seed, "student", "weights"))
-        model = build_for(candidate.student.student_model, dataset)
+        model = build_for(candidate.network, dataset)
         cut_untrained(model, candidate.prune, dataset, channel_ratio=channel_ratio, plan=plan)
         move(model, images.mean.device, image_size=images.image_size)  # masks lie where the weights will
         loop = student_loop(candidate, more_epochs=candidate.prune.recovery_epochs)
@@ -73,4 +73,4 @@ def train_from_scratch(
             recalibrate(model, loop, images)
         return model, curve
 
-    return obtain_model(bench, key, candidate.student.student_model, make)
+    return obtain_model(bench, key, candidate.network, make)

@@ -60,4 +60,4 @@ def train_quantised(bench: Bench, teacher: ModelRecord, pruned: ModelRecord) -> 
         fake_quantize.remove(model, inserted)
         return model, curve
 
-    return obtain_model(bench, qat_key(candidate, pruned), candidate.student.student_model, make)
+    return obtain_model(bench, qat_key(candidate, pruned), candidate.network, make)

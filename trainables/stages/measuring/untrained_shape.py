@@ -46,8 +46,8 @@ def measure_shape(bench: Bench, reference: ExportRecord, *, plan: Mapping[str, i
         "shape",
         version=VERSION,
         parents=[reference.onnx_sha256, str(scale.keys[-1])],
-        student_model=candidate.student.student_model,
-        model_source=source_of(candidate.student.student_model),
+        student_model=candidate.network,
+        model_source=source_of(candidate.network),
         num_classes=dataset.num_classes,
         image_size=dataset.image_size,
         pruning_ratio=candidate.prune.pruning_ratio if structured else 0.0,
@@ -153,7 +153,7 @@ class _Sketch:
 
     def _model(self, ratio: float) -> torch.nn.Module:
         torch.manual_seed(0)  # equal random weights for every ratio, so that only the shape differs
-        model = build_for(self._candidate.student.student_model, self._dataset)
+        model = build_for(self._candidate.network, self._dataset)
         config = self._candidate.prune
         if config.removes_channels:
             cut_untrained(model, config, self._dataset, channel_ratio=ratio, plan=self._plan, must_remove=False)

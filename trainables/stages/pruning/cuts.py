@@ -162,7 +162,7 @@ def achieved(candidate: Candidate, pruned: ModelRecord) -> dict[str, float]:
     Zeroed parameters count as removed, but are still multiplied. Widths are rounded and some layers cannot be cut, so
     the shares differ from `pruning_ratio`.
     """
-    params, macs, dense_widths = _dense(candidate.student.student_model, pruned.num_classes, pruned.image_size)
+    params, macs, dense_widths = _dense(candidate.network, pruned.num_classes, pruned.image_size)
     left = pruned.num_params if candidate.prune.pruning_method == "structured" else pruned.num_nonzero_params
     channels = sum(widths(load_model(pruned)).values())
     return {

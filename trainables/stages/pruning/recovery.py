@@ -27,11 +27,14 @@ VERSION = 3
 
 def recovery_key(candidate: Candidate, student: ModelRecord, *, channel_ratio: float) -> Key:
     """The store key of this candidate's pruned and recovered student."""
+    # the key of a student says how it is taught; the teacher's does not, when it is the student
+    taught = {**vars(candidate.augment), **vars(candidate.training), **vars(candidate.student)}
     return stage_key(
         "recovery",
         version=VERSION,
         parents=[student.key],
         channel_ratio=channel_ratio,
+        **(taught if candidate.cuts_teacher else {}),
         **key_parts(candidate.prune),
     )
 
@@ -57,7 +60,7 @@ def recover(bench: Bench, teacher: ModelRecord, student: ModelRecord, *, channel
         write_plan(model, before, candidate.prune, bench.dataset, folder)
         return model, curve
 
-    return obtain_model(bench, key, candidate.student.student_model, make)
+    return obtain_model(bench, key, candidate.network, make)
 
 
 def shares(epochs: int, steps: int) -> list[int]:

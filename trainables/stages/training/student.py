@@ -31,8 +31,11 @@ def student_key(candidate: Candidate, dataset: DatasetRecord, teacher: ModelReco
 
 
 def train_student(bench: Bench, teacher: ModelRecord) -> Epochs:
-    """Distil the dense student, or find it in the store; yield its epochs."""
+    """Distil the dense student, or find it in the store; yield its epochs. The teacher itself needs none."""
     candidate, own = bench.candidate, bench.candidate.student
+    if candidate.cuts_teacher:
+        yield from ()
+        return teacher
 
     def make(folder: Path) -> Made:
         torch.manual_seed(seed_for(candidate.training.seed, "student", "weights"))
@@ -40,7 +43,7 @@ def train_student(bench: Bench, teacher: ModelRecord) -> Epochs:
         lesson = Distillation.of(bench, teacher)
         return model, (yield from fit(bench, model, student_loop(candidate), lesson, folder))
 
-    return obtain_model(bench, student_key(candidate, bench.dataset, teacher), own.student_model, make)
+    return (yield from obtain_model(bench, student_key(candidate, bench.dataset, teacher), own.student_model, make))
 
 
 def student_loop(candidate: Candidate, *, more_epochs: int = 0) -> Loop:

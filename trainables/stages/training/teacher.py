@@ -28,7 +28,7 @@ def teacher_key(candidate: Candidate, dataset: DatasetRecord) -> Key:
         parents=[dataset.fingerprint],
         **vars(candidate.augment),
         **vars(_training(candidate)),
-        **vars(candidate.teacher),
+        **{name: value for name, value in vars(candidate.teacher).items() if name != "teacher_label_smoothing"},
     )
 
 
@@ -39,7 +39,7 @@ def train_teacher(bench: Bench) -> Epochs:
     def make(folder: Path) -> Made:
         torch.manual_seed(seed_for(own.teacher_seed, "teacher", "weights"))
         model = build_for(own.teacher_model, bench.dataset, pretrained=own.pretrained)
-        lesson = Labels(candidate.training.label_smoothing)
+        lesson = Labels(own.teacher_label_smoothing)
         return model, (yield from fit(bench, model, teacher_loop(candidate), lesson, folder))
 
     return obtain_model(bench, teacher_key(candidate, bench.dataset), own.teacher_model, make)
@@ -59,6 +59,11 @@ def teacher_loop(candidate: Candidate) -> Loop:
 
 
 def _training(candidate: Candidate) -> TrainingConfig:
-    """The training settings, with the teacher's own seed and weight decay in place of the student's."""
+    """The training settings, with the teacher's own in place of the student's."""
     own = candidate.teacher
-    return dataclasses.replace(candidate.training, seed=own.teacher_seed, weight_decay=own.teacher_weight_decay)
+    return dataclasses.replace(
+        candidate.training,
+        seed=own.teacher_seed,
+        weight_decay=own.teacher_weight_decay,
+        label_smoothing=own.teacher_label_smoothing,
+    )

@@ -47,7 +47,7 @@ class TrialSteps:
     def __init__(self, candidate: Candidate, images: Images) -> None:
         self._candidate, self._images = candidate, images
         self._lesson = LogitsAtHand(candidate.student, images, label_smoothing=candidate.training.label_smoothing)
-        model = build_model(candidate.student.student_model, num_classes=images.num_classes, image_size=self._size)
+        model = build_model(candidate.network, num_classes=images.num_classes, image_size=self._size)
         self.trainer = Trainer(model, student_loop(candidate, more_epochs=10**9), images, self._lesson)
 
     @property

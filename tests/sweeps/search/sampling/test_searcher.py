@@ -9,6 +9,7 @@ from optuna import Study
 from optuna.trial import TrialState
 
 from sweeps.search.config import SAMPLERS, Search
+from sweeps.search.sampling.first_trials import first_trials
 from sweeps.search.sampling.searcher import (
     DUPLICATE,
     RULED_OUT,
@@ -18,7 +19,7 @@ from sweeps.search.sampling.searcher import (
     open_study,
 )
 from sweeps.search.sampling.tpe import BoundedTPE
-from sweeps.search.space import Space, default_space, first_trials, parse, tidy
+from sweeps.search.space import Space, default_space, parse, tidy
 from trainables.config.candidate import CandidateConfig
 
 ONE_POINT = {

@@ -1,0 +1,82 @@
+"""The first trials of a search: the settings of papers, ever deeper cuts of the teacher, far cuts of a good student."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+
+from sweeps.search.space import Space, identify, in_order, is_inert, values_of
+from trainables.config.candidate import TEACHER_ITSELF, CandidateConfig
+
+_COMMON = {"learning_rate": 1e-3, "pruning_method": "structured", "pruning_ratio": 0.3}
+# First trials of the teacher as its own student: untouched, then cut ever deeper.
+TEACHER_CUTS = (0.0, 0.5, 0.7, 0.3, 0.85)
+# First trials: the settings of papers, their weights as our alpha (`trainables.stages.training.losses` names them).
+LITERATURE: tuple[Mapping[str, Any], ...] = (
+    _COMMON | {"kd_loss": "kd", "alpha": 0.9, "temperature": 4.0, "pruning_ratio": 0.2},
+    _COMMON | {"kd_loss": "kd", "alpha": 0.9, "temperature": 4.0},
+    _COMMON | {"kd_loss": "logit_std", "alpha": 9 / 9.1, "temperature": 2.0},
+    _COMMON | {"kd_loss": "dkd", "alpha": 0.5, "temperature": 4.0, "dkd_beta": 8.0},
+    _COMMON | {"kd_loss": "dist", "alpha": 2 / 3, "temperature": 4.0},
+    _COMMON | {"kd_loss": "wttm", "alpha": 0.8, "temperature": 5.0},
+    _COMMON | {"kd_loss": "mse", "alpha": 1.0},
+    _COMMON | {"kd_loss": "none"},
+)
+
+
+def first_trials(space: Space, base: CandidateConfig) -> list[dict[str, Any]]:
+    """The literature's settings for every student and loss of the space, and cuts of the teacher if it is a student.
+
+    Values outside the space move to the nearest inside.
+    """
+    points: list[dict[str, Any]] = []
+    seen: set[CandidateConfig] = set()
+    for wanted in _wanted(space, base):
+        point: dict[str, Any] = {}
+        for name in in_order(space):
+            if name in wanted and not is_inert(name, point, space, base):
+                point[name] = _nearest(space[name], wanted[name])
+        if (same := identify(point, base)) not in seen:
+            seen.add(same)
+            points.append(point)
+    return points
+
+
+def _wanted(space: Space, base: CandidateConfig) -> Iterator[dict[str, Any]]:
+    """The first trials as they are written down, before they are fitted to the space."""
+    students, losses = values_of(space, base, "student_model"), values_of(space, base, "kd_loss")
+    literature = [dict(point) for point in LITERATURE if point["kd_loss"] in losses]
+    for student in students:
+        if student == TEACHER_ITSELF and literature:
+            cut = literature[0] | {"student_model": student, "alpha": 0.7, "temperature": 2.0}
+            yield from (cut | {"pruning_ratio": ratio} for ratio in TEACHER_CUTS)
+        else:
+            yield from (point | {"student_model": student} for point in literature)
+
+
+def far_cuts(space: Space, base: CandidateConfig, student: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Trials that prune a trained student hard: at the upper end of the ratio, and at two thirds of it.
+
+    Empty if no ratio is searched. Such a trial costs only a recovery, and the literature's ratios leave that end of the
+    front empty.
+    """
+    ratios = space.get("pruning_ratio")
+    methods = values_of(space, base, "pruning_method")
+    if ratios is None or "structured" not in methods:
+        return []
+    top = max(values_of(space, base, "pruning_ratio"))
+    method = {"pruning_method": "structured"} if "pruning_method" in space else {}
+    cuts = dict.fromkeys(_nearest(ratios, share * top) for share in (1, 2 / 3))
+    return [{**student, **method, "pruning_ratio": ratio} for ratio in cuts if ratio > 0]
+
+
+def _nearest(distribution: BaseDistribution, value: Any) -> Any:
+    if isinstance(distribution, CategoricalDistribution):
+        if value in distribution.choices:
+            return value
+        numbers = [choice for choice in distribution.choices if isinstance(choice, float)]
+        return min(numbers, key=lambda choice: abs(choice - value)) if numbers else distribution.choices[0]
+    assert isinstance(distribution, FloatDistribution)
+    if distribution.step is not None:
+        value = distribution.low + distribution.step * round((value - distribution.low) / distribution.step)
+    return round(min(max(value, distribution.low), distribution.high), 10)
