@@ -21,11 +21,13 @@ from trainables.config.candidate import DECIDING, TEACHER_ITSELF, CandidateConfi
 # They decide the dense student: a trial with the same values finds it in the store and only prunes and recovers.
 STUDENT_PARAMS = ("student_model", "kd_loss", "temperature", "alpha", "dkd_beta", "learning_rate")
 
-# In the order of suggestion: whether a parameter exists depends on earlier ones.
+# What a plain sweep searches.
 SEARCHED = ("kd_loss", "alpha", "temperature", "dkd_beta", "learning_rate", "pruning_ratio")
-# Searched if a flag gives more than one value, settings otherwise. The student comes before all others.
+# Searched if a flag or preset gives more than one value, settings otherwise.
 OPTIONAL = ("student_model", "pruning_method", "pruning_criterion", "pruning_scope", "precision")
 WORDS = ("kd_loss", *OPTIONAL)
+# Whether a parameter exists depends on earlier ones.
+ORDER = ("student_model", *SEARCHED[:-1], "pruning_method", "pruning_ratio", *OPTIONAL[2:])
 # Step of a range LOW:HIGH: coarse, so that trials share stages. A learning rate has none: it is searched in log.
 STEPS = {"temperature": 0.5, "alpha": 0.1, "dkd_beta": 0.5, "pruning_ratio": 0.05}
 
@@ -182,9 +184,8 @@ def _number(value: float) -> str:
 
 def in_order(names: Mapping[str, Any]) -> Iterator[str]:
     """The names in the order of suggestion: the student first, whose choice makes others inert; unknown ones last."""
-    known = ("student_model", *SEARCHED, *OPTIONAL[1:])
-    yield from (name for name in known if name in names)
-    yield from (name for name in names if name not in known)
+    yield from (name for name in ORDER if name in names)
+    yield from (name for name in names if name not in ORDER)
 
 
 def is_inert(name: str, given: Mapping[str, Any], space: Space, base: CandidateConfig) -> bool:

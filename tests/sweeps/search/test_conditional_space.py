@@ -79,7 +79,7 @@ def test_a_trial_is_asked_only_for_what_its_loss_reads() -> None:
         trial = study.ask()
         params = suggest(trial, space, PLAIN)
         assert params == tidy(trial.params) == suggest(trial, space, PLAIN)
-        loss, others = params["kd_loss"], {"kd_loss", "learning_rate", "pruning_method", "pruning_ratio"}
+        loss, others = params["kd_loss"], {"kd_loss", "learning_rate", "pruning_ratio"}
         read = {"alpha", *(KD_LOSSES[loss] if params.get("alpha") else ())} if loss != "none" else set()
         assert params.keys() == others | read
         seen.add((loss, params.get("alpha") == 0))
@@ -192,7 +192,7 @@ def test_orphans_keep_their_parameters_and_get_those_that_they_lack(tmp_path: Pa
     assert whole["trial_number"] == half.number
     assert whole["params"]["kd_loss"] == half.params["kd_loss"]
     assert student(whole["params"])
-    assert {"learning_rate", "pruning_method", "pruning_ratio"} <= whole["params"].keys()
+    assert {"learning_rate", "pruning_ratio"} <= whole["params"].keys()
 
 
 def test_settings_of_channels_are_asked_for_where_channels_are_removed() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
-from sweeps.search.sampling.first_trials import LITERATURE, far_cuts, first_trials
+from sweeps.search.sampling.first_trials import LITERATURE, TEACHER_CUTS, far_cuts, first_trials
 from sweeps.search.space import (
     SEARCHED,
     Space,
@@ -118,12 +118,37 @@ def test_a_space_is_described_as_its_flags_are_written() -> None:
 
 
 def test_size_of_the_default_space() -> None:
-    """Rates x (methods x ratios above 0 + no pruning) x (alphas above 0 x temperatures + no teacher)."""
-    assert size(default_space(), PLAIN) == 3 * (2 * 14 + 1) * (10 * 15 + 1)
+    """Rates x (ratios above 0 + no pruning) x (alphas above 0 x temperatures + no teacher)."""
+    assert size(default_space(), PLAIN) == 3 * (17 + 1) * (10 * 15 + 1)
+
+
+@pytest.mark.parametrize("precisions", ["fp32", "fp32,int8_ptq", "fp32,int8_ptq,int8_qat"])
+def test_the_uncut_teacher_is_one_trial_a_file_however_it_would_be_taught(precisions: str) -> None:
+    texts = {"student_model": "teacher,alexnet_small", "alpha": "0:1", "temperature": "1,2", "kd_loss": "kd,mse"}
+    texts |= {"pruning_ratio": "0,0.3,0.5", "precision": precisions, "learning_rate": "1e-3,3e-3"}
+    space = {name: parse(name, text) for name, text in texts.items()}
+    points = itertools.product(*(values(space[name]) for name in space))
+    different = {identify(dict(zip(space, point, strict=True)), PLAIN) for point in points}
+    assert size(space, PLAIN) == len(different)
+    untrained = [config for config in different if not config.needs_training and config.export.precision != "int8_qat"]
+    assert len(untrained) == len(set(precisions.split(",")) - {"int8_qat"})
+
+
+def test_the_teacher_is_tried_untouched_and_cut_ever_deeper_before_other_students() -> None:
+    space = default_space() | {"student_model": parse("student_model", "teacher,alexnet_small")}
+    points = first_trials(space, PLAIN)
+    cuts = [point["pruning_ratio"] for point in points if point["student_model"] == "teacher"]
+    assert cuts == list(TEACHER_CUTS) and cuts[0] == 0
+    assert [point["student_model"] for point in points][len(cuts) :] == ["alexnet_small"] * (len(points) - len(cuts))
+    assert len(points) > len(cuts)
 
 
 def test_the_default_space_holds_the_literatures_points_exactly() -> None:
-    assert first_trials(default_space(), PLAIN) == [dict(point) for point in LITERATURE if point["kd_loss"] == "kd"]
+    assert first_trials(default_space(), PLAIN) == [
+        {name: value for name, value in point.items() if name != "pruning_method"}
+        for point in LITERATURE
+        if point["kd_loss"] == "kd"
+    ]
 
 
 def test_every_loss_of_the_space_has_a_first_trial() -> None:

@@ -113,8 +113,8 @@ def test_more_trials_or_another_machine_keep_the_name(changes: dict) -> None:
 def test_identity_survives_json_and_holds_every_setting_once() -> None:
     identity = quick().identity()
     assert json.loads(to_json(identity)) == identity
-    assert set(identity["space"]) == set(SEARCHED)
-    assert set(identity["base"]) | set(SEARCHED) == set(quick().search.base.flat())
+    assert set(identity["space"]) == {*SEARCHED, "student_model", "precision"}
+    assert set(identity["base"]) | set(identity["space"]) == set(quick().search.base.flat())
 
 
 @pytest.mark.parametrize("preset", PRESETS)

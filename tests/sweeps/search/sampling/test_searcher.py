@@ -9,6 +9,7 @@ from optuna import Study
 from optuna.trial import TrialState
 
 from sweeps.search.config import SAMPLERS, Search
+from sweeps.search.optuna_private import asked_for
 from sweeps.search.sampling.first_trials import first_trials
 from sweeps.search.sampling.searcher import (
     DUPLICATE,
@@ -85,8 +86,8 @@ def test_the_better_of_two_students_is_pruned_hard_once(tmp_path: Path) -> None:
     literature, far, middle = (config["params"] for config in ask(searcher, 3, name="cut"))
     assert literature == first_trials(default_space(), CandidateConfig())[1]
     student = {name: value for name, value in other["params"].items() if not name.startswith("pruning")}
-    assert far == {**student, "pruning_method": "structured", "pruning_ratio": 0.7}
-    assert middle == {**far, "pruning_ratio": 0.45}
+    assert far == {**student, "pruning_ratio": 0.85}
+    assert middle == {**far, "pruning_ratio": 0.55}
     study, searcher = driver(tmp_path, default_space(), reuse_probability=0.25)
     ask(searcher, 4, name="again")  # three that died, and one more
     searcher.on_trial_complete("again3", FINAL)
@@ -223,7 +224,7 @@ def test_a_driver_that_died_in_the_middle_of_asking_leaves_a_whole_trial(tmp_pat
     assert others == whole
     assert orphan["trial_number"] == half.number
     assert orphan["params"]["alpha"] == tidy(half.params)["alpha"]
-    assert {"learning_rate", "pruning_method", "pruning_ratio"} < orphan["params"].keys()
+    assert {"learning_rate", "pruning_ratio"} < orphan["params"].keys()
     assert tidy(study.trials[half.number].params) == orphan["params"]
 
 
@@ -394,3 +395,28 @@ def test_a_long_sweep_is_proposed_from_a_part_of_it_and_so_is_its_continuation(
         assert 10 <= len(searcher._sampler._kept) <= 30
     done = finished(study)
     assert len(done) == 80 and all(trial.state == TrialState.COMPLETE for trial in done)
+
+
+def test_every_finished_network_is_tried_in_the_other_precisions_once(tmp_path: Path) -> None:
+    space = space_of(alpha="0.5:0.9", pruning_ratio="0.2:0.4", precision="fp32,int8_ptq,int8_qat")
+    study, searcher = driver(tmp_path, space)
+    (first,) = ask(searcher, 1)
+    searcher.on_trial_complete("t0", FINAL)
+    others = [config["params"] for config in ask(searcher, 2, name="other")]
+    written = [word for word in ("fp32", "int8_ptq") if word != first["params"]["precision"]]
+    assert others[: len(written)] == [first["params"] | {"precision": word} for word in written]
+    for i in range(2):
+        searcher.on_trial_complete(f"other{i}", FINAL)
+    _, again = driver(tmp_path, space)
+    seen = [tidy(trial.params) for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+    for config in ask(again, 4, name="again"):
+        assert config["params"] not in seen
+
+
+def test_a_stopped_network_is_written_in_no_other_precision(tmp_path: Path) -> None:
+    space = space_of(pruning_ratio="0.2:0.4", precision="fp32,int8_ptq")
+    study, searcher = driver(tmp_path, space)
+    (first,) = ask(searcher, 1)
+    searcher.on_trial_complete("t0", {"final": False})
+    queued = [asked_for(trial) for trial in study.get_trials(deepcopy=False) if not trial.state.is_finished()]
+    assert all(params["pruning_ratio"] != first["params"]["pruning_ratio"] for params in queued)
