@@ -18,7 +18,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from analysis.findings.attainment import LEVELS, RESAMPLES, attainment
 from analysis.findings.confidence import half_width_95
 from analysis.plots.axes import log_ticks, needs_log_axis, staircase
-from analysis.reading.facts import dataset_of, device_of, first_known, images_of
+from analysis.reading.facts import dataset_of, device_of, images_of, models_of
 from analysis.reading.wording import MB, merged_names, pruning_of, trial_label
 
 INK = "#1a1a1a"
@@ -267,9 +267,7 @@ def _variant_label(name: str, row: pd.Series) -> str:
 
 def headline(frame: pd.DataFrame, sweep: Mapping[str, Any]) -> str:
     """Data set and models: `cifar10, resnet18 to mobilenet_v3_small`."""
-    models = [first_known(name, frame, sweep) for name in ("teacher_model", "student_model")]
-    arrow = f", {models[0]} to {models[1]}" if all(models) else ""
-    return f"{dataset_of(frame, sweep)}{arrow}"
+    return ", ".join(filter(None, (dataset_of(frame, sweep), models_of(frame, sweep))))
 
 
 def head(over: Figure | Axes, text: str, *, size: float) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.plots.axes import log_ticks, needs_log_axis, staircase
-from analysis.reading.facts import dataset_of, device_of, first_known, images_of
+from analysis.reading.facts import dataset_of, device_of, images_of, models_of
 from analysis.reading.wording import MB, plain_number, trial_label
 
 PAGE = Path(__file__).with_name("front_page.html")
@@ -144,11 +144,11 @@ def _teacher(teacher: pd.DataFrame) -> dict[str, float] | None:
 
 
 def _facts(frame: pd.DataFrame, sweep: Mapping[str, Any]) -> str:
-    teacher, student = (first_known(name, frame, sweep) or name for name in ("teacher_model", "student_model"))
     count = int((frame["stage"] != "teacher").sum())
     possible = int(frame["may_be_optimal"].astype(bool).sum())
+    models = models_of(frame, sweep) or "models not recorded"
     return (
-        f"{teacher} to {student}, {count:,} finished trials, {int(frame['pareto'].sum())} on the front,"
+        f"{models}, {count:,} finished trials, {int(frame['pareto'].sum())} on the front,"
         f" {possible:,} that may be optimal; latency of the ONNX file on {device_of(frame, sweep)}."
         " Click a point to keep its card and open its run."
     )

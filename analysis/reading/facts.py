@@ -5,6 +5,8 @@ from typing import Any
 
 import pandas as pd
 
+from trainables.config.candidate import TEACHER_ITSELF
+
 
 def first_known(name: str, frame: pd.DataFrame, sweep: Mapping[str, Any]) -> Any:
     """The value of a fact: from the rows, else from the teacher or the config in `sweep.json`, else None."""
@@ -15,6 +17,16 @@ def first_known(name: str, frame: pd.DataFrame, sweep: Mapping[str, Any]) -> Any
         if part.get(name) is not None:
             return part[name]
     return None
+
+
+def models_of(frame: pd.DataFrame, sweep: Mapping[str, Any]) -> str | None:
+    """`resnet18 to mobilenet_v3_small`, every student named; None if the models were not recorded."""
+    teacher = first_known("teacher_model", frame, sweep)
+    known = frame["student_model"].dropna().unique().tolist() if "student_model" in frame.columns else []
+    students = known or [first_known("student_model", frame, sweep)]
+    if teacher is None or None in students:
+        return None
+    return f"{teacher} to {' or '.join('itself' if name == TEACHER_ITSELF else str(name) for name in students)}"
 
 
 def dataset_of(frame: pd.DataFrame, sweep: Mapping[str, Any]) -> str:

@@ -76,7 +76,18 @@ def check(config: SweepConfig) -> None:
 
 
 def check_limits(config: SweepConfig, dataset: DatasetRecord) -> None:
-    """Refuse limits that no candidate of the space can meet; takes a second or two, and only if limits are set."""
+    """Refuse limits that no candidate of the space can meet, and layers to ignore that no student has.
+
+    Takes a second or two, and only if they are set.
+    """
+    base = config.search.base
+    if base.prune.ignored:
+        from trainables.stages.models.stored import build_for
+        from trainables.stages.pruning.channels import check_ignored
+
+        names = values_of(config.search.space, base, "student_model")
+        networks = [build_for(base.replace(student_model=name).network, dataset) for name in names]
+        check_ignored(networks, base.prune.ignored)
     if config.limits != Limits():
         from sweeps.planning.reachable import check_reach
 

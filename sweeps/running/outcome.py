@@ -18,6 +18,8 @@ from analysis.reading.wording import in_words
 from sweeps.running.run import Run
 from sweeps.search.config import SweepConfig
 from sweeps.search.folder import InputError, check_identity
+from sweeps.search.space import values_of
+from trainables.config.candidate import TEACHER_ITSELF
 from trainables.layout import (
     ARTIFACTS,
     DATABASE,
@@ -39,8 +41,10 @@ from trainables.tracking.tracker import Tracker, TrackingError
 def headline(config: SweepConfig) -> str:
     """What runs where, on one line."""
     base = config.search.base
+    students = values_of(config.search.space, base, "student_model")
+    named = " or ".join("itself" if name == TEACHER_ITSELF else name for name in students)
     return (
-        f"Sweep {config.name}: {base.teacher.teacher_model} -> {base.student.student_model} on {base.data.dataset},"
+        f"Sweep {config.name}: {base.teacher.teacher_model} -> {named} on {base.data.dataset},"
         f" {config.devices.concurrency} at once on {config.devices}"
     )
 

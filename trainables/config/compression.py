@@ -33,6 +33,9 @@ class PruneConfig:
     pruning_of: str = "channels"
     """What `structured` removes a fraction of: `channels` of every layer, or the dense student's `macs`, `size` (file
     bytes) or `latency` (p50); the last three find the channel ratio by bisection on the untrained student."""
+    prune_ignore: str = ""
+    """`structured` only: layers that keep all channels, by name or pattern, such as `conv1,layer1.*`; channels that are
+    coupled with theirs stay, too."""
     recovery_epochs: int = 4
     """Passes over the training split after pruning, with the distillation loss of the student."""
     recovery_learning_rate_factor: float = 0.3
@@ -56,6 +59,11 @@ class PruneConfig:
         check_positive("recovery_learning_rate_factor", self.recovery_learning_rate_factor)
 
     @property
+    def ignored(self) -> tuple[str, ...]:
+        """The patterns of `prune_ignore`."""
+        return tuple(pattern.strip() for pattern in self.prune_ignore.split(",") if pattern.strip())
+
+    @property
     def removes_channels(self) -> bool:
         """Whether the pruned network is narrower than the dense one."""
         return self.pruning_method == "structured" and self.pruning_ratio > 0
@@ -72,7 +80,7 @@ class PruneConfig:
         """
         if self.removes_channels:
             return frozenset()
-        of_channels = frozenset({"pruning_criterion", "pruning_scope", "pruning_steps", "pruning_of"})
+        of_channels = frozenset({"pruning_criterion", "pruning_scope", "pruning_steps", "pruning_of", "prune_ignore"})
         if self.pruning_ratio == 0:
             return of_channels | {"pruning_method"}
         return of_channels | {"pruning_ratio"} if self.pruning_method == "nm_2_4" else of_channels

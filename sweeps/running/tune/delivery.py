@@ -14,6 +14,7 @@ from ray.tune.experiment import Trial
 from sweeps.cluster.ray_private import allow_failures
 from sweeps.display.progress import Progress
 from sweeps.planning.budget import Deadline
+from trainables.config.candidate import TEACHER_ITSELF
 from trainables.files import write_text
 from trainables.layout import RECORD, has_record
 from trainables.records.encoding import to_json
@@ -155,16 +156,18 @@ def summary(record: TrialRecord, score: float) -> str:
     return (
         f"score {score:.2f}  val {100 * metrics['val_accuracy']:.2f} %  {metrics['latency_p50_ms']:.3f} ms"
         f" ({', '.join([f'{speed:.2f} x teacher', *doubts(metrics)])})  {metrics['size_bytes'] / 1e6:.2f} MB"
-        f"   {_recipe(params)} lr={params['learning_rate']:g}"
+        f"   {_recipe(params)}"
     )
 
 
 def _recipe(params: Mapping[str, Any]) -> str:
-    """`T=4 alpha=0.9 structured 0.3`, with the loss and the precision where they are not the defaults."""
+    """`resnet20 structured 0.3 int8_ptq T=4 alpha=0.9 lr=0.001`, with the loss where it is not the default."""
+    what = f"{params['student_model']} {params['pruning_method']} {params['pruning_ratio']:g} {params['precision']}"
+    if params["student_model"] == TEACHER_ITSELF and not params["pruning_ratio"]:
+        return f"{TEACHER_ITSELF} uncut {params['precision']}"
     taught = f"T={params['temperature']:g} alpha={params['alpha']:g}" if params["alpha"] else "alpha=0"
-    loss = "" if params.get("kd_loss") in ("kd", "none") else f"{params['kd_loss']} "
-    precision = "" if params.get("precision", "fp32") == "fp32" else f" {params['precision']}"
-    return f"{loss}{taught} {params['pruning_method']} {params['pruning_ratio']:g}{precision}"
+    loss = "" if params["kd_loss"] in ("kd", "none") else f"{params['kd_loss']} "
+    return f"{what} {loss}{taught} lr={params['learning_rate']:g}"
 
 
 def _last_line(error_file: str | None) -> str:

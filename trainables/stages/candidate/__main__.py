@@ -20,6 +20,8 @@ from trainables.records.stages import (
 )
 from trainables.stages.candidate.chain import Steps, make_candidate
 from trainables.stages.models.build import check_model
+from trainables.stages.models.stored import build_for
+from trainables.stages.pruning.channels import check_ignored
 from trainables.stages.runtimes.absence import check_runtime
 from trainables.stages.workspace import Workspace
 from trainables.store.results import Store
@@ -82,6 +84,8 @@ def main(argv: list[str] | None = None) -> int:
             lock_dir=flags.out / LEASES,
         )
         place.enter()
+        if config.prune.ignored:
+            check_ignored([build_for(config.network, place.dataset())], config.prune.ignored)
         record = _show(make_candidate(config.resolve(place.dataset(), device=flags.device), place))
     except ValueError as error:
         parser.error(with_flags(str(error), list(CandidateConfig().flat())))

@@ -75,6 +75,8 @@ def _extra_key_parts(candidate: Candidate, plan: Mapping[str, int] | None) -> di
     extra: dict[str, Any] = {} if plan is None else {"plan": dict(plan)}
     if candidate.prune.removes_channels and candidate.prune.pruning_criterion == "bn_scale":
         extra["pruning_criterion"] = "bn_scale"  # spares layers without BatchNorm
+    if candidate.prune.prune_ignore:
+        extra["prune_ignore"] = candidate.prune.prune_ignore
     if candidate.export.precision != "fp32":
         # int8_ptq and int8_qat differ in weights alone: one file shape, one measurement
         extra["precision"] = candidate.export.precision.partition("_")[0]

@@ -1,9 +1,10 @@
 """Remove whole channels, coupled layers together, by score within each layer or over the whole network."""
 
 import copy
+import fnmatch
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +58,7 @@ def remove_channels(
     num_classes: int,
     dense: Plan | None = None,
     plan: Plan | None = None,
+    ignore: Sequence[str] = (),
     batches: Batches | None = None,
 ) -> None:
     """Remove `ratio` of the channels in place: of every layer, or of the network.
@@ -65,6 +67,7 @@ def remove_channels(
         dense: widths that `ratio` is a fraction of, by default the model's own; a second cut passes those from before
             the first.
         plan: channels to keep, by layer, instead of `ratio` and `scope`.
+        ignore: patterns of the names of layers that keep all channels, those coupled with them included.
         batches: images for the gradients of `taylor`.
 
     Raises:
@@ -74,14 +77,14 @@ def remove_channels(
     whole = copy.deepcopy(model)  # the dense architecture, into which the store loads pruned weights
     device = next(model.parameters()).device
     image = torch.zeros(1, 3, image_size, image_size, device=device)
-    output = _output_layer(model, image, num_classes)
+    kept = {_output_layer(model, image, num_classes), *_ignored(model, ignore)}
     # torch-pruning traces the graph through autograd, which frozen parameters would interrupt
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     model.requires_grad_(True)
     if criterion == "taylor":
         add_gradients(model, batches or (list))
     try:
-        _cut(model, image, output, scorer(criterion), ratio, scope, dense=dense or widths(model), plan=plan)
+        _cut(model, image, kept, scorer(criterion), ratio, scope, dense=dense or widths(model), plan=plan)
     except (*OUT_OF_MEMORY, _RefusedError):
         raise
     except Exception as error:  # the tracer raises anything on an architecture it does not know
@@ -97,7 +100,7 @@ def remove_channels(
 def _cut(
     model: nn.Module,
     image: Tensor,
-    output: nn.Module,
+    kept: Collection[nn.Module],
     score: Score,
     ratio: float,
     scope: str,
@@ -111,7 +114,7 @@ def _cut(
         warnings.simplefilter("ignore")
         graph = torch_pruning.DependencyGraph()
         graph.build_dependency(model, example_inputs=image, unwrapped_parameters=_scales(model))
-        groups = _groups(graph, model, output, score)
+        groups = _groups(graph, model, kept, score)
         if not groups:
             raise _RefusedError(
                 "This criterion has a score for no layer of the network (bn_scale needs BatchNorm); "
@@ -127,13 +130,16 @@ def _cut(
             _remove(graph, group, count)
 
 
-def _groups(graph: Any, model: nn.Module, output: nn.Module, score: Score) -> list[_Group]:
-    """Score every group of coupled channels, the outputs of the network excepted."""
+def _groups(graph: Any, model: nn.Module, kept: Collection[nn.Module], score: Score) -> list[_Group]:
+    """Score every group of coupled channels, those of `kept` layers excepted."""
     names = {layer: name for name, layer in model.named_modules()}
     found: list[_Group] = []
     roots = [nn.Conv2d, nn.Linear]
-    for group in graph.get_all_groups(ignored_layers=[output], root_module_types=roots):
+    for group in graph.get_all_groups(ignored_layers=list(kept), root_module_types=roots):
         root = group[0].dep.target.module
+        outputs = (item.dep for item in group if graph.is_out_channel_pruning_fn(item.dep.handler))
+        if any(dep.target.module in kept for dep in outputs):  # coupled with one that stays whole
+            continue
         parts = max((_parts(item.dep.target.module) for item in group), default=1)
         scores = score(group)
         if scores is None:
@@ -144,6 +150,26 @@ def _groups(graph: Any, model: nn.Module, output: nn.Module, score: Score) -> li
         scores = scores.detach().cpu().view(parts, -1).mean(dim=0)
         found.append(_Group(name=names[root], layer=root, remove=group[0].dep.handler, scores=scores, parts=parts))
     return found
+
+
+def _ignored(model: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
+    """The layers whose names fit a pattern."""
+    layers = ((name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear))
+    return [layer for name, layer in layers if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
+
+
+def check_ignored(models: Sequence[nn.Module], patterns: Sequence[str]) -> None:
+    """Check that every pattern of `prune_ignore` fits a layer of one of the models.
+
+    Raises:
+        ValueError: if one does not.
+    """
+    names = [name for model in models for name in widths(model)]
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise ValueError(
+                f"prune_ignore={pattern!r} fits no Conv2d or Linear; the first are {', '.join(names[:5])}."
+            )
 
 
 def _parts(layer: nn.Module) -> int:

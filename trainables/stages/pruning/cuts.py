@@ -31,7 +31,8 @@ from trainables.store.results import stage_key
 TAYLOR_IMAGES = 512
 TAYLOR_BATCH = 64
 PLAN_FILE = "pruning.json"
-_NEW = ("pruning_criterion", "pruning_scope", "pruning_steps")  # settings that keys of older stores lack
+# Settings that keys of older stores lack.
+_NEW = ("pruning_criterion", "pruning_scope", "pruning_steps", "prune_ignore")
 
 
 def key_parts(config: PruneConfig) -> dict[str, Any]:
@@ -66,6 +67,7 @@ def cut(
         criterion=config.pruning_criterion,
         scope=config.pruning_scope,
         dense=dense,
+        ignore=config.ignored,
         batches=gradient_images(images, next(model.parameters()).device),
         must_remove=config.pruning_steps == 1,
     )
@@ -95,6 +97,7 @@ def cut_untrained(
         # no gradients here, and scores of random weights mean nothing: magnitude is the cheapest
         criterion="bn_scale" if config.pruning_criterion == "bn_scale" and plan is None else "magnitude",
         plan=plan,
+        ignore=config.ignored,
         must_remove=must_remove,
     )
 
@@ -110,6 +113,7 @@ def plan_cut(bench: Bench, student: ModelRecord, *, channel_ratio: float) -> dic
     """
     config = dataclasses.replace(bench.candidate.prune, pruning_steps=1)
     decides = {"criterion": config.pruning_criterion, "scope": config.pruning_scope, "channel_ratio": channel_ratio}
+    decides |= {"prune_ignore": config.prune_ignore} if config.prune_ignore else {}
     key = stage_key("plan", version=1, parents=[student.key], **decides)
 
     def compute(folder: Path) -> None:

@@ -3,6 +3,7 @@
 python -m trainables.stages.pruning --check      every model by every criterion at every ratio, as a table
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +50,7 @@ def prune(
     scope: str = "layer",
     dense: Plan | None = None,
     plan: Plan | None = None,
+    ignore: Sequence[str] = (),
     batches: Batches | None = None,
     must_remove: bool = True,
 ) -> PruneSummary:
@@ -62,6 +64,7 @@ def prune(
         scope: whether `structured` removes `ratio` of every layer or of the network.
         dense: widths that `ratio` is a fraction of; the model's own if None.
         plan: channels to keep by layer, instead of `ratio` and `scope`.
+        ignore: patterns of layers that `structured` leaves whole.
         batches: labelled images for `taylor`.
         must_remove: whether removing nothing at ratio > 0 is an error; a search for a ratio may try too small ones.
 
@@ -75,7 +78,7 @@ def prune(
         pass
     elif method == "structured":
         sizes: dict[str, Any] = {"image_size": image_size, "num_classes": num_classes}
-        more: dict[str, Any] = {"dense": dense, "plan": plan, "batches": batches}
+        more: dict[str, Any] = {"dense": dense, "plan": plan, "ignore": ignore, "batches": batches}
         remove_channels(model, ratio, criterion=criterion, scope=scope, **sizes, **more)
     else:
         _zero(model, method, ratio)
