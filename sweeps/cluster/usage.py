@@ -5,7 +5,7 @@ import threading
 
 import psutil
 
-from trainables.stages.models.devices import gpus_in_use
+from trainables.stages.models.devices import read_gpu_use
 
 SAMPLE_S = 3.0
 
@@ -59,7 +59,7 @@ def cpu_text() -> str:
 
 def gpu_text() -> str:
     """Use and memory of every GPU of this machine; says so if NVML does not answer."""
-    gpus = gpus_in_use()
+    gpus = read_gpu_use()
     if not gpus:
         return "GPU use unknown: NVML does not tell"
     return "GPU " + ", ".join(f"{100 * gpu.busy_share:.0f} % {gpu.used_bytes / 1e9:.0f} GB" for gpu in gpus)

@@ -50,14 +50,14 @@ def probe(config: SweepConfig, dataset: DatasetRecord, *, apart: bool) -> Probe:
 
 
 def _probe_in_child(config: SweepConfig, dataset: DatasetRecord) -> Probe:
-    placement.enter(config.devices.device, threads=config.devices.cpus)
+    placement.set_up_process(config.devices.device, threads=config.devices.cpus)
     return _probe(config, dataset)
 
 
 def _probe(config: SweepConfig, dataset: DatasetRecord) -> Probe:
     whole = load_images(dataset, config.devices.device)
     count = min(len(whole.train_labels), PROBE_STEPS * config.search.base.training.batch_size)
-    images = whole.few(count, PROBE_VAL_IMAGES)
+    images = whole.take_first(count, PROBE_VAL_IMAGES)
     threads = torch.get_num_threads()
     try:
         with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
@@ -65,7 +65,7 @@ def _probe(config: SweepConfig, dataset: DatasetRecord) -> Probe:
     finally:
         torch.set_num_threads(threads)
         load_images.cache_clear()  # a GPU's memory is for the trials, which load the images themselves
-        placement.give_back()
+        placement.release_memory()
 
 
 def _time_stages(config: SweepConfig, dataset: DatasetRecord, images: tuple[Images, Images], folder: Path) -> Probe:

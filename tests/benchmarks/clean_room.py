@@ -29,7 +29,7 @@ from trainables.stages.export.writer import export_untrained
 from trainables.stages.measuring.beside_teacher import correction
 from trainables.stages.measuring.clean_room import Job, measure_apart
 from trainables.stages.models.build import build_model
-from trainables.stages.models.devices import processor
+from trainables.stages.models.devices import processor_name
 from trainables.stages.runtimes.base import Artifact
 
 IMAGE_SIZE, CLASSES = 32, 10
@@ -45,7 +45,7 @@ def main() -> int:
     parser.add_argument("--runtime", default="onnxruntime_cpu", help="what runs the model")
     parser.add_argument("sweep", nargs="*", help="flags of the sweep, behind --")
     flags = parser.parse_args()
-    print(f"hardware: {os.cpu_count()} x {processor()}, load {os.getloadavg()[0]:.2f}, torch {torch.__version__}")
+    print(f"hardware: {os.cpu_count()} x {processor_name()}, load {os.getloadavg()[0]:.2f}, torch {torch.__version__}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         job = _job(folder, flags.seconds, flags.runtime)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-from trainables.stages.models.devices import processor
+from trainables.stages.models.devices import processor_name
 
 STOP_S = 120.0
 """What a command gets to end in order."""
@@ -42,4 +42,6 @@ def hardware() -> str:
     names = ("torch", "torchvision", "torch-pruning", "onnx", "ray", "optuna", "mlflow")
     versions = ", ".join(f"{name} {version(name)}" for name in names)
     load = f"load {os.getloadavg()[0]:.1f}"
-    return f"{processor()}, {cores} cores, {memory:.0f} GiB, {load}, Python {platform.python_version()}, {versions}"
+    return (
+        f"{processor_name()}, {cores} cores, {memory:.0f} GiB, {load}, Python {platform.python_version()}, {versions}"
+    )

@@ -144,7 +144,7 @@ def ours(flags: argparse.Namespace, *, first: bool = False, **settings: Any) -> 
     Args:
         settings: of `TrainingConfig`.
     """
-    placement.enter(flags.device, threads=os.cpu_count() or 1)
+    placement.set_up_process(flags.device, threads=os.cpu_count() or 1)
     pixels, classes = pictures(flags)
     images = Images(
         train_images=place(torch.from_numpy(pixels), flags.device),

@@ -30,11 +30,11 @@ class Workspace:
     lock_dir: Path
     """Lock files of this node, on a local disk: trials train together, a measurement runs alone."""
     memory_share: float = 1.0
-    """Fraction of the GPU's memory that this process may use in all, in (0, 1]; see `placement.enter`."""
+    """Fraction of the GPU's memory that this process may use in all, in (0, 1]; see `placement.set_up_process`."""
 
     def dataset(self) -> DatasetRecord:
         """The prepared images, decoded first if necessary; remembered for the life of the process."""
-        return prepared.remembered(self.data, self.data_dir)
+        return prepared.prepare_once(self.data, self.data_dir)
 
     def device_lock(self) -> DeviceLock:
         """The lock for computing on this node: shared for training, exclusive for measuring.
@@ -50,7 +50,7 @@ class Workspace:
 
     def enter(self) -> None:
         """Set this process up for computing on the device."""
-        placement.enter(self.device, threads=self.threads, memory_share=self.memory_share)
+        placement.set_up_process(self.device, threads=self.threads, memory_share=self.memory_share)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from trainables.files import write_text
 from trainables.layout import ONNX_FILE, RECIPE, RECORD, TORCHSCRIPT_FILE
 from trainables.records.encoding import to_json
 from trainables.records.stages import CandidateRecord, EpochRecord, ShapeRecord
-from trainables.stages.models.placement import give_back
+from trainables.stages.models.placement import release_memory
 from trainables.stages.workspace import Workspace
 from trainables.tracking.transport import send
 from trainables.trials.task import TASK, Task, TrialTask
@@ -105,7 +105,7 @@ class StageTrial(tune.Trainable, Generic[AnyTask]):
         self._steps = None
         self._shape = None
         gc.collect()  # networks in reference cycles hold GPU memory until they are collected
-        give_back()
+        release_memory()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: the store is the checkpoint."""

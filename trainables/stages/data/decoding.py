@@ -45,13 +45,13 @@ class RawDataset:
     """None: to be cut off train."""
 
 
-def array_split(images_NHWC: NDArray[np.uint8], labels: NDArray[np.int64]) -> RawSplit:
+def make_array_split(images_NHWC: NDArray[np.uint8], labels: NDArray[np.int64]) -> RawSplit:
     """A split over pixels that lie in memory."""
     names = [f"image {i}" for i in range(len(labels))]
     return RawSplit(labels, names, lambda i: Image.fromarray(images_NHWC[i]))
 
 
-def opened(content: bytes) -> Image.Image:
+def open_image(content: bytes) -> Image.Image:
     """An image file that lies in memory."""
     return Image.open(io.BytesIO(content))
 
@@ -66,7 +66,7 @@ def decode(dataset: str, split: RawSplit, index: NDArray[np.int64], size: int, p
 
     def decode_block(start: int) -> None:
         for position in range(start, min(start + _BLOCK, len(index))):
-            out[position] = _pixels(dataset, split, int(index[position]), size)
+            out[position] = _decode_one(dataset, split, int(index[position]), size)
 
     # Pillow decodes without the GIL: threads share the memory map and need no copies.
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -75,7 +75,7 @@ def decode(dataset: str, split: RawSplit, index: NDArray[np.int64], size: int, p
     return out
 
 
-def _pixels(dataset: str, split: RawSplit, i: int, size: int) -> NDArray[np.uint8]:
+def _decode_one(dataset: str, split: RawSplit, i: int, size: int) -> NDArray[np.uint8]:
     try:
         with split.open(i) as image:
             return to_array(image, size)

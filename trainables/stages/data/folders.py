@@ -51,9 +51,9 @@ def read_folder(config: DataConfig, data_dir: Path) -> RawDataset:
         raise _error(config.dataset, f"only the class {class_names[0]!r} in train/; two classes are needed")
     for name, (classes, _) in splits.items():
         if classes != class_names:
-            raise _error(config.dataset, _difference(name, class_names, classes))
-    raw = {name: _raw(files) for name, (_, files) in splits.items()}
-    size = config.image_size or _common_size(config.dataset, [f for _, files in splits.values() for f in files])
+            raise _error(config.dataset, _describe_difference(name, class_names, classes))
+    raw = {name: _make_split(files) for name, (_, files) in splits.items()}
+    size = config.image_size or _find_common_size(config.dataset, [f for _, files in splits.values() for f in files])
     return RawDataset(
         image_size=size, class_names=class_names, train=raw["train"], test=raw["test"], val=raw.get("val")
     )
@@ -79,26 +79,26 @@ def _list_split(dataset: str, root: Path, split: str) -> tuple[tuple[str, ...], 
         raise _error(dataset, f"no class folder in {split}/; put images in {split}/<class>/")
     files: list[_File] = []
     for label, name in enumerate(classes):
-        entries_of_class = sorted(_image_files(str(root / split / name)), key=lambda entry: entry.path)
+        entries_of_class = sorted(_find_images(str(root / split / name)), key=lambda entry: entry.path)
         if not entries_of_class:
             raise _error(dataset, f"no images in {split}/{name}/; add some or remove the folder")
-        files += [_file(dataset, root, entry, label) for entry in entries_of_class]
+        files += [_stat_file(dataset, root, entry, label) for entry in entries_of_class]
     return classes, files
 
 
-def _image_files(folder: str) -> Iterator[os.DirEntry[str]]:
+def _find_images(folder: str) -> Iterator[os.DirEntry[str]]:
     """Every file below with a suffix that Pillow opens; nothing hidden; links to folders are not followed."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             if entry.is_dir(follow_symlinks=False):
-                yield from _image_files(entry.path)
+                yield from _find_images(entry.path)
             elif os.path.splitext(entry.name)[1].lower() in _suffixes():  # noqa: PTH122 (Path.suffix: 10 times slower)
                 yield entry
 
 
-def _file(dataset: str, root: Path, entry: os.DirEntry[str], label: int) -> _File:
+def _stat_file(dataset: str, root: Path, entry: os.DirEntry[str], label: int) -> _File:
     relative = entry.path[len(str(root)) + 1 :]
     try:
         stat = entry.stat()
@@ -113,12 +113,12 @@ def _suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN)
 
 
-def _raw(files: list[_File]) -> RawSplit:
+def _make_split(files: list[_File]) -> RawSplit:
     labels = np.array([file.label for file in files], dtype=np.int64)
     return RawSplit(labels, [file.relative for file in files], lambda i: Image.open(files[i].path))
 
 
-def _common_size(dataset: str, files: list[_File]) -> int:
+def _find_common_size(dataset: str, files: list[_File]) -> int:
     """The side of all images when they are squares of one size, from their headers alone."""
     first: tuple[int, int] | None = None
     for file in files:
@@ -139,7 +139,7 @@ def _common_size(dataset: str, files: list[_File]) -> int:
     return first[0]
 
 
-def _difference(split: str, expected: tuple[str, ...], classes: tuple[str, ...]) -> str:
+def _describe_difference(split: str, expected: tuple[str, ...], classes: tuple[str, ...]) -> str:
     missing, extra = sorted(set(expected) - set(classes)), sorted(set(classes) - set(expected))
     parts = [f"{split}/ lacks {', '.join(missing)}"] if missing else []
     parts += [f"train/ lacks {', '.join(extra)}"] if extra else []

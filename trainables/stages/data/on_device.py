@@ -38,13 +38,13 @@ class Images:
         """Pixels of a side of what the networks take."""
         return self.val_images.shape[-1]
 
-    def few(self, train: int, val: int) -> "Images":
+    def take_first(self, train: int, val: int) -> "Images":
         """The first images of both splits, lying where all of them do."""
         return dataclasses.replace(
             self,
-            train_images=_first(self.train_images, train),
+            train_images=_take_first(self.train_images, train),
             train_labels=self.train_labels[:train],
-            val_images=_first(self.val_images, val),
+            val_images=_take_first(self.val_images, val),
             val_labels=self.val_labels[:val],
         )
 
@@ -89,5 +89,5 @@ def place(images: Tensor, device: str) -> Tensor | Streamed:
     return Streamed(images, torch.device(device, torch.cuda.current_device()))
 
 
-def _first(images: Tensor | Streamed, count: int) -> Tensor | Streamed:
-    return images[:count] if isinstance(images, Tensor) else images.first(count)
+def _take_first(images: Tensor | Streamed, count: int) -> Tensor | Streamed:
+    return images[:count] if isinstance(images, Tensor) else images.take_first(count)

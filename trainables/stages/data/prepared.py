@@ -1,4 +1,4 @@
-"""A data set, decoded once per node into memory-mapped arrays that all trials share."""
+"""Decode a data set, once per node, into memory-mapped arrays that all trials share."""
 
 import dataclasses
 import hashlib
@@ -16,26 +16,27 @@ from trainables.records import encoding
 from trainables.records.stages import DatasetRecord
 from trainables.stages.data import folders
 from trainables.stages.data.decoding import RawDataset, RawSplit, decode
-from trainables.stages.data.readers import OWN_SIZE, Reader, reader_of
+from trainables.stages.data.readers import OWN_SIZE, Reader, find_reader
 from trainables.stages.data.splits import cut_validation, limit_training
 
-DECODER_VERSION = 1
-"""Counts up when the same files would decode to other pixels or another split."""
+DECODER_VERSION = 1  # to be incremented when the same files would decode to other pixels or another split
 _RECORD = "dataset.json"
 _prepared: dict[tuple[DataConfig, Path], DatasetRecord] = {}
-_CHUNK = 4096  # images a step of the statistics: bounds their memory on any data set
+_CHUNK = 4096  # images per step of the statistics: bounds their memory on any data set
+_Triple = tuple[float, float, float]
+"""One number each for R, G and B."""
 
 
 def prepare(config: DataConfig, data_dir: Path) -> DatasetRecord:
-    """Images of `config` as arrays below `data_dir`: found, or downloaded and decoded.
+    """Find the decoded images of `config` below `data_dir`, or download and decode them.
 
-    Several processes may call it at once: one decodes, the others wait. What is found costs milliseconds; for
-    `folder:PATH` that includes one look at the size and time of every file.
+    Several processes may call this at once: one decodes, the others wait. Finding decoded images takes milliseconds,
+    for `folder:PATH` longer: size and time of every file are compared.
 
     Raises:
-        ValueError: one line that names the flag, its value and the fix.
+        ValueError: if the images cannot be prepared; one line that names the flag, its value and the fix.
     """
-    reader = reader_of(config.dataset)
+    reader = find_reader(config.dataset)
     if config.split_seed < 0:
         raise ValueError(f"--split-seed {config.split_seed}: must be 0 or more.")
     data_dir = data_dir.resolve()
@@ -47,8 +48,8 @@ def prepare(config: DataConfig, data_dir: Path) -> DatasetRecord:
     return _read_record(folder)
 
 
-def remembered(config: DataConfig, data_dir: Path) -> DatasetRecord:
-    """`prepare`, once a process: the trials of a sweep share its images, and 60,000 files take a second to look at."""
+def prepare_once(config: DataConfig, data_dir: Path) -> DatasetRecord:
+    """Call `prepare` once per process: trials of a sweep share the images, and checking 60,000 files takes a second."""
     key = (config, data_dir.resolve())
     if key not in _prepared or not (_prepared[key].folder / _RECORD).exists():
         _prepared[key] = prepare(config, data_dir)
@@ -56,10 +57,10 @@ def remembered(config: DataConfig, data_dir: Path) -> DatasetRecord:
 
 
 def load(record: DatasetRecord, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Images (uint8, N3HW) and labels (int64, N) of `train`, `val` or `test`, memory-mapped and read-only.
+    """Load images (uint8, N3HW) and labels (int64, N) of `train`, `val` or `test`, memory-mapped and read-only.
 
-    H = W = image_size, but training images of a named data set that are to be enlarged lie there in their own size:
-    CIFAR-10 at 224 would take 7.5 GB, and is scaled on the device (`trainables.stages.data.augment.views`).
+    H = W = image_size, except for training images of a named data set that `image_size` enlarges. They keep their
+    own size and are resized on the device (`trainables.stages.data.augment.views`): CIFAR-10 at 224 would take 7.5 GB.
     """
     if split not in ("train", "val", "test"):
         raise ValueError(f"`split` must be one of train, val, test, but got {split!r}.")
@@ -67,7 +68,7 @@ def load(record: DatasetRecord, split: str) -> tuple[NDArray[np.uint8], NDArray[
 
 
 def public_name(dataset: str) -> str:
-    """The data set's name without local paths: `folder:photos` for `folder:/home/me/photos`."""
+    """Return the data set's name without local paths: `folder:photos` for `folder:/home/me/photos`."""
     if dataset.startswith(folders.PREFIX):
         return folders.PREFIX + folders.folder_of(dataset).name
     return dataset
@@ -93,7 +94,7 @@ def _is_enlarged(config: DataConfig) -> bool:
 def _decode(config: DataConfig, reader: Reader, data_dir: Path, folder: Path) -> None:
     raw = reader(config, data_dir)
     part = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)  # of a process that was killed; the lock is ours
+    shutil.rmtree(part, ignore_errors=True)  # left by a killed process: no other one can hold the lock now
     part.mkdir()
     try:
         for name, (split, index) in _split(config, raw).items():
@@ -109,7 +110,7 @@ def _decode(config: DataConfig, reader: Reader, data_dir: Path, folder: Path) ->
 
 
 def _split(config: DataConfig, raw: RawDataset) -> dict[str, tuple[RawSplit, NDArray[np.int64]]]:
-    """Where each split comes from, and which of its images."""
+    """Choose, for each split, the raw split and the positions of its images there."""
     if raw.val is None:
         train, val = cut_validation(raw.train.labels, raw.class_names, config)
         val_from = raw.train
@@ -127,7 +128,7 @@ def _describe(config: DataConfig, raw: RawDataset, folder: Path) -> DatasetRecor
         digest.update(f"{split} {images.shape}".encode())
         digest.update(images.data)
         digest.update(labels.data)
-    mean, std = _statistics(arrays["train"][0])
+    mean, std = _compute_statistics(arrays["train"][0])
     return DatasetRecord(
         name=public_name(config.dataset),
         folder=folder,
@@ -142,8 +143,10 @@ def _describe(config: DataConfig, raw: RawDataset, folder: Path) -> DatasetRecor
     )
 
 
-def _statistics(images_N3HW: NDArray[np.uint8]) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and standard deviation a channel on the scale [0, 1], from histograms: exact, in constant memory."""
+def _compute_statistics(
+    images_N3HW: NDArray[np.uint8],
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Compute each channel's mean and standard deviation on the scale [0, 1] from histograms: exact, constant memory."""
     levels = np.arange(256) / 255
     histogram = np.zeros((3, 256), dtype=np.int64)
     for start in range(0, len(images_N3HW), _CHUNK):
@@ -153,12 +156,12 @@ def _statistics(images_N3HW: NDArray[np.uint8]) -> tuple[tuple[float, float, flo
     weights = histogram / histogram.sum(axis=1, keepdims=True)
     mean = weights @ levels
     variance = (weights * (levels - mean[:, None]) ** 2).sum(axis=1)
-    # One grey level at least: a constant channel (all images black, say) must not divide by zero later.
+    # at least one grey level, so that normalising a constant channel (all images black) does not divide by zero
     std = np.maximum(np.sqrt(variance), 1 / 255)
     return _triple(mean), _triple(std)
 
 
-def _triple(values: NDArray[np.float64]) -> tuple[float, float, float]:
+def _triple(values: NDArray[np.float64]) -> _Triple:
     red, green, blue = (float(value) for value in values)
     return red, green, blue
 

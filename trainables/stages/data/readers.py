@@ -16,16 +16,16 @@ from PIL import Image
 
 from trainables.config.candidate import DataConfig
 from trainables.stages.data import folders
-from trainables.stages.data.decoding import RawDataset, RawSplit, array_split, opened, to_array
+from trainables.stages.data.decoding import RawDataset, RawSplit, make_array_split, open_image, to_array
 from trainables.stages.data.downloads import ARCHIVES, fetch
-from trainables.stages.data.splits import stratified
+from trainables.stages.data.splits import sample_stratified
 
 Reader = Callable[[DataConfig, Path], RawDataset]
 OWN_SIZE = {"digits": 32, "cifar10": 32, "cifar100": 32, "tiny-imagenet": 64}
 """Pixels of a side that the images of a named data set have unless others are asked for."""
 
 
-def reader_of(dataset: str) -> Reader:
+def find_reader(dataset: str) -> Reader:
     """The reader of a data set.
 
     Raises:
@@ -53,12 +53,12 @@ def read_digits(config: DataConfig, data_dir: Path) -> RawDataset:
         images = np.stack([to_array(Image.fromarray(image), own).transpose(1, 2, 0) for image in images])
     labels = digits.target.astype(np.int64)
     test = np.zeros(len(labels), dtype=bool)
-    test[stratified(labels, round(0.2 * len(labels)), np.random.default_rng(0), spare=1)] = True
+    test[sample_stratified(labels, round(0.2 * len(labels)), np.random.default_rng(0), spare=1)] = True
     return RawDataset(
         image_size=config.image_size or OWN_SIZE[config.dataset],
         class_names=tuple(str(digit) for digit in range(10)),
-        train=array_split(images[~test], labels[~test]),
-        test=array_split(images[test], labels[test]),
+        train=make_array_split(images[~test], labels[~test]),
+        test=make_array_split(images[test], labels[test]),
     )
 
 
@@ -78,14 +78,14 @@ def _read_cifar(
 ) -> RawDataset:
     archive = fetch(config.dataset, data_dir)
     meta = str(PurePosixPath(test).with_name(meta))
-    content = _tar_members(config.dataset, archive, [*train, test, meta])
+    content = _read_tar_members(config.dataset, archive, [*train, test, meta])
     batch = {name: _unpickle(f"{archive.name}/{name}", data) for name, data in content.items()}
     names = batch[meta][b"label_names" if labels_key == b"labels" else b"fine_label_names"]
 
     def split(members: list[str]) -> RawSplit:
         pixels = np.concatenate([batch[member][b"data"] for member in members])
         labels = np.concatenate([batch[member][labels_key] for member in members]).astype(np.int64)
-        return array_split(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels)
+        return make_array_split(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels)
 
     return RawDataset(
         image_size=config.image_size or OWN_SIZE[config.dataset],
@@ -95,7 +95,7 @@ def _read_cifar(
     )
 
 
-def _tar_members(dataset: str, path: Path, names: list[str]) -> dict[str, bytes]:
+def _read_tar_members(dataset: str, path: Path, names: list[str]) -> dict[str, bytes]:
     """Regular files of a tar archive, read in one pass and in place: no member decides where anything is written."""
     found = {}
     with tarfile.open(path) as tar:
@@ -171,7 +171,7 @@ def read_tiny_imagenet(config: DataConfig, data_dir: Path) -> RawDataset:
     def split(rows: list[tuple[str, str]]) -> RawSplit:
         names = [name for name, _ in sorted(rows)]
         labels = np.array([label_of[wnid] for _, wnid in sorted(rows)], dtype=np.int64)
-        return RawSplit(labels, names, lambda i: opened(archive.read(names[i])))
+        return RawSplit(labels, names, lambda i: open_image(archive.read(names[i])))
 
     return RawDataset(
         image_size=config.image_size or OWN_SIZE[config.dataset],

@@ -36,7 +36,7 @@ def allocate(total: int, counts: Sequence[int], *, spare: int = 0) -> list[int]:
     return shares
 
 
-def stratified(labels: IntArray, total: int, rng: np.random.Generator, *, spare: int = 0) -> IntArray:
+def sample_stratified(labels: IntArray, total: int, rng: np.random.Generator, *, spare: int = 0) -> IntArray:
     """Sorted positions of `total` images, drawn class by class; see `allocate`."""
     classes, counts = np.unique(labels, return_counts=True)
     shares = allocate(total, counts.tolist(), spare=spare)
@@ -44,7 +44,7 @@ def stratified(labels: IntArray, total: int, rng: np.random.Generator, *, spare:
     return np.sort(np.concatenate(chosen))
 
 
-def evenly(size: int, total: int) -> IntArray:
+def sample_evenly(size: int, total: int) -> IntArray:
     """Sorted positions of `total` of `size` images, or of all: a sample where images lie class by class, as in folders.
 
     The first ones would be of one class.
@@ -78,7 +78,7 @@ def cut_validation(labels: IntArray, class_names: tuple[str, ...], config: DataC
             f"{flag}: {len(labels) - total} of {len(labels)} images for training leave some of the {classes} classes "
             "without one; use a smaller --val-fraction."
         )
-    val = stratified(labels, total, np.random.default_rng([config.split_seed, 0]), spare=1)
+    val = sample_stratified(labels, total, np.random.default_rng([config.split_seed, 0]), spare=1)
     return np.setdiff1d(np.arange(len(labels)), val), val
 
 
@@ -95,4 +95,4 @@ def limit_training(labels: IntArray, train: IntArray, classes: int, config: Data
         raise ValueError(f"--train-limit {limit}: only {len(train)} training images are left; use at most that many.")
     if limit < classes:
         raise ValueError(f"--train-limit {limit}: fewer than the {classes} classes; use at least {classes}.")
-    return train[stratified(labels[train], limit, np.random.default_rng([config.split_seed, 1]))]
+    return train[sample_stratified(labels[train], limit, np.random.default_rng([config.split_seed, 1]))]

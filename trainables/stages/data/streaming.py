@@ -9,7 +9,7 @@ from torch import Tensor
 
 AHEAD = 3  # batches: one is computed with, one is on its way, one is being read
 Index = slice | Tensor
-Arriving = tuple[Tensor, torch.cuda.Event | None]
+Arrival = tuple[Tensor, torch.cuda.Event | None]
 """Rows on the device, and on a GPU the event after which they are there."""
 
 
@@ -26,7 +26,7 @@ class Streamed:
         self._stream = torch.cuda.Stream(device) if self._on_gpu else None
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="images")
         self._coming: Iterator[Index] = iter(())
-        self._ahead: deque[tuple[Index, Future[Arriving]]] = deque()
+        self._ahead: deque[tuple[Index, Future[Arrival]]] = deque()
 
     @property
     def shape(self) -> torch.Size:
@@ -39,7 +39,7 @@ class Streamed:
     def __getitem__(self, index: Index) -> Tensor:
         if self._ahead and self._ahead[0][0] is index:
             images, copied = self._ahead.popleft()[1].result()
-            self._order()
+            self._read_ahead()
         else:
             images, copied = self._read(index)
         if copied is not None:
@@ -48,7 +48,7 @@ class Streamed:
             images.record_stream(current)
         return images
 
-    def first(self, count: int) -> "Streamed":
+    def take_first(self, count: int) -> "Streamed":
         """The first ones, streamed as well."""
         return Streamed(self._images[:count], self.device)
 
@@ -58,21 +58,21 @@ class Streamed:
             reading.cancel()
         self._ahead.clear()
         self._coming = iter(batches)
-        self._order()
+        self._read_ahead()
 
-    def _order(self) -> None:
+    def _read_ahead(self) -> None:
         while len(self._ahead) < AHEAD and (index := next(self._coming, None)) is not None:
             self._ahead.append((index, self._reader.submit(self._read, index)))
 
-    def _read(self, index: Index) -> Arriving:
-        host = self._gathered(index)
+    def _read(self, index: Index) -> Arrival:
+        host = self._gather(index)
         if self._stream is None:
             return host, None
         with torch.cuda.stream(self._stream):
             images = host.to(self.device, non_blocking=True)  # its memory is not reused before the copy has ended
             return images, self._stream.record_event()
 
-    def _gathered(self, index: Index) -> Tensor:
+    def _gather(self, index: Index) -> Tensor:
         """The rows in memory of their own, pinned where a GPU copies them."""
         if isinstance(index, slice):
             rows = self._images[index]

@@ -3,7 +3,7 @@
 import platform
 from dataclasses import dataclass
 
-from trainables.stages.models.devices import cpuinfo
+from trainables.stages.models.devices import read_cpuinfo
 
 TARGETS = ("onnxruntime_cpu", "openvino", "onnxruntime_cuda", "tensorrt")
 
@@ -40,4 +40,4 @@ def scheme_for(target: str) -> Scheme:
 def has_vnni() -> bool:
     """Whether this processor multiplies 8-bit integers into 32 bits in one step; False if unknown."""
     # a wrong False costs one bit of the weights, a wrong True overflows
-    return any(name in flags for flags in cpuinfo("flags") for name in ("avx512_vnni", "avx_vnni"))
+    return any(name in flags for flags in read_cpuinfo("flags") for name in ("avx512_vnni", "avx_vnni"))

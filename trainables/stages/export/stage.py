@@ -18,8 +18,8 @@ from trainables.layout import ONNX_FILE, RECORD
 from trainables.records.encoding import to_json
 from trainables.records.stages import DatasetRecord, ExportRecord, ModelRecord, read_export
 from trainables.stages.data import prepared
-from trainables.stages.data.augment.pixels import scaled
-from trainables.stages.data.splits import evenly
+from trainables.stages.data.augment.pixels import resize
+from trainables.stages.data.splits import sample_evenly
 from trainables.stages.export.convert import convert_fp16, quantize_int8
 from trainables.stages.export.onnx_files import describe, pad
 from trainables.stages.export.scheme import scheme_for
@@ -78,8 +78,8 @@ def convert(source: Path, target: Path, candidate: Candidate, dataset: DatasetRe
 def calibration_pixels(dataset: DatasetRecord, count: int) -> npt.NDArray[np.float32]:
     """Up to `count` training images (N, 3, H, W) in [0, 1], evenly spread over the split; the same in every call."""
     images, _ = prepared.load(dataset, "train")
-    parts = torch.from_numpy(images[evenly(len(images), count)]).split(CALIBRATION_PART)
-    return np.concatenate([(scaled(part, dataset.image_size) / 255).numpy() for part in parts])
+    parts = torch.from_numpy(images[sample_evenly(len(images), count)]).split(CALIBRATION_PART)
+    return np.concatenate([(resize(part, dataset.image_size) / 255).numpy() for part in parts])
 
 
 def _export_fp32(bench: Bench, model: ModelRecord, made_by: Mapping[str, Any]) -> ExportRecord:
@@ -152,4 +152,4 @@ def distance(file: Path, plain: Path, images: torch.Tensor) -> tuple[float, floa
 def parity_images(dataset: DatasetRecord) -> torch.Tensor:
     """Validation images (N, 3, H, W) in [0, 1] for comparing an exported file, evenly spread over the split."""
     pixels, _ = prepared.load(dataset, "val")
-    return torch.from_numpy(pixels[evenly(len(pixels), PARITY_IMAGES)]).float() / 255
+    return torch.from_numpy(pixels[sample_evenly(len(pixels), PARITY_IMAGES)]).float() / 255

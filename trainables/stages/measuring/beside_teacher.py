@@ -8,7 +8,7 @@ from trainables.layout import ONNX_FILE
 from trainables.records.latency import LatencyRecord
 from trainables.records.stages import ExportRecord
 from trainables.stages.measuring.clean_room import Job, Measured, measure_apart
-from trainables.stages.models.devices import gpu_name, processor
+from trainables.stages.models.devices import gpu_name, processor_name
 from trainables.stages.runtimes.base import RUNTIMES, Artifact
 from trainables.stages.workspace import Workspace
 
@@ -101,4 +101,4 @@ def measure_beside(
 def hardware(runtime: str) -> str:
     """The hardware that a latency in a runtime of `runtimes.base.RUNTIMES` is valid for: processor, and GPU if used."""
     gpu = gpu_name() if RUNTIMES[runtime].device == "cuda" else ""
-    return f"{processor()}, {gpu}" if gpu else processor()
+    return f"{processor_name()}, {gpu}" if gpu else processor_name()

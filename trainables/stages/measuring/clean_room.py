@@ -26,7 +26,7 @@ from trainables.records.encoding import decode, to_json
 from trainables.records.latency import LatencyRecord
 from trainables.stages.measuring.machine import Counters, bind, conditions, contamination, disturbance, normal_priority
 from trainables.stages.measuring.timing import EXTENSION, alternate, throughput_ips
-from trainables.stages.models.devices import GpuState, others_on_gpu
+from trainables.stages.models.devices import GpuState, measure_others_on_gpu
 from trainables.stages.runtimes.base import RUNTIMES, AbsentError, Artifact, Opened
 from trainables.stages.runtimes.opening import open_runtime
 
@@ -207,7 +207,7 @@ def _measure(job: Job, candidate: Opened, reference: Opened, wide: Opened | None
     """Time both files, and read the machine's counters before and after."""
     cores = bind(job.threads)
     on_gpu = RUNTIMES[job.runtime].device == "cuda"
-    gpu_others_share = others_on_gpu() if on_gpu else None
+    gpu_others_share = measure_others_on_gpu() if on_gpu else None
     before = Counters.now()
     ours, theirs = alternate(candidate.runner, reference.runner, seconds=job.seconds)
     gpu = GpuState.now() if on_gpu else None  # read at once: throttling ends within moments

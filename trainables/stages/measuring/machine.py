@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trainables.records.latency import ConditionsRecord
-from trainables.stages.models.devices import TICK_S, GpuState, cpu_seconds, cpuinfo, read
+from trainables.stages.models.devices import TICK_S, GpuState, cpu_seconds, read_cpuinfo, read_kernel_file
 
 PROC, CPUS = Path("/proc"), Path("/sys/devices/system/cpu")
 
@@ -156,7 +156,7 @@ def bind(threads: int, *, sample_s: float = 0.05) -> tuple[int, ...]:
     twins: dict[int, int] = {}
     first_of: dict[str, int] = {}
     for core in allowed:
-        siblings = read(CPUS / f"cpu{core}/topology/thread_siblings_list") or str(core)
+        siblings = read_kernel_file(CPUS / f"cpu{core}/topology/thread_siblings_list") or str(core)
         twins[core] = int(first_of.setdefault(siblings, core) != core)
     order = sorted(allowed, key=lambda core: (-_capacity(core), idle[core] > TICK_S, twins[core], idle[core], -core))
     cores = tuple(sorted(order[:threads]))
@@ -189,7 +189,7 @@ def _waited_s() -> float | None:
 
 def _memory_stall_s() -> float | None:
     """Seconds of memory stall: `some` in the kernel's pressure stall information."""
-    line, _, _ = (read(PROC / "pressure/memory") or "").partition("\n")
+    line, _, _ = (read_kernel_file(PROC / "pressure/memory") or "").partition("\n")
     return int(line.rpartition("total=")[2]) / 1e6 if "total=" in line else None
 
 
@@ -198,7 +198,7 @@ def _processes() -> dict[int, tuple[str, int, float]]:
     found = {}
     for entry in PROC.iterdir() if PROC.exists() else ():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
-            text = read(entry / "stat")
+            text = read_kernel_file(entry / "stat")
             if text is not None:
                 # the name stands in brackets and may hold any character
                 name, _, fields = text.partition("(")[2].rpartition(")")
@@ -225,17 +225,17 @@ def _busiest(before: Counters, after: Counters, cores: Collection[int]) -> str:
 
 def _mhz(cores: Collection[int]) -> float | None:
     """Mean clock of some CPUs: the governor's figure, or the one in /proc/cpuinfo."""
-    values = [read(CPUS / f"cpu{core}/cpufreq/scaling_cur_freq") for core in cores]
+    values = [read_kernel_file(CPUS / f"cpu{core}/cpufreq/scaling_cur_freq") for core in cores]
     mhz = [int(value) / 1000 for value in values if value]
     if not mhz:
-        mhz = [float(value) for core, value in enumerate(cpuinfo("cpu MHz")) if core in cores]
+        mhz = [float(value) for core, value in enumerate(read_cpuinfo("cpu MHz")) if core in cores]
     return sum(mhz) / len(mhz) if mhz else None
 
 
 def _capacity(core: int) -> int:
     """Relative speed of a CPU, 0 if the kernel does not report it."""
     for name in ("cpu_capacity", "cpufreq/cpuinfo_max_freq"):
-        if text := read(CPUS / f"cpu{core}/{name}"):
+        if text := read_kernel_file(CPUS / f"cpu{core}/{name}"):
             return int(text)
     return 0
 

@@ -21,7 +21,7 @@ from trainables.records.trial import TrialRecord
 from trainables.stages.data import prepared
 from trainables.stages.measuring.beside_teacher import hardware
 from trainables.stages.measuring.clean_room import Job, measure_apart
-from trainables.stages.runtimes.absence import absence
+from trainables.stages.runtimes.absence import find_missing
 from trainables.stages.runtimes.base import RUNTIMES, AbsentError, Artifact, Logits, Opened
 from trainables.stages.runtimes.cell import Cell
 from trainables.stages.runtimes.opening import open_runtime
@@ -170,7 +170,7 @@ def _test(
         ValueError: if a logit is not finite.
     """
     package = RUNTIMES[cell.runtime].needs[0]
-    if reason := absence(cell.runtime):
+    if reason := find_missing(cell.runtime):
         raise AbsentError(reason)
     key = stage_key(
         "tested",

@@ -18,7 +18,7 @@ from trainables.stages.export.stage import convert
 from trainables.stages.export.writer import export_untrained
 from trainables.stages.measuring.beside_teacher import Timed, hardware, time_beside
 from trainables.stages.measuring.teacher_scale import find_scale
-from trainables.stages.models.build import source_of
+from trainables.stages.models.build import source_digest
 from trainables.stages.models.inspection import count
 from trainables.stages.models.stored import build_for
 from trainables.stages.pruning.cuts import cut_untrained
@@ -47,7 +47,7 @@ def measure_shape(bench: Bench, reference: ExportRecord, *, plan: Mapping[str, i
         version=VERSION,
         parents=[reference.onnx_sha256, str(scale.keys[-1])],
         student_model=candidate.network,
-        model_source=source_of(candidate.network),
+        model_source=source_digest(candidate.network),
         num_classes=dataset.num_classes,
         image_size=dataset.image_size,
         pruning_ratio=candidate.prune.pruning_ratio if structured else 0.0,

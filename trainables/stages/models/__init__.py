@@ -1,1 +1,1 @@
-"""Networks: built, counted, placed on a device, stored; and what this machine says of its devices."""
+"""Networks: build, count, place on a device, store; and facts about this machine's devices."""

@@ -1,4 +1,4 @@
-"""Builds teachers and students by name: torchvision's classifiers, CIFAR variants, or the user's own function.
+"""Build teachers and students by name: torchvision's classifiers, CIFAR variants, or the user's own function.
 
 Shape letters: B images, C classes.
 """
@@ -14,35 +14,29 @@ import torchvision
 from torch import nn
 
 from trainables.files import sha256
-from trainables.stages.models.inspection import (
-    OUT_OF_MEMORY,
-    _first_line,
-    check_logits,
-)
-from trainables.stages.models.small_images import LATER, SMALL_IMAGE, adapt, alexnet_cifar
-from trainables.stages.models.torchvision_zoo import (
-    _torchvision_model,
-)
+from trainables.stages.models.inspection import OUT_OF_MEMORY, check_logits, describe_error
+from trainables.stages.models.small_images import LATER, SMALL_IMAGE, adapt, build_alexnet_cifar
+from trainables.stages.models.torchvision_zoo import build_torchvision_model
 
+# The networks that are also adapted to small images; any torchvision classifier and `package.module:function` work too.
 MODEL_NAMES = ("resnet18", "mobilenet_v3_small", "alexnet", "alexnet_small", *LATER)
-"""Names tuned for small images too; every torchvision classifier and `package.module:function` work beside them."""
 
 
 def build_model(name: str, *, num_classes: int, image_size: int, pretrained: bool = False) -> nn.Module:
-    """A network that takes normalised float images (B, 3, image_size, image_size) and returns logits (B, C).
+    """Build a network that takes normalised float images (B, 3, image_size, image_size) and returns logits (B, C).
 
     Raises:
-        ValueError: if the name is unknown, the weights cannot be had, or one image does not give (1, num_classes).
+        ValueError: if the name is unknown, the weights are unavailable, or one image does not give (1, num_classes).
     """
     check_model(name)
     if ":" in name:
-        model = _users_model(name, num_classes=num_classes, pretrained=pretrained)
+        model = _build_users_model(name, num_classes=num_classes, pretrained=pretrained)
     elif name == "alexnet_small" or (name == "alexnet" and image_size < SMALL_IMAGE):
         if pretrained:
             raise ValueError(f"--pretrained: no weights exist for model {name!r} at image_size={image_size}.")
-        model = alexnet_cifar(num_classes, image_size, small=name == "alexnet_small")
+        model = build_alexnet_cifar(num_classes, image_size, small=name == "alexnet_small")
     else:
-        model = _torchvision_model(name, num_classes=num_classes, image_size=image_size, pretrained=pretrained)
+        model = build_torchvision_model(name, num_classes=num_classes, image_size=image_size, pretrained=pretrained)
         if image_size < SMALL_IMAGE:
             adapt(name, model, pretrained=pretrained, num_classes=num_classes)
     check_logits(model, name=name, num_classes=num_classes, image_size=image_size)
@@ -50,13 +44,13 @@ def build_model(name: str, *, num_classes: int, image_size: int, pretrained: boo
 
 
 def check_model(name: str) -> None:
-    """Returns if `build_model` knows the name; builds nothing, but imports the user's module.
+    """Check that `build_model` knows the name; build nothing, but import the user's module.
 
     Raises:
-        ValueError: one line with close names, or what is wrong with `package.module:function`.
+        ValueError: if it does not; one line with close names, or what is wrong with `package.module:function`.
     """
     if ":" in name:
-        _users_function(name)
+        _import_users_function(name)
         return
     known = [*MODEL_NAMES, *torchvision.models.list_models(module=torchvision.models)]
     if name not in known:
@@ -68,24 +62,25 @@ def check_model(name: str) -> None:
         )
 
 
-def source_of(name: str) -> str:
-    """Digest of the file that defines a user's model, empty for most known names: an edited model is another model.
+def source_digest(name: str) -> str:
+    """Return a digest of the file that defines a user's model; it is part of store keys, so an edit gives a new key.
 
-    Files that this one imports are not looked at.
+    Files that this one imports are not included. For most known names the digest is empty.
     """
     if ":" not in name:
+        # tells results of the adapted network from those stored before it was adapted
         return "small-1" if name in LATER else ""
     file = inspect.getsourcefile(importlib.import_module(name.partition(":")[0]))
     return sha256(Path(file))[:16] if file else ""
 
 
-def _users_function(name: str) -> Callable[..., Any]:
+def _import_users_function(name: str) -> Callable[..., Any]:
     module_name, _, attribute = name.partition(":")
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # the user's module may raise anything while it is imported
         raise ValueError(
-            f"Model {name!r}: cannot import {module_name!r} ({_first_line(error)}); is its folder on PYTHONPATH?"
+            f"Model {name!r}: cannot import {module_name!r} ({describe_error(error)}); is its folder on PYTHONPATH?"
         ) from error
     function: Any = getattr(module, attribute, None)
     if not callable(function):
@@ -94,15 +89,15 @@ def _users_function(name: str) -> Callable[..., Any]:
     return found
 
 
-def _users_model(name: str, *, num_classes: int, pretrained: bool) -> nn.Module:
+def _build_users_model(name: str, *, num_classes: int, pretrained: bool) -> nn.Module:
     if pretrained:
         raise ValueError(f"--pretrained is for torchvision models; load weights inside the function of model {name!r}.")
     try:
-        model = _users_function(name)(num_classes=num_classes)
+        model = _import_users_function(name)(num_classes=num_classes)
     except OUT_OF_MEMORY:
         raise
     except Exception as error:  # the user's function may raise anything
-        raise ValueError(f"Model {name!r}: the function raised {_first_line(error)}.") from error
+        raise ValueError(f"Model {name!r}: the function raised {describe_error(error)}.") from error
     if not isinstance(model, nn.Module):
         raise ValueError(f"Model {name!r} must return a torch.nn.Module, but got {type(model).__name__}.")
     return model

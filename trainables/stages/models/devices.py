@@ -1,7 +1,7 @@
-"""What this machine says of its processor and its GPUs (no torch).
+"""Read facts about this machine's processor and GPUs (no torch).
 
-From the kernel's files and NVML, not psutil: stages run on a bare machine too, with torch, torchvision, onnx and
-onnxruntime alone, and psutil tells neither the processor's instructions nor its name.
+They come from the kernel's files and NVML, not from psutil: stages also run on a machine that has only torch,
+torchvision, onnx and onnxruntime, and psutil reports neither the processor's instruction sets nor its name.
 """
 
 import importlib
@@ -16,27 +16,27 @@ from typing import Any
 
 CPUINFO, STAT = Path("/proc/cpuinfo"), Path("/proc/stat")
 TICK_S = 1 / os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 0.01
+# Reasons for a lower clock that spoil a latency; idleness and clocks set by the owner do not.
 THROTTLES = ("SwPowerCap", "HwSlowdown", "SyncBoost", "SwThermalSlowdown", "HwThermalSlowdown", "HwPowerBrakeSlowdown")
-"""Reasons for a lower clock that spoil a latency; not idleness, nor clocks that the owner has set."""
+# NVML's utilisation looks back up to one second, so it may still show a process that has just paused.
 QUIET_S = 1.5
-"""NVML's utilisation looks back up to a second: that long it may still show who has just been asked to pause."""
 
 
-def processor() -> str:
-    """The processor's name."""
-    return next(iter(cpuinfo("model name")), "") or platform.processor() or platform.machine()
+def processor_name() -> str:
+    """Return the processor's name."""
+    return next(iter(read_cpuinfo("model name")), "") or platform.processor() or platform.machine()
 
 
-def cpuinfo(field: str) -> list[str]:
-    """What the kernel says of every CPU under a name such as `flags` or `cpu MHz`, in order; empty if nothing."""
-    rows = (line.partition(":") for line in (read(CPUINFO) or "").splitlines())
+def read_cpuinfo(field: str) -> list[str]:
+    """Read a field of /proc/cpuinfo, such as `flags` or `cpu MHz`, for every CPU in order; empty if it is absent."""
+    rows = (line.partition(":") for line in (read_kernel_file(CPUINFO) or "").splitlines())
     return [value.strip() for name, _, value in rows if name.strip() == field]
 
 
 def cpu_seconds() -> tuple[dict[int, float], dict[int, float]]:
-    """CPU -> busy seconds, and CPU -> seconds that the hypervisor took, since boot; empty where nobody counts."""
+    """Read busy seconds and seconds taken by the hypervisor, both by CPU, since boot; empty without /proc/stat."""
     busy, stolen = {}, {}
-    for line in (read(STAT) or "").splitlines():
+    for line in (read_kernel_file(STAT) or "").splitlines():
         name, *values = line.split()
         if name.startswith("cpu") and name != "cpu":
             user, nice, system, _, _, hard, soft, steal = (int(value) * TICK_S for value in values[:8])
@@ -45,8 +45,8 @@ def cpu_seconds() -> tuple[dict[int, float], dict[int, float]]:
     return busy, stolen
 
 
-def read(path: Path) -> str | None:
-    """The text of one of the kernel's files; None where there is none."""
+def read_kernel_file(path: Path) -> str | None:
+    """Read one of the kernel's text files; None if it does not exist."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
@@ -55,29 +55,29 @@ def read(path: Path) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class GpuState:
-    """The GPU that a latency is taken on, now."""
+    """The present state of the GPU on which a latency is measured."""
 
     mhz: float
     celsius: float
     throttled: str
     """Reasons joined by commas; empty if none."""
     contexts: int
-    """Processes with a context on it, this one and paused ones included."""
+    """Processes with a context on the GPU, this one and paused ones included."""
     busy_share: float
-    """Of the last moments, the time in which some kernel ran."""
+    """Fraction of the last second or less in which a kernel ran."""
 
     @classmethod
     def now(cls, index: int = 0) -> "GpuState | None":
-        """Read it; None where NVML (the driver, or the package nvidia-ml-py) is absent.
+        """Read the state; None without NVML (the driver and the package nvidia-ml-py).
 
         Args:
-            index: as CUDA counts in this process, `CUDA_VISIBLE_DEVICES` applied.
+            index: the device's CUDA index in this process, with `CUDA_VISIBLE_DEVICES` applied.
         """
-        with _nvml() as nvml:
+        with _open_nvml() as nvml:
             if nvml is None:
                 return None
             try:
-                return cls._read(nvml, _handle(nvml, index))
+                return cls._read(nvml, _find_handle(nvml, index))
             except nvml.NVMLError:
                 return None
 
@@ -99,13 +99,13 @@ class GpuUse:
     """How busy one GPU is."""
 
     busy_share: float
-    """Of the last moments, the time in which some kernel ran."""
+    """Fraction of the last second or less in which a kernel ran."""
     used_bytes: int
 
 
-def gpus_in_use() -> list[GpuUse] | None:
-    """How busy every GPU of the machine is; None where NVML is absent or does not tell, as of a GPU cut up by MIG."""
-    with _nvml() as nvml:
+def read_gpu_use() -> list[GpuUse] | None:
+    """Read how busy every GPU of the machine is; None if NVML is absent or does not know, as with MIG."""
+    with _open_nvml() as nvml:
         if nvml is None:
             return None
         try:
@@ -122,10 +122,11 @@ def gpus_in_use() -> list[GpuUse] | None:
             return None
 
 
-def others_on_gpu(index: int = 0) -> float | None:
-    """The share of the time in which others use the GPU, while this process asks nothing of it; None without NVML.
+def measure_others_on_gpu(index: int = 0) -> float | None:
+    """Measure the fraction of time in which other processes use the GPU; None without NVML.
 
-    Process ids would not tell: in a container NVML's are the host's.
+    This process must leave the GPU idle meanwhile. Process ids cannot tell processes apart: in a container, NVML
+    reports those of the host.
     """
     deadline = time.monotonic() + QUIET_S
     state = GpuState.now(index)
@@ -136,23 +137,23 @@ def others_on_gpu(index: int = 0) -> float | None:
 
 
 def gpu_name(index: int = 0) -> str:
-    """The product's name; empty where there is no GPU, or nobody to ask."""
-    with _nvml() as nvml:
+    """Return the GPU's product name; empty without a GPU or NVML."""
+    with _open_nvml() as nvml:
         if nvml is None:
             return ""
         try:
-            return str(nvml.nvmlDeviceGetName(_handle(nvml, index)))
+            return str(nvml.nvmlDeviceGetName(_find_handle(nvml, index)))
         except nvml.NVMLError:
             return ""
 
 
 @contextmanager
-def _nvml() -> Iterator[Any]:
-    """The NVML library, or None where package or driver are absent."""
+def _open_nvml() -> Iterator[Any]:
+    """Open NVML; yield its module, or None if the package or the driver is absent."""
     try:
         nvml: Any = importlib.import_module("pynvml")
         nvml.nvmlInit()
-    except Exception:  # also a driver that is broken: whatever it is, nothing can be said
+    except Exception:  # a broken driver raises anything; all that matters is that NVML cannot be read
         yield None
         return
     try:
@@ -161,8 +162,9 @@ def _nvml() -> Iterator[Any]:
         nvml.nvmlShutdown()
 
 
-def _handle(nvml: Any, index: int) -> Any:
-    """NVML counts all GPUs of the machine: CUDA_VISIBLE_DEVICES says which one the process means."""
+def _find_handle(nvml: Any, index: int) -> Any:
+    """Return NVML's handle of a CUDA device."""
+    # NVML counts all GPUs of the machine, CUDA only those in CUDA_VISIBLE_DEVICES
     visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     name = visible[index] if index < len(visible) else str(index)
     return nvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit() else nvml.nvmlDeviceGetHandleByUUID(name)

@@ -1,4 +1,4 @@
-"""A network looked at: its logits checked, its size counted, its BatchNorm statistics renewed."""
+"""Inspect a network: check its logits, count its parameters and MACs, recalibrate its BatchNorm statistics."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,15 +9,15 @@ from torch import Tensor, nn
 
 from trainables.stages.models.torch_private import BatchNorm
 
+# Transient, so never turned into a ValueError, which stands for a failure that repeats.
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
-"""Transient: never turned into a ValueError, which stands for a failure that will come again."""
 
 
 def check_logits(model: nn.Module, *, name: str, num_classes: int, image_size: int) -> None:
-    """Returns if one image gives logits of shape (1, num_classes); the model's mode is kept.
+    """Check that one image gives logits of shape (1, num_classes); keep the model's mode.
 
     Raises:
-        ValueError: with what came out instead, or why nothing did.
+        ValueError: if it does not; says what came out instead, or why nothing did.
     """
     image = torch.zeros(1, 3, image_size, image_size, device=_device(model))
     with evaluating(model), torch.no_grad():
@@ -26,7 +26,7 @@ def check_logits(model: nn.Module, *, name: str, num_classes: int, image_size: i
         except OUT_OF_MEMORY:
             raise
         except Exception as error:  # the user's forward() may raise anything
-            reason = _first_line(error)
+            reason = describe_error(error)
             raise ValueError(f"Model {name!r} fails on one image of image_size={image_size}: {reason}") from error
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if shape != (1, num_classes):
@@ -36,30 +36,30 @@ def check_logits(model: nn.Module, *, name: str, num_classes: int, image_size: i
 
 
 class Normalised(nn.Module):
-    """A network behind its normalisation: pixels in [0, 1] to logits; no call of it waits for a GPU."""
+    """A network with its normalisation in front: takes pixels in [0, 1]; a call never synchronises with a GPU."""
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
-        """`mean` and `std`: three numbers each, channels R G B."""
+        """Wrap a network; `mean` and `std` are three numbers each, for R, G and B."""
         super().__init__()
         self.model = model
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1))
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) to (B, C)."""
+        """Compute logits (B, C) of pixels (B, 3, H, W)."""
         logits: Tensor = self.model((image - self.mean) / self.std)
         return logits
 
 
 def recalibrate_bn(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Replaces the running statistics of BatchNorm by their plain average over the batches; nothing else changes.
+    """Replace BatchNorm's running statistics by their plain average over the batches; change nothing else.
 
-    Torchvision's MobileNetV3 stays at chance for its first epochs without it: running statistics with momentum 0.01
-    still remember their start, while the weights have moved on. Dropout is off meanwhile; modes and momenta are
-    restored. Does nothing (and draws no batch) without BatchNorm.
+    Without it, torchvision's MobileNetV3 stays at chance for its first epochs: running statistics with momentum 0.01
+    still reflect the initial weights. Dropout is off meanwhile; modes and momenta are restored. Without BatchNorm,
+    nothing is done and no batch is drawn.
 
     Raises:
         ValueError: if there is no batch.
@@ -76,7 +76,8 @@ def recalibrate_bn(model: nn.Module, batches: Iterable[Tensor]) -> None:
                     for layer in layers:
                         layer.reset_running_stats()
                         layer.train()
-                for layer in layers:  # the cumulative average; with None PyTorch asks the device for the count
+                # a cumulative average; momentum=None gives it too, but reads the count from the device at every step
+                for layer in layers:
                     layer.momentum = 1 / (seen + 1)
                 model(images)
                 seen += 1
@@ -88,10 +89,10 @@ def recalibrate_bn(model: nn.Module, batches: Iterable[Tensor]) -> None:
 
 
 def count(model: nn.Module, image_size: int) -> tuple[int, int, int]:
-    """Returns (num_params, num_nonzero_params, macs): elements of all parameters, multiply-accumulates of one image.
+    """Count (num_params, num_nonzero_params, macs); MACs are the multiply-accumulates of one image.
 
-    MACs are those of Conv2d and Linear modules: out elements x in_channels / groups x kernel area, and out elements x
-    in_features. Biases, normalisation, activations and the products inside attention are not counted.
+    Only Conv2d (output elements x in_channels / groups x kernel area) and Linear (output elements x in_features) have
+    MACs. Biases, normalisation, activations and the products inside attention are not counted.
     """
     macs = 0
 
@@ -116,7 +117,7 @@ def count(model: nn.Module, image_size: int) -> tuple[int, int, int]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in eval mode; afterwards every module has its own mode back."""
+    """Put the model in eval mode; restore every module's own mode afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -130,6 +131,7 @@ def _device(model: nn.Module) -> torch.device:
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
-def _first_line(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
+    """Describe an error on one line: its type and the first line of its message."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""How a network runs on its device: memory layout, precision, determinism, memory. Said, not left to defaults."""
+"""Set how a network runs on its device: memory layout, precision, determinism, memory. No default is relied on."""
 
 import ctypes
 import os
@@ -14,18 +14,18 @@ from trainables.config.training import TrainingConfig
 from trainables.stages.models.inspection import evaluating
 from trainables.stages.models.torch_private import compiler_in_use, has_cpp_compiler
 
+# GPU memory of a process besides its tensors (context, kernels, cuBLAS and cuDNN): a guess, not measured yet.
 CONTEXT_BYTES = 600 * 2**20
-"""What a process takes of a GPU besides its tensors (context, kernels, cuBLAS and cuDNN): a guess, not measured yet."""
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 
 
 def move(model: nn.Module, device: torch.device, *, image_size: int) -> None:
-    """Put a network on a device, in channels_last where its convolutions take such images.
+    """Move a network to a device, in channels_last if its forward pass supports that layout.
 
     Measured on a CPU (AVX-512, one thread, fp32): a training step takes 0.6 to 1.0 of its time in NCHW and an
     evaluation 0.6 to 0.95, for AlexNet, ResNet-18 and MobileNetV3-Small at 32 and at 224 pixels; MobileNet gains most.
-    A network that calls `view` on a feature map cannot take such images and keeps NCHW. A rule, not a race: a layout
-    that changed from run to run would change the last bits of the result.
+    A network that calls `view` on a feature map does not support it and keeps NCHW. The layout follows this rule, not
+    a timing: a layout that changed from run to run would change the last bits of the result.
     """
     model.to(device)
     if not any(isinstance(layer, nn.Conv2d) for layer in model.modules()):
@@ -42,27 +42,27 @@ def move(model: nn.Module, device: torch.device, *, image_size: int) -> None:
 
 
 def layout(model: nn.Module) -> torch.memory_format:
-    """The memory layout that the network's weights are in: what its images should come in."""
+    """Return the memory layout of the network's weights, which its images should have too."""
     strided = any(weight.ndim == 4 and not weight.is_contiguous() for weight in model.parameters())
     return torch.channels_last if strided else torch.contiguous_format
 
 
 def autocast(device: torch.device, training: TrainingConfig) -> AbstractContextManager[object]:
-    """Around every forward pass: bfloat16 where `train_precision` is amp, nothing otherwise."""
+    """Return the context for every forward pass: bfloat16 if `train_precision` is amp, otherwise no change."""
     return torch.autocast(device.type, torch.bfloat16, enabled=training.train_precision == "amp")
 
 
-def settle(device: torch.device, training: TrainingConfig) -> None:
-    """Set what this process's kernels may do; at every epoch, because trials of other settings share the process.
+def configure_kernels(device: torch.device, training: TrainingConfig) -> None:
+    """Set determinism and precision of this process's kernels.
 
-    cuDNN races its algorithms at every new shape unless reruns must be equal bit for bit. `fp32` means fp32; TF32 is
-    for what amp leaves in float32.
+    Call it at every epoch, because trials with other settings share the process. cuDNN times its algorithms at every
+    new shape, unless reruns must be equal bit for bit. `fp32` never uses TF32; amp uses it for what stays in float32.
 
     Raises:
         MachineError: if the GPU has no bfloat16.
     """
     torch.use_deterministic_algorithms(training.deterministic)
-    # nothing here reads what nobody wrote
+    # no code here reads uninitialised memory, so filling it would only cost time
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch's own types lack it
     if device.type != "cuda":
         return
@@ -76,19 +76,21 @@ def settle(device: torch.device, training: TrainingConfig) -> None:
 
 
 def allow_tf32(on: bool) -> None:
-    """Whether CUDA's matrix products and convolutions of float32 may round to TF32.
+    """Allow or forbid TF32 in CUDA's float32 matrix products and convolutions.
 
-    By torch's older switches: after its newer ones (`fp32_precision`) whoever reads the older, as torch.compile does,
-    gets an exception.
+    This uses torch's older switches: once the newer ones (`fp32_precision`) are set, reading the older ones raises an
+    exception, and torch.compile reads them.
     """
     torch.set_float32_matmul_precision("high" if on else "highest")
     torch.backends.cudnn.allow_tf32 = on
 
 
-def compiled(model: nn.Module, training: TrainingConfig) -> Callable[[Tensor], Tensor]:
-    """The network for full batches of training; other shapes go through `model` itself, which has the same weights.
+def compile_model(model: nn.Module, training: TrainingConfig) -> Callable[[Tensor], Tensor]:
+    """Compile the network if `compile` is set, for full training batches.
 
-    On a GPU its forward and backward are CUDA graphs ("reduce-overhead"). What Inductor compiled stays in
+    Batches of another shape go through `model` itself, which has the same weights.
+
+    On a GPU, forward and backward become CUDA graphs ("reduce-overhead"). Inductor keeps its code in
     TORCHINDUCTOR_CACHE_DIR, which all processes of a user on a machine share.
 
     Raises:
@@ -102,8 +104,8 @@ def compiled(model: nn.Module, training: TrainingConfig) -> Callable[[Tensor], T
     return torch.compile(model, dynamic=False, mode="reduce-overhead" if device.type == "cuda" else None)
 
 
-def refusal(error: RuntimeError) -> MachineError | None:
-    """What to tell a user whose network has an operation without a deterministic form; None for any other error."""
+def to_machine_error(error: RuntimeError) -> MachineError | None:
+    """Convert torch's error about a non-deterministic operation into one for the user; None for any other error."""
     operation, _, rest = str(error).partition(" does not have a deterministic implementation")
     if not rest:
         return None
@@ -112,22 +114,23 @@ def refusal(error: RuntimeError) -> MachineError | None:
     )
 
 
-def enter(device: str, *, threads: int, memory_share: float = 1.0) -> None:
-    """Set this process up for computing.
+def set_up_process(device: str, *, threads: int, memory_share: float = 1.0) -> None:
+    """Set up this process for computing: threads, denormals, allocation, share of the GPU's memory.
 
-    Denormals are flushed: pruned weights decay into them and run 10 times slower. Freed memory is kept: glibc would map
-    and zero every large tensor anew, 5 to 33 % of a training step (ResNet-18 at 32 pixels, MobileNetV3-Small at 224).
+    Denormals are flushed: pruned weights decay into them, and they compute 10 times slower. Freed memory is kept:
+    otherwise glibc maps and zeroes every large tensor anew, which takes 5 to 10 % of a training step of ResNet-18
+    at 32 pixels and 33 % of one of MobileNetV3-Small at 224.
 
     Args:
         device: `cpu` or `cuda`.
         threads: CPU threads.
-        memory_share: of the GPU's memory, for this process in all, in (0, 1]; less than 1 leaves `CONTEXT_BYTES` of it
-            to the CUDA context.
+        memory_share: fraction of the GPU's memory that this process may use in all, in (0, 1]; below 1,
+            `CONTEXT_BYTES` of it are left for the CUDA context.
     """
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # that of NVML, which is asked for clocks and heat
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the order of NVML, which reports clocks and heat
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # 32 MB; deterministic runs need it before cuBLAS starts
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
         mallopt(_M_MMAP_MAX, 0)
@@ -138,20 +141,20 @@ def enter(device: str, *, threads: int, memory_share: float = 1.0) -> None:
 
 
 def tensor_share(memory_share: float, device_bytes: int) -> float:
-    """The share of a GPU's memory that PyTorch may allocate in a process that gets `memory_share` of it in all.
+    """Return the share of a GPU's memory that PyTorch may allocate in a process that may use `memory_share` in all.
 
-    PyTorch caps its tensors alone: k processes capped at 1/k would want k contexts more than there is. Half of a share
-    is for tensors in any case.
+    PyTorch limits only its tensors, so k processes limited to 1/k would exceed the memory by k contexts. At least half
+    of the share is left for tensors.
     """
-    if memory_share == 1:  # alone on the GPU: PyTorch itself finds out when it is full
+    if memory_share == 1:  # alone on the GPU, where the device itself is the limit
         return 1.0
     return max(memory_share - CONTEXT_BYTES / device_bytes, memory_share / 2)
 
 
-def give_back() -> None:
-    """Return freed memory to the system and the GPU, and what torch.compile holds: between trials of one process."""
+def release_memory() -> None:
+    """Release freed memory to the system and the GPU, and torch.compile's caches; call it between trials."""
     if compiler_in_use():
-        torch.compiler.reset()  # else the ninth width in a process is over its limit and runs uncompiled
+        torch.compiler.reset()  # otherwise the ninth width in a process exceeds its limit and runs uncompiled
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
         trim(0)
     if torch.cuda.is_initialized():

@@ -1,21 +1,20 @@
-"""Known networks fitted to small images: 32 px through an ImageNet stem would leave a map of one pixel."""
+"""Adapt known networks to small images: an ImageNet stem would reduce 32 pixels to a feature map of one."""
 
 from typing import Any
 
 import torch
 from torch import nn
 
-SMALL_IMAGE = 64
-"""Below this side, in pixels, ImageNet stems throw away most of the picture: strides are removed."""
+SMALL_IMAGE = 64  # pixels of a side; below it, ImageNet stems lose most of the image, so strides are removed
+# Adapted in a later version than the others, so their store keys differ from those of the unadapted networks.
 LATER = ("vgg16_bn", "efficientnet_b0", "densenet121", "convnext_tiny")
-"""Fitted since a later version than the others: their keys say so."""
 
 
 def adapt(name: str, model: Any, *, pretrained: bool, num_classes: int) -> None:
-    """Keeps the resolution of small images, in place; networks it does not know stay as they are."""
+    """Remove early strides in place to keep the resolution of small images; leave unknown networks as they are."""
     match name:
         case "resnet18":
-            model.conv1 = _narrow(model.conv1, pretrained=pretrained)
+            model.conv1 = _shrink_stem(model.conv1, pretrained=pretrained)
             model.maxpool = nn.Identity()
         case "mobilenet_v3_small":
             model.features[0][0].stride = (1, 1)
@@ -24,10 +23,10 @@ def adapt(name: str, model: Any, *, pretrained: bool, num_classes: int) -> None:
             model.features[0][0].stride = (1, 1)
             model.features[2][0].block[1][0].stride = (1, 1)
         case "densenet121":
-            model.features.conv0 = _narrow(model.features.conv0, pretrained=pretrained)
+            model.features.conv0 = _shrink_stem(model.features.conv0, pretrained=pretrained)
             model.features.pool0 = nn.Identity()
         case "convnext_tiny":
-            if not pretrained:  # 4x4 patches cannot be cut into 2x2 ones
+            if not pretrained:  # weights for patches of 4x4 pixels do not fit patches of 2x2
                 model.features[0][0] = nn.Conv2d(3, 96, 2, stride=2)
                 nn.init.trunc_normal_(model.features[0][0].weight, std=0.02)
         case "vgg16_bn":
@@ -38,8 +37,8 @@ def adapt(name: str, model: Any, *, pretrained: bool, num_classes: int) -> None:
                 )
 
 
-def _narrow(old: nn.Conv2d, *, pretrained: bool) -> nn.Conv2d:
-    """A 3x3 convolution of stride 1 for a 7x7 one of stride 2."""
+def _shrink_stem(old: nn.Conv2d, *, pretrained: bool) -> nn.Conv2d:
+    """Build a 3x3 convolution of stride 1 that replaces a 7x7 one of stride 2."""
     stem = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
     if pretrained:
@@ -48,8 +47,8 @@ def _narrow(old: nn.Conv2d, *, pretrained: bool) -> nn.Conv2d:
     return stem
 
 
-def alexnet_cifar(num_classes: int, image_size: int, *, small: bool) -> nn.Sequential:
-    """AlexNet's five convolutions, all 3x3, for images from 16 pixels: 4.4 M parameters, or 0.8 M if small."""
+def build_alexnet_cifar(num_classes: int, image_size: int, *, small: bool) -> nn.Sequential:
+    """Build AlexNet with five 3x3 convolutions, for images from 16 pixels: 4.4 M parameters, or 0.8 M if small."""
     widths = (32, 96, 192, 128, 128) if small else (64, 192, 384, 256, 256)
     hidden, dropout = (256, 0.2) if small else (1024, 0.3)
     stride = 1 if image_size < SMALL_IMAGE // 2 else 2 if image_size < 2 * SMALL_IMAGE else 4
@@ -66,12 +65,12 @@ def alexnet_cifar(num_classes: int, image_size: int, *, small: bool) -> nn.Seque
         nn.Linear(hidden, num_classes),
     ]
     side = -(-image_size // stride) // 8
-    # the same numbers where it divides; the adaptive one has no deterministic backward pass on CUDA
+    # equal where the side divides evenly; the adaptive one has no deterministic backward pass on CUDA
     pool = nn.AvgPool2d(side // 2) if side % 2 == 0 else nn.AdaptiveAvgPool2d(2)
     model = nn.Sequential(*features, pool, nn.Flatten(), *classifier)
     for layer in model:
         if isinstance(layer, nn.Conv2d | nn.Linear):
-            # without BatchNorm, PyTorch's default start is too small to learn in a few epochs
+            # without BatchNorm, PyTorch's default initial weights are too small to learn in a few epochs
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)

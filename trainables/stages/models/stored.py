@@ -1,4 +1,4 @@
-"""A trained network goes into the store: plain weights and its record."""
+"""Write a trained network into the store as plain weights and a record, and load it again."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from trainables.store.results import Key
 def write_model(
     model: nn.Module, folder: Path, *, key: Key, name: str, dataset: DatasetRecord, curve: tuple[EpochRecord, ...]
 ) -> None:
-    """Leave `weights.pt` and `record.json` in a stage's folder and drop the state that only resuming needed."""
+    """Write `weights.pt` and `record.json` into a stage's folder; delete the state, which only resuming needs."""
     model.to("cpu").to(memory_format=torch.contiguous_format)
     num_params, num_nonzero_params, macs = count(model, dataset.image_size)
     save_weights(model, folder / WEIGHTS)
@@ -39,12 +39,12 @@ def write_model(
 
 
 def build_for(name: str, dataset: DatasetRecord, *, pretrained: bool = False) -> torch.nn.Module:
-    """A fresh model that fits the data set."""
+    """Build a model for the data set's classes and image size."""
     return build_model(name, num_classes=dataset.num_classes, image_size=dataset.image_size, pretrained=pretrained)
 
 
 def load_model(record: ModelRecord) -> torch.nn.Module:
-    """The trained network of a record, on the CPU, in evaluation mode."""
+    """Load the trained network of a record, on the CPU, in eval mode."""
     model = build_model(record.model_name, num_classes=record.num_classes, image_size=record.image_size)
     load_weights(model, record.folder / WEIGHTS)
     return model.eval()

@@ -1,4 +1,4 @@
-"""The private parts of torch that a stage needs, all of them; pyproject.toml bounds torch's version because of them.
+"""All private parts of torch that stages use; they are the reason why pyproject.toml limits torch's version.
 
 tests/contracts/test_private_parts.py fails when one of them moves.
 """
@@ -12,8 +12,8 @@ BatchNorm = batchnorm._BatchNorm
 
 
 def has_cpp_compiler() -> bool:
-    """Whether torch.compile finds a C++ compiler; without one it fails in the first step."""
-    from torch._inductor.cpp_builder import get_cpp_compiler  # seconds of imports, for those who asked
+    """Check whether torch.compile finds a C++ compiler; without one it fails in the first step."""
+    from torch._inductor.cpp_builder import get_cpp_compiler  # only here: the import takes seconds
     from torch._inductor.exc import InvalidCxxCompiler
 
     try:
@@ -24,5 +24,6 @@ def has_cpp_compiler() -> bool:
 
 
 def compiler_in_use() -> bool:
-    """Whether this process has imported torch's compiler: `torch.compiler.reset` would do so, and take seconds."""
+    """Check whether this process has imported torch's compiler."""
+    # `torch.compiler.reset` would import it, which takes seconds
     return "torch._dynamo" in sys.modules

@@ -1,4 +1,4 @@
-"""Stores and loads weights of dense and pruned networks without pickles.
+"""Store and load weights of dense and pruned networks as plain tensors, without pickled objects.
 
 A pruned network is its architecture's name plus a plain state_dict: the tensor shapes are the channel plan.
 """
@@ -15,18 +15,18 @@ from trainables.stages.models.torch_private import BatchNorm
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Writes a plain state_dict on the CPU; a reader sees the old file or the whole new one."""
-    # clones: a view would drag its whole storage into the file
+    """Write a plain state_dict, on the CPU; a reader sees either the old file or the complete new one."""
+    # cloned, because torch.save writes the whole storage of a view
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     with replacing(path) as file:
         torch.save(state, file)
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Loads what `save_weights` wrote into a freshly built dense model, whose layers are first resized to fit.
+    """Load what `save_weights` wrote into a newly built dense model, after resizing its layers to fit.
 
     Raises:
-        ValueError: naming the tensor, if the file is of another architecture or a layer cannot be resized.
+        ValueError: if the file is of another architecture or a layer cannot be resized; names the tensor or layer.
     """
     state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     try:
@@ -36,10 +36,10 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 def check_reload(model: nn.Module, dense: nn.Module, image_size: int) -> None:
-    """Returns if the pruned weights can be put back into the dense architecture, with the same logits.
+    """Check that the pruned weights load into the dense architecture and give the same logits there.
 
     Raises:
-        ValueError: if they cannot.
+        ValueError: if they do not.
     """
     try:
         _load_resized(dense, model.state_dict())
@@ -53,7 +53,7 @@ def check_reload(model: nn.Module, dense: nn.Module, image_size: int) -> None:
 
 
 def is_scale(shape: Sequence[int]) -> bool:
-    """Whether a parameter of this shape holds one number a channel, or a single one."""
+    """Check whether a parameter of this shape holds one number per channel, or a single number."""
     return sum(side > 1 for side in shape) <= 1
 
 
@@ -72,7 +72,7 @@ def _load_resized(model: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def _resize(layer: nn.Module, shapes: dict[str, torch.Size], *, where: str) -> None:
-    """Gives the layer empty tensors of these shapes, and attributes that agree with them."""
+    """Give the layer empty tensors of these shapes, and attributes that agree with them."""
     shape = shapes.get("weight", torch.Size())
     old: tuple[int, ...] = tuple(getattr(layer, "weight", torch.empty(0)).shape)
     if isinstance(layer, nn.Conv2d) and len(shape) == 4 and shape[2:] == old[2:]:
@@ -86,7 +86,7 @@ def _resize(layer: nn.Module, shapes: dict[str, torch.Size], *, where: str) -> N
     elif isinstance(layer, nn.LayerNorm) and len(shape) == 1:
         layer.normalized_shape = tuple(shape)
     elif not shape and all(is_scale(new) and len(new) == getattr(layer, key).ndim for key, new in shapes.items()):
-        pass  # one number a channel, outside of any layer
+        pass  # one number per channel, in a module of another kind
     else:
         kind = type(layer).__name__
         raise ValueError(f"{where} ({kind}) has weight shape {old}, which cannot be resized to {tuple(shape)}.")

@@ -16,9 +16,9 @@ from trainables.files import write_text
 from trainables.layout import RECORD
 from trainables.records.encoding import to_json
 from trainables.records.stages import DatasetRecord, ModelRecord
-from trainables.stages.data.augment.pixels import scaled
+from trainables.stages.data.augment.pixels import resize
 from trainables.stages.data.on_device import Images
-from trainables.stages.data.splits import evenly
+from trainables.stages.data.splits import sample_evenly
 from trainables.stages.models.build import build_model
 from trainables.stages.models.inspection import count
 from trainables.stages.models.stored import load_model
@@ -131,10 +131,10 @@ def gradient_images(images: Images, device: torch.device) -> Batches:
     """Up to 512 training images without augmentation, evenly spread over the split; the same for all trials."""
 
     def batches() -> Iterable[tuple[Tensor, Tensor]]:
-        picks = torch.from_numpy(evenly(len(images.train_labels), TAYLOR_IMAGES))
+        picks = torch.from_numpy(sample_evenly(len(images.train_labels), TAYLOR_IMAGES))
         for part in picks.split(TAYLOR_BATCH):
             index = part.to(images.train_labels.device)
-            plain = scaled(images.train_images[index].to(images.mean.device), images.image_size)
+            plain = resize(images.train_images[index].to(images.mean.device), images.image_size)
             pixels = images.normalise(plain / 255)
             yield pixels.to(device), images.train_labels[index].to(device)
 

@@ -14,7 +14,7 @@ TENSORRT_LIBRARIES = ("libnvinfer.so.10", "libnvonnxparser.so.10")
 """Shared libraries that ONNX Runtime's TensorRT provider is linked with."""
 
 
-def absence(name: str) -> str:
+def find_missing(name: str) -> str:
     """Why a runtime cannot be used on this machine, on one line; empty if nothing speaks against it.
 
     Looks for packages, driver and libraries (and loads TensorRT's) only: opening the runtime has the last word.
@@ -23,7 +23,7 @@ def absence(name: str) -> str:
     for package in runtime.needs:
         if importlib.util.find_spec(package) is None:
             return f"{package} is not installed; `uv sync --extra {package}` brings it"
-    if runtime.device == "cuda" and cuda_devices() == 0:
+    if runtime.device == "cuda" and count_cuda_devices() == 0:
         return "this machine has no CUDA device"
     if name == "tensorrt" and not load_tensorrt():
         return (
@@ -43,13 +43,13 @@ def check_runtime(name: str, *, on_gpu: bool) -> None:
     Raises:
         ValueError: if it cannot; the message says what is missing.
     """
-    if reason := absence(name):
+    if reason := find_missing(name):
         raise ValueError(f"latency_runtime={name}: {reason}; take onnxruntime_cpu.")
     if RUNTIMES[name].device == "cuda" and not on_gpu:
         raise ValueError(f"latency_runtime={name}: trials without a GPU cannot measure on one; ask for a GPU.")
 
 
-def cuda_devices() -> int:
+def count_cuda_devices() -> int:
     """How many CUDA devices this process may use; 0 without a driver. Starts no context."""
     try:
         driver = ctypes.CDLL("libcuda.so.1" if os.name == "posix" else "nvcuda.dll")
@@ -67,10 +67,10 @@ def load_tensorrt() -> bool:
     """
     wheel = importlib.util.find_spec("tensorrt_libs")
     folders = [Path(), *map(Path, (wheel and wheel.submodule_search_locations) or ())]
-    return any(all(_loads(str(folder / library)) for library in TENSORRT_LIBRARIES) for folder in folders)
+    return any(all(_can_load(str(folder / library)) for library in TENSORRT_LIBRARIES) for folder in folders)
 
 
-def _loads(library: str) -> bool:
+def _can_load(library: str) -> bool:
     try:
         ctypes.CDLL(library)
     except OSError:

@@ -25,8 +25,8 @@ def open_file(name: str, path: Path, *, threads: int, batch: int) -> Opened:
         AbsentError: if it does not run in that runtime.
     """
     if name == "openvino":
-        return _openvino(path, threads=threads, batch=batch)
-    session = _session(path, PROVIDERS[name], threads)
+        return _open_openvino(path, threads=threads, batch=batch)
+    session = _open_session(path, PROVIDERS[name], threads)
     image = session.get_inputs()[0]
     dtype = DTYPES[image.type]
     feed = {image.name: random_images(batch, image.shape[-1]).astype(dtype)}
@@ -36,7 +36,7 @@ def open_file(name: str, path: Path, *, threads: int, batch: int) -> Opened:
 
     cpu = name == "onnxruntime_cpu"
     runner = Runner(
-        run=(lambda: session.run(None, feed)) if cpu else _on_device(session, feed),
+        run=(lambda: session.run(None, feed)) if cpu else _bind_to_device(session, feed),
         provider=session.get_providers()[0],
         device=f"cpu:{threads}" if cpu else "cuda:0",
         batch=batch,
@@ -44,7 +44,7 @@ def open_file(name: str, path: Path, *, threads: int, batch: int) -> Opened:
     return Opened(logits=logits, runner=runner)
 
 
-def _session(path: Path, provider: str, threads: int) -> Any:
+def _open_session(path: Path, provider: str, threads: int) -> Any:
     """A session whose first provider is the one asked for."""
     if provider not in onnxruntime.get_available_providers():
         have = ", ".join(onnxruntime.get_available_providers())
@@ -72,7 +72,7 @@ def _tensorrt_options(path: Path) -> dict[str, str]:
     return {"trt_fp16_enable": str(half), "trt_int8_enable": str(integers)}
 
 
-def _on_device(session: Any, feed: dict[str, Any]) -> Any:
+def _bind_to_device(session: Any, feed: dict[str, Any]) -> Any:
     """A call with input and output in device memory: no copies are timed."""
     binding = session.io_binding()
     for name, value in feed.items():
@@ -87,7 +87,7 @@ def _on_device(session: Any, feed: dict[str, Any]) -> Any:
     return run
 
 
-def _openvino(path: Path, *, threads: int, batch: int) -> Opened:
+def _open_openvino(path: Path, *, threads: int, batch: int) -> Opened:
     """One request at a time; float32 stays float32, which OpenVINO would lower to bfloat16 where the CPU has it."""
     openvino: Any = importlib.import_module("openvino")
     settings = {

@@ -1,6 +1,6 @@
 """The runtimes that a trained network can be run in (no torch, unless a runtime of PyTorch's is opened)."""
 
-from trainables.stages.runtimes.absence import absence
+from trainables.stages.runtimes.absence import find_missing
 from trainables.stages.runtimes.base import RUNTIMES, AbsentError, Artifact, Opened
 
 
@@ -11,7 +11,7 @@ def open_runtime(name: str, artifact: Artifact, *, threads: int, batch: int = 1)
         AbsentError: if the machine, or the network, has not got what the runtime needs, or another provider would
             run it in its place.
     """
-    if reason := absence(name):
+    if reason := find_missing(name):
         raise AbsentError(reason)
     if RUNTIMES[name].source == "onnx":
         from trainables.stages.runtimes import onnx_runtimes

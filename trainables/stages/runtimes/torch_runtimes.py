@@ -38,9 +38,9 @@ def open_network(name: str, artifact: Artifact, *, threads: int, batch: int) -> 
     dtype = torch.float16 if artifact.half else torch.float32
     model: Any
     if runtime.source == "torchscript":
-        model = _script(artifact, runtime.device)
+        model = _load_torchscript(artifact, runtime.device)
     else:
-        model = _network(artifact).to(runtime.device, dtype).eval()
+        model = _load_network(artifact).to(runtime.device, dtype).eval()
     if name.startswith("torch_compile"):
         model = torch.compile(model)
     example = torch.from_numpy(random_images(batch, artifact.image_size)).to(runtime.device, dtype)
@@ -48,7 +48,7 @@ def open_network(name: str, artifact: Artifact, *, threads: int, batch: int) -> 
         model = _Graph(model, example)
         call: Callable[[], object] = model.replay
     else:
-        call = _plain(model, example)
+        call = _make_call(model, example)
 
     def logits(images: Batch) -> Logits:
         with torch.inference_mode():
@@ -58,7 +58,7 @@ def open_network(name: str, artifact: Artifact, *, threads: int, batch: int) -> 
     return Opened(logits=logits, runner=Runner(run=call, provider=f"PyTorch {name}", device=device, batch=batch))
 
 
-def _network(artifact: Artifact) -> nn.Module:
+def _load_network(artifact: Artifact) -> nn.Module:
     """Normalisation and network, as in the exported file."""
     if artifact.weights is None:
         raise AbsentError("the trained weights are no longer in the store; only the exported files are")
@@ -68,7 +68,7 @@ def _network(artifact: Artifact) -> nn.Module:
     return Normalised(model, artifact.mean, artifact.std)
 
 
-def _script(artifact: Artifact, device: str) -> nn.Module:
+def _load_torchscript(artifact: Artifact, device: str) -> nn.Module:
     """The traced and frozen module; its weights are constants, which only loading can place."""
     if artifact.torchscript is None:
         raise AbsentError("the network could not be traced, so that there is no TorchScript file")
@@ -80,7 +80,7 @@ def _script(artifact: Artifact, device: str) -> nn.Module:
     return module
 
 
-def _plain(model: Any, example: Tensor) -> Callable[[], object]:
+def _make_call(model: Any, example: Tensor) -> Callable[[], object]:
     """A call that returns when the logits are there."""
     synchronize = torch.cuda.synchronize if example.is_cuda else (lambda: None)
 

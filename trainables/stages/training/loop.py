@@ -22,10 +22,17 @@ from trainables.layout import STATE
 from trainables.records.stages import EpochRecord
 from trainables.stages.data.augment import draws, views
 from trainables.stages.data.on_device import Images
-from trainables.stages.data.splits import evenly
+from trainables.stages.data.splits import sample_evenly
 from trainables.stages.data.streaming import Streamed
 from trainables.stages.models.inspection import recalibrate_bn
-from trainables.stages.models.placement import autocast, compiled, layout, move, refusal, settle
+from trainables.stages.models.placement import (
+    autocast,
+    compile_model,
+    configure_kernels,
+    layout,
+    move,
+    to_machine_error,
+)
 from trainables.stages.training import checkpoints
 
 WARMUP_SHARE = 0.05  # of the stage's steps
@@ -130,13 +137,13 @@ class Trainer:
     ) -> None:
         device, training = images.mean.device, loop.training
         assert training.train_precision is not None or device.type == "cpu", "CandidateConfig.on(device) comes first"
-        settle(device, training)
+        configure_kernels(device, training)
         move(model, device, image_size=images.image_size)  # before the optimizer, whose state lies beside the weights
         self.optimizer = optimizer_of(model, loop)
         self._model, self._loop, self._images, self._lesson = model, loop, images, lesson
         self._after_step, self._turn = after_step, turn
         self._device, self._layout = device, layout(model)
-        self._compiled = compiled(model, training)
+        self._compiled = compile_model(model, training)
 
     def epoch(self, epoch: int) -> EpochRecord:
         """Train for one pass, re-estimate BatchNorm and validate."""
@@ -188,12 +195,12 @@ class Trainer:
         The consumer's own work on them belongs to the step: the device is given back afterwards.
         """
         loop, images = self._loop, self._images
-        settle(self._device, loop.training)
+        configure_kernels(self._device, loop.training)
         # a seed of its own for every epoch (dropout): resuming must not depend on earlier epochs
         torch.manual_seed(seed_for(loop.training.seed, loop.stage, epoch))
         view = loop.first_view + epoch - 1
         batches = _batches(loop, images, epoch)
-        seen = views.views_of(images, loop.augment, epoch=view)
+        seen = views.make_views(images, loop.augment, epoch=view)
         self._lesson.open(view, self._turn)
         seen.announce(images.train_images, batches)
         self._model.train()
@@ -217,7 +224,7 @@ class Trainer:
         try:
             value.backward()
         except RuntimeError as error:
-            raise refusal(error) or error from None
+            raise to_machine_error(error) or error from None
         self.optimizer.step()
         if self._after_step is not None:
             self._after_step()
@@ -250,8 +257,8 @@ def recalibrate(model: nn.Module, loop: Loop, images: Images) -> None:
     Short runs leave torchvision's running averages near their initial values, which gives chance accuracy. Every batch
     has images from the whole split: folders are ordered by class, and a batch of one class has the wrong variance.
     """
-    seen = views.views_of(images, loop.augment, epoch=loop.first_view)
-    picks = torch.from_numpy(evenly(len(images.train_labels), RECALIBRATION_IMAGES))
+    seen = views.make_views(images, loop.augment, epoch=loop.first_view)
+    picks = torch.from_numpy(sample_evenly(len(images.train_labels), RECALIBRATION_IMAGES))
     rounds = -(-len(picks) // loop.training.batch_size)
     parts = [picks[first::rounds] for first in range(rounds) if len(picks[first::rounds]) > 1]
     batches = (images.normalise(seen.batch(images.train_images, part), layout(model)) for part in parts)

@@ -23,7 +23,7 @@ from trainables.files import write_text
 from trainables.layout import RECORD
 from trainables.records.encoding import to_json
 from trainables.records.stages import DatasetRecord, ModelRecord
-from trainables.stages.data.augment.views import views_of
+from trainables.stages.data.augment.views import make_views
 from trainables.stages.data.on_device import Images
 from trainables.stages.models.placement import autocast, layout, move
 from trainables.stages.models.stored import load_model
@@ -113,7 +113,7 @@ def logits_of(
         turn: entered around every batch.
     """
     count, device = len(images.train_labels), images.mean.device
-    views = views_of(images, augment, epoch=view)
+    views = make_views(images, augment, epoch=view)
     logits_NC = torch.empty((count, images.num_classes), dtype=torch.float16, device=device)
     batches = torch.arange(count).split(FILL_BATCH)
     views.announce(images.train_images, batches)

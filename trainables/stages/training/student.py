@@ -6,7 +6,7 @@ import torch
 
 from trainables.config.candidate import Candidate
 from trainables.records.stages import DatasetRecord, ModelRecord
-from trainables.stages.models.build import source_of
+from trainables.stages.models.build import source_digest
 from trainables.stages.models.stored import build_for
 from trainables.stages.training.lessons import Distillation
 from trainables.stages.training.loop import Loop, seed_for
@@ -22,7 +22,7 @@ def student_key(candidate: Candidate, dataset: DatasetRecord, teacher: ModelReco
     return stage_key(
         "student",
         version=VERSION,
-        model_source=source_of(candidate.student.student_model),
+        model_source=source_digest(candidate.student.student_model),
         parents=[dataset.fingerprint, teacher.key],
         **vars(candidate.augment),
         **vars(candidate.training),

@@ -8,7 +8,7 @@ import torch
 from trainables.config.candidate import Candidate
 from trainables.config.training import TrainingConfig
 from trainables.records.stages import DatasetRecord
-from trainables.stages.models.build import source_of
+from trainables.stages.models.build import source_digest
 from trainables.stages.models.stored import build_for
 from trainables.stages.training.lessons import Labels
 from trainables.stages.training.loop import Loop, seed_for
@@ -24,7 +24,7 @@ def teacher_key(candidate: Candidate, dataset: DatasetRecord) -> Key:
     return stage_key(
         "teacher",
         version=VERSION,
-        model_source=source_of(candidate.teacher.teacher_model),
+        model_source=source_digest(candidate.teacher.teacher_model),
         parents=[dataset.fingerprint],
         **vars(candidate.augment),
         **vars(_training(candidate)),

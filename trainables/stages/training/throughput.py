@@ -38,7 +38,7 @@ WAIT_S = 600.0
 def few_of(candidate: Candidate, images: Images, steps: int) -> Images:
     """Enough training images for `steps` steps and one teacher batch, and one batch of validation images."""
     count = min(len(images.train_labels), max(steps * candidate.training.batch_size, FILL_BATCH))
-    return images.few(count, EVAL_BATCH)
+    return images.take_first(count, EVAL_BATCH)
 
 
 class TrialSteps:
@@ -91,7 +91,7 @@ def _probe(task: ProbeTask, folder: Path, number: str) -> Probed:
     device = task.device
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, task.cores)
-    placement.enter(device, threads=task.threads, memory_share=task.memory_share)
+    placement.set_up_process(device, threads=task.threads, memory_share=task.memory_share)
     config = CandidateConfig().replace(**task.config)
     dataset = prepared.prepare(config.data, task.data_dir)
     candidate = config.resolve(dataset, device=device)

@@ -13,7 +13,7 @@ from PIL import Image
 from tests.trainables.stages.data.sample_folders import folder_config, make_folder
 from trainables.config.candidate import AugmentConfig, DataConfig
 from trainables.stages.data import prepared
-from trainables.stages.data.augment.views import views_of
+from trainables.stages.data.augment.views import make_views
 from trainables.stages.data.decoding import to_array
 from trainables.stages.data.on_device import load_images
 from trainables.stages.data.prepared import load, prepare
@@ -54,7 +54,7 @@ def test_mean_and_std_are_those_of_the_training_pixels(tmp_path: Path) -> None:
 
 
 def test_statistics_of_constant_images_do_not_divide_by_zero() -> None:
-    mean, std = prepared._statistics(np.full((2, 3, 8, 8), 51, dtype=np.uint8))
+    mean, std = prepared._compute_statistics(np.full((2, 3, 8, 8), 51, dtype=np.uint8))
     assert mean == pytest.approx((0.2, 0.2, 0.2))
     assert std == pytest.approx((1 / 255,) * 3)
 
@@ -65,11 +65,11 @@ def test_a_process_looks_at_the_files_once_while_what_it_found_is_there(
     config = folder_config(make_folder(tmp_path / "photos"))
     looked: list[DataConfig] = []
     monkeypatch.setattr(prepared, "prepare", lambda config, _: looked.append(config) or prepare(config, tmp_path))
-    first = prepared.remembered(config, tmp_path)
-    assert prepared.remembered(config, tmp_path) == first
+    first = prepared.prepare_once(config, tmp_path)
+    assert prepared.prepare_once(config, tmp_path) == first
     assert len(looked) == 1
     shutil.rmtree(first.folder)
-    assert prepared.remembered(config, tmp_path) == first
+    assert prepared.prepare_once(config, tmp_path) == first
     assert len(looked) == 2
     assert load(first, "train")[0].shape[0] == first.num_train
 
@@ -172,7 +172,9 @@ def test_whoever_looks_at_training_images_sees_them_enlarged(tmp_path: Path) -> 
     large = prepare(DataConfig(train_limit=64, image_size=48), tmp_path)
     images = load_images(large, "cpu")
     assert (images.image_size, images.train_images.shape[-1]) == (48, 32)
-    view = views_of(images, AugmentConfig(flip=False, crop="none"), epoch=0).batch(images.train_images, torch.arange(4))
+    view = make_views(images, AugmentConfig(flip=False, crop="none"), epoch=0).batch(
+        images.train_images, torch.arange(4)
+    )
     (pixels, _), *_ = gradient_images(images, torch.device("cpu"))()
     calibration = calibration_pixels(large, 64)
     assert view.shape[1:] == pixels.shape[1:] == calibration.shape[1:] == (3, 48, 48)

@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainables.config.candidate import DataConfig
-from trainables.stages.data.splits import allocate, cut_validation, evenly, limit_training
+from trainables.stages.data.splits import allocate, cut_validation, limit_training, sample_evenly
 
 
 def test_shares_in_closed_form() -> None:
@@ -28,7 +28,7 @@ def test_shares_are_exact_bounded_and_proportional(counts: list[int], share: flo
 
 @given(size=st.integers(0, 500), total=st.integers(1, 500))
 def test_evenly_takes_different_images_with_equal_gaps(size: int, total: int) -> None:
-    picks = evenly(size, total)
+    picks = sample_evenly(size, total)
     assert len(picks) == len(set(picks)) == min(size, total)
     gaps = np.diff(picks, append=size)
     assert len(picks) == 0 or (picks[0] == 0 and gaps.max() - gaps.min() <= 1)

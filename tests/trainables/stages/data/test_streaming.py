@@ -81,7 +81,7 @@ def test_the_first_images_lie_where_all_of_them_do() -> None:
         std=one,
         num_classes=40,
     )
-    few = whole.few(5, 3)
+    few = whole.take_first(5, 3)
     assert isinstance(few.train_images, Streamed)  # what a probe measures is what trials do
     assert isinstance(few.val_images, torch.Tensor)
     assert torch.equal(few.train_images[torch.arange(5)], pixels()[:5])

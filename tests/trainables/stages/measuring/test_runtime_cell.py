@@ -17,7 +17,7 @@ from trainables.stages.candidate.teacher import make_teacher
 from trainables.stages.measuring import clean_room, runtime_cell
 from trainables.stages.measuring.runtime_cell import CellRecord, measure_cell
 from trainables.stages.runtimes import absence as absence_module
-from trainables.stages.runtimes.absence import absence, check_runtime
+from trainables.stages.runtimes.absence import check_runtime, find_missing
 from trainables.stages.runtimes.base import RUNTIMES, AbsentError
 from trainables.stages.runtimes.cell import Cell
 from trainables.stages.workspace import Workspace
@@ -91,8 +91,8 @@ def measure(
 def test_every_runtime_gives_the_same_classes(
     made: CandidateRecord, place: Workspace, tmp_path: Path, runtime: str
 ) -> None:
-    if absence(runtime):
-        pytest.skip(absence(runtime))
+    if find_missing(runtime):
+        pytest.skip(find_missing(runtime))
     found = measure(made, place, tmp_path, runtime=runtime, batch_images=4, gone=runtime != "eager_cpu")
     numbers = found.metrics
     assert numbers["parity_agreement"] == 1
@@ -109,8 +109,8 @@ def test_every_runtime_gives_the_same_classes(
 def test_every_runtime_of_a_gpu_gives_the_same_classes(
     made: CandidateRecord, place: Workspace, tmp_path: Path, runtime: str
 ) -> None:
-    if absence(runtime):
-        pytest.skip(absence(runtime))
+    if find_missing(runtime):
+        pytest.skip(find_missing(runtime))
     found = measure(made, place, tmp_path, runtime=runtime, batch_images=4)
     assert found.metrics["parity_agreement"] > 0.99
     assert found.metrics["parity_max_abs"] < 0.05
@@ -184,14 +184,14 @@ def test_a_file_shipped_in_int8_is_measured_as_that_and_has_nothing_to_be_compar
 
 @pytest.mark.parametrize("name", [name for name, runtime in RUNTIMES.items() if runtime.device == "cuda"])
 def test_cuda_runtimes_are_absent_without_a_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(absence_module, "cuda_devices", lambda: 0)
-    assert absence(name) == "this machine has no CUDA device"
+    monkeypatch.setattr(absence_module, "count_cuda_devices", lambda: 0)
+    assert find_missing(name) == "this machine has no CUDA device"
 
 
 def test_tensorrt_needs_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(absence_module, "cuda_devices", lambda: 1)
-    monkeypatch.setattr(absence_module, "_loads", lambda library: False)
-    assert "libnvinfer.so.10" in absence("tensorrt")
+    monkeypatch.setattr(absence_module, "count_cuda_devices", lambda: 1)
+    monkeypatch.setattr(absence_module, "_can_load", lambda library: False)
+    assert "libnvinfer.so.10" in find_missing("tensorrt")
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="makes shared libraries with gcc")
@@ -216,9 +216,9 @@ def test_tensorrt_of_a_wheel_is_found_where_the_loader_does_not_look(
 import ctypes
 from trainables.stages.runtimes import absence
 absence.TENSORRT_LIBRARIES = {names!r}
-assert not absence._loads({str(provider)!r})
+assert not absence._can_load({str(provider)!r})
 assert absence.load_tensorrt()
-assert absence._loads({str(provider)!r})
+assert absence._can_load({str(provider)!r})
 """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
     subprocess.run([sys.executable, "-c", script], check=True, env=environment)
@@ -228,11 +228,11 @@ assert absence._loads({str(provider)!r})
 
 def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert absence("openvino") == "openvino is not installed; `uv sync --extra openvino` brings it"
+    assert find_missing("openvino") == "openvino is not installed; `uv sync --extra openvino` brings it"
 
 
 def test_a_sweep_without_gpus_cannot_measure_on_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(absence_module, "cuda_devices", lambda: 1)
+    monkeypatch.setattr(absence_module, "count_cuda_devices", lambda: 1)
     with pytest.raises(ValueError, match="latency_runtime=onnxruntime_cuda: trials without a GPU"):
         check_runtime("onnxruntime_cuda", on_gpu=False)
     check_runtime("onnxruntime_cuda", on_gpu=True)

@@ -12,10 +12,10 @@ from trainables.stages.models.devices import (
     GpuState,
     GpuUse,
     cpu_seconds,
-    cpuinfo,
-    gpus_in_use,
-    others_on_gpu,
-    processor,
+    measure_others_on_gpu,
+    processor_name,
+    read_cpuinfo,
+    read_gpu_use,
 )
 
 
@@ -46,17 +46,17 @@ def test_the_gpu_is_the_one_that_cuda_means(visible: pytest.MonkeyPatch, names: 
 
 def test_who_has_just_paused_is_waited_for_and_who_stays_is_told(visible: pytest.MonkeyPatch) -> None:
     visible.setitem(sys.modules, "pynvml", library(busy=[80, 40, 0]))
-    assert others_on_gpu() == 0
+    assert measure_others_on_gpu() == 0
     visible.setattr(devices, "QUIET_S", 0.2)
     visible.setitem(sys.modules, "pynvml", library(busy=[80] * 100))
-    assert others_on_gpu() == 0.8
+    assert measure_others_on_gpu() == 0.8
 
 
 def test_without_the_package_nothing_is_said(visible: pytest.MonkeyPatch) -> None:
     visible.setitem(sys.modules, "pynvml", None)  # an import of it raises ImportError
     assert GpuState.now() is None
-    assert others_on_gpu() is None
-    assert gpus_in_use() is None
+    assert measure_others_on_gpu() is None
+    assert read_gpu_use() is None
 
 
 def test_every_gpu_of_the_machine_is_told_whichever_are_visible(visible: pytest.MonkeyPatch) -> None:
@@ -64,7 +64,7 @@ def test_every_gpu_of_the_machine_is_told_whichever_are_visible(visible: pytest.
     seen: list[Any] = []
     visible.setitem(sys.modules, "pynvml", library(busy=[93, 7], used=[10**9, 2 * 10**9], asked=seen))
     first, second = GpuUse(busy_share=0.93, used_bytes=10**9), GpuUse(busy_share=0.07, used_bytes=2 * 10**9)
-    assert gpus_in_use() == [first, second]
+    assert read_gpu_use() == [first, second]
     assert seen == [0, 1]
 
 
@@ -75,7 +75,7 @@ def test_a_gpu_that_does_not_tell_its_use_is_unknown(visible: pytest.MonkeyPatch
     mig = library()
     mig.nvmlDeviceGetUtilizationRates = refused
     visible.setitem(sys.modules, "pynvml", mig)
-    assert gpus_in_use() is None
+    assert read_gpu_use() is None
 
 
 def test_the_double_has_the_names_of_nvidia_ml_py() -> None:
@@ -97,11 +97,11 @@ flags\t\t: fpu avx_vnni
 
 def test_every_cpus_values_are_read_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "CPUINFO", tmp_path / "cpuinfo")
-    assert cpuinfo("flags") == []
-    assert processor() == (platform.processor() or platform.machine())
+    assert read_cpuinfo("flags") == []
+    assert processor_name() == (platform.processor() or platform.machine())
     (tmp_path / "cpuinfo").write_text(CPUINFO)
-    assert cpuinfo("cpu MHz") == ["2000.125", "2600.000"]
-    assert processor() == "Some CPU @ 2.00GHz"
+    assert read_cpuinfo("cpu MHz") == ["2000.125", "2600.000"]
+    assert processor_name() == "Some CPU @ 2.00GHz"
 
 
 @pytest.mark.skipif(not devices.STAT.exists(), reason="the kernel's counts are read from /proc/stat")

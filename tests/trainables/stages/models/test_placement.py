@@ -8,7 +8,14 @@ from torch import Tensor, nn
 from trainables.config.training import TrainingConfig
 from trainables.stages.models import placement
 from trainables.stages.models.build import build_model
-from trainables.stages.models.placement import autocast, compiled, layout, move, refusal, settle
+from trainables.stages.models.placement import (
+    autocast,
+    compile_model,
+    configure_kernels,
+    layout,
+    move,
+    to_machine_error,
+)
 
 CPU = torch.device("cpu")
 
@@ -59,9 +66,9 @@ def test_train_precision_decides_what_a_layer_computes_in(precision: str, dtype:
 
 
 def test_determinism_is_of_one_training_not_of_the_process() -> None:
-    settle(CPU, TrainingConfig(deterministic=True))
+    configure_kernels(CPU, TrainingConfig(deterministic=True))
     assert torch.are_deterministic_algorithms_enabled()
-    settle(CPU, TrainingConfig())
+    configure_kernels(CPU, TrainingConfig())
     assert not torch.are_deterministic_algorithms_enabled()
 
 
@@ -81,20 +88,20 @@ def test_an_operation_without_a_deterministic_form_is_named() -> None:
     text = (
         "put_cuda does not have a deterministic implementation, but you set 'torch.use_deterministic_algorithms(True)'"
     )
-    assert str(refusal(RuntimeError(text))) == (
+    assert str(to_machine_error(RuntimeError(text))) == (
         "deterministic=True: put_cuda has no deterministic form; leave it out or take another model."
     )
-    assert refusal(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
+    assert to_machine_error(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
 
 
 def test_compile_without_a_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._inductor import config
 
     model = nn.Linear(2, 2)
-    assert compiled(model, TrainingConfig()) is model
+    assert compile_model(model, TrainingConfig()) is model
     monkeypatch.setattr(config.cpp, "cxx", ("/nowhere/g++",))
     with pytest.raises(ValueError, match=r"compile=True: torch.compile needs a C\+\+ compiler; install g\+\+"):
-        compiled(model, TrainingConfig(compile=True))
+        compile_model(model, TrainingConfig(compile=True))
 
 
 def test_shares_of_a_gpu_leave_room_for_the_contexts_of_all() -> None:
@@ -108,7 +115,7 @@ def test_shares_of_a_gpu_leave_room_for_the_contexts_of_all() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="page faults are counted on Linux")
 def test_freed_memory_is_kept_and_given_back() -> None:
-    """A 64 MB tensor made again costs no page fault where memory is kept; give_back returns it to the system."""
+    """A 64 MB tensor made again costs no page fault where memory is kept; release_memory returns it to the system."""
     script = """
 import resource, torch
 from trainables.stages.models import placement
@@ -116,14 +123,14 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
-placement.enter("cpu", threads=1)
+placement.set_up_process("cpu", threads=1)
 for _ in range(12):  # the heap settles after two to seven
     torch.ones(16 << 20)
 before = faults()
 for _ in range(5):
     torch.ones(16 << 20)
 again, held = faults() - before, resident()
-placement.give_back()
+placement.release_memory()
 print(again, held - resident())
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -135,12 +142,12 @@ print(again, held - resident())
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_fp32_means_fp32_on_a_gpu_and_memory_is_capped() -> None:
-    settle(torch.device("cuda"), TrainingConfig(train_precision="fp32"))
+    configure_kernels(torch.device("cuda"), TrainingConfig(train_precision="fp32"))
     a, b = torch.rand(512, 512, device="cuda"), torch.rand(512, 512, device="cuda")
     torch.testing.assert_close((a @ b).cpu().double(), a.cpu().double() @ b.cpu().double(), rtol=1e-5, atol=1e-4)
-    placement.enter("cuda", threads=1, memory_share=0.01)
+    placement.set_up_process("cuda", threads=1, memory_share=0.01)
     try:
         with pytest.raises(torch.OutOfMemoryError):
             torch.empty(torch.cuda.mem_get_info()[1] // 20, dtype=torch.uint8, device="cuda")
     finally:
-        placement.enter("cuda", threads=1)
+        placement.set_up_process("cuda", threads=1)

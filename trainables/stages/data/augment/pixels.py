@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 
-def sent(rows: Tensor, device: torch.device) -> Tensor:
+def send(rows: Tensor, device: torch.device) -> Tensor:
     """Rows on a device; to a GPU without waiting for what it computes, as a plain copy from the host does."""
     return rows.to(device, non_blocking=device.type == "cuda")  # the other way nobody would wait for the copy's end
 
@@ -37,7 +37,7 @@ def pick_bilinear(images_BCHW: Tensor, ys_BH: Tensor, xs_BW: Tensor) -> Tensor:
     return upper * (1 - down) + lower * down
 
 
-def scaled(images_BCHW: Tensor, size: int, box_B4: Tensor | None = None) -> Tensor:
+def resize(images_BCHW: Tensor, size: int, box_B4: Tensor | None = None) -> Tensor:
     """A box of each image, or all of it, scaled to `size` x `size`: bilinear, float32 on the images' scale.
 
     Upwards the same as Pillow's bilinear filter, before that rounds to whole levels; downwards not antialiased.

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from trainables.stages.data.augment.pixels import pick, sent
+from trainables.stages.data.augment.pixels import pick, send
 
 OPERATIONS_PER_IMAGE = 2
 OPERATIONS = (
@@ -50,7 +50,7 @@ def apply(images_BCHW: Tensor, operations_BK: Tensor, negative_BK: Tensor, magni
                 continue
             chosen = (operation_B == number).nonzero().flatten()
             if len(chosen):
-                negative, there = sent(negative_B[chosen], images_BCHW.device), sent(chosen, images_BCHW.device)
+                negative, there = send(negative_B[chosen], images_BCHW.device), send(chosen, images_BCHW.device)
                 result[there] = _COLOR_OPERATIONS[name](images_BCHW[there], magnitude / _STEPS, negative)
         images_BCHW = result
     return images_BCHW
@@ -65,8 +65,8 @@ def _warp(images_BCHW: Tensor, operation_B: Tensor, negative_B: Tensor, magnitud
     table = torch.tensor(
         [[_inverse_affine(name, sign * magnitude / _STEPS, size) for sign in (1, -1)] for name in OPERATIONS]
     )
-    rows = sent(table[operation_B[chosen], negative_B[chosen].long()], images_BCHW.device)
-    chosen = sent(chosen, images_BCHW.device)
+    rows = send(table[operation_B[chosen], negative_B[chosen].long()], images_BCHW.device)
+    chosen = send(chosen, images_BCHW.device)
     a, b, c, d, e, f = rows.view(-1, 6, 1, 1).unbind(1)
     line = torch.arange(size, device=images_BCHW.device) + (0.5 - size / 2)
     x, y = line.view(1, 1, -1), line.view(1, -1, 1)
@@ -100,7 +100,7 @@ def _inverse_affine(name: str, level: float, size: int) -> tuple[float, float, f
     return 1, 0, 0, 0, 1, 0
 
 
-def _grey(images: Tensor) -> Tensor:
+def _to_grey(images: Tensor) -> Tensor:
     """ITU-R 601 luma as torchvision rounds it: uint8, B1HW."""
     red, green, blue = images.float().unbind(1)
     return ((0.2989 * red + 0.587 * green) + 0.114 * blue).to(torch.uint8)[:, None]
@@ -120,11 +120,11 @@ def _brightness(images: Tensor, level: float, negative: Tensor) -> Tensor:
 
 
 def _color(images: Tensor, level: float, negative: Tensor) -> Tensor:
-    return _blend(images, _grey(images), level, negative)
+    return _blend(images, _to_grey(images), level, negative)
 
 
 def _contrast(images: Tensor, level: float, negative: Tensor) -> Tensor:
-    total = _grey(images).sum(dim=(1, 2, 3), keepdim=True, dtype=torch.int64)
+    total = _to_grey(images).sum(dim=(1, 2, 3), keepdim=True, dtype=torch.int64)
     return _blend(images, total.float() / images[0, 0].numel(), level, negative)
 
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from trainables.config.candidate import AugmentConfig
 from trainables.stages.data.augment import randaugment
 from trainables.stages.data.augment.draws import (
-    _draw,
+    draw_epoch,
 )
-from trainables.stages.data.augment.pixels import pick, scaled, sent
+from trainables.stages.data.augment.pixels import pick, resize, send
 from trainables.stages.data.on_device import Images
 from trainables.stages.data.streaming import Streamed
 
@@ -57,7 +57,7 @@ class Views:
         self.image_size, self.output_size = image_size, output_size or image_size
         self.num_samples = num_samples
         self.device = device if device is None else torch.device(device)
-        drawn = _draw(config, num_samples, epoch, image_size)
+        drawn = draw_epoch(config, num_samples, epoch, image_size)
         self._host = {name: torch.from_numpy(rows) for name, rows in drawn.items()}
         self._drawn, self._drawn_for = self._host, torch.device("cpu")
         self._pairs: dict[int, Tensor] = {}
@@ -71,11 +71,11 @@ class Views:
         """
         assert len(images_N3HW) == self.num_samples and images_N3HW.shape[-1] == self.image_size, images_N3HW.shape
         device = self.device or images_N3HW.device
-        view = self._single(images_N3HW, index_B, device)
+        view = self._augment(images_N3HW, index_B, device)
         if self.config.mixup_alpha is None:
             return view
-        other = self._single(images_N3HW, self._partner(index_B), device)
-        lam = self._drawn_on(device)["lam"][sent(index_B, device)].view(-1, 1, 1, 1)
+        other = self._augment(images_N3HW, self._partner(index_B), device)
+        lam = self._draws_on(device)["lam"][send(index_B, device)].view(-1, 1, 1, 1)
         return lam * view + (1 - lam) * other
 
     def partners(self, index_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,10 +83,10 @@ class Views:
 
         Without Mixup: itself, and 1. Targets mix in the same way: `lam * y[i] + (1 - lam) * y[partner]`.
         """
-        index_B = sent(index_B, self.device or index_B.device)
+        index_B = send(index_B, self.device or index_B.device)
         if self.config.mixup_alpha is None:
             return index_B, torch.ones(len(index_B), device=index_B.device)
-        drawn = self._drawn_on(index_B.device)
+        drawn = self._draws_on(index_B.device)
         return drawn["partner"][index_B], drawn["lam"][index_B]
 
     def announce(self, images_N3HW: Tensor | Streamed, batches: Sequence[Tensor]) -> None:
@@ -101,36 +101,36 @@ class Views:
         announced = self._pairs.get(id(index_B))
         return self.partners(index_B)[0] if announced is None else announced
 
-    def _drawn_on(self, device: torch.device) -> dict[str, Tensor]:
+    def _draws_on(self, device: torch.device) -> dict[str, Tensor]:
         """The epoch's random numbers, moved to a device once."""
         if device.type == "cpu":
             return self._host
         if self._drawn_for != device:
-            self._drawn = {name: sent(rows, device) for name, rows in self._host.items()}
+            self._drawn = {name: send(rows, device) for name, rows in self._host.items()}
             self._drawn_for = device
         return self._drawn
 
-    def _single(self, images_N3HW: Tensor | Streamed, index_B: Tensor, device: torch.device) -> Tensor:
+    def _augment(self, images_N3HW: Tensor | Streamed, index_B: Tensor, device: torch.device) -> Tensor:
         if isinstance(images_N3HW, Tensor):
-            images = sent(images_N3HW[sent(index_B, images_N3HW.device)], device)
+            images = send(images_N3HW[send(index_B, images_N3HW.device)], device)
         else:
-            images = sent(images_N3HW[index_B], device)
+            images = send(images_N3HW[index_B], device)
         if self.config.randaugment_magnitude is not None:
             # operations are sorted by kind on the host: on a GPU, counting them would wait for everything before
             operations, negative = (self._host[name][index_B.cpu()] for name in ("operations", "negative"))
             images = randaugment.apply(images, operations, negative, self.config.randaugment_magnitude)
-        index = sent(index_B, device)
-        own = {name: rows[index] for name, rows in self._drawn_on(device).items()}
+        index = send(index_B, device)
+        own = {name: rows[index] for name, rows in self._draws_on(device).items()}
         if self.config.crop == "resized":
-            return _to_unit(_flipped(scaled(images, self.output_size, own["box"]), own["flip"]))
+            return _to_unit(_flip(resize(images, self.output_size, own["box"]), own["flip"]))
         if self.config.crop == "padded" and self.config.crop_padding:
-            view = _shifted(images, own["shift"], own["flip"])
+            view = _crop_and_flip(images, own["shift"], own["flip"])
         else:
-            view = _flipped(images, own["flip"])
-        return _to_unit(view if self.output_size == self.image_size else scaled(view, self.output_size))
+            view = _flip(images, own["flip"])
+        return _to_unit(view if self.output_size == self.image_size else resize(view, self.output_size))
 
 
-def views_of(images: Images, config: AugmentConfig, *, epoch: int) -> Views:
+def make_views(images: Images, config: AugmentConfig, *, epoch: int) -> Views:
     """The views of a data set's training images, of the size that the networks take."""
     return Views(
         config,
@@ -141,7 +141,7 @@ def views_of(images: Images, config: AugmentConfig, *, epoch: int) -> Views:
     )
 
 
-def _shifted(images_BCHW: Tensor, shift_B2: Tensor, flip_B: Tensor) -> Tensor:
+def _crop_and_flip(images_BCHW: Tensor, shift_B2: Tensor, flip_B: Tensor) -> Tensor:
     """Padded with zeros, cropped at an offset, then mirrored where `flip_B`: one gather."""
     size = images_BCHW.shape[-1]
     line = torch.arange(size, device=images_BCHW.device)
@@ -149,7 +149,7 @@ def _shifted(images_BCHW: Tensor, shift_B2: Tensor, flip_B: Tensor) -> Tensor:
     return pick(images_BCHW, (line + shift_B2[:, :1])[:, :, None], columns[:, None, :])
 
 
-def _flipped(images_BCHW: Tensor, flip_B: Tensor) -> Tensor:
+def _flip(images_BCHW: Tensor, flip_B: Tensor) -> Tensor:
     return torch.where(flip_B.view(-1, 1, 1, 1), images_BCHW.flip(-1), images_BCHW)
 
 

@@ -128,7 +128,7 @@ def test_without_mixup_everyone_is_his_own_partner() -> None:
 
 def test_padded_crop_and_flip_equal_torchvision() -> None:
     padding = 4
-    parameters = draws._draw(AugmentConfig(), NUM_SAMPLES, 5, SIZE)
+    parameters = draws.draw_epoch(AugmentConfig(), NUM_SAMPLES, 5, SIZE)
     actual = views(AugmentConfig(), epoch=5).batch(IMAGES, torch.arange(NUM_SAMPLES))
     for i in range(NUM_SAMPLES):
         top, left = (parameters["shift"][i] + padding).tolist()
@@ -138,7 +138,7 @@ def test_padded_crop_and_flip_equal_torchvision() -> None:
 
 
 def test_offsets_are_uniform_and_half_of_the_images_are_flipped() -> None:
-    parameters = draws._draw(AugmentConfig(), 90_000, 0, SIZE)
+    parameters = draws.draw_epoch(AugmentConfig(), 90_000, 0, SIZE)
     shares = np.bincount(parameters["shift"].ravel() + 4) / parameters["shift"].size
     assert shares == pytest.approx(np.full(9, 1 / 9), abs=0.005)
     assert parameters["flip"].mean() == pytest.approx(0.5, abs=0.01)
@@ -146,7 +146,7 @@ def test_offsets_are_uniform_and_half_of_the_images_are_flipped() -> None:
 
 def test_resized_crop_equals_torchvision() -> None:
     config = AugmentConfig(crop="resized")
-    parameters = draws._draw(config, NUM_SAMPLES, 1, SIZE)
+    parameters = draws.draw_epoch(config, NUM_SAMPLES, 1, SIZE)
     actual = views(config, epoch=1).batch(IMAGES, torch.arange(NUM_SAMPLES))
     for i in range(NUM_SAMPLES):
         expected = tv.resized_crop(IMAGES[i].float(), *parameters["box"][i].tolist(), [SIZE, SIZE], antialias=False)
@@ -155,7 +155,7 @@ def test_resized_crop_equals_torchvision() -> None:
 
 
 def test_boxes_lie_inside_the_image_with_area_and_ratio_in_range() -> None:
-    boxes = draws._draw(AugmentConfig(crop="resized"), 5000, 0, 64)["box"].astype(np.int64)
+    boxes = draws.draw_epoch(AugmentConfig(crop="resized"), 5000, 0, 64)["box"].astype(np.int64)
     top, left, height, width = boxes.T
     assert (top >= 0).all() and (left >= 0).all()
     assert (top + height <= 64).all() and (left + width <= 64).all()
@@ -167,7 +167,7 @@ def test_boxes_lie_inside_the_image_with_area_and_ratio_in_range() -> None:
 
 def test_box_that_never_fits_becomes_the_whole_image() -> None:
     uniform = np.ones((2, 10, 4))  # the whole area at ratio 4/3 is wider than the image
-    assert draws._boxes(uniform, 32).tolist() == [[0, 0, 32, 32]] * 2
+    assert draws._choose_boxes(uniform, 32).tolist() == [[0, 0, 32, 32]] * 2
 
 
 EXACT: dict[str, Callable[[Tensor, float, float], Tensor]] = {
