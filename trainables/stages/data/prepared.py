@@ -143,10 +143,8 @@ def _describe(config: DataConfig, raw: RawDataset, folder: Path) -> DatasetRecor
     )
 
 
-def _compute_statistics(
-    images_N3HW: NDArray[np.uint8],
-) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Compute each channel's mean and standard deviation on the scale [0, 1] from histograms: exact, constant memory."""
+def _compute_statistics(images_N3HW: NDArray[np.uint8]) -> tuple[_Triple, _Triple]:
+    """Compute mean and standard deviation per channel on the scale [0, 1], from histograms: exact, constant memory."""
     levels = np.arange(256) / 255
     histogram = np.zeros((3, 256), dtype=np.int64)
     for start in range(0, len(images_N3HW), _CHUNK):

@@ -1,1 +1,1 @@
-"""Ways to run a network, and what a machine lacks for them (no torch until one is opened)."""
+"""Run a network in a runtime, or say what the machine lacks for it (no torch until one of PyTorch's is opened)."""

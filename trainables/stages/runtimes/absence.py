@@ -1,4 +1,4 @@
-"""What this machine lacks for a runtime, in one line (no torch until asked)."""
+"""Find out what this machine lacks for a runtime (no torch)."""
 
 import ctypes
 import importlib.util
@@ -6,18 +6,16 @@ import os
 import shutil
 from pathlib import Path
 
-from trainables.stages.runtimes.base import (
-    RUNTIMES,
-)
+from trainables.stages.runtimes.base import RUNTIMES
 
+# Shared libraries that ONNX Runtime's TensorRT provider is linked with.
 TENSORRT_LIBRARIES = ("libnvinfer.so.10", "libnvonnxparser.so.10")
-"""Shared libraries that ONNX Runtime's TensorRT provider is linked with."""
 
 
 def find_missing(name: str) -> str:
-    """Why a runtime cannot be used on this machine, on one line; empty if nothing speaks against it.
+    """Find what this machine lacks for a runtime; return it as one line, or an empty string if nothing is missing.
 
-    Looks for packages, driver and libraries (and loads TensorRT's) only: opening the runtime has the last word.
+    This looks only for packages, the driver and libraries (and loads TensorRT's); opening the runtime may still fail.
     """
     runtime = RUNTIMES[name]
     for package in runtime.needs:
@@ -38,10 +36,13 @@ def find_missing(name: str) -> str:
 
 
 def check_runtime(name: str, *, on_gpu: bool) -> None:
-    """Return if a sweep whose trials have a GPU, or have not, can measure in a runtime.
+    """Check that a sweep can measure in a runtime.
+
+    Args:
+        on_gpu: whether the sweep's trials have a GPU.
 
     Raises:
-        ValueError: if it cannot; the message says what is missing.
+        ValueError: if it cannot; says what is missing.
     """
     if reason := find_missing(name):
         raise ValueError(f"latency_runtime={name}: {reason}; take onnxruntime_cpu.")
@@ -50,7 +51,7 @@ def check_runtime(name: str, *, on_gpu: bool) -> None:
 
 
 def count_cuda_devices() -> int:
-    """How many CUDA devices this process may use; 0 without a driver. Starts no context."""
+    """Count the CUDA devices that this process may use, without starting a context; 0 without a driver."""
     try:
         driver = ctypes.CDLL("libcuda.so.1" if os.name == "posix" else "nvcuda.dll")
     except OSError:
@@ -60,10 +61,10 @@ def count_cuda_devices() -> int:
 
 
 def load_tensorrt() -> bool:
-    """Load TensorRT 10 into this process; whether it is on this machine.
+    """Load TensorRT 10 into this process; return whether that succeeded.
 
-    Wheels put its libraries into the package `tensorrt_libs`, where the loader does not look. What ONNX Runtime's
-    provider needs is found by its name once it has been loaded from wherever it lies.
+    Wheels put its libraries into the package `tensorrt_libs`, which the loader does not search. Once a library has been
+    loaded from any path, ONNX Runtime's provider finds it by its name.
     """
     wheel = importlib.util.find_spec("tensorrt_libs")
     folders = [Path(), *map(Path, (wheel and wheel.submodule_search_locations) or ())]

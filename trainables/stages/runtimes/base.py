@@ -1,4 +1,4 @@
-"""The runtimes by name, and what opening one gives (no torch)."""
+"""Define the runtimes by name, what they take and what opening one gives (no torch)."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,22 +13,22 @@ Logits = npt.NDArray[np.float32]
 
 
 class AbsentError(Exception):
-    """This machine has not got what the runtime needs; the message says what, on one line."""
+    """The machine or the network lacks what the runtime needs; the message says what, on one line."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """One trained network in the forms that runtimes take."""
+    """One trained network in every form that a runtime takes."""
 
     onnx: Path
     torchscript: Path | None = None
-    """None where the tracer failed."""
+    """None if the tracer failed."""
     weights: Path | None = None
-    """A plain state_dict, for PyTorch's own runtimes; needs the four that follow."""
+    """A plain state_dict, for PyTorch's own runtimes; requires the next five fields."""
     model_name: str = ""
     num_classes: int = 0
     image_size: int = 0
-    """Pixels of a side; 0 takes the ONNX file's."""
+    """Pixels of a side; 0 where only the ONNX file is used, which has its own."""
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     half: bool = False
@@ -37,24 +37,24 @@ class Artifact:
 
 @dataclass(frozen=True, kw_only=True)
 class Runner:
-    """One file in one runtime, ready to be called."""
+    """A network loaded in a runtime, with an input, to be timed."""
 
     run: Callable[[], object]
-    """One call on an input that is already where it must be; returns when the logits are there."""
+    """Runs once on an input that is already on the device; returns when the logits are complete."""
     provider: str
-    """What really computes, such as `CPUExecutionProvider`."""
+    """What actually computes, such as `CPUExecutionProvider`."""
     device: str
     """`cpu:1` or `cuda:0`."""
     batch: int = 1
-    """Images a call."""
+    """Images per call."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """A network in a runtime."""
+    """A network opened in a runtime, to compute logits and to be timed."""
 
     logits: Callable[[Batch], Logits]
-    """(B, 3, H, W) float32 in [0, 1] to (B, C) float32, for any B up to the batch it was opened for."""
+    """(B, 3, H, W) float32 in [0, 1] to (B, C) float32, for any B up to the batch size at opening."""
     runner: Runner
 
 
@@ -65,9 +65,9 @@ class Runtime:
     device: str
     """`cpu` or `cuda`."""
     source: str
-    """What of an `Artifact` it runs: `onnx`, `torchscript` or `network`."""
+    """The form of an `Artifact` that it runs: `onnx`, `torchscript` or `network`."""
     needs: tuple[str, ...] = ()
-    """Python packages."""
+    """Python packages that must be installed."""
 
 
 RUNTIMES: Mapping[str, Runtime] = {
@@ -83,10 +83,10 @@ RUNTIMES: Mapping[str, Runtime] = {
     "torch_compile_cuda": Runtime(device="cuda", source="network", needs=("torch",)),
     "cuda_graph": Runtime(device="cuda", source="network", needs=("torch",)),
 }
+# A sweep can take its latency objective from these only: they need nothing but the file to ship.
 FILE_RUNTIMES = tuple(name for name, runtime in RUNTIMES.items() if runtime.source == "onnx")
-"""Those that a sweep can steer by: the file to ship is all they need."""
 
 
 def random_images(batch: int, image_size: int) -> npt.NDArray[np.float32]:
-    """Random pixels, not zeros: zeros are faster than any picture."""
+    """Draw images of random pixels, always the same; zeros would be processed faster than real images."""
     return np.random.default_rng(0).random((batch, 3, image_size, image_size), dtype=np.float32)

@@ -1,22 +1,22 @@
-"""What is varied where a finished network is measured everywhere (standard library only)."""
+"""One cell of the table that `sweeps.runtimes` measures for finished networks (standard library only)."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One cell of the table."""
+    """The settings of one measurement of a finished network."""
 
     runtime: str
-    """Of `backends.RUNTIMES`."""
+    """One of `base.RUNTIMES`."""
     precision: str
-    """Of `compression_config.PRECISIONS`."""
+    """One of `config.compression.PRECISIONS`."""
     batch_images: int
-    """Images a call."""
+    """Images per call."""
     runtime_threads: int
     """CPU threads."""
 
     @property
     def name(self) -> str:
-        """For a folder."""
+        """The name of the cell's folder."""
         return f"{self.runtime}-{self.precision}-batch{self.batch_images}-threads{self.runtime_threads}"

@@ -1,4 +1,4 @@
-"""ONNX files in ONNX Runtime (CPU, CUDA, TensorRT) and OpenVINO (no torch)."""
+"""Open ONNX files in ONNX Runtime (CPU, CUDA, TensorRT) and OpenVINO (no torch)."""
 
 import importlib
 from pathlib import Path
@@ -19,10 +19,10 @@ DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
 def open_file(name: str, path: Path, *, threads: int, batch: int) -> Opened:
-    """An ONNX file in a runtime of `backends.RUNTIMES`.
+    """Open an ONNX file in one of `base.RUNTIMES`.
 
     Raises:
-        AbsentError: if it does not run in that runtime.
+        AbsentError: if the file would not run there, but in another provider or on another device.
     """
     if name == "openvino":
         return _open_openvino(path, threads=threads, batch=batch)
@@ -45,26 +45,27 @@ def open_file(name: str, path: Path, *, threads: int, batch: int) -> Opened:
 
 
 def _open_session(path: Path, provider: str, threads: int) -> Any:
-    """A session whose first provider is the one asked for."""
+    """Open a session that runs in `provider`."""
     if provider not in onnxruntime.get_available_providers():
         have = ", ".join(onnxruntime.get_available_providers())
         raise AbsentError(f"this build of ONNX Runtime has no {provider}, only {have}")
     if provider != "CPUExecutionProvider":
-        onnxruntime.preload_dlls()  # the CUDA wheels lie where the loader does not look
+        onnxruntime.preload_dlls()  # the loader does not search the folders of the CUDA wheels
     wanted: list[Any] = [provider]
     if provider == PROVIDERS["tensorrt"]:
-        wanted = [(provider, _tensorrt_options(path)), PROVIDERS["onnxruntime_cuda"]]  # which runs what it refuses
+        # CUDA runs the operators that TensorRT refuses
+        wanted = [(provider, _tensorrt_options(path)), PROVIDERS["onnxruntime_cuda"]]
     session = onnxruntime.InferenceSession(str(path), session_options(threads), providers=wanted)
-    # ONNX Runtime falls back to other providers with no more than a line in its log
+    # ONNX Runtime falls back to another provider with only a line in its log
     if session.get_providers()[0] != provider:
         raise AbsentError(f"{provider} did not load; ONNX Runtime would fall back to {session.get_providers()[0]}")
-    session.disable_fallback()  # nor may it change to the CPU when a call fails later
+    session.disable_fallback()  # otherwise a call that fails later would be repeated on the CPU
     return session
 
 
 def _tensorrt_options(path: Path) -> dict[str, str]:
-    """What TensorRT may compute in: it takes no precision from the file that is not allowed besides."""
-    import onnx  # only here: a process that measures starts without it
+    """Allow TensorRT the precisions of the file, which it does not use unless they are allowed explicitly."""
+    import onnx  # only here: a measuring process starts faster without it
 
     graph = onnx.load(str(path)).graph
     half = any(weight.data_type == onnx.TensorProto.FLOAT16 for weight in graph.initializer)
@@ -73,7 +74,7 @@ def _tensorrt_options(path: Path) -> dict[str, str]:
 
 
 def _bind_to_device(session: Any, feed: dict[str, Any]) -> Any:
-    """A call with input and output in device memory: no copies are timed."""
+    """Return a call with input and output in device memory, so that copies are not timed."""
     binding = session.io_binding()
     for name, value in feed.items():
         binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(value, "cuda", 0))
@@ -83,19 +84,19 @@ def _bind_to_device(session: Any, feed: dict[str, Any]) -> Any:
         session.run_with_iobinding(binding)
         binding.synchronize_outputs()
 
-    run()  # TensorRT builds its engine, and cuDNN chooses its algorithms, at the first call
+    run()  # in the first call TensorRT builds its engine and cuDNN chooses its algorithms
     return run
 
 
 def _open_openvino(path: Path, *, threads: int, batch: int) -> Opened:
-    """One request at a time; float32 stays float32, which OpenVINO would lower to bfloat16 where the CPU has it."""
+    """Open a file in OpenVINO for one request at a time."""
     openvino: Any = importlib.import_module("openvino")
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
         "INFERENCE_NUM_THREADS": threads,
         "ENABLE_CPU_PINNING": False,
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": "f32",  # otherwise OpenVINO lowers float32 to bfloat16 on CPUs that have it
     }
     compiled = openvino.Core().compile_model(str(path), "CPU", settings)
     request, image = compiled.create_infer_request(), compiled.input(0)

@@ -1,15 +1,15 @@
-"""The runtimes that a trained network can be run in (no torch, unless a runtime of PyTorch's is opened)."""
+"""Open a trained network in any runtime (no torch, unless a runtime of PyTorch's is opened)."""
 
 from trainables.stages.runtimes.absence import find_missing
 from trainables.stages.runtimes.base import RUNTIMES, AbsentError, Artifact, Opened
 
 
 def open_runtime(name: str, artifact: Artifact, *, threads: int, batch: int = 1) -> Opened:
-    """The network in a runtime, ready for calls of `batch` images on an input of random pixels.
+    """Open the network in a runtime, for calls of `batch` images; the input to time is random pixels.
 
     Raises:
-        AbsentError: if the machine, or the network, has not got what the runtime needs, or another provider would
-            run it in its place.
+        AbsentError: if the machine or the network lacks what the runtime needs, or another provider would run the
+            network instead.
     """
     if reason := find_missing(name):
         raise AbsentError(reason)

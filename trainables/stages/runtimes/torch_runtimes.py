@@ -1,4 +1,4 @@
-"""Networks in PyTorch: eager, TorchScript, torch.compile and CUDA graphs, on the CPU and on CUDA."""
+"""Open networks in PyTorch: eager, TorchScript, torch.compile and CUDA graphs, on the CPU and on CUDA."""
 
 import os
 import warnings
@@ -23,14 +23,14 @@ from trainables.stages.runtimes.base import (
     random_images,
 )
 
-_jit: Any = torch.jit  # its functions carry no types
+_jit: Any = torch.jit  # its functions are untyped
 
 
 def open_network(name: str, artifact: Artifact, *, threads: int, batch: int) -> Opened:
-    """A network in one of PyTorch's runtimes.
+    """Open a network in one of PyTorch's runtimes.
 
     Raises:
-        AbsentError: if the artifact lacks what the runtime takes.
+        AbsentError: if the artifact lacks the form that the runtime takes.
     """
     runtime = RUNTIMES[name]
     torch.set_num_threads(threads)
@@ -59,7 +59,7 @@ def open_network(name: str, artifact: Artifact, *, threads: int, batch: int) -> 
 
 
 def _load_network(artifact: Artifact) -> nn.Module:
-    """Normalisation and network, as in the exported file."""
+    """Build the network with its normalisation in front, as in the exported file, and load its weights."""
     if artifact.weights is None:
         raise AbsentError("the trained weights are no longer in the store; only the exported files are")
     size, classes = artifact.image_size, artifact.num_classes
@@ -69,19 +69,19 @@ def _load_network(artifact: Artifact) -> nn.Module:
 
 
 def _load_torchscript(artifact: Artifact, device: str) -> nn.Module:
-    """The traced and frozen module; its weights are constants, which only loading can place."""
+    """Load the traced and frozen module; its weights are constants, which only loading can put on a device."""
     if artifact.torchscript is None:
         raise AbsentError("the network could not be traced, so that there is no TorchScript file")
     if artifact.half:
         raise AbsentError("the TorchScript file holds float32 constants; there is none in float16")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated, and still what many ship
+        warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated, but many still ship it
         module: nn.Module = _jit.load(os.fspath(artifact.torchscript), map_location=device)
     return module
 
 
 def _make_call(model: Any, example: Tensor) -> Callable[[], object]:
-    """A call that returns when the logits are there."""
+    """Return a call that ends when the logits are complete."""
     synchronize = torch.cuda.synchronize if example.is_cuda else (lambda: None)
 
     def run() -> None:
@@ -89,19 +89,19 @@ def _make_call(model: Any, example: Tensor) -> Callable[[], object]:
             model(example)
         synchronize()
 
-    run()  # compiles where something compiles
+    run()  # torch.compile compiles in the first call
     return run
 
 
 class _Graph:
-    """The captured kernels of one call, and the tensors that they read and write: freed, they would be others'."""
+    """The captured kernels of one call, and the tensors that they read and write, which must not be freed."""
 
     def __init__(self, model: nn.Module, example: Tensor) -> None:
         self._images = example
         stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())  # which fills the example and the weights
+        stream.wait_stream(torch.cuda.current_stream())  # it fills the example and the weights
         with torch.inference_mode():
-            with torch.cuda.stream(stream):  # capture needs a few calls before it, beside the default stream
+            with torch.cuda.stream(stream):  # capture needs warm-up calls on a stream other than the default one
                 for _ in range(3):
                     model(example)
             torch.cuda.synchronize()
@@ -110,12 +110,12 @@ class _Graph:
                 self._logits: Tensor = model(example)
 
     def replay(self) -> None:
-        """One call: what is left when launches cost nothing."""
+        """Run one call without the cost of launching kernels."""
         self._graph.replay()
         torch.cuda.synchronize()
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Logits of as many images as the example has; the next call writes over them."""
+        """Compute logits of as many images as the example has; the next call overwrites them."""
         self._images.copy_(images)
         self.replay()
         return self._logits
