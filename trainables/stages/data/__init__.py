@@ -1,1 +1,1 @@
-"""Images: found, decoded, split, on the device."""
+"""Images: find, decode and split them, and bring them to the training device."""

@@ -1,4 +1,4 @@
-"""Pillow images in, uint8 RGB arrays out: what every reader hands over and how its pixels are decoded.
+"""Decode the images that a reader has found, with Pillow, into uint8 RGB arrays.
 
 Shape legend: N images, H = W = image_size.
 """
@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+# Raised by Pillow for files that are not images, truncated or extremely large.
 READ_ERRORS = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
-"""What Pillow raises on files that are no images, cut short or absurdly large."""
-_BLOCK = 256  # images a task: 100,000 futures of one image each would cost more than they decode
+_BLOCK = 256  # images per task: 100,000 futures of one image each would cost more than the decoding
 
 
 @dataclass(frozen=True)
 class RawSplit:
-    """Images that are not decoded yet, with their labels."""
+    """Images that have not been decoded yet, with their labels."""
 
     labels: NDArray[np.int64]
     """(N,), positions in `RawDataset.class_names`."""
@@ -34,25 +34,25 @@ class RawSplit:
 
 @dataclass(frozen=True, kw_only=True)
 class RawDataset:
-    """What a reader found, before train is split."""
+    """The images that a reader found, before a validation split is cut off."""
 
     image_size: int
-    """Pixels of a side that the images are decoded to, but for training images that are enlarged later."""
+    """Pixels of a side of the decoded images, except training images that are enlarged on the device."""
     class_names: tuple[str, ...]
     train: RawSplit
     test: RawSplit
     val: RawSplit | None = None
-    """None: to be cut off train."""
+    """None: to be cut off from train."""
 
 
 def make_array_split(images_NHWC: NDArray[np.uint8], labels: NDArray[np.int64]) -> RawSplit:
-    """A split over pixels that lie in memory."""
+    """Make a split of pixels in memory."""
     names = [f"image {i}" for i in range(len(labels))]
     return RawSplit(labels, names, lambda i: Image.fromarray(images_NHWC[i]))
 
 
 def open_image(content: bytes) -> Image.Image:
-    """An image file that lies in memory."""
+    """Open an image file that is in memory."""
     return Image.open(io.BytesIO(content))
 
 
@@ -60,7 +60,7 @@ def decode(dataset: str, split: RawSplit, index: NDArray[np.int64], size: int, p
     """Decode images `index` of a split into a new memory-mapped file (uint8, N3HW).
 
     Raises:
-        ValueError: if an image cannot be read; names it.
+        ValueError: if an image cannot be read; names the image.
     """
     out = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(len(index), 3, size, size))
 
@@ -68,7 +68,7 @@ def decode(dataset: str, split: RawSplit, index: NDArray[np.int64], size: int, p
         for position in range(start, min(start + _BLOCK, len(index))):
             out[position] = _decode_one(dataset, split, int(index[position]), size)
 
-    # Pillow decodes without the GIL: threads share the memory map and need no copies.
+    # threads, because Pillow releases the GIL while it decodes, and they share the memory map
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         list(pool.map(decode_block, range(0, len(index), _BLOCK)))
     out.flush()
@@ -87,12 +87,12 @@ def _decode_one(dataset: str, split: RawSplit, i: int, size: int) -> NDArray[np.
 
 
 def to_array(image: Image.Image, size: int) -> NDArray[np.uint8]:
-    """RGB pixels (uint8, 3HW) of the largest centred square, scaled to `size` with an antialiased bilinear filter.
+    """Resize the largest centred square to RGB pixels (uint8, 3HW) with an antialiased bilinear filter.
 
-    The same as scaling the shorter side to `size` and cropping the centre. EXIF rotation is applied, transparency is
-    laid on white, 16-bit grey keeps its upper 8 bits.
+    This equals resizing the shorter side to `size` and cropping the centre. EXIF rotation is applied, transparent
+    pixels are blended with white, and 16-bit grey keeps its upper 8 bits.
     """
-    # JPEG only: decodes a 12-megapixel photo at 1/8 of its size when that is still twice what is asked for.
+    # for JPEG only: decodes a 12-megapixel photo at 1/8 of its size if that is still twice the size asked for
     image.draft("RGB", (2 * size, 2 * size))
     rgb = _to_rgb(ImageOps.exif_transpose(image))
     if rgb.size != (size, size):
@@ -103,7 +103,7 @@ def to_array(image: Image.Image, size: int) -> NDArray[np.uint8]:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # Pillow's own conversion clips at 255: a 16-bit image would turn white
+    if image.mode.startswith("I"):  # Pillow's own conversion clips at 255, so a 16-bit image would become white
         image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         rgba = image.convert("RGBA")

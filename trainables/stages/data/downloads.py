@@ -1,4 +1,4 @@
-"""Archives of public data sets: fetched once, checked, never unpacked to disk (members are read in place)."""
+"""Download and check the archives of public data sets; they are read in place and never unpacked to disk."""
 
 import hashlib
 import http.client
@@ -18,15 +18,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Archive:
-    """A file on the web and what it must contain."""
+    """A file on the web and its checksum."""
 
     url: str
     md5: str
-    """Hexadecimal, as its publisher states it."""
+    """Hexadecimal, as published with the file."""
 
     @property
     def file_name(self) -> str:
-        """What it is called on disk."""
+        """The file's name on disk."""
         return self.url.rpartition("/")[2]
 
 
@@ -38,7 +38,7 @@ ARCHIVES = {
 
 
 def fetch(dataset: str, data_dir: Path) -> Path:
-    """The checked archive of a data set: the one that lies in `data_dir`, or a new download.
+    """Find the archive of a data set in `data_dir`, or download it; check it and return its path.
 
     Raises:
         ValueError: if it cannot be downloaded, or its checksum is wrong.

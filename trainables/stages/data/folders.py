@@ -1,4 +1,4 @@
-"""The user's own images: `folder:PATH` with train/<class>/, test/<class>/ and, optionally, val/<class>/."""
+"""Read the user's own images: `folder:PATH` with train/<class>/, test/<class>/ and, optionally, val/<class>/."""
 
 import functools
 import hashlib
@@ -26,12 +26,15 @@ class _File(NamedTuple):
 
 
 def folder_of(dataset: str) -> Path:
-    """The absolute folder that `folder:PATH` names."""
+    """Return the absolute path of the folder that `folder:PATH` names."""
     return Path(dataset.removeprefix(PREFIX)).expanduser().resolve()
 
 
 def signature(dataset: str) -> str:
-    """Changes when a file is added, removed, renamed or written; reads no pixels (0.5 s for 60,000 files)."""
+    """Return a digest that changes when a file is added, removed, renamed or written.
+
+    It is made from names, sizes and times alone: 0.5 s for 60,000 files.
+    """
     digest = hashlib.sha256(os.fsencode(folder_of(dataset)))
     for _, files in _list_splits(dataset).values():
         rows = [f"{file.relative}\0{file.size}\0{file.modified_ns}\0" for file in files]
@@ -40,7 +43,7 @@ def signature(dataset: str) -> str:
 
 
 def read_folder(config: DataConfig, data_dir: Path) -> RawDataset:
-    """The images of `folder:PATH`; `data_dir` is not used.
+    """List the images of `folder:PATH`; `data_dir` is not used.
 
     Raises:
         ValueError: if the layout is wrong, or the images differ in size and `image_size` is None.
@@ -87,7 +90,7 @@ def _list_split(dataset: str, root: Path, split: str) -> tuple[tuple[str, ...], 
 
 
 def _find_images(folder: str) -> Iterator[os.DirEntry[str]]:
-    """Every file below with a suffix that Pillow opens; nothing hidden; links to folders are not followed."""
+    """Find every visible file below with a suffix that Pillow opens; do not follow links to folders."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
@@ -109,7 +112,7 @@ def _stat_file(dataset: str, root: Path, entry: os.DirEntry[str], label: int) ->
 
 @functools.cache
 def _suffixes() -> frozenset[str]:
-    """Suffixes such as `.jpg` of all formats that Pillow opens."""
+    """Return the suffixes, such as `.jpg`, of all formats that Pillow opens."""
     return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN)
 
 
@@ -119,7 +122,11 @@ def _make_split(files: list[_File]) -> RawSplit:
 
 
 def _find_common_size(dataset: str, files: list[_File]) -> int:
-    """The side of all images when they are squares of one size, from their headers alone."""
+    """Read the images' headers and return their common side.
+
+    Raises:
+        ValueError: if a header cannot be read, or the images are not squares of one size.
+    """
     first: tuple[int, int] | None = None
     for file in files:
         try:

@@ -1,4 +1,4 @@
-"""A data set as tensors on the training device."""
+"""Load a data set as tensors on the training device, or stream it there."""
 
 import dataclasses
 import functools
@@ -12,8 +12,8 @@ from trainables.records.stages import DatasetRecord
 from trainables.stages.data import prepared
 from trainables.stages.data.streaming import Streamed
 
+# Largest fraction of this process's GPU memory for images of one split; the rest is for weights, activations and cuDNN.
 RESIDENT_SHARE = 0.5
-"""Of the GPU memory that this process may have: the rest is for weights, activations and cuDNN."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +21,8 @@ class Images:
     """A data set on the training device."""
 
     train_images: Tensor | Streamed
-    """uint8 [N, 3, H, W]; streamed from the memory map where a GPU cannot hold them. Their own size, if the networks
-    take larger ones: `Views` scales them on the device."""
+    """uint8 [N, 3, H, W], streamed from the memory map if they do not fit on the GPU. They have their own size if the
+    networks take larger images: `Views` resizes them on the device."""
     train_labels: Tensor
     """int64 [N]."""
     val_images: Tensor | Streamed
@@ -35,11 +35,11 @@ class Images:
 
     @property
     def image_size(self) -> int:
-        """Pixels of a side of what the networks take."""
+        """Pixels of a side of the networks' input."""
         return self.val_images.shape[-1]
 
     def take_first(self, train: int, val: int) -> "Images":
-        """The first images of both splits, lying where all of them do."""
+        """Return the first images of both splits, on the same device or streamed alike."""
         return dataclasses.replace(
             self,
             train_images=_take_first(self.train_images, train),
@@ -49,21 +49,22 @@ class Images:
         )
 
     def normalise(self, images: Tensor, layout: torch.memory_format = torch.contiguous_format) -> Tensor:
-        """Pixel values in [0, 1] to zero mean and unit deviation, in a memory layout: what the models take."""
+        """Normalise pixel values in [0, 1] to zero mean and unit deviation, in the memory layout given."""
         result = torch.empty_like(images, dtype=self.mean.dtype, memory_format=layout)
         return torch.sub(images, self.mean, out=result).div_(self.std)
 
 
 @functools.lru_cache(maxsize=1)  # a process that runs many trials loads its data once
 def load_images(dataset: DatasetRecord, device: str) -> Images:
-    """The training and validation split as uint8: on a GPU, or memory-mapped and shared where it does not fit there.
+    """Load the training and the validation split as uint8.
 
-    On a CPU they stay memory-mapped.
+    On a CPU they stay memory-mapped, so that processes share them. On a GPU each is copied there if it fits, and
+    streamed from the memory map if not.
     """
     images: dict[str, Tensor | Streamed] = {}
     labels: dict[str, Tensor] = {}
     arrays = {split: prepared.load(dataset, split) for split in ("val", "train")}
-    for split, (mapped, classes) in sorted(arrays.items(), key=lambda item: item[1][0].nbytes):  # the smaller one first
+    for split, (mapped, classes) in sorted(arrays.items(), key=lambda item: item[1][0].nbytes):  # the smaller first
         with warnings.catch_warnings():  # the arrays are read-only on purpose, and nothing here writes to them
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             images[split], labels[split] = place(torch.from_numpy(mapped), device), torch.from_numpy(classes).to(device)
@@ -79,7 +80,7 @@ def load_images(dataset: DatasetRecord, device: str) -> Images:
 
 
 def place(images: Tensor, device: str) -> Tensor | Streamed:
-    """Images as one tensor on the device, or streamed there if they would take more than their share of it."""
+    """Put images on the device as one tensor, or stream them if they would exceed `RESIDENT_SHARE` of its memory."""
     if device == "cpu":
         return images
     free, total = torch.cuda.mem_get_info()

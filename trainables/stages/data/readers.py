@@ -1,4 +1,4 @@
-"""The data sets by name: each reader finds images and labels and decodes nothing yet."""
+"""Read data sets by name: each reader finds images and labels; decoding comes later."""
 
 import difflib
 import io
@@ -21,15 +21,15 @@ from trainables.stages.data.downloads import ARCHIVES, fetch
 from trainables.stages.data.splits import sample_stratified
 
 Reader = Callable[[DataConfig, Path], RawDataset]
+# Pixels of a side of a named data set's images, unless `image_size` is given.
 OWN_SIZE = {"digits": 32, "cifar10": 32, "cifar100": 32, "tiny-imagenet": 64}
-"""Pixels of a side that the images of a named data set have unless others are asked for."""
 
 
 def find_reader(dataset: str) -> Reader:
-    """The reader of a data set.
+    """Find the reader of a data set by name.
 
     Raises:
-        ValueError: if there is none of that name.
+        ValueError: if no data set has that name.
     """
     if dataset.startswith(folders.PREFIX):
         return folders.read_folder
@@ -43,13 +43,14 @@ def find_reader(dataset: str) -> Reader:
 
 
 def read_digits(config: DataConfig, data_dir: Path) -> RawDataset:
-    """1,797 handwritten digits of 8 x 8 pixels from scikit-learn; a fixed, stratified fifth is the test split."""
+    """Read scikit-learn's 1,797 handwritten digits of 8 x 8 pixels; a fixed, stratified fifth is the test split."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     images = np.repeat(np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None], 3, axis=3)
     own = OWN_SIZE["digits"]
-    if (config.image_size or 0) > own:  # first to what is their own size here: then all splits are scaled alike
+    # resized to their own size first, as training images are decoded, so that all splits are enlarged alike
+    if (config.image_size or 0) > own:
         images = np.stack([to_array(Image.fromarray(image), own).transpose(1, 2, 0) for image in images])
     labels = digits.target.astype(np.int64)
     test = np.zeros(len(labels), dtype=bool)
@@ -63,13 +64,13 @@ def read_digits(config: DataConfig, data_dir: Path) -> RawDataset:
 
 
 def read_cifar10(config: DataConfig, data_dir: Path) -> RawDataset:
-    """CIFAR-10: 50,000 + 10,000 images of 32 x 32 pixels."""
+    """Read CIFAR-10: 50,000 + 10,000 images of 32 x 32 pixels."""
     train = [f"cifar-10-batches-py/data_batch_{i}" for i in range(1, 6)]
     return _read_cifar(config, data_dir, train, "cifar-10-batches-py/test_batch", "batches.meta", b"labels")
 
 
 def read_cifar100(config: DataConfig, data_dir: Path) -> RawDataset:
-    """CIFAR-100 with its fine labels: 50,000 + 10,000 images of 32 x 32 pixels."""
+    """Read CIFAR-100 with its fine labels: 50,000 + 10,000 images of 32 x 32 pixels."""
     return _read_cifar(config, data_dir, ["cifar-100-python/train"], "cifar-100-python/test", "meta", b"fine_labels")
 
 
@@ -96,7 +97,8 @@ def _read_cifar(
 
 
 def _read_tar_members(dataset: str, path: Path, names: list[str]) -> dict[str, bytes]:
-    """Regular files of a tar archive, read in one pass and in place: no member decides where anything is written."""
+    """Read regular files of a tar archive in one pass."""
+    # nothing is extracted, so no member can decide where a file is written
     found = {}
     with tarfile.open(path) as tar:
         for member in tar:
@@ -132,17 +134,17 @@ def _uint8(code: str | bytes, *flags: Any) -> np.dtype[Any]:
 
 
 def _empty(kind: None, shape: tuple[int, ...], code: bytes) -> NDArray[np.uint8]:
-    return np.empty(0, dtype=np.uint8)  # what numpy's `_reconstruct` makes; the pickle then sets shape and bytes
+    return np.empty(0, dtype=np.uint8)  # as numpy's `_reconstruct` returns; the pickle then sets shape and bytes
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Reads dicts, lists, strings and uint8 arrays; every other name in the pickle is refused, so no code can run."""
+    """Read dicts, lists, strings and uint8 arrays; refuse every other name in the pickle, so that no code can run."""
 
     def find_class(self, module: str, name: str) -> Any:
         known = {
             ("numpy.core.multiarray", "_reconstruct"): _empty,
             ("numpy._core.multiarray", "_reconstruct"): _empty,
-            ("numpy", "ndarray"): None,  # an argument of `_reconstruct`, of which `_empty` has no need
+            ("numpy", "ndarray"): None,  # an argument of `_reconstruct` that `_empty` ignores
             ("numpy", "dtype"): _uint8,
         }
         if (module, name) not in known:
@@ -151,7 +153,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def read_tiny_imagenet(config: DataConfig, data_dir: Path) -> RawDataset:
-    """Tiny ImageNet: 100,000 images of 64 x 64 pixels in 200 classes; its labelled `val` is our test split."""
+    """Read Tiny ImageNet: 100,000 images of 64 x 64 pixels in 200 classes; its labelled `val` is our test split."""
     path = fetch(config.dataset, data_dir)
     archive = zipfile.ZipFile(path)
     root = "tiny-imagenet-200"

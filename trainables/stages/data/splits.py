@@ -1,4 +1,4 @@
-"""Choices of images: stratified, or evenly over a split; exact totals, deterministic."""
+"""Choose images for splits and samples, stratified or evenly spaced; totals are exact and choices deterministic."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ IntArray = NDArray[np.int64]
 def allocate(total: int, counts: Sequence[int], *, spare: int = 0) -> list[int]:
     """Share `total` over classes in proportion to `counts` by largest remainders.
 
-    Every class gets at least 1 and leaves at least `spare`; ties go to the earlier class. Integers only: exact.
+    Every class gets at least 1 and keeps at least `spare` back; ties go to the earlier class. Integer arithmetic only.
 
     Example:
         >>> allocate(10, [50, 30, 20])
@@ -37,7 +37,7 @@ def allocate(total: int, counts: Sequence[int], *, spare: int = 0) -> list[int]:
 
 
 def sample_stratified(labels: IntArray, total: int, rng: np.random.Generator, *, spare: int = 0) -> IntArray:
-    """Sorted positions of `total` images, drawn class by class; see `allocate`."""
+    """Draw `total` images class by class, in the shares of `allocate`; return their sorted positions."""
     classes, counts = np.unique(labels, return_counts=True)
     shares = allocate(total, counts.tolist(), spare=spare)
     chosen = [rng.permutation(np.flatnonzero(labels == c))[:share] for c, share in zip(classes, shares, strict=True)]
@@ -45,19 +45,19 @@ def sample_stratified(labels: IntArray, total: int, rng: np.random.Generator, *,
 
 
 def sample_evenly(size: int, total: int) -> IntArray:
-    """Sorted positions of `total` of `size` images, or of all: a sample where images lie class by class, as in folders.
+    """Choose `total` evenly spaced positions out of `size`, or all if there are fewer.
 
-    The first ones would be of one class.
+    Images of a folder are sorted by class, so the first `total` would be of one class.
     """
     count = min(size, total)
     return np.arange(count) * size // max(count, 1)
 
 
 def cut_validation(labels: IntArray, class_names: tuple[str, ...], config: DataConfig) -> tuple[IntArray, IntArray]:
-    """Positions left for training, and positions of the validation split.
+    """Cut a validation split off; return the positions left for training and those of the validation split.
 
     Raises:
-        ValueError: if a class would have no image on one side.
+        ValueError: if a class would have no image in one of the two.
     """
     classes, total = len(class_names), round(len(labels) * config.val_fraction)
     counts = np.bincount(labels, minlength=classes)
@@ -83,10 +83,10 @@ def cut_validation(labels: IntArray, class_names: tuple[str, ...], config: DataC
 
 
 def limit_training(labels: IntArray, train: IntArray, classes: int, config: DataConfig) -> IntArray:
-    """The positions in `train` that are kept: `train_limit` of them, stratified, or all.
+    """Keep `train_limit` of the positions in `train`, stratified, or all if it is None.
 
     Raises:
-        ValueError: if `train_limit` is larger than what there is, or smaller than the number of classes.
+        ValueError: if `train_limit` exceeds the number of images or is below the number of classes.
     """
     limit = config.train_limit
     if limit is None:

@@ -1,4 +1,4 @@
-"""Images that do not fit into a GPU's memory: read from the memory map, a batch ahead of the computation."""
+"""Stream images that do not fit into a GPU's memory: read them from the memory map ahead of the computation."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -7,17 +7,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-AHEAD = 3  # batches: one is computed with, one is on its way, one is being read
+AHEAD = 3  # batches: one is in use, one is being copied, one is being read
 Index = slice | Tensor
 Arrival = tuple[Tensor, torch.cuda.Event | None]
-"""Rows on the device, and on a GPU the event after which they are there."""
+"""Rows on the device, and on a GPU the event that marks the end of their copy."""
 
 
 class Streamed:
-    """uint8 images [N, 3, H, W] in host memory, indexed as a tensor, the rows arriving on `device`.
+    """uint8 images [N, 3, H, W] in host memory that can be indexed like a tensor on `device`.
 
-    What is announced is read by a thread of its own into pinned memory and copied on a stream of its own while the
-    device computes; everything else is fetched when it is asked for. The same pixels arrive either way.
+    Announced batches are read into pinned memory by a separate thread and copied on a separate stream while the device
+    computes. Any other index is read when it is asked for. The pixels are the same either way.
     """
 
     def __init__(self, images_N3HW: Tensor, device: torch.device) -> None:
@@ -44,16 +44,20 @@ class Streamed:
             images, copied = self._read(index)
         if copied is not None:
             current = torch.cuda.current_stream(self.device)
-            current.wait_event(copied)  # of this batch, not of those that are read ahead
+            current.wait_event(copied)  # only for this batch: waiting for the stream would include later batches
+            # allocated on the other stream, so the allocator must know that this one uses the memory too
             images.record_stream(current)
         return images
 
     def take_first(self, count: int) -> "Streamed":
-        """The first ones, streamed as well."""
+        """Return the first `count` images, streamed too."""
         return Streamed(self._images[:count], self.device)
 
     def announce(self, batches: Iterable[Index]) -> None:
-        """These indices, the very objects, are asked for next, in this order; earlier announcements lapse."""
+        """Announce the next indices, in order; they replace earlier ones.
+
+        The very same objects must be used as indices later: they are compared by identity.
+        """
         for _, reading in self._ahead:
             reading.cancel()
         self._ahead.clear()
@@ -69,11 +73,11 @@ class Streamed:
         if self._stream is None:
             return host, None
         with torch.cuda.stream(self._stream):
-            images = host.to(self.device, non_blocking=True)  # its memory is not reused before the copy has ended
+            images = host.to(self.device, non_blocking=True)  # torch keeps pinned memory until the copy ends
             return images, self._stream.record_event()
 
     def _gather(self, index: Index) -> Tensor:
-        """The rows in memory of their own, pinned where a GPU copies them."""
+        """Copy the rows into new host memory, pinned if they go on to a GPU."""
         if isinstance(index, slice):
             rows = self._images[index]
             return torch.empty(rows.shape, dtype=torch.uint8, pin_memory=self._on_gpu).copy_(rows)

@@ -1,1 +1,1 @@
-"""Augmented views as a pure function of seed, epoch and sample."""
+"""Compute augmented views as a pure function of seed, epoch and sample."""

@@ -1,4 +1,4 @@
-"""What decides a view: random numbers drawn from (seed, epoch, sample)."""
+"""Draw the random numbers that decide a view, from (seed, epoch, sample)."""
 
 import numpy as np
 import torch
@@ -8,25 +8,25 @@ from torch import Tensor
 from trainables.config.candidate import AugmentConfig
 from trainables.stages.data.augment import randaugment
 
+# Streams of random numbers: one per augmentation, so that switching one on does not change the draws of the others.
 _FLIP, _CROP, _OPERATIONS, _MIXUP, _ORDER = range(5)
-"""Streams of random numbers: switching one augmentation on leaves the draws of the others as they were."""
 _ATTEMPTS = 10  # of RandomResizedCrop to find a box that fits, as in torchvision
 
 
 def batch_order(seed: int, epoch: int, n: int) -> Tensor:
-    """The order in which an epoch visits its n samples: a permutation (int64), a pure function of its arguments."""
+    """Draw the order in which an epoch visits its n samples: a permutation (int64), the same for equal arguments."""
     return torch.from_numpy(_make_generator(seed, epoch, _ORDER).permutation(n).astype(np.int64))
 
 
 def _make_generator(seed: int, epoch: int, stream: int) -> np.random.Generator:
-    """Counter-based (Philox) numbers: every (seed, epoch, stream) has a sequence of its own."""
+    """Make the counter-based (Philox) generator of (seed, epoch, stream)."""
     assert epoch >= 0, epoch
     key = np.array([seed % 2**64, epoch * 256 + stream], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key))
 
 
 def draw_epoch(config: AugmentConfig, n: int, epoch: int, size: int) -> dict[str, NDArray[np.generic]]:
-    """Everything random about an epoch: arrays with one row a sample."""
+    """Draw everything random about an epoch: arrays with one row per sample."""
     seed = config.data_seed
     rows: dict[str, NDArray[np.generic]] = {"flip": np.zeros(n, dtype=bool)}
     if config.flip:
@@ -48,9 +48,10 @@ def draw_epoch(config: AugmentConfig, n: int, epoch: int, size: int) -> dict[str
 
 
 def _choose_boxes(uniform: NDArray[np.float64], size: int) -> NDArray[np.int64]:
-    """Crops (top, left, height, width) of RandomResizedCrop: area 0.08 to 1, aspect ratio 3/4 to 4/3 (log-uniform).
+    """Choose the crops (top, left, height, width) of RandomResizedCrop: area 0.08 to 1, aspect ratio 3/4 to 4/3.
 
-    `uniform` is (N, attempts, 4); the first attempt that fits into the image is taken, else the whole image.
+    The ratio is log-uniform. `uniform` is (N, attempts, 4); the first attempt that fits into the image is taken, or the
+    whole image if none does.
     """
     area = size * size * (0.08 + 0.92 * uniform[..., 0])
     ratio = np.exp(np.log(3 / 4) + (np.log(4 / 3) - np.log(3 / 4)) * uniform[..., 1])

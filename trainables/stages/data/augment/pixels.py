@@ -1,16 +1,17 @@
-"""Reading pixels of a batch at per-image positions (B images, C channels, H x W pixels)."""
+"""Read pixels of a batch at per-image positions (B images, C channels, H x W pixels)."""
 
 import torch
 from torch import Tensor
 
 
 def send(rows: Tensor, device: torch.device) -> Tensor:
-    """Rows on a device; to a GPU without waiting for what it computes, as a plain copy from the host does."""
-    return rows.to(device, non_blocking=device.type == "cuda")  # the other way nobody would wait for the copy's end
+    """Copy rows to a device, without waiting for a GPU to finish its work, as a plain copy from the host would."""
+    # only towards a GPU: a copy to the host that does not wait could be read before it is complete
+    return rows.to(device, non_blocking=device.type == "cuda")
 
 
 def pick(images_BCHW: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
-    """Output pixel (y, x) of image b is its pixel (ys[b, y, x], xs[b, y, x]); zero where that lies outside.
+    """Pick pixels by position: output pixel (y, x) of image b is its pixel (ys[b, y, x], xs[b, y, x]), or 0 outside.
 
     `ys` and `xs` are int64 and broadcast to BHW.
     """
@@ -22,9 +23,9 @@ def pick(images_BCHW: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
 
 
 def pick_bilinear(images_BCHW: Tensor, ys_BH: Tensor, xs_BW: Tensor) -> Tensor:
-    """Bilinear pixels at fractional rows and columns inside the image; float32, the scale of `images_BCHW`.
+    """Interpolate bilinearly at fractional rows and columns inside the image; float32, on the images' scale.
 
-    Every row is stretched first, then rows are mixed: two gathers instead of the four of pixel by pixel.
+    Each row is stretched first, then rows are blended, instead of gathering four neighbours of every output pixel.
     """
     batch, channels, height, width = images_BCHW.shape
     top, left = ys_BH.floor(), xs_BW.floor()
@@ -38,22 +39,22 @@ def pick_bilinear(images_BCHW: Tensor, ys_BH: Tensor, xs_BW: Tensor) -> Tensor:
 
 
 def resize(images_BCHW: Tensor, size: int, box_B4: Tensor | None = None) -> Tensor:
-    """A box of each image, or all of it, scaled to `size` x `size`: bilinear, float32 on the images' scale.
+    """Resize a box of each image to `size` x `size`: bilinear, float32 on the images' scale.
 
-    Upwards the same as Pillow's bilinear filter, before that rounds to whole levels; downwards not antialiased.
+    Enlarging equals Pillow's bilinear filter before it rounds to integers; reducing is not antialiased.
 
     Args:
-        box_B4: top, left, height, width.
+        box_B4: top, left, height, width; None takes the whole image.
     """
     side = images_BCHW.shape[-1]
     if box_B4 is None and side == size:
         return images_BCHW.float()
     line = torch.arange(size, device=images_BCHW.device) + 0.5
-    if box_B4 is None:  # numbers of Python's, for which a GPU does not wait
+    if box_B4 is None:  # Python numbers need no copy to a GPU
         places = (line * (side / size) - 0.5).clamp(0, side - 1.0).expand(len(images_BCHW), size)
         return pick_bilinear(images_BCHW, places, places)
     top, left, height, width = box_B4[:, :, None].unbind(1)
-    # Clamped to the box: pixels next to it must not shine through, as if the crop had been cut out before.
+    # clamped to the box, so that pixels outside have no influence, as if the crop had been cut out before
     ys = torch.minimum((line * (height / size) - 0.5).clamp(min=0), height - 1.0) + top
     xs = torch.minimum((line * (width / size) - 0.5).clamp(min=0), width - 1.0) + left
     return pick_bilinear(images_BCHW, ys, xs)

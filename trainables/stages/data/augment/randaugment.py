@@ -1,7 +1,7 @@
-"""RandAugment (arXiv:1909.13719) on uint8 batches, two operations an image, with torchvision's operations and ranges.
+"""Apply RandAugment (arXiv:1909.13719) to uint8 batches: two operations per image, torchvision's operations and ranges.
 
-Each operation runs on the images that drew it and looks at nothing but the image: no statistic crosses the batch.
-Sums are integers, so results do not depend on the batch (B images, C = 3 channels, H = W pixels).
+Each operation runs on the images that drew it and uses no statistic of the batch. Sums are integers, so results do not
+depend on the batch. Shape legend: B images, C = 3 channels, H = W pixels, K operations per image.
 """
 
 import math
@@ -34,12 +34,12 @@ _STEPS = 30  # magnitudes run from 0 to 30, as in torchvision's 31 bins
 
 
 def apply(images_BCHW: Tensor, operations_BK: Tensor, negative_BK: Tensor, magnitude: int) -> Tensor:
-    """K operations in a row on every image.
+    """Apply K operations to every image, one after the other.
 
     Args:
         images_BCHW: uint8, on any device.
         operations_BK: int64 on the CPU, positions in `OPERATIONS`.
-        negative_BK: bool on the CPU; turns the sign of operations that have one.
+        negative_BK: bool on the CPU; negates the magnitude of operations that have a sign.
         magnitude: 0 to 30.
     """
     for operation_B, negative_B in zip(operations_BK.unbind(1), negative_BK.unbind(1), strict=True):
@@ -57,7 +57,7 @@ def apply(images_BCHW: Tensor, operations_BK: Tensor, negative_BK: Tensor, magni
 
 
 def _warp(images_BCHW: Tensor, operation_B: Tensor, negative_B: Tensor, magnitude: int) -> Tensor:
-    """Shear, translate and rotate, all in one nearest-neighbour gather; other images stay as they are."""
+    """Shear, translate and rotate in one nearest-neighbour gather; leave images with other operations unchanged."""
     size = images_BCHW.shape[-1]
     chosen = ((operation_B >= _GEOMETRIC.start) & (operation_B < _GEOMETRIC.stop)).nonzero().flatten()
     if not len(chosen):
@@ -78,9 +78,9 @@ def _warp(images_BCHW: Tensor, operation_B: Tensor, negative_B: Tensor, magnitud
 
 
 def _inverse_affine(name: str, level: float, size: int) -> tuple[float, float, float, float, float, float]:
-    """(a, b, c, d, e, f): output pixel (x, y), from the centre, shows input (a x + b y + c, d x + e y + f).
+    """Return (a, b, c, d, e, f): output pixel (x, y) is input pixel (a x + b y + c, d x + e y + f), from the centre.
 
-    `level` is in [-1, 1]. Shears keep the top left corner, as in torchvision, rotation the centre.
+    `level` is in [-1, 1]. As in torchvision, shears keep the top left corner and rotation keeps the centre.
     """
     half = size / 2
     if name == "shear_x":
@@ -101,16 +101,16 @@ def _inverse_affine(name: str, level: float, size: int) -> tuple[float, float, f
 
 
 def _to_grey(images: Tensor) -> Tensor:
-    """ITU-R 601 luma as torchvision rounds it: uint8, B1HW."""
+    """Convert to ITU-R 601 luma, rounded as in torchvision: uint8, B1HW."""
     red, green, blue = images.float().unbind(1)
     return ((0.2989 * red + 0.587 * green) + 0.114 * blue).to(torch.uint8)[:, None]
 
 
 def _blend(images: Tensor, other: Tensor, level: float, negative: Tensor) -> Tensor:
-    """`factor * images + (1 - factor) * other`, rounded down, with factor = 1 +- 0.9 * level."""
+    """Blend `factor * images + (1 - factor) * other`, rounded down, with factor = 1 +- 0.9 * level."""
     weaker, stronger = 1 - 0.9 * level, 1 + 0.9 * level
     negative = negative.view(-1, 1, 1, 1)
-    # Both weights are rounded to float32 from Python's float64, as in torchvision: exact integers survive alike.
+    # both weights are float64 in Python and rounded to float32 here, as in torchvision: exact integers round down alike
     own, rest = torch.where(negative, weaker, stronger), torch.where(negative, 1 - weaker, 1 - stronger)
     return (own * images.float() + rest * other.float()).clamp(0, 255).to(torch.uint8)
 
@@ -129,7 +129,7 @@ def _contrast(images: Tensor, level: float, negative: Tensor) -> Tensor:
 
 
 def _sharpness(images: Tensor, level: float, negative: Tensor) -> Tensor:
-    """Blend with a 3 x 3 blur (centre 5, others 1, over 13); the border stays."""
+    """Blend with a 3 x 3 blur (centre 5, others 1, divided by 13); the border stays unchanged."""
     x = images.int()
     height, width = images.shape[-2:]
     total = 4 * x[..., 1:-1, 1:-1]
@@ -159,7 +159,7 @@ def _auto_contrast(images: Tensor, level: float, negative: Tensor) -> Tensor:
 
 
 def _equalize(images: Tensor, level: float, negative: Tensor) -> Tensor:
-    """Histogram equalisation a channel, by the integer rule of Pillow's `ImageOps.equalize`."""
+    """Equalise the histogram of every channel, by the integer rule of Pillow's `ImageOps.equalize`."""
     values = images.flatten(2).long()
     histogram = torch.zeros(*values.shape[:2], 256, dtype=torch.int64, device=images.device)
     histogram.scatter_add_(2, values, torch.ones_like(values))

@@ -1,11 +1,11 @@
-"""Batched augmentation as a pure function of (data seed, epoch, sample), on the device that holds the images.
+"""Augment batches as a pure function of (data seed, epoch, sample), on the device that holds the images.
 
-All random numbers of an epoch are drawn once, one row a sample, so the view of sample i never depends on the batch it
-is in, on the number of workers or on the device's generator. Teacher and student that ask for the same epoch see the
-same pixels ("consistent teaching", arXiv:2106.05237), and the teacher's logits can be stored.
+All random numbers of an epoch are drawn once, one row per sample, so the view of sample i never depends on its batch,
+the number of workers or the device's generator. Teacher and student see the same pixels in the same epoch ("consistent
+teaching", arXiv:2106.05237), and the teacher's logits can be stored.
 
-Only integer sums, gathers and single elementwise operations are used on pixels: results are equal bit for bit whatever
-the batch size. Shape legend: N samples, B batch, C = 3 channels, H = W = pixels of a side.
+Pixels go only through integer sums, gathers and elementwise operations, so results are equal bit for bit for any batch
+size. Shape legend: N samples, B batch, C = 3 channels, H = W = pixels of a side.
 """
 
 import itertools
@@ -16,9 +16,7 @@ from torch import Tensor
 
 from trainables.config.candidate import AugmentConfig
 from trainables.stages.data.augment import randaugment
-from trainables.stages.data.augment.draws import (
-    draw_epoch,
-)
+from trainables.stages.data.augment.draws import draw_epoch
 from trainables.stages.data.augment.pixels import pick, resize, send
 from trainables.stages.data.on_device import Images
 from trainables.stages.data.streaming import Streamed
@@ -27,15 +25,15 @@ from trainables.stages.data.streaming import Streamed
 class Views:
     """The augmented views of all samples in one epoch.
 
-    Order of operations: RandAugment on uint8, crop, flip, scaling to `output_size`, Mixup.
+    Order of operations: RandAugment on uint8, crop, flip, resizing to `output_size`, Mixup.
 
     Args:
-        config: which augmentations.
+        config: the augmentations.
         num_samples: N, the length of the training split.
-        epoch: which epoch's views, >= 0.
-        image_size: pixels of a side of the images that are stored.
-        output_size: of the views; None: the same.
-        device: where views are computed; None: where the images are.
+        epoch: the epoch of the views, >= 0.
+        image_size: pixels of a side of the stored images.
+        output_size: pixels of a side of the views; None takes `image_size`.
+        device: where views are computed; None takes the device of the images.
     """
 
     def __init__(
@@ -63,11 +61,11 @@ class Views:
         self._pairs: dict[int, Tensor] = {}
 
     def batch(self, images_N3HW: Tensor | Streamed, index_B: Tensor) -> Tensor:
-        """Views of samples `index_B`: float32 in [0, 1], B3HW, H = W = output_size, not normalised.
+        """Compute the views of samples `index_B`: float32 in [0, 1], B3HW, H = W = output_size, not normalised.
 
-        `images_N3HW` (uint8) holds all samples, on any device, as a memory map too. With Mixup the view is
-        `lam * view(i) + (1 - lam) * view(partner)`, both augmented, neither mixed before; see `partners`.
-        An index on the CPU costs a GPU no waiting.
+        `images_N3HW` (uint8) holds all samples, on any device or memory-mapped. With Mixup the view is
+        `lam * view(i) + (1 - lam) * view(partner)` of two augmented, unmixed views; see `partners`. An index on the CPU
+        avoids a synchronisation with the GPU.
         """
         assert len(images_N3HW) == self.num_samples and images_N3HW.shape[-1] == self.image_size, images_N3HW.shape
         device = self.device or images_N3HW.device
@@ -79,9 +77,9 @@ class Views:
         return lam * view + (1 - lam) * other
 
     def partners(self, index_B: Tensor) -> tuple[Tensor, Tensor]:
-        """With whom each sample is mixed (int64, B) and its own weight `lam` (float32, B).
+        """Return the sample that each one is mixed with (int64, B) and its own weight `lam` (float32, B).
 
-        Without Mixup: itself, and 1. Targets mix in the same way: `lam * y[i] + (1 - lam) * y[partner]`.
+        Without Mixup these are itself and 1. Targets mix in the same way: `lam * y[i] + (1 - lam) * y[partner]`.
         """
         index_B = send(index_B, self.device or index_B.device)
         if self.config.mixup_alpha is None:
@@ -90,7 +88,7 @@ class Views:
         return drawn["partner"][index_B], drawn["lam"][index_B]
 
     def announce(self, images_N3HW: Tensor | Streamed, batches: Sequence[Tensor]) -> None:
-        """`batch` is called with these index tensors next: streamed images are read ahead."""
+        """Announce the index tensors of the next calls of `batch`, so that streamed images are read ahead."""
         if isinstance(images_N3HW, Streamed):
             mixed = self.config.mixup_alpha is not None
             self._pairs = {id(index): self._host["partner"][index] for index in batches} if mixed else {}
@@ -102,7 +100,7 @@ class Views:
         return self.partners(index_B)[0] if announced is None else announced
 
     def _draws_on(self, device: torch.device) -> dict[str, Tensor]:
-        """The epoch's random numbers, moved to a device once."""
+        """Return the epoch's random numbers on a device; they are copied there once."""
         if device.type == "cpu":
             return self._host
         if self._drawn_for != device:
@@ -116,7 +114,7 @@ class Views:
         else:
             images = send(images_N3HW[index_B], device)
         if self.config.randaugment_magnitude is not None:
-            # operations are sorted by kind on the host: on a GPU, counting them would wait for everything before
+            # operations are sorted by kind on the host: counting them on a GPU would wait for all its earlier work
             operations, negative = (self._host[name][index_B.cpu()] for name in ("operations", "negative"))
             images = randaugment.apply(images, operations, negative, self.config.randaugment_magnitude)
         index = send(index_B, device)
@@ -131,7 +129,7 @@ class Views:
 
 
 def make_views(images: Images, config: AugmentConfig, *, epoch: int) -> Views:
-    """The views of a data set's training images, of the size that the networks take."""
+    """Make the views of a data set's training images, in the size that the networks take."""
     return Views(
         config,
         num_samples=len(images.train_labels),
@@ -142,7 +140,7 @@ def make_views(images: Images, config: AugmentConfig, *, epoch: int) -> Views:
 
 
 def _crop_and_flip(images_BCHW: Tensor, shift_B2: Tensor, flip_B: Tensor) -> Tensor:
-    """Padded with zeros, cropped at an offset, then mirrored where `flip_B`: one gather."""
+    """Pad with zeros, crop at an offset, and mirror where `flip_B` is true, all in one gather."""
     size = images_BCHW.shape[-1]
     line = torch.arange(size, device=images_BCHW.device)
     columns = torch.where(flip_B[:, None], size - 1 - line, line) + shift_B2[:, 1:]
