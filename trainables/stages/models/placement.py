@@ -52,7 +52,7 @@ def autocast(device: torch.device, training: TrainingConfig) -> AbstractContextM
     return torch.autocast(device.type, torch.bfloat16, enabled=training.train_precision == "amp")
 
 
-def configure_kernels(device: torch.device, training: TrainingConfig) -> None:
+def set_up_kernels(device: torch.device, training: TrainingConfig) -> None:
     """Set determinism and precision of this process's kernels.
 
     Call it at every epoch, because trials with other settings share the process. cuDNN times its algorithms at every

@@ -25,14 +25,7 @@ from trainables.stages.data.on_device import Images
 from trainables.stages.data.splits import sample_evenly
 from trainables.stages.data.streaming import Streamed
 from trainables.stages.models.inspection import recalibrate_bn
-from trainables.stages.models.placement import (
-    autocast,
-    compile_model,
-    configure_kernels,
-    layout,
-    move,
-    to_machine_error,
-)
+from trainables.stages.models.placement import autocast, compile_model, layout, move, set_up_kernels, to_machine_error
 from trainables.stages.training import checkpoints
 
 WARMUP_SHARE = 0.05  # of the stage's steps
@@ -137,7 +130,7 @@ class Trainer:
     ) -> None:
         device, training = images.mean.device, loop.training
         assert training.train_precision is not None or device.type == "cpu", "CandidateConfig.on(device) comes first"
-        configure_kernels(device, training)
+        set_up_kernels(device, training)
         move(model, device, image_size=images.image_size)  # before the optimizer, whose state lies beside the weights
         self.optimizer = optimizer_of(model, loop)
         self._model, self._loop, self._images, self._lesson = model, loop, images, lesson
@@ -195,7 +188,7 @@ class Trainer:
         The consumer's own work on them belongs to the step: the device is given back afterwards.
         """
         loop, images = self._loop, self._images
-        configure_kernels(self._device, loop.training)
+        set_up_kernels(self._device, loop.training)
         # a seed of its own for every epoch (dropout): resuming must not depend on earlier epochs
         torch.manual_seed(seed_for(loop.training.seed, loop.stage, epoch))
         view = loop.first_view + epoch - 1

@@ -8,14 +8,7 @@ from torch import Tensor, nn
 from trainables.config.training import TrainingConfig
 from trainables.stages.models import placement
 from trainables.stages.models.build import build_model
-from trainables.stages.models.placement import (
-    autocast,
-    compile_model,
-    configure_kernels,
-    layout,
-    move,
-    to_machine_error,
-)
+from trainables.stages.models.placement import autocast, compile_model, layout, move, set_up_kernels, to_machine_error
 
 CPU = torch.device("cpu")
 
@@ -66,9 +59,9 @@ def test_train_precision_decides_what_a_layer_computes_in(precision: str, dtype:
 
 
 def test_determinism_is_of_one_training_not_of_the_process() -> None:
-    configure_kernels(CPU, TrainingConfig(deterministic=True))
+    set_up_kernels(CPU, TrainingConfig(deterministic=True))
     assert torch.are_deterministic_algorithms_enabled()
-    configure_kernels(CPU, TrainingConfig())
+    set_up_kernels(CPU, TrainingConfig())
     assert not torch.are_deterministic_algorithms_enabled()
 
 
@@ -142,7 +135,7 @@ print(again, held - resident())
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_fp32_means_fp32_on_a_gpu_and_memory_is_capped() -> None:
-    configure_kernels(torch.device("cuda"), TrainingConfig(train_precision="fp32"))
+    set_up_kernels(torch.device("cuda"), TrainingConfig(train_precision="fp32"))
     a, b = torch.rand(512, 512, device="cuda"), torch.rand(512, 512, device="cuda")
     torch.testing.assert_close((a @ b).cpu().double(), a.cpu().double() @ b.cpu().double(), rtol=1e-5, atol=1e-4)
     placement.set_up_process("cuda", threads=1, memory_share=0.01)
