@@ -50,6 +50,9 @@ class TeacherConfig:
     """A model name of `trainables.stages.models.build` or `package.module:function`."""
     pretrained: bool = False
     """Start from torchvision's ImageNet weights."""
+    teacher_weights: str | None = None
+    """FILE with trained weights to start from: a state_dict, saved by torch or as .safetensors; records name its
+    digest. With `teacher_epochs` 0 it is the teacher as it is."""
     teacher_epochs: int = 30
     """Passes over the training split; 0 keeps the weights as they are."""
     teacher_learning_rate: float = 1e-3
@@ -68,6 +71,8 @@ class TeacherConfig:
 
     def __post_init__(self) -> None:
         check_epochs("teacher_epochs", self.teacher_epochs)
+        if self.pretrained and self.teacher_weights is not None:
+            raise ValueError(f"teacher_weights={self.teacher_weights} and pretrained=True: leave one of them out.")
         check_positive("teacher_learning_rate", self.teacher_learning_rate)
         check_word("teacher_optimizer", self.teacher_optimizer, OPTIMIZERS)
         check_not_negative("teacher_weight_decay", self.teacher_weight_decay)
