@@ -95,6 +95,8 @@ class StudentConfig:
     after the cut, beside `recovery_epochs`."""
     learning_rate: float = 3e-4
     """Peak of AdamW's cosine schedule."""
+    student_anneal: bool = True
+    """Whether the student's rate falls to 0 before the cut; else it stays at its peak, and recovery anneals it."""
     kd_loss: str = "kd"
     """Soft, teacher term: `kd`, `logit_std`, `dkd`, `dist`, `wttm`, `mse` or `none` (labels only)."""
     temperature: float = 4.0

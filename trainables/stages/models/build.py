@@ -6,7 +6,8 @@ Shape letters: B images, C classes.
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,27 @@ from trainables.stages.models.inspection import (
     _first_line,
     check_logits,
 )
-from trainables.stages.models.small_images import LATER, SMALL_IMAGE, adapt, alexnet_cifar
+from trainables.stages.models.small_images import (
+    LATER,
+    SMALL_IMAGE,
+    adapt,
+    alexnet_cifar,
+    mobilenet_v1_small,
+    resnet_cifar,
+)
 from trainables.stages.models.torchvision_zoo import (
     _torchvision_model,
 )
 
-MODEL_NAMES = ("resnet18", "mobilenet_v3_small", "alexnet", "alexnet_small", *LATER)
+# Networks made for small images, which torchvision does not have.
+FOR_CIFAR: Mapping[str, Callable[[int, int], nn.Module]] = {
+    "resnet8": partial(resnet_cifar, 8),
+    "resnet20": partial(resnet_cifar, 20),
+    "resnet56": partial(resnet_cifar, 56),
+    "mobilenet_v1_small": mobilenet_v1_small,
+    "alexnet_small": partial(alexnet_cifar, small=True),
+}
+MODEL_NAMES = ("resnet18", "mobilenet_v3_small", "alexnet", *FOR_CIFAR, *LATER)
 """Names tuned for small images too; every torchvision classifier and `package.module:function` work beside them."""
 
 
@@ -37,10 +53,11 @@ def build_model(name: str, *, num_classes: int, image_size: int, pretrained: boo
     check_model(name)
     if ":" in name:
         model = _users_model(name, num_classes=num_classes, pretrained=pretrained)
-    elif name == "alexnet_small" or (name == "alexnet" and image_size < SMALL_IMAGE):
+    elif name in FOR_CIFAR or (name == "alexnet" and image_size < SMALL_IMAGE):
         if pretrained:
             raise ValueError(f"--pretrained: no weights exist for model {name!r} at image_size={image_size}.")
-        model = alexnet_cifar(num_classes, image_size, small=name == "alexnet_small")
+        make = FOR_CIFAR.get(name, partial(alexnet_cifar, small=False))
+        model = make(num_classes, image_size)
     else:
         model = _torchvision_model(name, num_classes=num_classes, image_size=image_size, pretrained=pretrained)
         if image_size < SMALL_IMAGE:

@@ -52,6 +52,7 @@ def student_loop(candidate: Candidate, *, more_epochs: int = 0) -> Loop:
         stage="student",
         epochs=candidate.student.student_epochs + more_epochs,
         learning_rate=candidate.student.learning_rate,
+        anneal=candidate.student.student_anneal,
         training=candidate.training,
         augment=candidate.augment,
     )
