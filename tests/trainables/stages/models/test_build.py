@@ -96,7 +96,7 @@ def test_any_torchvision_classifier(name: str) -> None:
 
 
 def test_unknown_model_gets_a_hint() -> None:
-    with pytest.raises(ValueError, match=r"Unknown model 'resnet81'.*Did you mean resnet18"):
+    with pytest.raises(ValueError, match=r"Unknown model 'resnet81'.*Did you mean resnet8 or resnet18"):
         check_model("resnet81")
 
 
