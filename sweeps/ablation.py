@@ -26,7 +26,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from sweeps.display.console import Screen
 from sweeps.planning.packing import prices, resolve_shares
-from sweeps.running.command import EXIT_CODES, FAILED, INTERRUPTED, check, run
+from sweeps.running.command import EXIT_CODES, FAILED, INTERRUPTED, check, check_networks, run
 from sweeps.running.flags import Help, add_output_flags, add_sweep_flags, config_of, screen_of, take_spaces, with_flags
 from sweeps.search import space
 from sweeps.search.config import SweepConfig
@@ -66,6 +66,7 @@ def main(argv: list[str] | None = None) -> int:
         check(config)
         with screen.busy(f"Reading the images of {config.search.base.data.dataset}"):
             dataset = prepared.prepare(config.search.base.data, config.places.data_dir)
+        check_networks(config, dataset, flags.teacher_weights)
         config = resolve_shares(config, screen)
         for line in prices(config):
             screen.print(line)

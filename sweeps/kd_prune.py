@@ -13,7 +13,7 @@ from sweeps.display.console import Screen
 from sweeps.display.durations import in_words
 from sweeps.planning.budget import EPOCH_SHARES, EPOCHS, Deadline, fit_to_budget, spent_seconds, start_seconds
 from sweeps.planning.packing import prices, resolve_shares
-from sweeps.running.command import BAD_INPUT, EXIT_CODES, FAILED, INTERRUPTED, check, check_limits, run
+from sweeps.running.command import BAD_INPUT, EXIT_CODES, FAILED, INTERRUPTED, check, check_limits, check_networks, run
 from sweeps.running.flags import (
     Help,
     add_cost_flags,
@@ -59,6 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         check(config)
         with screen.busy(f"Reading the images of {config.search.base.data.dataset}"):
             dataset = prepared.prepare(config.search.base.data, config.places.data_dir)
+        check_networks(config, dataset, flags.teacher_weights)
         check_limits(config, dataset)
         config = resolve_shares(config, screen)
         for line in prices(config):

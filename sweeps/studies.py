@@ -69,7 +69,8 @@ STUDIES: Mapping[str, Study] = {
     "distillation": Study(flags=_TEACHER),
     "pruning": Study(
         flags="--preset pruned --base cifar10 --seeds 1 --image-size 224 --temperature 4 --alpha 0.9"
-        " --label-smoothing 0.05 --teacher-epochs 3 --student-epochs 8 --recovery-epochs 2",
+        " --label-smoothing 0.05 --teacher-label-smoothing 0.05 --learning-rate 3e-4"
+        " --teacher-epochs 3 --student-epochs 8 --recovery-epochs 2",
         pretrained=True,
     ),
 }

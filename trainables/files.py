@@ -87,3 +87,14 @@ def drop_half_line(path: Path) -> None:
                 return
             end = start
         file.truncate(0)
+
+
+def digest_of(path: Path, field: str) -> str:
+    """The short digest that stands for a user's file, the value of a field, in configurations, names and keys.
+
+    Raises:
+        ValueError: if there is no such file.
+    """
+    if not path.is_file():
+        raise ValueError(f"{field}={path}: no such file.")
+    return sha256(path)[:16]

@@ -3,6 +3,7 @@
 import errno
 import shutil
 import tempfile
+from pathlib import Path
 
 from sweeps.cluster.address import check_shared
 from sweeps.display.console import Screen
@@ -75,19 +76,30 @@ def check(config: SweepConfig) -> None:
         )
 
 
-def check_limits(config: SweepConfig, dataset: DatasetRecord) -> None:
-    """Refuse limits that no candidate of the space can meet, and layers to ignore that no student has.
+def check_networks(config: SweepConfig, dataset: DatasetRecord, weights: str | None) -> None:
+    """Put the teacher's given weights into the store, and refuse weights or layers to ignore that fit no network.
 
-    Takes a second or two, and only if they are set.
+    Args:
+        weights: the file that the user has named.
     """
     base = config.search.base
-    if base.prune.ignored:
-        from trainables.stages.models.stored import build_for
-        from trainables.stages.pruning.channels import check_ignored
+    if weights is None and not base.prune.ignored:
+        return
+    from trainables.stages.models.stored import build_for
+    from trainables.stages.models.weights import import_weights
+    from trainables.stages.pruning.channels import check_ignored
 
+    if weights is not None:
+        teacher = build_for(base.teacher.teacher_model, dataset)
+        import_weights(Path(weights), teacher, store_below(config.places.out, config.places.storage))
+    if base.prune.ignored:
         names = values_of(config.search.space, base, "student_model")
-        networks = [build_for(base.replace(student_model=name).network, dataset) for name in names]
-        check_ignored(networks, base.prune.ignored)
+        students = [build_for(base.replace(student_model=name).network, dataset) for name in names]
+        check_ignored(students, base.prune.ignored)
+
+
+def check_limits(config: SweepConfig, dataset: DatasetRecord) -> None:
+    """Refuse limits that no candidate of the space can meet; takes a second or two, and only if limits are set."""
     if config.limits != Limits():
         from sweeps.planning.reachable import check_reach
 

@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import textwrap
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 from optuna.distributions import BaseDistribution
@@ -29,6 +30,7 @@ from trainables.config.flags import (
 from trainables.config.flags import with_flags as said_as_flags
 from trainables.config.limits import Limits
 from trainables.config.score import ExchangeRates
+from trainables.files import digest_of
 
 # Help texts of the search space: `CandidateConfig` documents a single value, a sweep also takes lists and ranges.
 _SEARCHED_DOCS = {
@@ -151,6 +153,8 @@ def config_of(flags: argparse.Namespace, preset: SweepConfig, searched: Mapping[
         ValueError: if a value is out of its range.
     """
     base = preset.search.base
+    given = flags.teacher_weights  # a digest stands for the file: in another place it is still the same teacher
+    typed = argparse.Namespace(**vars(flags) | {"teacher_weights": given and digest_of(Path(given), "teacher_weights")})
     if flags.dataset not in (None, base.data.dataset) or flags.image_size is not None:
         # The preset's augmentation suits its own images only; flags of augmentation still override this one.
         base = dataclasses.replace(base, augment=augment_for(flags.dataset or base.data.dataset, flags.image_size))
@@ -159,7 +163,7 @@ def config_of(flags: argparse.Namespace, preset: SweepConfig, searched: Mapping[
         changes |= set_fields(flags, part)
     changes |= {"name": flags.name} if flags.name else {}
     changes |= cluster_settings(flags.address, gpus=flags.gpus, cpus=flags.cpus)
-    return preset.replace(**changes | {"base": config_from_flags(base, flags), "space": searched})
+    return preset.replace(**changes | {"base": config_from_flags(base, typed), "space": searched})
 
 
 def with_flags(message: str) -> str:

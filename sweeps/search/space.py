@@ -81,7 +81,7 @@ def default_space() -> dict[str, BaseDistribution]:
         "alpha": parse("alpha", "0:1"),
         "temperature": parse("temperature", "1:8"),
         "dkd_beta": parse("dkd_beta", "1:8"),
-        "learning_rate": parse("learning_rate", "3e-4,1e-3,3e-3"),
+        "learning_rate": parse("learning_rate", "1e-3,2e-3,4e-3"),
         "pruning_ratio": parse("pruning_ratio", "0:0.85"),
     }
 

@@ -50,6 +50,9 @@ class TeacherConfig:
     """A model name of `trainables.stages.models.build` or `package.module:function`."""
     pretrained: bool = False
     """Start from torchvision's ImageNet weights."""
+    teacher_weights: str | None = None
+    """FILE with trained weights to start from: a state_dict, saved by torch or as .safetensors; records name its
+    digest. With `teacher_epochs` 0 it is the teacher as it is."""
     teacher_epochs: int = 30
     """Passes over the training split; 0 keeps the weights as they are."""
     teacher_learning_rate: float = 1e-3
@@ -68,6 +71,8 @@ class TeacherConfig:
 
     def __post_init__(self) -> None:
         check_epochs("teacher_epochs", self.teacher_epochs)
+        if self.pretrained and self.teacher_weights is not None:
+            raise ValueError(f"teacher_weights={self.teacher_weights} and pretrained=True: leave one of them out.")
         check_positive("teacher_learning_rate", self.teacher_learning_rate)
         check_word("teacher_optimizer", self.teacher_optimizer, OPTIMIZERS)
         check_not_negative("teacher_weight_decay", self.teacher_weight_decay)
@@ -85,16 +90,19 @@ class StudentConfig:
     `package.module:function`."""
     student_pretrained: bool = False
     """Start from torchvision's ImageNet weights."""
-    student_epochs: int = 20
+    student_epochs: int = 12
     """Passes over the training split before the cut; a student that is the teacher has been trained, and takes them
     after the cut, beside `recovery_epochs`."""
-    learning_rate: float = 3e-4
+    learning_rate: float = 2e-3
     """Peak of AdamW's cosine schedule."""
+    student_anneal: bool = False
+    """Whether the rate falls to 0 before the cut, too; else it stays at its peak, and falls in recovery alone. Without
+    `recovery_epochs` it falls."""
     kd_loss: str = "kd"
     """Soft, teacher term: `kd`, `logit_std`, `dkd`, `dist`, `wttm`, `mse` or `none` (labels only)."""
-    temperature: float = 4.0
+    temperature: float = 2.0
     """Softens teacher and student logits, > 0; `mse` does without, `wttm` softens the teacher alone."""
-    alpha: float = 0.9
+    alpha: float = 0.7
     """Weight of the soft, teacher term in [0, 1]; the labels get 1 - alpha."""
     dkd_beta: float = 8.0
     """Weight of the classes that are not the target, >= 0; used by `dkd` only."""
@@ -124,7 +132,7 @@ class StudentConfig:
 
         alpha=0 and kd_loss=none both mean training without a teacher; both become kd_loss=none, alpha=0.
         """
-        # alpha stays at 0: its default of 0.9 would read as if a teacher had been used
+        # alpha stays at 0: its default would read as if a teacher had been used
         taught = self if self.soft_weight > 0 else dataclasses.replace(self, kd_loss="none", alpha=0.0)
         return dataclasses.replace(taught, **at_default(StudentConfig, taught.inert() - {"alpha"}))
 
@@ -185,7 +193,7 @@ class CandidateConfig:
         if not self.cuts_teacher:
             return frozenset()
         if self.needs_training or self.export.precision == "int8_qat":  # which trains on, with the student's loss
-            return frozenset({"student_pretrained"})
+            return frozenset({"student_pretrained", "student_anneal"})
         return frozenset(vars(self.student)) - {"student_model"} | {"recovery_learning_rate_factor"}
 
     def replace(self, **changes: Any) -> "CandidateConfig":
@@ -205,10 +213,12 @@ class CandidateConfig:
 
     def canonical(self) -> "CandidateConfig":
         """The same candidate with inert settings at their defaults, so that equivalent candidates compare equal."""
-        epochs: dict[str, int] = {}
+        epochs: dict[str, int | bool] = {}
         if self.cuts_teacher:  # it has been trained: all epochs follow the cut, and uncut it needs none
             total = self.student.student_epochs + self.prune.recovery_epochs
             epochs = {"student_epochs": 0, "recovery_epochs": total if self.needs_training else 0}
+        elif self.prune.recovery_epochs == 0:
+            epochs = {"student_anneal": True}
         parts = {part.name: getattr(self, part.name) for part in fields(self)}
         for name in ("student", "prune", "export"):
             plain = parts[name].canonical()

@@ -36,9 +36,9 @@ class PruneConfig:
     prune_ignore: str = ""
     """`structured` only: layers that keep all channels, by name or pattern, such as `conv1,layer1.*`; channels that are
     coupled with theirs stay, too."""
-    recovery_epochs: int = 4
+    recovery_epochs: int = 12
     """Passes over the training split after pruning, with the distillation loss of the student."""
-    recovery_learning_rate_factor: float = 0.3
+    recovery_learning_rate_factor: float = 1.0
     """Peak learning rate of recovery as a multiple of `learning_rate`, > 0."""
 
     def __post_init__(self) -> None:

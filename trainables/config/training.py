@@ -68,7 +68,7 @@ class TrainingConfig:
 
     batch_size: int = 128
     """Images a step."""
-    weight_decay: float = 1e-4
+    weight_decay: float = 0.01
     """Of AdamW, decoupled, wherever the student is trained, recovery and `int8_qat` included; the teacher has
     `teacher_weight_decay`."""
     label_smoothing: float = 0.05

@@ -8,7 +8,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from sweeps.search.space import Space, identify, in_order, is_inert, values_of
 from trainables.config.candidate import TEACHER_ITSELF, CandidateConfig
 
-_COMMON = {"learning_rate": 1e-3, "pruning_method": "structured", "pruning_ratio": 0.3}
+_COMMON = {"learning_rate": 2e-3, "pruning_method": "structured", "pruning_ratio": 0.3}
 # First trials of the teacher as its own student: untouched, then cut ever deeper.
 TEACHER_CUTS = (0.0, 0.5, 0.7, 0.3, 0.85)
 # First trials: the settings of papers, their weights as our alpha (`trainables.stages.training.losses` names them).

@@ -29,10 +29,12 @@ WIDE = {
     "pruning_criterion": ",".join(PRUNING_CRITERIA),
     "pruning_scope": ",".join(PRUNING_SCOPES),
     "precision": ",".join(PRECISIONS),
+    "student_model": "teacher,alexnet_small",
 }
 BASES = [
     *(preset().search.base for preset in PRESETS.values()),
     CandidateConfig().replace(dataset="folder:/home/me/photos", kd_loss="none", temperature=2.5, qat_epochs=3),
+    CandidateConfig().replace(student_model="teacher", prune_ignore="conv1", student_pretrained=True),
     CandidateConfig().replace(pruning_steps=3, pruning_ratio=0.0, calibration_images=7, crop="none"),
 ]
 

@@ -12,6 +12,7 @@ import torch
 
 from trainables.config.candidate import CandidateConfig
 from trainables.config.flags import OneLineParser, add_config_flags, config_from_flags, with_flags
+from trainables.files import digest_of
 from trainables.layout import LEASES, STORE
 from trainables.records.encoding import to_json
 from trainables.records.stages import (
@@ -21,6 +22,7 @@ from trainables.records.stages import (
 from trainables.stages.candidate.chain import Steps, make_candidate
 from trainables.stages.models.build import check_model
 from trainables.stages.models.stored import build_for
+from trainables.stages.models.weights import import_weights
 from trainables.stages.pruning.channels import check_ignored
 from trainables.stages.runtimes.absence import check_runtime
 from trainables.stages.workspace import Workspace
@@ -73,6 +75,9 @@ def main(argv: list[str] | None = None) -> int:
     add_config_flags(parser, CandidateConfig())
     flags = parser.parse_args(argv)
     try:
+        weights = flags.teacher_weights
+        if weights is not None:
+            flags.teacher_weights = digest_of(Path(weights), "teacher_weights")
         config = config_from_flags(CandidateConfig(), flags)
         _check(flags, config)
         place = Workspace(
@@ -84,6 +89,9 @@ def main(argv: list[str] | None = None) -> int:
             lock_dir=flags.out / LEASES,
         )
         place.enter()
+        if weights is not None:
+            model = build_for(config.teacher.teacher_model, place.dataset())
+            import_weights(Path(weights), model, place.store)
         if config.prune.ignored:
             check_ignored([build_for(config.network, place.dataset())], config.prune.ignored)
         record = _show(make_candidate(config.resolve(place.dataset(), device=flags.device), place))

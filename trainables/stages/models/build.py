@@ -6,7 +6,8 @@ Shape letters: B images, C classes.
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,26 @@ from torch import nn
 
 from trainables.files import sha256
 from trainables.stages.models.inspection import OUT_OF_MEMORY, check_logits, describe_error
-from trainables.stages.models.small_images import LATER, SMALL_IMAGE, adapt, build_alexnet_cifar
+from trainables.stages.models.small_images import (
+    LATER,
+    SMALL_IMAGE,
+    adapt,
+    build_alexnet_cifar,
+    build_mobilenet_v1_small,
+    build_resnet_cifar,
+)
 from trainables.stages.models.torchvision_zoo import build_torchvision_model
 
-# The networks that are also adapted to small images; any torchvision classifier and `package.module:function` work too.
-MODEL_NAMES = ("resnet18", "mobilenet_v3_small", "alexnet", "alexnet_small", *LATER)
+# Networks made for small images, which torchvision does not have.
+FOR_CIFAR: Mapping[str, Callable[[int, int], nn.Module]] = {
+    "resnet8": partial(build_resnet_cifar, 8),
+    "resnet20": partial(build_resnet_cifar, 20),
+    "resnet56": partial(build_resnet_cifar, 56),
+    "mobilenet_v1_small": build_mobilenet_v1_small,
+    "alexnet_small": partial(build_alexnet_cifar, small=True),
+}
+# The networks that suit small images too; any torchvision classifier and `package.module:function` work as well.
+MODEL_NAMES = ("resnet18", "mobilenet_v3_small", "alexnet", *FOR_CIFAR, *LATER)
 
 
 def build_model(name: str, *, num_classes: int, image_size: int, pretrained: bool = False) -> nn.Module:
@@ -31,10 +47,11 @@ def build_model(name: str, *, num_classes: int, image_size: int, pretrained: boo
     check_model(name)
     if ":" in name:
         model = _build_users_model(name, num_classes=num_classes, pretrained=pretrained)
-    elif name == "alexnet_small" or (name == "alexnet" and image_size < SMALL_IMAGE):
+    elif name in FOR_CIFAR or (name == "alexnet" and image_size < SMALL_IMAGE):
         if pretrained:
             raise ValueError(f"--pretrained: no weights exist for model {name!r} at image_size={image_size}.")
-        model = build_alexnet_cifar(num_classes, image_size, small=name == "alexnet_small")
+        make = FOR_CIFAR.get(name, partial(build_alexnet_cifar, small=False))
+        model = make(num_classes, image_size)
     else:
         model = build_torchvision_model(name, num_classes=num_classes, image_size=image_size, pretrained=pretrained)
         if image_size < SMALL_IMAGE:

@@ -1,9 +1,9 @@
-"""Adapt known networks to small images: an ImageNet stem would reduce 32 pixels to a feature map of one."""
+"""Adapt known networks to small images, whose ImageNet stems would leave one pixel of 32; build CIFAR's own."""
 
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 SMALL_IMAGE = 64  # pixels of a side; below it, ImageNet stems lose most of the image, so strides are removed
 # Adapted in a later version than the others, so their store keys differ from those of the unadapted networks.
@@ -74,4 +74,79 @@ def build_alexnet_cifar(num_classes: int, image_size: int, *, small: bool) -> nn
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+    return model
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut, which is a 1x1 convolution where the shape changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map (B, inputs, H, W) to (B, outputs, H / stride, W / stride)."""
+        hidden = torch.relu(self.bn1(self.conv1(image)))
+        return torch.relu(self.bn2(self.conv2(hidden)) + self.shortcut(image))
+
+
+def build_resnet_cifar(depth: int, num_classes: int, image_size: int) -> nn.Sequential:
+    """Build the ResNet for CIFAR of He et al. (arXiv:1512.03385, section 4.2): 6n + 2 layers of 16, 32 and 64 channels.
+
+    ResNet-8 (n = 1) is the image classifier of MLPerf Tiny. Shortcuts are 1x1 convolutions where the width changes.
+    """
+    layers: list[nn.Module] = [
+        nn.Conv2d(3, 16, 3, stride=_stem_stride(image_size), padding=1, bias=False),
+        *(nn.BatchNorm2d(16), nn.ReLU()),
+    ]
+    channels = 16
+    for width in (16, 32, 64):
+        for block in range((depth - 2) // 6):
+            layers.append(ResidualBlock(channels, width, stride=2 if block == 0 and width > 16 else 1))
+            channels = width
+    return _initialise(nn.Sequential(*layers, *_make_head(channels, num_classes)))
+
+
+def build_mobilenet_v1_small(num_classes: int, image_size: int) -> nn.Sequential:
+    """Build a MobileNetV1 (arXiv:1704.04861) for small images: depthwise and 1x1 convolutions and ReLU.
+
+    It has no squeeze-excite, only plain operators for which every INT8 runtime has fast kernels.
+    """
+    layers: list[nn.Module] = [
+        nn.Conv2d(3, 32, 3, stride=_stem_stride(image_size), padding=1, bias=False),
+        *(nn.BatchNorm2d(32), nn.ReLU()),
+    ]
+    channels = 32
+    for width, stride in ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), (512, 1)):
+        layers += [
+            nn.Conv2d(channels, channels, 3, stride=stride, padding=1, groups=channels, bias=False),
+            *(nn.BatchNorm2d(channels), nn.ReLU()),
+            nn.Conv2d(channels, width, 1, bias=False),
+            *(nn.BatchNorm2d(width), nn.ReLU()),
+        ]
+        channels = width
+    return _initialise(nn.Sequential(*layers, *_make_head(channels, num_classes)))
+
+
+def _make_head(channels: int, num_classes: int) -> tuple[nn.Module, ...]:
+    return nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes)
+
+
+def _stem_stride(image_size: int) -> int:
+    """Return the stride after which the first layers see about as many pixels as a CIFAR image has."""
+    return 1 if image_size < SMALL_IMAGE else 2 if image_size < 2 * SMALL_IMAGE else 4
+
+
+def _initialise(model: nn.Sequential) -> nn.Sequential:
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     return model

@@ -1,17 +1,26 @@
-"""Store and load weights of dense and pruned networks as plain tensors, without pickled objects.
+"""Store and load weights of dense and pruned networks as plain tensors; import weights that a user trained elsewhere.
 
 A pruned network is its architecture's name plus a plain state_dict: the tensor shapes are the channel plan.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from trainables.files import replacing
-from trainables.stages.models.inspection import evaluating
+from trainables.files import digest_of, replacing, write_text
+from trainables.layout import RECORD, WEIGHTS
+from trainables.records.encoding import to_json
+from trainables.stages.models.inspection import OUT_OF_MEMORY, evaluating
 from trainables.stages.models.torch_private import BatchNorm
+from trainables.store.results import Key, Store
+
+# Entries under which training scripts keep the weights of a checkpoint.
+NESTED = ("state_dict", "model", "model_state_dict", "net")
+# Prefixes that wrappers put before every name: DataParallel, torch.compile, Lightning.
+PREFIXES = ("module.", "_orig_mod.", "model.")
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
@@ -95,3 +104,85 @@ def _resize(layer: nn.Module, shapes: dict[str, torch.Size], *, where: str) -> N
         empty = torch.empty(new, dtype=tensor.dtype, device=tensor.device)
         is_parameter = isinstance(tensor, nn.Parameter)
         setattr(layer, key, nn.Parameter(empty, requires_grad=tensor.requires_grad) if is_parameter else empty)
+
+
+def import_weights(path: Path, model: nn.Module, store: Store) -> None:
+    """Check that the weights fit `model`, load them into it, and put them into the store for all workers.
+
+    Raises:
+        ValueError: if the file holds anything but weights, or weights of another network; it names the tensor.
+    """
+    state = _strip_prefix(read_weights(path), model)
+    expected = model.state_dict()
+    for name in expected:
+        if name not in state:
+            raise ValueError(f"teacher_weights={path}: it lacks {name}; is it of another --teacher-model?")
+        if state[name].shape != expected[name].shape:
+            has, wants = tuple(state[name].shape), tuple(expected[name].shape)
+            raise ValueError(f"teacher_weights={path}: {name} is {has} there, and {wants} in the network.")
+    if more := state.keys() - expected.keys():
+        raise ValueError(f"teacher_weights={path}: the network has no {min(more)}; is it of another --teacher-model?")
+    model.load_state_dict(state)
+
+    def compute(folder: Path) -> None:
+        save_weights(model, folder / WEIGHTS)
+        write_text(folder / RECORD, to_json({"file": path.name}))
+
+    store.once(_key(digest_of(path, "teacher_weights")), compute)
+
+
+def find_weights(digest: str, store: Store) -> Path:
+    """Find the imported weights in the store.
+
+    Raises:
+        ValueError: if they are not there.
+    """
+    folder = store.find(_key(digest))
+    if folder is None:
+        raise ValueError(
+            f"teacher_weights={digest}: the store holds no such weights; give --teacher-weights FILE again."
+        )
+    return folder / WEIGHTS
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a state_dict, saved by torch or as .safetensors; nothing in the file is executed.
+
+    Raises:
+        ValueError: if the file holds anything but named tensors.
+    """
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError  # only here: machines that only train need torch alone
+        from safetensors.torch import load_file
+
+        try:
+            return dict(load_file(path))
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"teacher_weights={path}: cannot be read ({error}).") from error
+    try:
+        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except OUT_OF_MEMORY:
+        raise
+    except Exception as error:  # a file that torch did not write may raise anything
+        raise ValueError(
+            f"teacher_weights={path}: holds more than tensors, or is damaged; save model.state_dict() alone."
+        ) from error
+    for name in NESTED:
+        if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
+            found = found[name]
+    if not isinstance(found, Mapping) or not found or not all(isinstance(value, Tensor) for value in found.values()):
+        raise ValueError(f"teacher_weights={path}: holds no state_dict; save model.state_dict() alone.")
+    return dict(found)
+
+
+def _strip_prefix(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Strip the prefix that a wrapper put before all names, unless the model's own names have it too."""
+    own = model.state_dict().keys()
+    for prefix in PREFIXES:
+        if all(name.startswith(prefix) for name in state) and not any(name.startswith(prefix) for name in own):
+            return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return state
+
+
+def _key(digest: str) -> Key:
+    return Key("weights", digest, 1)

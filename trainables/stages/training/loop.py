@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -72,6 +72,8 @@ class Loop:
     learning_rate: float
     """Peak rate, after 5 % linear warm-up and before a cosine to 0."""
     training: TrainingConfig
+    anneal: bool = True
+    """Whether the rate falls to 0; else it stays at its peak after the warm-up."""
     optimizer: str = "adamw"
     """One of `OPTIMIZERS`; its weight decay is that of `training`."""
     augment: AugmentConfig
@@ -229,19 +231,18 @@ def optimizer_of(model: nn.Module, loop: Loop) -> torch.optim.Optimizer:
 
     AdamW's weight decay is decoupled from the gradient; Nesterov SGD's is part of it.
     """
-    decay = loop.training.weight_decay
+    settings: dict[str, Any] = {"lr": loop.learning_rate, "weight_decay": loop.training.weight_decay, "fused": True}
     if loop.optimizer == "sgd":
-        return torch.optim.SGD(
-            model.parameters(), lr=loop.learning_rate, weight_decay=decay, momentum=MOMENTUM, nesterov=True, fused=True
-        )
-    return torch.optim.AdamW(model.parameters(), lr=loop.learning_rate, weight_decay=decay, fused=True)
+        return torch.optim.SGD(model.parameters(), momentum=MOMENTUM, nesterov=True, **settings)
+    return torch.optim.AdamW(model.parameters(), **settings)
 
 
 def learning_rate(loop: Loop, progress: float) -> float:
-    """The rate at `progress` in (0, 1]: linear warm-up over the first 5 % of the stage, then a cosine to 0."""
+    """The rate at `progress` in (0, 1]: 5 % of linear warm-up, then a cosine to 0, or the peak without `anneal`."""
     if progress < WARMUP_SHARE:
         return loop.learning_rate * progress / WARMUP_SHARE
-    return loop.learning_rate * 0.5 * (1 + math.cos(math.pi * (progress - WARMUP_SHARE) / (1 - WARMUP_SHARE)))
+    done = (progress - WARMUP_SHARE) / (1 - WARMUP_SHARE) if loop.anneal else 0.0
+    return loop.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def recalibrate(model: nn.Module, loop: Loop, images: Images) -> None:
@@ -284,8 +285,8 @@ def evaluate(model: nn.Module, images: Images, training: TrainingConfig) -> tupl
 def _batches(loop: Loop, images: Images, epoch: int) -> list[Tensor]:
     """The sample indices of each batch of an epoch, on the CPU."""
     order = draws.batch_order(seed_for(loop.training.seed, loop.stage), epoch, len(images.train_labels))
-    parts = order.split(loop.training.batch_size)
-    return [part for part in parts if len(part) > 1]  # BatchNorm cannot train on a single image
+    # BatchNorm cannot train on a single image
+    return [part for part in order.split(loop.training.batch_size) if len(part) > 1]
 
 
 def _target(seen: views.Views, index: Tensor, images: Images) -> Tensor:

@@ -18,7 +18,7 @@ VERSION = 4
 
 
 def student_key(candidate: Candidate, dataset: DatasetRecord, teacher: ModelRecord) -> Key:
-    """The store key of this candidate's dense student."""
+    """The store key of this candidate's dense student; older keys say nothing of a rate that falls."""
     return stage_key(
         "student",
         version=VERSION,
@@ -26,7 +26,7 @@ def student_key(candidate: Candidate, dataset: DatasetRecord, teacher: ModelReco
         parents=[dataset.fingerprint, teacher.key],
         **vars(candidate.augment),
         **vars(candidate.training),
-        **vars(candidate.student),
+        **{name: value for name, value in vars(candidate.student).items() if (name, value) != ("student_anneal", True)},
     )
 
 
@@ -47,11 +47,12 @@ def train_student(bench: Bench, teacher: ModelRecord) -> Epochs:
 
 
 def student_loop(candidate: Candidate, *, more_epochs: int = 0) -> Loop:
-    """The settings of the student's training loop, `more_epochs` longer than configured."""
+    """The settings of the student's training loop; with `more_epochs` it takes those of recovery in one schedule."""
     return Loop(
         stage="student",
         epochs=candidate.student.student_epochs + more_epochs,
         learning_rate=candidate.student.learning_rate,
+        anneal=candidate.student.student_anneal or more_epochs > 0,
         training=candidate.training,
         augment=candidate.augment,
     )

@@ -10,6 +10,7 @@ from trainables.config.training import TrainingConfig
 from trainables.records.stages import DatasetRecord
 from trainables.stages.models.build import source_digest
 from trainables.stages.models.stored import build_for
+from trainables.stages.models.weights import find_weights, load_weights
 from trainables.stages.training.lessons import Labels
 from trainables.stages.training.loop import Loop, seed_for
 from trainables.stages.training.stage import Epochs, Made, fit, obtain_model
@@ -21,6 +22,9 @@ VERSION = 4
 
 def teacher_key(candidate: Candidate, dataset: DatasetRecord) -> Key:
     """The store key of this teacher, which settings of the student do not change."""
+    # the training settings hold the smoothing; older keys have no weights
+    new = () if candidate.teacher.teacher_weights else ("teacher_weights",)
+    without = ("teacher_label_smoothing", *new)
     return stage_key(
         "teacher",
         version=VERSION,
@@ -28,7 +32,7 @@ def teacher_key(candidate: Candidate, dataset: DatasetRecord) -> Key:
         parents=[dataset.fingerprint],
         **vars(candidate.augment),
         **vars(_training(candidate)),
-        **{name: value for name, value in vars(candidate.teacher).items() if name != "teacher_label_smoothing"},
+        **{name: value for name, value in vars(candidate.teacher).items() if name not in without},
     )
 
 
@@ -39,6 +43,8 @@ def train_teacher(bench: Bench) -> Epochs:
     def make(folder: Path) -> Made:
         torch.manual_seed(seed_for(own.teacher_seed, "teacher", "weights"))
         model = build_for(own.teacher_model, bench.dataset, pretrained=own.pretrained)
+        if own.teacher_weights is not None:
+            load_weights(model, find_weights(own.teacher_weights, bench.place.store))
         lesson = Labels(own.teacher_label_smoothing)
         return model, (yield from fit(bench, model, teacher_loop(candidate), lesson, folder))
 

@@ -65,6 +65,28 @@ def test_a_candidate_is_made_once_and_shares_its_stages_with_the_next(
     assert zeroed["num_nonzero_params"] < zeroed["num_params"]
 
 
+def test_the_teacher_is_a_student_without_epochs_of_its_own_and_uncut_without_any(
+    folders: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    itself = [*TINY, *folders, "--student-model", "teacher"]
+    run([*TINY, *folders, "--pruning-ratio", "0.5"], capsys)  # trains the teacher, if this test comes first
+    uncut, told = run([*itself, "--pruning-ratio", "0"], capsys)
+    assert [line.split()[0] for line in told.splitlines()] == ["shape"]
+    assert (uncut["train_time_s"], uncut["achieved_macs_ratio"]) == (0, 0)
+
+    small, told = run([*itself, "--pruning-ratio", "0.5"], capsys)
+    # the student's epoch is not lost: it follows the cut, too
+    assert [line.split()[:2] for line in told.splitlines()[1:]] == [["recovery", "1/2"], ["recovery", "2/2"]]
+    assert 0.7 < small["achieved_macs_ratio"] < 0.8
+    assert small["num_params"] < 0.3 * uncut["num_params"]
+
+    other, told = run([*itself, "--pruning-ratio", "0.5", "--student-epochs", "0", "--recovery-epochs", "2"], capsys)
+    assert [line.split()[0] for line in told.splitlines()] == ["shape"]  # another spelling of the same candidate
+    assert {**other, "reused_time_s": 0.0} == {**small, "reused_time_s": 0.0}
+    _, told = run([*itself, "--pruning-ratio", "0.5", "--temperature", "2"], capsys)
+    assert len(told.splitlines()) == 3  # another lesson is another network
+
+
 @pytest.mark.parametrize(("what", "metric"), [("macs", "macs"), ("size", "size_bytes")])
 def test_pruning_by_macs_or_size_finds_the_channels(
     folders: list[str], capsys: pytest.CaptureFixture[str], what: str, metric: str

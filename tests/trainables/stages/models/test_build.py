@@ -47,6 +47,18 @@ def test_macs_by_hand() -> None:
     assert count(model, 8) == (params, params, macs)
 
 
+@pytest.mark.parametrize(
+    ("name", "params", "macs"),
+    [  # by hand; ResNet-8's MACs are those of MLPerf Tiny's
+        ("resnet8", 78_042, 12_501_632),
+        ("resnet20", 272_474, 40_813_184),
+        ("resnet56", 855_770, 125_747_840),
+    ],
+)
+def test_resnets_for_cifar_are_those_of_the_paper(name: str, params: int, macs: int) -> None:
+    assert count(build_model(name, num_classes=10, image_size=32), 32)[::2] == (params, macs)
+
+
 def test_zero_weights_are_not_counted_as_nonzero() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2, bias=False))
     nn.init.ones_(model[1].weight)
@@ -84,7 +96,7 @@ def test_any_torchvision_classifier(name: str) -> None:
 
 
 def test_unknown_model_gets_a_hint() -> None:
-    with pytest.raises(ValueError, match=r"Unknown model 'resnet81'.*Did you mean resnet18"):
+    with pytest.raises(ValueError, match=r"Unknown model 'resnet81'.*Did you mean resnet8 or resnet18"):
         check_model("resnet81")
 
 
