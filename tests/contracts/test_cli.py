@@ -63,7 +63,7 @@ def test_help_names_every_setting_and_its_default(tmp_path: Path) -> None:
 
 def test_help_shows_the_defaults_of_the_preset(tmp_path: Path) -> None:
     text = run(tmp_path, "--preset", "quick", "--help").stdout
-    assert re.search(r"--student-model NAME.*?\(default:\s+alexnet_small\)", text, re.DOTALL)
+    assert re.search(r"--student-model SPACE.*?\(default:\s+teacher,alexnet_small\)", text, re.DOTALL)
     assert re.search(r"--trials N.*?\(default:\s+12\)", text, re.DOTALL)
 
 
@@ -210,7 +210,7 @@ def made(out: Path, name: str) -> Path:
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        ("--student-epochs 7", ["student_epochs=4", "7"]),
+        ("--student-epochs 7", ["student_epochs=3", "7"]),
         ("--alpha 0.5", ["alpha"]),
         ("--latency-points 2", ["latency_points=1.0", "2.0"]),
         ("--train-limit 500", ["train_limit=None", "500"]),

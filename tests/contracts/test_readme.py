@@ -53,7 +53,11 @@ def own_commands() -> list[str]:
 
 
 @pytest.mark.parametrize("command", own_commands())
-def test_commands_of_sweeps_and_store_are_taken_as_printed(command: str) -> None:
+def test_commands_of_sweeps_and_store_are_taken_as_printed(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "big.pt").touch()  # the reader's trained network
+    monkeypatch.chdir(tmp_path)
     checked(shlex.split(command))
 
 

@@ -235,7 +235,7 @@ def test_a_plan_writes_nothing_and_says_what_it_would_cost(tmp_path: Path) -> No
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     assert list((tmp_path / "runs").rglob("*")) == []
-    for words in ("alexnet, 1 epochs", "0 of 3 views", "3 to run, 0 there; 1 at once on 1 CPU cores", "MB a trial"):
+    for words in ("alexnet, 1 epochs", "0 of 4 views", "3 to run, 0 there; 1 at once on 1 CPU cores", "MB a trial"):
         assert words in done.stdout
 
 

@@ -146,9 +146,10 @@ def test_what_is_the_students_alone_does_not_retrain_the_teacher(
     def key_of(**changes: Any) -> Key:
         return teacher_key(config.replace(**changes).resolve(dataset, device="cpu"), dataset)
 
-    for change in ({"seed": 5}, {"weight_decay": 0.5}, {"learning_rate": 0.5}):
+    for change in ({"seed": 5}, {"weight_decay": 0.5}, {"learning_rate": 0.5}, {"label_smoothing": 0.2}):
         assert key_of(**change) == key_of()
-    own = [{"teacher_seed": 5}, {"teacher_weight_decay": 0.5}, {"teacher_optimizer": "sgd"}, {"label_smoothing": 0.2}]
+    own = [{"teacher_seed": 5}, {"teacher_weight_decay": 0.5}, {"teacher_optimizer": "sgd"}]
+    own += [{"teacher_label_smoothing": 0.2}, {"teacher_weights": "0" * 16}]
     for change in own:
         assert key_of(**change) != key_of()
 

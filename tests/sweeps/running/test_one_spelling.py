@@ -16,7 +16,7 @@ from sweeps.running.run import worker_of
 from sweeps.running.tune.delivery import write_record
 from sweeps.search.presets import PRESETS, quick
 from sweeps.search.space import Space, default_space, identify, parse, suggest, tidy
-from trainables.config.candidate import KD_LOSSES, Candidate, CandidateConfig
+from trainables.config.candidate import KD_LOSSES, Candidate, CandidateConfig, StudentConfig
 from trainables.config.compression import PRECISIONS, PRUNING_CRITERIA, PRUNING_METHODS, PRUNING_SCOPES
 from trainables.records.encoding import to_json
 from trainables.records.trial import read_trial
@@ -97,5 +97,9 @@ def test_a_trial_that_did_not_finish_is_spelled_like_one_that_did(tmp_path: Path
     write_record(task_of(candidate, tmp_path / "00003"), status=status, reason="r", seconds=1.0)
     written = read_trial(tmp_path / "00003").params
     assert to_json(dict(written)) == to_json(candidate.flat())
-    assert (written["image_size"], written["kd_loss"], written["temperature"]) == (48, "none", 4.0)
+    assert (written["image_size"], written["kd_loss"], written["temperature"]) == (
+        48,
+        "none",
+        StudentConfig.temperature,
+    )
     assert (written["pruning_method"], written["dataset"]) == ("structured", "folder:photos")

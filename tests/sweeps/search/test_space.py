@@ -163,7 +163,7 @@ def test_every_loss_of_the_space_has_a_first_trial() -> None:
         ("temperature", "5:8", 5.0),
         ("temperature", "1.2:8", 4.2),
         ("temperature", "1,3.5,10", 3.5),
-        ("learning_rate", "1e-3:1e-2", 1e-3),
+        ("learning_rate", "3e-3:1e-2", 3e-3),
         ("pruning_method", "l1_unstructured", "l1_unstructured"),
     ],
 )

@@ -128,7 +128,7 @@ def test_settings_that_a_loss_does_not_read_are_no_difference(one: dict, other: 
 @pytest.mark.parametrize(
     ("one", "other"),
     [
-        ({}, {"temperature": 2.0}),
+        ({}, {"temperature": 3.0}),
         ({}, {"alpha": 0.5}),
         ({}, {"kd_loss": "logit_std"}),
         ({"kd_loss": "dkd"}, {"kd_loss": "dkd", "dkd_beta": 2.0}),
@@ -203,11 +203,12 @@ def test_settings_that_pruning_and_export_read_are_a_difference(change: dict) ->
 
 def test_what_older_stores_hold_is_found_again() -> None:
     """Settings that came later are no part of a key while they are at their defaults."""
-    later = {"pruning_criterion", "pruning_scope", "pruning_steps"}
+    later = {"pruning_criterion", "pruning_scope", "pruning_steps", "prune_ignore"}
     assert not later & key_parts(PruneConfig()).keys()
     assert key_parts(PruneConfig(pruning_scope="global"))["pruning_scope"] == "global"
     student = SimpleNamespace(key="student/s")
     old = {"pruning_method": "structured", "pruning_ratio": 0.3, "pruning_of": "channels"}
     old |= {"recovery_epochs": 4, "recovery_learning_rate_factor": 0.3}
     key = stage_key("recovery", version=RECOVERY_VERSION, parents=["student/s"], channel_ratio=0.3, **old)
-    assert recovery_key(CandidateConfig().resolve(DIGITS, device="cpu"), student, channel_ratio=0.3) == key
+    config = CandidateConfig().replace(recovery_epochs=4, recovery_learning_rate_factor=0.3)
+    assert recovery_key(config.resolve(DIGITS, device="cpu"), student, channel_ratio=0.3) == key

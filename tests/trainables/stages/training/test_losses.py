@@ -214,7 +214,7 @@ def test_dkd_of_weights_one_and_one_minus_p_is_kd() -> None:
 @pytest.mark.parametrize("beta", [0.0, 8.0])
 def test_dkd_of_two_classes_is_kd(beta: float) -> None:
     student, teacher, labels = logits(0, classes=2), logits(1, classes=2), LABELS % 2
-    expected = soft_term(student, teacher, temperature=4.0).item()
+    expected = soft_term(student, teacher, temperature=StudentConfig.temperature).item()
     assert soft("dkd", student, teacher, labels, dkd_beta=beta).item() == pytest.approx(expected, rel=1e-4)
     mixed = 0.6 * F.one_hot(labels, 2) + 0.4 * F.one_hot(1 - labels, 2)
     assert soft("dkd", student, teacher, mixed, dkd_beta=beta).item() == pytest.approx(expected, rel=1e-4)
@@ -243,7 +243,7 @@ def test_wttm_listens_more_where_the_teacher_is_unsure() -> None:
     student = torch.zeros(1, 4)
     sure, unsure = torch.tensor([[20.0, 0, 0, 0]]), torch.tensor([[1.0, 0, 0, 0]])
     for teacher, weight in ((sure, 1.0), (unsure, 4**0.75)):
-        ratio = soft("wttm", student, teacher) / F.kl_div(
+        ratio = soft("wttm", student, teacher, temperature=4.0) / F.kl_div(
             F.log_softmax(student, 1), F.log_softmax(teacher / 4, 1), reduction="batchmean", log_target=True
         )
         assert ratio.item() == pytest.approx(weight, rel=0.1)
