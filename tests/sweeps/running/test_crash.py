@@ -68,6 +68,7 @@ def ancestors(pid: int) -> set[int]:
 def test_kill_9_of_a_trial_and_of_the_driver_repeats_no_stored_epoch(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "runs"
     words = command(photos, out, "--trials", "1", "--name", "killed", "--student-epochs", str(EPOCHS))
+    words += ["--student-model", "alexnet_small"]
     driver = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for(lambda: len(curve_so_far(out)) >= 2)
     before_first = curve_so_far(out)
