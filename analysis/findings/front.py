@@ -11,7 +11,10 @@ from analysis.findings.confidence import may_be_optimal
 from analysis.findings.pareto import AXES, hypervolume_over_trials, knee, non_dominated, normalised, objectives
 from analysis.reading.rows import finished_runs
 from analysis.reading.runs import Runs
+from trainables.config.candidate import TEACHER_ITSELF
 
+# Shares of the teacher's latency at which `winners` looks.
+LATENCY_SHARES = (1.0, 1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32)
 # Candidates compete only where these are equal: accuracies need the same images, latencies the same device.
 GROUPED_BY = ("dataset", "latency_device", "latency_runtime")
 
@@ -83,6 +86,28 @@ def competing(runs: Runs) -> pd.DataFrame:
     """The candidates that compete for the front, with the columns that `mark_front` adds."""
     frame = _searched(mark_front(runs.frame, runs.sweep["directions"]))
     return frame.loc[objectives(frame, runs.sweep["directions"]).index] if len(frame) else frame
+
+
+def winners(runs: Runs) -> pd.DataFrame:
+    """The most accurate candidate within each of `LATENCY_SHARES` of the teacher's latency, one row a share.
+
+    Adds `share`. Shares that no candidate keeps to are left out.
+    """
+    candidates, scale = competing(runs), with_teacher(runs, runs.frame.head(0)).iloc[0].get("latency_p50_ms")
+    if candidates.empty or scale is None or pd.isna(scale):
+        return pd.DataFrame()
+    rows = []
+    for share in LATENCY_SHARES:
+        within = candidates[candidates["latency_p50_ms"] <= share * scale]
+        if len(within):
+            rows.append(within.loc[[within["val_accuracy"].idxmax()]].assign(share=share))
+    return pd.concat(rows) if rows else pd.DataFrame()
+
+
+def untrained(row: "pd.Series[Any]") -> bool:
+    """Whether a candidate is the teacher's own network with nothing removed, whose file needs no training."""
+    is_teacher = row.get("student_model") == TEACHER_ITSELF and row.get("precision") != "int8_qat"
+    return bool(is_teacher and float(row["pruning_ratio"]) == 0)
 
 
 def split(runs: Runs) -> dict[str, Runs]:

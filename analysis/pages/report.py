@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.findings.confidence import half_width_95
 from analysis.findings.controls import controls
-from analysis.findings.front import choose, competing, front_members, with_teacher
+from analysis.findings.front import choose, competing, front_members, untrained, winners, with_teacher
 from analysis.findings.importance import TARGETS, counted, hint, importance, share_text
 from analysis.findings.reuse import reuse
 from analysis.pages import ablation
@@ -65,6 +65,8 @@ def markdown(runs: Runs, by: Sequence[str] = ()) -> str:
         _doubt(runs),
         "![teacher and chosen variants](metrics_grid.png)",
         "![hypervolume over trials](hypervolume.png)",
+        "## Which network won where",
+        *_where(runs),
         "## What distillation and pruning were worth",
         *_worth(runs),
         "## Which setting moved what",
@@ -157,6 +159,30 @@ def _front_table(runs: Runs, front: pd.DataFrame, names: Mapping[str, str]) -> s
             ]
         )
     return table(["", "chosen as", "val %", "test %", "p50 ms", "p90 ms", "MB", "recipe"], rows)
+
+
+def _where(runs: Runs) -> Iterable[str]:
+    """The most accurate candidate within each share of the teacher's latency, with its network and precision."""
+    found = winners(runs)
+    if found.empty:
+        yield "No candidate is as fast as the teacher, or its latency was not recorded."
+        return
+    rows = [
+        [
+            f"{share:.3g} x",
+            trial_label(row),
+            safe(row.get("student_model", "")),
+            safe(row.get("precision", "")),
+            "no" if untrained(row) else "yes",
+            percent(row["val_accuracy"]),
+            percent(row.get("test_accuracy")),
+            number(row["latency_p50_ms"], "#.3g"),
+        ]
+        for share, (_, row) in zip(found["share"], found.iterrows(), strict=True)
+    ]
+    yield "The most accurate candidate (validation) that takes at most this share of the teacher's latency."
+    yield table(["latency", "", "student", "precision", "trained", "val %", "test %", "p50 ms"], rows)
+    yield "`teacher`, not trained, is its own network in some precision: what every other candidate must beat."
 
 
 def _doubt(runs: Runs) -> str:

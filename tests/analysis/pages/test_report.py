@@ -16,20 +16,39 @@ def runs(store: str) -> Runs:
     return read_runs(store)
 
 
+def test_the_report_says_which_network_won_at_which_share_of_the_teachers_latency(runs: Runs) -> None:
+    candidates = runs.frame[(runs.frame["stage"] == "candidate") & (runs.frame["status"] == "finished")].index
+    itself = {"student_model": "teacher", "pruning_ratio": 0.0, "precision": "int8_ptq", "val_accuracy": 0.99}
+    teacher_ms = float(runs.sweep["teacher"]["latency_p50_ms"])
+    frame = runs.frame.assign(student_model="small", precision="fp32")
+    for name, value in (itself | {"latency_p50_ms": 0.3 * teacher_ms}).items():
+        frame.loc[candidates[0], name] = value
+    for row in candidates[1:]:
+        frame.loc[row, ["val_accuracy", "latency_p50_ms"]] = 0.9, 0.2 * teacher_ms
+    text = markdown(dataclasses.replace(runs, frame=frame)).partition("## Which network won where")[2]
+    rows = [line.split(" | ") for line in text.partition("\n## ")[0].splitlines() if " x | " in line]
+    assert [(row[0], row[2], row[4]) for row in rows] == [
+        ("| 1 x", "teacher", "no"),
+        ("| 0.5 x", "teacher", "no"),
+        ("| 0.25 x", "small", "yes"),
+    ]
+
+
 def test_the_verdict_comes_first_and_every_part_is_there(runs: Runs) -> None:
     text = markdown(runs)
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
-    assert headings[:8] == [
+    assert headings[:9] == [
         "cifar10: report of sweep night",
         "The front",
+        "Which network won where",
         "What distillation and pruning were worth",
         "Which setting moved what",
         "What reuse saved",
         "How latency was measured",
         "How to reproduce",
-        headings[7],
+        headings[8],
     ]
-    assert headings[7].startswith("Model card: ")
+    assert headings[8].startswith("Model card: ")
     verdict = text.partition("## The front")[0]
     row = front_members(runs).loc[choose(front_members(runs), runs.sweep["teacher"])["balanced"]]
     assert f"{100 * row['test_accuracy']:.2f} %" in verdict

@@ -113,9 +113,8 @@ class _Cuts:
 
     def _recover(self, model: nn.Module, step: int, epochs: int, folder: Path, done: int) -> Curve:
         images, candidate = self.bench.images, self.bench.candidate
-        move(
-            model, images.mean.device, image_size=images.image_size
-        )  # before the masks, which must be on the weights' device
+        # before the masks, which must be on the weights' device
+        move(model, images.mean.device, image_size=images.image_size)
         loop = Loop(
             stage="recovery" if step == 1 else f"recovery-{step}",
             epochs=epochs,

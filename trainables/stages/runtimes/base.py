@@ -84,7 +84,6 @@ RUNTIMES: Mapping[str, Runtime] = {
     "cuda_graph": Runtime(device="cuda", source="network", needs=("torch",)),
 }
 # A sweep can take its latency objective from these only: they need nothing but the file to ship.
-FILE_RUNTIMES = tuple(name for name, runtime in RUNTIMES.items() if runtime.source == "onnx")
 
 
 def random_images(batch: int, image_size: int) -> npt.NDArray[np.float32]:
