@@ -19,7 +19,7 @@ from analysis.findings.attainment import LEVELS, RESAMPLES, attainment
 from analysis.findings.confidence import half_width_95
 from analysis.plots.axes import log_ticks, needs_log_axis, staircase
 from analysis.reading.facts import dataset_of, device_of, images_of, models_of
-from analysis.reading.wording import MB, merged_names, pruning_of, trial_label
+from analysis.reading.wording import MB, kinds_of, merged_names, pruning_of, trial_label
 
 INK = "#1a1a1a"
 GREY = "#8c8c8c"
@@ -161,9 +161,8 @@ def _attained(surface: pd.DataFrame, grid: Any) -> Any:
 
 
 def _scatter(axes: Axes, candidates: pd.DataFrame, scale: Normalize) -> list[Line2D]:
-    methods = candidates.get("pruning_method", pd.Series("candidates", index=candidates.index)).fillna("not pruned")
     handles = []
-    for number, (method, rows) in enumerate(candidates.groupby(methods.astype(str))):
+    for number, (kind, rows) in enumerate(candidates.groupby(kinds_of(candidates))):
         marker = MARKERS[number % len(MARKERS)]
         for on_front, part in rows.groupby("pareto"):
             axes.scatter(
@@ -180,7 +179,7 @@ def _scatter(axes: Axes, candidates: pd.DataFrame, scale: Normalize) -> list[Lin
                 zorder=3 if on_front else 2,
                 rasterized=len(part) > MANY,
             )
-        handle = Line2D([], [], linestyle="", marker=marker, color=GREY, markersize=8, label=plain(str(method)))
+        handle = Line2D([], [], linestyle="", marker=marker, color=GREY, markersize=8, label=plain(str(kind)))
         handles.append(handle)
     handles.append(
         Line2D([], [], linestyle="", marker="o", markerfacecolor="none", markeredgecolor=INK, markeredgewidth=1.8)

@@ -15,7 +15,7 @@ import pandas as pd
 
 from analysis.plots.axes import log_ticks, needs_log_axis, staircase
 from analysis.reading.facts import dataset_of, device_of, images_of, models_of
-from analysis.reading.wording import MB, plain_number, trial_label
+from analysis.reading.wording import MB, kinds_of, plain_number, trial_label
 
 PAGE = Path(__file__).with_name("front_page.html")
 # Metric, label, factor, decimals, unit.
@@ -86,8 +86,8 @@ def _content(frame: pd.DataFrame, sweep: Mapping[str, Any], recipe: Sequence[str
     candidates = frame[frame["stage"] != "teacher"]
     front = candidates[candidates["pareto"]]
     latency = frame["latency_p50_ms"].dropna()
-    methods = _methods(candidates)
-    names = sorted(set(methods))
+    kinds = kinds_of(candidates).tolist()
+    names = sorted(set(kinds))
     metrics = {
         name: {"label": label, "unit": unit, "digits": digits, "count": COUNT_OF.get(name)}
         | {"values": _numbers(factor * candidates[name].astype("float64"))}
@@ -109,8 +109,8 @@ def _content(frame: pd.DataFrame, sweep: Mapping[str, Any], recipe: Sequence[str
         ],
         "pareto": candidates["pareto"].astype(int).tolist(),
         "possible": candidates["may_be_optimal"].astype(int).tolist(),
-        "methods": names,
-        "method": [names.index(method) for method in methods],
+        "kinds": names,
+        "kind": [names.index(kind) for kind in kinds],
         "metrics": metrics,
         "counts": {name: _numbers(candidates[name]) for name in _known(candidates, *COUNT_OF.values())},
         "varied": [{"name": name, "values": _plain(candidates[name])} for name in varied],
@@ -127,12 +127,6 @@ def _content(frame: pd.DataFrame, sweep: Mapping[str, Any], recipe: Sequence[str
 def _labelled(candidates: pd.DataFrame) -> list[dict[str, Any]]:
     columns = candidates[_known(candidates, "stage", "trial_number", "label")]
     return [{str(name): value for name, value in row.items()} for row in columns.to_dict("records")]
-
-
-def _methods(candidates: pd.DataFrame) -> list[str]:
-    if "pruning_method" not in candidates.columns:
-        return ["candidates"] * len(candidates)
-    return candidates["pruning_method"].fillna("not pruned").astype(str).tolist()
 
 
 def _teacher(teacher: pd.DataFrame) -> dict[str, float] | None:

@@ -17,6 +17,17 @@ def trial_label(row: "pd.Series[Any] | Mapping[str, Any]") -> str:
     return label if isinstance(label, str) else f"trial {int(row['trial_number'])}"
 
 
+def kinds_of(candidates: pd.DataFrame) -> pd.Series:
+    """What kind of candidate each row is, of network, way of pruning and precision those that differ: a marker each."""
+    known = [name for name in ("student_model", "pruning_method", "precision") if name in candidates.columns]
+    if not known:
+        return pd.Series("candidates", index=candidates.index)
+    words = candidates[known].fillna({name: "not pruned" if name == "pruning_method" else "" for name in known})
+    varied = [name for name in known if words[name].nunique() > 1]
+    shown = varied or [name for name in known if name == "pruning_method"] or known[:1]
+    return words[shown].astype(str).agg(", ".join, axis=1)
+
+
 def merged_names(variants: Mapping[str, str]) -> dict[str, str]:
     """Run id -> all its names, so that a candidate with several names is shown once.
 

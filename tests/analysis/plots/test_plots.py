@@ -2,6 +2,7 @@ import dataclasses
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
@@ -10,6 +11,7 @@ from analysis.pages.front_files import write_front
 from analysis.plots.front import head, headline
 from analysis.plots.page import unpacked
 from analysis.reading.runs import Runs, read_runs
+from analysis.reading.wording import kinds_of
 
 EVIL = "<img src=x onerror=alert(1)></script>$&"
 
@@ -56,7 +58,7 @@ def test_names_from_outside_are_text_and_nothing_else(runs, tmp_path):
     page = (tmp_path / "pareto.html").read_text(encoding="utf-8")
     assert "&lt;img src=x" in page
     assert "<img" not in page
-    assert unpacked(page)["methods"] == [EVIL]  # the page makes text nodes of it
+    assert unpacked(page)["kinds"] == [EVIL]  # the page makes text nodes of it
 
 
 def test_pictures_have_their_size(folder):
@@ -89,3 +91,20 @@ def test_pictures_come_as_svg_too_and_a_dollar_is_a_dollar(runs, tmp_path):
     for name in ("pareto", "metrics_grid", "latency", "hypervolume"):
         assert (tmp_path / f"{name}.svg").read_text(encoding="utf-8").startswith("<?xml")
         assert Image.open(tmp_path / f"{name}.png").width >= 1500
+
+
+@pytest.mark.parametrize(
+    ("columns", "kinds"),
+    [
+        ({}, ["candidates", "candidates"]),
+        ({"pruning_method": ["structured", None]}, ["structured", "not pruned"]),
+        ({"pruning_method": ["structured"] * 2, "student_model": ["a", "a"]}, ["structured", "structured"]),
+        ({"student_model": ["teacher", "small"], "pruning_method": ["structured"] * 2}, ["teacher", "small"]),
+        (
+            {"student_model": ["teacher", "small"], "pruning_method": ["l1"] * 2, "precision": ["fp32", "int8_ptq"]},
+            ["teacher, fp32", "small, int8_ptq"],
+        ),
+    ],
+)
+def test_candidates_that_differ_in_network_or_file_have_markers_of_their_own(columns: dict, kinds: list[str]) -> None:
+    assert kinds_of(pd.DataFrame(columns, index=pd.RangeIndex(2))).tolist() == kinds
