@@ -26,7 +26,7 @@ from sweeps.running.flags import (
 )
 from sweeps.search import space
 from sweeps.search.config import SweepConfig
-from sweeps.search.presets import PRESETS, default_name
+from sweeps.search.presets import FILES, PRESETS, default_name
 from trainables.config.flags import OneLineParser
 from trainables.records.stages import DatasetRecord
 from trainables.stages.data import prepared
@@ -101,7 +101,10 @@ def _config(flags: argparse.Namespace) -> SweepConfig:
             f"--budget and --trials {flags.trials}: a budget chooses the number of trials; leave one of them out."
         )
     preset = PRESETS[flags.preset]()
-    searched, fixed = space.split(take_spaces(flags))
+    texts = take_spaces(flags)
+    if "precision" in preset.search.space and flags.latency_runtime in FILES:
+        texts.setdefault("precision", FILES[flags.latency_runtime])
+    searched, fixed = space.split(texts)
     preset = preset.replace(base=preset.search.base.replace(**fixed))
     varied = {name: values for name, values in preset.search.space.items() if name not in fixed}
     config = config_of(flags, preset, varied | searched)

@@ -47,9 +47,18 @@ def cifar10() -> SweepConfig:
     return SweepConfig(name="cifar10", search=Search(base=base, space=_space("mobilenet_v3_small")))
 
 
+# Precisions that a runtime has fast kernels for: every network is written in all of them.
+FILES = {
+    "onnxruntime_cpu": "fp32,int8_ptq",
+    "openvino": "fp32,int8_ptq",
+    "onnxruntime_cuda": "fp32,fp16",
+    "tensorrt": "fp32,fp16,int8_ptq",
+}
+
+
 def _space(student: str) -> dict[str, BaseDistribution]:
-    """The default space over the teacher itself and a small network as students, every one in FP32 and INT8."""
-    files = {"precision": parse("precision", "fp32,int8_ptq")}
+    """The default space over the teacher itself and a small network as students, in the files of the CPU's runtime."""
+    files = {"precision": parse("precision", FILES["onnxruntime_cpu"])}
     return default_space() | {"student_model": parse("student_model", f"{TEACHER_ITSELF},{student}")} | files
 
 

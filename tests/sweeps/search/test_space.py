@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
+from sweeps import kd_prune
 from sweeps.search.sampling.first_trials import LITERATURE, TEACHER_CUTS, far_cuts, first_trials
 from sweeps.search.space import (
     SEARCHED,
@@ -206,3 +207,24 @@ def test_far_cuts_are_the_upper_end_of_the_ratios(texts: dict[str, str], ratios:
     space = {name: parse(name, text) for name, text in ({"pruning_method": "structured"} | texts).items()}
     assert [point["pruning_ratio"] for point in far_cuts(space, PLAIN, {"alpha": 0.5})] == ratios
     assert all(point["alpha"] == 0.5 for point in far_cuts(space, PLAIN, {"alpha": 0.5}))
+
+
+@pytest.mark.parametrize(
+    ("typed", "choices"),
+    [
+        ("", ("fp32", "int8_ptq")),
+        ("--latency-runtime onnxruntime_cuda", ("fp32", "fp16")),  # it has no fast kernels for INT8
+        ("--latency-runtime tensorrt", ("fp32", "fp16", "int8_ptq")),
+        ("--latency-runtime tensorrt --precision fp32,fp16", ("fp32", "fp16")),
+        ("--precision fp16", None),
+    ],
+)
+def test_networks_are_written_in_the_files_that_the_runtime_is_fast_with(
+    typed: str, choices: tuple[str, ...] | None
+) -> None:
+    _, flags = kd_prune._parse(["--preset", "quick", *typed.split()])
+    search = kd_prune._config(flags).search
+    if choices is None:
+        assert "precision" not in search.space and search.base.export.precision == "fp16"
+    else:
+        assert search.space["precision"].choices == choices
