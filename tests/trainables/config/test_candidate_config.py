@@ -17,10 +17,11 @@ from trainables.config.training import TrainingConfig
 from trainables.stages.pruning.cuts import key_parts
 from trainables.stages.pruning.recovery import VERSION as RECOVERY_VERSION
 from trainables.stages.pruning.recovery import recovery_key
-from trainables.stages.training.student import student_key
+from trainables.stages.training.student import student_key, student_loop
 from trainables.store.results import Key, stage_key
 
 DIGITS = SimpleNamespace(name="digits", image_size=32)
+PLACE = SimpleNamespace(fingerprint="data"), SimpleNamespace(key="teacher/t")
 
 
 def test_field_names_are_unique_across_parts_so_that_a_candidate_is_one_row() -> None:
@@ -154,11 +155,31 @@ def test_canonical_is_final_and_records_no_teacher_as_none(kd_loss: str, alpha: 
     assert config.canonical().prune == config.prune
 
 
-def test_students_that_do_not_differ_share_a_place_in_the_store() -> None:
-    place = SimpleNamespace(fingerprint="data"), SimpleNamespace(key="teacher/t")
+def test_the_teacher_as_the_student_takes_all_epochs_after_the_cut_and_uncut_none() -> None:
+    config = CandidateConfig().replace(student_model="teacher", student_epochs=5, recovery_epochs=3)
+    plain = config.canonical()
+    assert (plain.student.student_epochs, plain.prune.recovery_epochs) == (0, 8)
+    assert plain.network == config.teacher.teacher_model
+    uncut = config.replace(pruning_ratio=0.0)
+    assert (uncut.canonical().student.student_epochs, uncut.canonical().prune.recovery_epochs) == (0, 0)
+    assert uncut.canonical() == uncut.replace(temperature=7.0, learning_rate=0.1, kd_loss="mse").canonical()
+    quantised = uncut.replace(precision="int8_qat")  # trains on, so that its lesson counts
+    assert quantised.canonical() != quantised.replace(temperature=7.0).canonical()
 
+
+def test_a_student_without_recovery_anneals_and_old_keys_are_those_of_one_that_does() -> None:
+    without = CandidateConfig().replace(recovery_epochs=0)
+    assert without.canonical() == without.replace(student_anneal=True).canonical()
+    annealed, kept = (CandidateConfig().replace(student_anneal=word) for word in (True, False))
+    keys = [student_key(c.resolve(DIGITS, device="cpu"), *PLACE) for c in (annealed, kept)]
+    assert keys[0] != keys[1]
+    assert student_loop(kept.resolve(DIGITS, device="cpu")).anneal is False
+    assert student_loop(kept.resolve(DIGITS, device="cpu"), more_epochs=2).anneal is True
+
+
+def test_students_that_do_not_differ_share_a_place_in_the_store() -> None:
     def key(**changes: object) -> Key:
-        return student_key(CandidateConfig().replace(**changes).resolve(DIGITS, device="cpu"), *place)
+        return student_key(CandidateConfig().replace(**changes).resolve(DIGITS, device="cpu"), *PLACE)
 
     assert key(kd_loss="none") == key(alpha=0.0, temperature=9.0) != key()
     assert key(dkd_beta=1.0) == key() != key(temperature=9.0)

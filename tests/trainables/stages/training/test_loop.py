@@ -226,6 +226,12 @@ def test_divergence_is_a_value_error_that_names_loss_and_learning_rate(images: I
         next(train(network(), loop(), images, Broken(), tmp_path))
 
 
+def test_a_rate_that_recovery_will_anneal_stays_at_its_peak_after_the_warm_up() -> None:
+    plan = dataclasses.replace(loop(), learning_rate=0.02, anneal=False)
+    assert learning_rate(plan, 0.025) == pytest.approx(0.01)
+    assert learning_rate(plan, 0.05) == learning_rate(plan, 0.5) == learning_rate(plan, 1.0) == 0.02
+
+
 def test_learning_rate_warms_up_and_ends_at_zero() -> None:
     plan = loop()
     assert learning_rate(plan, 0.025) == pytest.approx(0.01)
