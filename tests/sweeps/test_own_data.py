@@ -77,7 +77,7 @@ def command() -> list[str]:
     assert len(printed) == 1
     settings = "--preset quick --trials 3 --teacher-epochs 3 --student-epochs 3 --recovery-epochs 1 --batch-size 16"
     settings += " --teacher-model my_package.nets:large --teacher-learning-rate 0.01 --learning-rate 0.01 --cpus 2"
-    settings += " --pruning-ratio 0,0.25 --latency-seconds 0.2 --image-size 16 --name shop"
+    settings += " --pruning-ratio 0,0.25 --latency-seconds 0.2 --latency-max-attempts 1 --image-size 16 --name shop"
     return [sys.executable, str(REPO / "sweeps" / "kd_prune.py"), *shlex.split(printed[0]), *settings.split()]
 
 

@@ -80,6 +80,7 @@ def studied(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Studie
     folder = tmp_path_factory.mktemp("studies")
     out = folder / "runs"
     words = [*TINY.split(), "--seeds", "2", "--latency-seconds", "0.1", "--cpus", "2"]
+    words += ["--latency-max-attempts", "1"]
     words += ["--out", str(out), "--data-dir", str(folder / "data")]
     done = subprocess.run([sys.executable, str(SCRIPT), "onnx", *words], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from trainables.config.checks import at_default, check_epochs, check_positive, check_word
 
@@ -143,6 +144,8 @@ class MeasureConfig:
     """What runs the file: `onnxruntime_cpu`, `onnxruntime_cuda`, `tensorrt` or `openvino`."""
     latency_threads: int = 1
     """CPU threads of the runtime."""
+    latency_max_attempts: int = 3
+    """Times that one file is measured at most while other work disturbs it; the least disturbed counts."""
     latency_seconds: float = 2.0
     """Time spent on timing one file, at most; less if its p50 is known within 2 % before, up to four times that if its
     calls are too slow for 8 blocks."""
@@ -153,4 +156,15 @@ class MeasureConfig:
             raise ValueError(f"`latency_runtime` must be one of {known}, but got latency_runtime={value!r}.")
         if self.latency_threads < 1:
             raise ValueError(f"`latency_threads >= 1` must hold, but got latency_threads={self.latency_threads}.")
+        if self.latency_max_attempts < 1:
+            raise ValueError(
+                f"`latency_max_attempts >= 1` must hold, but got latency_max_attempts={self.latency_max_attempts}."
+            )
         check_positive("latency_seconds", self.latency_seconds)
+
+    def key_parts(self) -> dict[str, Any]:
+        """The settings for store keys; `latency_max_attempts`, which older keys lack, is left out at its default."""
+        row = dict(vars(self))
+        if self.latency_max_attempts == MeasureConfig.latency_max_attempts:
+            del row["latency_max_attempts"]
+        return row

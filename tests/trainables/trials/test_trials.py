@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("local_
 
 
 def run(trainable: type[StageTrial], folder: Path, **changes: Any) -> dict[str, Any]:
-    settings = {"train_limit": 120, "flip": False, "batch_size": 32, "latency_seconds": 0.1}
+    settings = {"train_limit": 120, "flip": False, "batch_size": 32, "latency_seconds": 0.1, "latency_max_attempts": 1}
     epochs = {"teacher_epochs": 1, "student_epochs": 1, "recovery_epochs": 1}
     models = {"teacher_model": "alexnet", "student_model": "alexnet_small"}
     config = CandidateConfig().replace(**settings, **epochs, **models, **changes)

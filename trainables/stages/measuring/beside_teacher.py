@@ -91,6 +91,7 @@ def measure_beside(
         runtime=measure.latency_runtime,
         threads=measure.latency_threads,
         seconds=measure.latency_seconds,
+        attempts=measure.latency_max_attempts,
         reference_own_ms=reference_own_ms,
         throughput_batch=throughput_batch,
     )

@@ -30,7 +30,8 @@ from trainables.stages.models.devices import GpuState, measure_others_on_gpu
 from trainables.stages.runtimes.base import RUNTIMES, AbsentError, Artifact, Opened
 from trainables.stages.runtimes.opening import open_runtime
 
-# Attempts per file; after the last one the least disturbed is kept and marked, as the machine may never be quiet.
+# Attempts per file if no number is asked for; after the last one the least disturbed is kept and marked, as the machine
+# may never be quiet.
 ATTEMPTS = 3
 # Pause before the second attempt, twice that before the third: processes that start up or shut down are done by then.
 PAUSE_S = 0.3
@@ -56,6 +57,8 @@ class Job:
     """CPU threads."""
     seconds: float
     """Time limit for timing both files, warm-up excluded; four times that if calls are too slow for 8 blocks."""
+    attempts: int = ATTEMPTS
+    """Times that both are measured at most."""
     reference_runtime: str | None = None
     """Runtime of the reference; None means the same as the candidate's."""
     reference_own_ms: float | None = None
@@ -85,7 +88,7 @@ def measure_apart(job: Job, lease: DeviceLock) -> Measured:
 
     The process starts up under the shared lease: that would disturb another measurement, but trainings need not pause
     for it. TensorRT starts up under the lease alone, because it times kernels to choose those of its engine. There are
-    at most three attempts, or two if the second is no quieter. If all were disturbed, the least disturbed is returned,
+    at most `job.attempts`, or two if the second is no quieter. If all were disturbed, the least disturbed is returned,
     with the reason.
 
     Raises:
@@ -94,7 +97,7 @@ def measure_apart(job: Job, lease: DeviceLock) -> Measured:
     """
     tries: list[Measured] = []
     alone_s = 0.0
-    for attempt in range(ATTEMPTS):
+    for attempt in range(job.attempts):
         time.sleep(attempt * PAUSE_S)  # none before the first; outside the lease, so that others can work
         with _Room(job) as room:
             with lease.alone() if job.runtime == "tensorrt" else lease.shared():

@@ -37,7 +37,7 @@ def measure_file(
         version=VERSION,
         parents=[files.onnx_sha256, reference.onnx_sha256, dataset.fingerprint, str(scale.keys[-1])],
         processor=hardware(measure.latency_runtime),
-        **vars(measure),
+        **measure.key_parts(),
     )
 
     def compute(folder: Path) -> None:

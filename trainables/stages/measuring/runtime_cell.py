@@ -19,6 +19,7 @@ from trainables.records.latency import LatencyRecord
 from trainables.records.stages import DatasetRecord, ModelRecord, read_model
 from trainables.records.trial import TrialRecord
 from trainables.stages.data import prepared
+from trainables.stages.measuring import clean_room
 from trainables.stages.measuring.beside_teacher import hardware
 from trainables.stages.measuring.clean_room import Job, measure_apart
 from trainables.stages.runtimes.absence import find_missing
@@ -233,6 +234,7 @@ def _time(
         "reference_runtime": eager,
         "threads": cell.runtime_threads,
         "seconds": seconds,
+        "attempts": clean_room.ATTEMPTS,
         "batch": cell.batch_images,
     }
     place.make_room()

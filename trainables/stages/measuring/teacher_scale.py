@@ -84,7 +84,7 @@ def _keys(measure: MeasureConfig, reference: ExportRecord) -> Iterator[Key]:
             parents=[reference.onnx_sha256],
             processor=hardware(measure.latency_runtime),
             take=take,
-            **vars(measure),
+            **measure.key_parts(),
         )
 
 

@@ -54,7 +54,7 @@ def measure_shape(bench: Bench, reference: ExportRecord, *, plan: Mapping[str, i
         pruning_of=candidate.prune.pruning_of if structured else "channels",
         processor=hardware(candidate.measure.latency_runtime),
         **_extra_key_parts(candidate, plan),
-        **vars(candidate.measure),
+        **candidate.measure.key_parts(),
     )
 
     def compute(folder: Path) -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from trainables.stages.candidate.__main__ import main
-from trainables.stages.measuring import clean_room
 from trainables.stages.measuring.untrained_shape import BISECTIONS, solve
 
-TINY = [
+TINY = [  # one attempt: two workers of CI disturb each other, and no test here asks for an undisturbed latency
+    *["--latency-max-attempts", "1"],
     *["--dataset", "digits", "--no-flip", "--train-limit", "120", "--batch-size", "32"],
     *["--teacher-model", "alexnet", "--student-model", "alexnet_small", "--threads", "1"],
     *["--teacher-epochs", "1", "--student-epochs", "1", "--recovery-epochs", "1", "--latency-seconds", "0.1"],
@@ -25,12 +25,6 @@ def make(*, num_classes):
     return nn.Sequential(first, nn.BatchNorm2d(16), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(),
                          nn.Linear(256, num_classes))
 """
-
-
-@pytest.fixture(autouse=True)
-def one_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two workers of CI disturb each other, and no test here asks for an undisturbed latency."""
-    monkeypatch.setattr(clean_room, "ATTEMPTS", 1)
 
 
 @pytest.fixture(scope="module")
