@@ -14,7 +14,8 @@ def test_a_process_of_its_own_times_the_same_stages(tmp_path: Path) -> None:
     dataset = prepared.prepare(base.data, config.places.data_dir)
     here, there = (probe(config, dataset, apart=apart) for apart in (False, True))
     for one in (here, there):
-        assert len(one.teacher_step_s) == len(one.student_step_s) == 6 - 1  # without the first
+        assert len(one.teacher_step_s) == 6 - 1  # without the first
+        assert len(one.student_step_s) == 2 * (6 - 1)  # of the teacher as the student, and of the small network
         assert len(one.labels_batch_s) == 1
         assert all(seconds > 0 for seconds in (*one.teacher_step_s, *one.student_step_s, *one.labels_batch_s))
         assert one.student_check_s > 0
