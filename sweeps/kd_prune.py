@@ -35,7 +35,7 @@ __all__ = ["BAD_INPUT", "FAILED", "INTERRUPTED", "main"]
 
 EXAMPLES = f"""\
 examples:
-  python sweeps/kd_prune.py --preset quick          CPU, two minutes
+  python sweeps/kd_prune.py --preset quick          CPU, four minutes
   python sweeps/kd_prune.py --gpus 4 --plan         what it would cost
   python sweeps/kd_prune.py --gpus 4 --budget 6h    as many trials as fit
   python sweeps/kd_prune.py --gpus 4 --gpus-per-trial 0.25 --trials 200

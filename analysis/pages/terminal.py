@@ -43,7 +43,8 @@ def front_table(frame: pd.DataFrame, *, variants: Mapping[str, str] | None = Non
     table.add_column("trial", no_wrap=True)
     for header in ("val\n%", "test\n%", "ms", "x", "MB", "x", "T", "alpha"):
         table.add_column(header, justify="right", no_wrap=True)
-    table.add_column("pruning", no_wrap=True)
+    several = "student_model" in rows.columns and rows.loc[rows["stage"] != "teacher", "student_model"].nunique() > 1
+    table.add_column("student, ratio" if several else "pruning", no_wrap=True)
     speed = latency_ratio(rows, teacher) if teacher else pd.Series(np.nan, index=rows.index)
     for ratio, out, (_, row) in zip(speed, ruled_out, rows.iterrows(), strict=True):
         is_teacher = row["stage"] == "teacher"
@@ -58,7 +59,7 @@ def front_table(frame: pd.DataFrame, *, variants: Mapping[str, str] | None = Non
             # Without the teacher's loss (alpha 0), the temperature does nothing.
             "" if is_teacher else "-" if row.get("alpha") == 0 else _text(row.get("temperature"), "g"),
             "" if is_teacher else _text(row.get("alpha"), "g"),
-            "" if is_teacher else escape(_recipe(row)),
+            "" if is_teacher else escape(_recipe(row, several=several)),
             style="dim" if is_teacher else None,
         )
     return table
@@ -129,11 +130,13 @@ def _front_caption(rows: pd.DataFrame, variants: Mapping[str, str], *, doubtful:
     return "\n".join(lines)
 
 
-def _recipe(row: pd.Series) -> str:
-    """`structured 0.3`; an unusual loss stands before it, an unusual precision after it."""
+def _recipe(row: pd.Series, *, several: bool) -> str:
+    """`structured 0.3`, or `resnet20 0.3` among several students; an unusual loss before it, precision behind it."""
     usual = {"kd_loss": ("kd", "none"), "precision": ("fp32",)}
     loss, precision = (row.get(name, known[0]) for name, known in usual.items())
-    words = [pruning_of(row)]
+    pruned, student = pruning_of(row), str(row.get("student_model")).rpartition(":")[2]
+    # the usual method goes without saying, so that the table fits a terminal of 80 columns
+    words = [f"{student} {pruned.removeprefix('structured ')}" if several else pruned]
     if loss not in usual["kd_loss"] and not pd.isna(loss):
         words.insert(0, str(loss))
     if precision not in usual["precision"] and not pd.isna(precision):
