@@ -56,7 +56,7 @@ def replacing(path: Path, *, part: Path | None = None) -> Generator[BufferedRand
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-    except BaseException:
+    except BaseException:  # including Ctrl-C: leave no unfinished file, then propagate
         part.unlink(missing_ok=True)
         raise
 

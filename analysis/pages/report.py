@@ -171,8 +171,7 @@ def _where(runs: Runs) -> Iterable[str]:
         [
             f"{share:.3g} x",
             trial_label(row),
-            safe(row.get("student_model", "")),
-            safe(row.get("precision", "")),
+            *(safe(row[name]) if pd.notna(row.get(name)) else "-" for name in ("student_model", "precision")),
             "no" if untrained(row) else "yes",
             percent(row["val_accuracy"]),
             percent(row.get("test_accuracy")),

@@ -15,6 +15,8 @@ from sweeps.cluster.usage import usable_cores
 from sweeps.display.console import Screen
 from sweeps.search.config import SweepConfig
 from sweeps.search.devices import AUTO
+from sweeps.search.space import values_of
+from trainables.config.candidate import TEACHER_ITSELF
 from trainables.files import write_text
 from trainables.layout import TASK
 from trainables.records.encoding import decode, read_json, to_json
@@ -113,15 +115,18 @@ def search_cores(measure: Callable[[int], Together | None], cores: int) -> list[
 def together(config: SweepConfig, trials: int, *, seconds: float = SECONDS) -> Together | None:
     """Train so many students of the sweep at once on one device, each in its own process; None if memory ran out.
 
-    On a CPU they share the sweep's cores evenly. The data must have been prepared.
+    Where the teacher is a student, too, all are teachers: the largest. On a CPU they share the sweep's cores evenly.
+    The data must have been prepared.
 
     Raises:
         ProbeError: if a process failed for another reason.
     """
     cores = usable_cores()[: max(1, config.devices.cpus // max(1, config.devices.gpus))]
+    students = values_of(config.search.space, config.search.base, "student_model")
+    student = TEACHER_ITSELF if TEACHER_ITSELF in students else students[0]
     task = ProbeTask(
         device=config.devices.device,
-        config=config.search.base.flat(),
+        config=config.search.base.replace(student_model=student).flat(),
         data_dir=config.places.data_dir.resolve(),
         threads=max(1, len(cores) // trials),
         cores=tuple(cores),

@@ -49,7 +49,7 @@ def check_reach(config: SweepConfig, dataset: DatasetRecord) -> None:
     students = values_of(search.space, search.base, "student_model")
     reached = [_reach(config, search.base.replace(student_model=name), dataset, bounded) for name in students]
     if all(reached):
-        raise ValueError(min(reached, key=len))  # all say the same of different students
+        raise ValueError(reached[0])
 
 
 def _reach(config: SweepConfig, base: CandidateConfig, dataset: DatasetRecord, bounded: Sequence[str]) -> str:
@@ -90,7 +90,7 @@ def narrowest(base: CandidateConfig, dataset: DatasetRecord, ratio: float) -> di
     # fork_rng: building a model draws random weights, and the sweep's own draws must not depend on limits
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
         model = build_for(base.network, dataset)
-        prune(model, method="structured", ratio=ratio, must_remove=False, **sides)
+        prune(model, method="structured", ratio=ratio, ignore=base.prune.ignored, must_remove=False, **sides)
         path = Path(folder) / "narrowest.onnx"
         size_bytes = export_untrained(
             model,

@@ -25,7 +25,7 @@ from sweeps.running.tune.fixed_runs import FixedRuns
 from sweeps.running.tune.tuning import tuner
 from sweeps.search.config import SweepConfig
 from sweeps.search.objectives import DIRECTIONS, reference_point
-from trainables.config.candidate import CandidateConfig
+from trainables.config.candidate import TEACHER_ITSELF, CandidateConfig
 from trainables.layout import CHAMPIONS, TRIALS, has_record, recorded
 from trainables.records.stages import DatasetRecord
 from trainables.records.trial import TrialRecord, read_trial
@@ -172,8 +172,14 @@ def choose_champions(
     points = normalised(front, teacher)[list(AXES)].to_numpy()
     worth = np.asarray(moocore.hv_contributions(points, ref=[corner[axis] for axis in AXES]))
     ranked = front.assign(worth=worth, number=front.index)
+    # The teacher's own network, uncut, is not trained: no seed and no control would tell anything of it.
+    ranked = ranked[[not _is_uncut_teacher(finished[int(number)].params) for number in ranked["number"]]]
     ranked = ranked.sort_values(["worth", "val_accuracy", "number"], ascending=[False, False, True])
     return {int(number): finished[int(number)].params for number in ranked["number"].head(count)}
+
+
+def _is_uncut_teacher(params: Mapping[str, Any]) -> bool:
+    return params.get("student_model") == TEACHER_ITSELF and float(params["pruning_ratio"]) == 0
 
 
 def arms(champion: CandidateConfig) -> dict[str, CandidateConfig]:

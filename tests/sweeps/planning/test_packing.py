@@ -104,14 +104,22 @@ def test_trials_are_really_run_together_and_measured(small: SweepConfig) -> None
 
 
 @pytest.mark.slow
+def one_student(config: SweepConfig) -> SweepConfig:
+    return config.replace(space={name: v for name, v in config.search.space.items() if name != "student_model"})
+
+
 def test_the_memory_of_a_trial_is_that_of_the_one_that_asks_the_teacher(small: SweepConfig) -> None:
     base = small.search.base.replace(teacher_model="alexnet", image_size=64)
     prepared.prepare(base.data, small.places.data_dir)
     taught, alone = (
-        together(small.replace(base=base.replace(kd_loss=loss)), 1, seconds=0.1) for loss in ("kd", "none")
+        together(one_student(small.replace(base=base.replace(kd_loss=loss))), 1, seconds=0.1) for loss in ("kd", "none")
     )
-    assert taught is not None and alone is not None
+    itself = together(
+        small.replace(base=base), 1, seconds=0.1
+    )  # where the teacher is a student, too, it is the largest
+    assert taught is not None and alone is not None and itself is not None
     assert taught.peak_bytes > alone.peak_bytes + 120e6  # AlexNet of that size has 57 million weights
+    assert itself.peak_bytes > taught.peak_bytes + 240e6  # gradients and AdamW's averages of as many
 
 
 def test_a_probes_memory_is_not_that_of_who_started_it() -> None:
@@ -123,7 +131,7 @@ def test_a_probes_memory_is_not_that_of_who_started_it() -> None:
 
 
 def test_a_probe_that_fails_says_why(small: SweepConfig) -> None:
-    broken = small.replace(base=small.search.base.replace(student_model="no_such_model"))
+    broken = one_student(small.replace(base=small.search.base.replace(student_model="no_such_model")))
     with pytest.raises(ProbeError, match=r"the probe failed: .*Unknown model 'no_such_model'"):
         together(broken, 1, seconds=0.1)
 

@@ -71,6 +71,14 @@ def test_champions_are_the_front_members_that_the_hypervolume_would_miss_most() 
     assert chosen(records, 9) == [1, 0, 3]
 
 
+def test_the_uncut_teacher_is_on_the_front_and_no_champion() -> None:
+    """It is not trained: another seed would be the same file, and from random weights it would have no epochs."""
+    uncut = {"student_model": "teacher", "pruning_ratio": 0.0}
+    records = [record(0, 0.9, 1.0, 4e6, params=uncut), record(1, 0.8, 0.9, 4e6, params=uncut | {"pruning_ratio": 0.5})]
+    assert chosen(records, 9) == [1]
+    assert chosen(records[:1], 9) == []
+
+
 def test_ties_of_hypervolume_go_to_accuracy_then_to_the_earlier_trial() -> None:
     twins = [record(number, 0.9, 2.0, 8e6) for number in (5, 4)]  # each is worth nothing beside the other
     assert chosen(twins, 2) == [4, 5]

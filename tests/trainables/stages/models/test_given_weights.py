@@ -1,5 +1,6 @@
 """Weights that a user brings: read without running anything, refused by name, found by every worker."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -44,8 +45,8 @@ class Bomb:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return Path.touch, (self.path,)  # type: ignore[return-value]
+    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
+        return Path.touch, (self.path,)
 
 
 def test_nothing_in_a_file_is_executed(tmp_path: Path, store: Store) -> None:
