@@ -11,7 +11,7 @@ from urllib.parse import quote
 from analysis.reading.runs import Runs
 
 METRICS = ("val_accuracy", "test_accuracy", "latency_p50_ms", "latency_p90_ms", "size_bytes", "score", "reused_time_s")
-PARAMS = ("temperature", "alpha", "kd_loss", "pruning_method", "pruning_ratio", "learning_rate")
+PARAMS = ("student_model", "pruning_ratio", "precision", "temperature", "alpha", "kd_loss", "learning_rate")
 TAGS = ("pareto", "status", "control")
 VIEW_TAG = "mlflow.sharedViewState."
 """Tag of an experiment that holds a view; the view's name follows."""
