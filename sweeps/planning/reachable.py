@@ -34,7 +34,7 @@ def check_reach(config: SweepConfig, dataset: DatasetRecord) -> None:
     """Refuse limits of latency, size or MACs that even the narrowest student of the space exceeds.
 
     Nothing is refused where the narrowest student is not known before training: if a share of MACs, size or latency
-    is pruned (`pruning_of`), or if the trained weights decide the widths (`pruning_scope` global).
+    is pruned (`pruning_of`), or if the trained weights decide the widths (`pruning_scope`).
 
     Raises:
         ValueError: naming the limit, the narrowest student's value, and what to change.

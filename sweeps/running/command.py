@@ -77,25 +77,30 @@ def check(config: SweepConfig) -> None:
 
 
 def check_networks(config: SweepConfig, dataset: DatasetRecord, weights: str | None) -> None:
-    """Put the teacher's given weights into the store, and refuse weights or layers to ignore that fit no network.
+    """Put the teacher's given weights into the store; refuse weights, layers to ignore and cuts that fit no network.
 
     Args:
         weights: the file that the user has named.
     """
     base = config.search.base
-    if weights is None and not base.prune.ignored:
-        return
+    from trainables.stages.models.build import MODEL_NAMES
     from trainables.stages.models.stored import build_for
     from trainables.stages.models.weights import import_weights
     from trainables.stages.pruning.channels import check_ignored
+    from trainables.stages.pruning.cuts import check_cut
 
     if weights is not None:
         teacher = build_for(base.teacher.teacher_model, dataset)
         import_weights(Path(weights), teacher, store_below(config.places.out, config.places.storage))
+    names = [base.replace(student_model=name).network for name in values_of(config.search.space, base, "student_model")]
     if base.prune.ignored:
-        names = values_of(config.search.space, base, "student_model")
-        students = [build_for(base.replace(student_model=name).network, dataset) for name in names]
-        check_ignored(students, base.prune.ignored)
+        check_ignored([build_for(name, dataset) for name in names], base.prune.ignored)
+    ratio = max(values_of(config.search.space, base, "pruning_ratio"))
+    if "structured" in values_of(config.search.space, base, "pruning_method"):
+        cut = base.replace(pruning_method="structured", pruning_ratio=ratio).prune
+        for name in names:
+            if name not in MODEL_NAMES:  # those are known to be cut rightly
+                check_cut(name, cut, dataset)
 
 
 def check_limits(config: SweepConfig, dataset: DatasetRecord) -> None:

@@ -44,7 +44,7 @@ _SEARCHED_DOCS = {
     "pruning_method": "structured (removes channels), or zeroes weights: l1_unstructured, l1_global, nm_2_4",
     "pruning_ratio": "Fraction removed, in [0, 1)",
     "pruning_criterion": "What structured keeps: magnitude, lamp, taylor or bn_scale",
-    "pruning_scope": "Whether structured removes a share of every layer or of the network: layer or global",
+    "pruning_scope": "Where structured removes: layer (each alike), global (worst of all) or sensitivity (least harm)",
     "precision": "Of the ONNX file: fp32, fp16, int8_ptq or int8_qat; a list searches among them",
 }
 

@@ -8,7 +8,7 @@ from trainables.config.checks import at_default, check_epochs, check_positive, c
 
 PRUNING_METHODS = ("l1_unstructured", "structured", "l1_global", "nm_2_4")
 PRUNING_CRITERIA = ("magnitude", "lamp", "taylor", "bn_scale")
-PRUNING_SCOPES = ("layer", "global")
+PRUNING_SCOPES = ("layer", "global", "sensitivity")
 PRUNED_SHARES = ("channels", "macs", "size", "latency")
 PRECISIONS = ("fp32", "fp16", "int8_ptq", "int8_qat")
 LATENCY_RUNTIMES = ("onnxruntime_cpu", "onnxruntime_cuda", "tensorrt", "openvino")
@@ -28,7 +28,8 @@ class PruneConfig:
     """What `structured` keeps: channels of large weights (`magnitude`; `lamp` makes layers comparable), those that
     the loss needs (`taylor`), or of large BatchNorm scale (`bn_scale`)."""
     pruning_scope: str = "layer"
-    """`layer` removes the same share of every layer's channels, `global` the worst of the whole network."""
+    """`layer` removes the same share of every layer's channels, `global` the worst of the whole network; `sensitivity`
+    removes as many MACs as `layer` would, where it moves the network's answers least (measured on training images)."""
     pruning_steps: int = 1
     """`structured` only: cuts on the way to `pruning_ratio`, each followed by its share of `recovery_epochs`."""
     pruning_of: str = "channels"
@@ -72,7 +73,7 @@ class PruneConfig:
     @property
     def shape_needs_weights(self) -> bool:
         """Whether the pruned widths depend on the trained weights, so that they are unknown before training."""
-        return self.removes_channels and self.pruning_scope == "global"
+        return self.removes_channels and self.pruning_scope != "layer"
 
     def inert(self) -> frozenset[str]:
         """Settings that have no effect given the others.
@@ -93,7 +94,7 @@ class PruneConfig:
             # 2:4 always zeroes half; the default of 0.3 would be wrong in every report
             return dataclasses.replace(plain, pruning_ratio=0.5)
         # LAMP only rescales scores between layers: within one layer it ranks channels as magnitude does
-        if plain.pruning_criterion == "lamp" and plain.pruning_scope == "layer":
+        if plain.pruning_criterion == "lamp" and plain.pruning_scope != "global":
             return dataclasses.replace(plain, pruning_criterion="magnitude")
         return plain
 

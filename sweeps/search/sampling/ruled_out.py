@@ -18,8 +18,8 @@ _Family = tuple[str, ...]
 class RuledOut:
     """The shapes known to exceed a limit, grouped by what makes them comparable: network, precision and way of pruning.
 
-    Shapes whose widths depend on the trained weights (`pruning_scope` global) are left out: they are not known before
-    training.
+    Shapes whose widths depend on the trained weights (`pruning_scope` other than `layer`) are left out: they are not
+    known before training.
     """
 
     def __init__(self, base: CandidateConfig) -> None:

@@ -24,6 +24,7 @@ from trainables.stages.models.build import check_model
 from trainables.stages.models.stored import build_for
 from trainables.stages.models.weights import import_weights
 from trainables.stages.pruning.channels import check_ignored
+from trainables.stages.pruning.cuts import check_cut
 from trainables.stages.runtimes.absence import check_runtime
 from trainables.stages.workspace import Workspace
 from trainables.store.results import Store
@@ -92,6 +93,7 @@ def main(argv: list[str] | None = None) -> int:
         if weights is not None:
             model = build_for(config.teacher.teacher_model, place.dataset())
             import_weights(Path(weights), model, place.store)
+        check_cut(config.network, config.prune, place.dataset())
         if config.prune.ignored:
             check_ignored([build_for(config.network, place.dataset())], config.prune.ignored)
         record = _show(make_candidate(config.resolve(place.dataset(), device=flags.device), place))

@@ -82,8 +82,8 @@ class Chain:
     ) -> Networks:
         """Distil the student, prune and recover it; returns both networks.
 
-        Where only the trained weights tell the pruned widths (`pruning_scope` global), the first shape was an estimate
-        that refuses nobody; the trained student's own is measured, yielded and checked before it is recovered.
+        Where only the trained weights tell the pruned widths (`pruning_scope` other than `layer`), the first shape was
+        an estimate that refuses nobody; the trained student's own is measured, yielded and checked before recovery.
         """
         bench, prune = self.bench, self.bench.candidate.prune
         student = yield from self.spend(train_student(bench, teacher))

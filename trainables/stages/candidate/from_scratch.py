@@ -10,7 +10,7 @@ from trainables.records.stages import DatasetRecord, ModelRecord
 from trainables.stages.models.placement import move
 from trainables.stages.models.stored import build_for
 from trainables.stages.pruning.cuts import cut_untrained, key_parts
-from trainables.stages.pruning.zeros import masks
+from trainables.stages.pruning.methods import masks
 from trainables.stages.training.lessons import Distillation
 from trainables.stages.training.loop import recalibrate, seed_for
 from trainables.stages.training.stage import Epochs, Made, fit, obtain_model
@@ -18,7 +18,7 @@ from trainables.stages.training.student import student_loop
 from trainables.stages.workspace import Bench
 from trainables.store.results import Key, stage_key
 
-VERSION = 3
+VERSION = 4
 
 
 def scratch_key(
@@ -56,7 +56,7 @@ def train_from_scratch(
     can be compared in pairs. Never pretrained (cf. Liu et al., arXiv:1810.05270).
 
     Args:
-        plan: the champion's widths, which a `global` pruning found in its trained weights.
+        plan: the champion's widths, where its trained weights decided them.
     """
     candidate, dataset, images = bench.candidate, bench.dataset, bench.images
     key = scratch_key(candidate, dataset, teacher, channel_ratio=channel_ratio, plan=plan)

@@ -8,7 +8,7 @@ from trainables.stages.export import fake_quantize
 from trainables.stages.export.scheme import scheme_for
 from trainables.stages.models.placement import move
 from trainables.stages.models.stored import load_model
-from trainables.stages.pruning.zeros import masks
+from trainables.stages.pruning.methods import masks
 from trainables.stages.training.lessons import Distillation
 from trainables.stages.training.loop import Loop
 from trainables.stages.training.stage import Epochs, Made, fit, obtain_model

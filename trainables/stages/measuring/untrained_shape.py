@@ -25,7 +25,7 @@ from trainables.stages.pruning.cuts import cut_untrained
 from trainables.stages.workspace import Bench
 from trainables.store.results import stage_key
 
-VERSION = 4
+VERSION = 5
 BISECTIONS = 8  # 1/256 of the channels is finer than any layer
 
 
@@ -33,8 +33,8 @@ def measure_shape(bench: Bench, reference: ExportRecord, *, plan: Mapping[str, i
     """Measure latency, size and MACs of this candidate's architecture with random weights, or find them in the store.
 
     The key is the architecture and the precision. Zeroed weights change none of these numbers, so all methods that
-    zero weights share the dense student's entry. The widths that `global` scope leaves depend on the trained weights:
-    without `plan`, every layer loses the same share, which is an estimate.
+    zero weights share the dense student's entry. The widths that `global` and `sensitivity` scope leave depend on the
+    trained weights: without `plan`, every layer loses the same share, which is an estimate.
 
     Args:
         plan: the widths left by pruning, once the trained weights have decided them.

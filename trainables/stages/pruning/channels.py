@@ -2,10 +2,10 @@
 
 import copy
 import fnmatch
-import math
+import itertools
 import warnings
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,32 +14,24 @@ from torch import Tensor, nn
 from trainables.stages.models.inspection import OUT_OF_MEMORY, check_logits, evaluating
 from trainables.stages.models.torch_private import BatchNorm
 from trainables.stages.models.weights import check_reload, is_scale
+from trainables.stages.pruning.allocation import (
+    Choice,
+    Group,
+    Plan,
+    allocate,
+    allowed_widths,
+    rank_together,
+    surplus,
+    thresholds,
+)
 from trainables.stages.pruning.criteria import Batches, Score, add_gradients, scorer
+from trainables.stages.pruning.equivalence import Slice, check_equivalence
 
-# Smallest share of a layer's channels that global ranking keeps: without a floor it empties whole layers.
-LEAST_GLOBAL = 0.1
-
-Plan = Mapping[str, int]
-"""Output channels of layers by name."""
+HARM_BATCHES = 4  # of images, for `sensitivity`
 
 
 class _RefusedError(ValueError):
     """A refusal of our own, which is not wrapped as errors of the tracer are."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Group:
-    """The channels of one layer, and the coupled channels of other layers that must go with them."""
-
-    name: str
-    """Name of the layer that defines the group's width."""
-    layer: nn.Module
-    remove: Any
-    """torch-pruning's function that takes channels out of the layer."""
-    scores: Tensor
-    """One per channel; for a grouped convolution, one per channel of a convolution group."""
-    parts: int
-    """Groups of the convolution; usually 1."""
 
 
 def widths(model: nn.Module) -> dict[str, int]:
@@ -68,10 +60,11 @@ def remove_channels(
             the first.
         plan: channels to keep, by layer, instead of `ratio` and `scope`.
         ignore: patterns of the names of layers that keep all channels, those coupled with them included.
-        batches: images for the gradients of `taylor`.
+        batches: images for the gradients of `taylor` and the harms of `sensitivity`.
 
     Raises:
-        ValueError: if the architecture cannot be pruned, run or stored; the model may then be unusable.
+        ValueError: if the architecture cannot be pruned, run or stored, or the cut network would not compute what the
+            dense one does without these channels; the model may then be unusable.
     """
     _check_layers(model)
     whole = copy.deepcopy(model)  # the dense architecture, into which the store loads pruned weights
@@ -84,7 +77,9 @@ def remove_channels(
     if criterion == "taylor":
         add_gradients(model, batches or (list))
     try:
-        _cut(model, image, kept, scorer(criterion), ratio, scope, dense=dense or widths(model), plan=plan)
+        cutter = _Cutter(model, image, kept, scorer(criterion))
+        counts = cutter.count_removed(ratio, scope, dense or widths(model), plan, batches or (list))
+        removed = cutter.remove(counts)
     except (*OUT_OF_MEMORY, _RefusedError):
         raise
     except Exception as error:  # the tracer raises anything on an architecture it does not know
@@ -94,46 +89,91 @@ def remove_channels(
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)
     check_logits(model, name="after structured pruning", num_classes=num_classes, image_size=image_size)
+    check_equivalence(model, whole, removed, image_size)
     check_reload(model, whole, image_size)
 
 
-def _cut(
-    model: nn.Module,
-    image: Tensor,
-    kept: Collection[nn.Module],
-    score: Score,
-    ratio: float,
-    scope: str,
-    *,
-    dense: Plan,
-    plan: Plan | None,
-) -> None:
-    import torch_pruning  # only here: machines that only train or load need torch alone
+class _Cutter:
+    """The groups of coupled channels of one network, which can be cut together."""
 
-    with evaluating(model), torch.enable_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        graph = torch_pruning.DependencyGraph()
-        graph.build_dependency(model, example_inputs=image, unwrapped_parameters=_scales(model))
-        groups = _groups(graph, model, kept, score)
-        if not groups:
+    def __init__(self, model: nn.Module, image: Tensor, kept: Collection[nn.Module], score: Score) -> None:
+        import torch_pruning  # only here: machines that only train or load need torch alone
+
+        self._model = model
+        with evaluating(model), torch.enable_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self._graph = torch_pruning.DependencyGraph()
+            self._graph.build_dependency(model, example_inputs=image, unwrapped_parameters=_scales(model))
+            self._groups = _groups(self._graph, model, kept, score)
+        self._names = {layer: name for name, layer in model.named_modules()}
+        if not self._groups:
             raise _RefusedError(
                 "This criterion has a score for no layer of the network (bn_scale needs BatchNorm); "
                 "take pruning_criterion='magnitude'."
             )
+
+    def count_removed(self, ratio: float, scope: str, dense: Plan, plan: Plan | None, batches: Batches) -> list[int]:
+        """How many channels each group loses; of a grouped convolution, each part."""
+        groups = self._groups
         if plan is not None:
-            removed = [max(0, len(group.scores) - plan[group.name] // group.parts) for group in groups]
-        elif scope == "global":
-            removed = _rank_together(groups, ratio, dense)
-        else:
-            removed = [_surplus(group, ratio, dense[group.name]) for group in groups]
-        for group, count in zip(groups, removed, strict=True):
-            _remove(graph, group, count)
+            return [max(0, len(group.scores) - plan[group.name] // group.parts) for group in groups]
+        if scope == "global":
+            return rank_together(groups, ratio, dense)
+        at = thresholds(len(groups))
+        removed = [surplus(group, ratio, dense[group.name], one) for group, one in zip(groups, at, strict=True)]
+        return self._allocate(removed, dense, batches) if scope == "sensitivity" else removed
+
+    def remove(self, counts: Sequence[int]) -> dict[str, list[Slice]]:
+        """Remove the channels with the lowest scores; return what went, in all coupled layers, by group."""
+        chosen = [
+            (group, count) for group, count in zip(self._groups, counts, strict=True) if self._can_go(group, count)
+        ]
+        removed = {group.name: self._slices(group, count) for group, count in chosen}
+        for group, count in chosen:
+            self._coupled(group, count).prune()
+        return removed
+
+    def _allocate(self, uniform: Sequence[int], dense: Plan, batches: Batches) -> list[int]:
+        """Distribute what `uniform` removes by the harm it does to each layer."""
+        images = [pixels for pixels, _ in itertools.islice(batches(), HARM_BATCHES)]
+        if not images:
+            raise _RefusedError("pruning_scope='sensitivity' needs images to measure harm on, but got 0.")
+        choices = [
+            Choice(widths=allowed_widths(group, dense[group.name]), cut=partial(self._slices_left, group))
+            for group in self._groups
+        ]
+        most = [len(group.scores) - count for group, count in zip(self._groups, uniform, strict=True)]
+        keep = allocate(self._model, choices, images, most)
+        return [len(group.scores) - width for group, width in zip(self._groups, keep, strict=True)]
+
+    def _slices_left(self, group: Group, width: int) -> list[Slice]:
+        return self._slices(group, len(group.scores) - width)
+
+    def _slices(self, group: Group, count: int) -> list[Slice]:
+        items = [item for item in self._coupled(group, count) if item.dep.target.module in self._names]
+        return [
+            Slice(
+                layer=self._names[item.dep.target.module],
+                is_output=self._graph.is_out_channel_pruning_fn(item.dep.handler),
+                channels=tuple(int(index) for index in item.idxs),
+            )
+            for item in items
+        ]
+
+    def _can_go(self, group: Group, count: int) -> bool:
+        return count > 0 and bool(self._graph.check_pruning_group(self._coupled(group, count)))
+
+    def _coupled(self, group: Group, count: int) -> Any:
+        """torch-pruning's group of the `count` channels with the lowest scores of every part."""
+        lowest = group.scores.argsort()[:count]
+        indices = [int(index) + part * len(group.scores) for part in range(group.parts) for index in lowest]
+        return self._graph.get_pruning_group(group.layer, group.remove, sorted(indices))
 
 
-def _groups(graph: Any, model: nn.Module, kept: Collection[nn.Module], score: Score) -> list[_Group]:
+def _groups(graph: Any, model: nn.Module, kept: Collection[nn.Module], score: Score) -> list[Group]:
     """Score every group of coupled channels, those of `kept` layers excepted."""
     names = {layer: name for name, layer in model.named_modules()}
-    found: list[_Group] = []
+    found: list[Group] = []
     roots = [nn.Conv2d, nn.Linear]
     for group in graph.get_all_groups(ignored_layers=list(kept), root_module_types=roots):
         root = group[0].dep.target.module
@@ -148,7 +188,7 @@ def _groups(graph: Any, model: nn.Module, kept: Collection[nn.Module], score: Sc
             raise _RefusedError(f"The scores of layer {names[root]} must be finite, but got nan or inf.")
         # every part must lose the same channels, so their scores are averaged
         scores = scores.detach().cpu().view(parts, -1).mean(dim=0)
-        found.append(_Group(name=names[root], layer=root, remove=group[0].dep.handler, scores=scores, parts=parts))
+        found.append(Group(name=names[root], layer=root, remove=group[0].dep.handler, scores=scores, parts=parts))
     return found
 
 
@@ -175,52 +215,6 @@ def check_ignored(models: Sequence[nn.Module], patterns: Sequence[str]) -> None:
 def _parts(layer: nn.Module) -> int:
     """The number of equal parts that a grouped convolution splits its channels into; 1 for a depthwise one."""
     return layer.groups if isinstance(layer, nn.Conv2d) and 1 < layer.groups != layer.out_channels else 1
-
-
-def _surplus(group: _Group, ratio: float, dense: int) -> int:
-    """The number of channels to remove so that (1 - ratio) of the dense width is left."""
-    width = len(group.scores)
-    if group.parts > 1:  # of each part
-        return max(0, width - int(dense // group.parts * (1 - ratio)))
-    return max(0, width - rounded(dense * (1 - ratio), dense))
-
-
-def _rank_together(groups: Sequence[_Group], ratio: float, dense: Plan) -> list[int]:
-    """Rank the channels of all groups together; return how many of the lowest scores each group loses."""
-    total = sum(dense[group.name] // group.parts for group in groups)
-    budget = sum(len(group.scores) for group in groups) - round(total * (1 - ratio))
-    owner = torch.cat([torch.full((len(group.scores),), index) for index, group in enumerate(groups)])
-    order = torch.cat([group.scores for group in groups]).argsort(stable=True)
-    room = [len(group.scores) - math.ceil(LEAST_GLOBAL * dense[group.name] / group.parts) for group in groups]
-    removed = [0] * len(groups)
-    for index in owner[order].tolist():
-        if budget <= 0:
-            break
-        if removed[index] < room[index]:
-            removed[index] += 1
-            budget -= 1
-    return [
-        count if group.parts > 1 else max(0, len(group.scores) - rounded(len(group.scores) - count, dense[group.name]))
-        for group, count in zip(groups, removed, strict=True)
-    ]
-
-
-def rounded(keep: float, width: int) -> int:
-    """`keep` rounded to a multiple of 8, of 4 for layers of 16 to 31 channels, of 1 below; at least one step."""
-    # kernels process channels in vectors of 4 or 8: odd widths cost the time of the next multiple
-    step = 8 if width >= 32 else 4 if width >= 16 else 1
-    return min(width, max(step, step * math.floor(keep / step + 0.5)))
-
-
-def _remove(graph: Any, group: _Group, count: int) -> None:
-    """Remove the `count` channels with the lowest scores from every part."""
-    if count <= 0:
-        return
-    lowest = group.scores.argsort()[:count]
-    indices = [int(index) + part * len(group.scores) for part in range(group.parts) for index in lowest]
-    coupled = graph.get_pruning_group(group.layer, group.remove, sorted(indices))
-    if graph.check_pruning_group(coupled):
-        coupled.prune()
 
 
 def _check_layers(model: nn.Module) -> None:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainables.stages.models.inspection import evaluating
+from trainables.stages.models.torch_private import BatchNorm
 
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 """Labelled training images: normalised pixels (B, 3, H, W) and class indices (B)."""
@@ -22,7 +23,8 @@ def scorer(criterion: str) -> Score:
       arXiv:2301.12900);
     - `lamp`: magnitude over the sum of what would be left of the group (LAMP, arXiv:2010.07611), which makes layers
       comparable;
-    - `taylor`: sum of |w dL/dw|, the first-order change of the loss (Molchanov et al., CVPR 2019);
+    - `taylor`: the first-order change of the loss without the channel (Molchanov et al., CVPR 2019): of the gates after
+      the group's BatchNorms, |gamma dL/dgamma + beta dL/dbeta|, or without any the sum of |w dL/dw|;
     - `bn_scale`: |gamma| of the BatchNorms in the group (arXiv:1708.06519); None without one.
     """
     import torch_pruning  # only here: machines that only train or load need torch alone
@@ -31,10 +33,35 @@ def scorer(criterion: str) -> Score:
     score: Score = {
         "magnitude": lambda: known.GroupMagnitudeImportance(p=2),
         "lamp": lambda: known.LAMPImportance(p=2),
-        "taylor": lambda: known.GroupTaylorImportance(),
+        "taylor": lambda: _Taylor(known.GroupTaylorImportance()),
         "bn_scale": lambda: known.BNScaleImportance(),
     }[criterion]()
     return score
+
+
+class _Taylor:
+    """First-order change of the loss: torch-pruning's own takes weights alone."""
+
+    def __init__(self, of_weights: Score) -> None:
+        self._of_weights = of_weights
+
+    def __call__(self, group: Any) -> Tensor | None:
+        scores = self._of_weights(group)
+        if scores is None:
+            return None
+        gates = torch.zeros_like(scores)
+        found = False
+        for item in group:
+            layer = item.dep.target.module
+            if isinstance(layer, BatchNorm) and layer.affine:
+                found = True
+                change = layer.weight * _gradient(layer.weight) + layer.bias * _gradient(layer.bias)
+                gates.index_add_(0, torch.tensor(item.root_idxs).to(gates.device), change.detach()[item.idxs].abs())
+        return gates if found else scores
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
 
 def add_gradients(model: nn.Module, batches: Batches) -> None:

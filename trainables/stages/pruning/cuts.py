@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,15 @@ from trainables.stages.data.on_device import Images
 from trainables.stages.data.splits import sample_evenly
 from trainables.stages.models.build import build_model
 from trainables.stages.models.inspection import count
-from trainables.stages.models.stored import load_model
+from trainables.stages.models.stored import build_for, load_model
+from trainables.stages.pruning.allocation import Plan, step_of
 from trainables.stages.pruning.channels import widths
 from trainables.stages.pruning.criteria import Batches
 from trainables.stages.pruning.methods import Counts, PruneSummary, check_removed, compare, prune
 from trainables.stages.workspace import Bench
 from trainables.store.results import stage_key
+
+log = logging.getLogger(__name__)
 
 TAYLOR_IMAGES = 512
 TAYLOR_BATCH = 64
@@ -50,6 +54,7 @@ def cut(
     channel_ratio: float,
     dense: Mapping[str, int],
     step: int = 1,
+    plan: Mapping[str, int] | None = None,
 ) -> PruneSummary:
     """Make cut number `step` of `pruning_steps` in place; after it, `step / pruning_steps` of the ratio is gone.
 
@@ -57,6 +62,7 @@ def cut(
         config: in canonical form.
         channel_ratio: fraction of channels that `structured` removes in all cuts together.
         dense: widths of the network before the first cut.
+        plan: the widths to leave, where they are known.
     """
     return prune(
         model,
@@ -67,6 +73,7 @@ def cut(
         criterion=config.pruning_criterion,
         scope=config.pruning_scope,
         dense=dense,
+        plan=plan,
         ignore=config.ignored,
         batches=gradient_images(images, next(model.parameters()).device),
         must_remove=config.pruning_steps == 1,
@@ -85,8 +92,8 @@ def cut_untrained(
     """Give an untrained model the shape that a trained one gets; which channels go is arbitrary.
 
     If every layer loses the same share, the ratio alone decides the shape; `bn_scale` spares layers without BatchNorm.
-    For `global` scope the shape is that of the same ratio in every layer, which is only an estimate, unless `plan`
-    gives the widths left of the trained network.
+    For scopes other than `layer` the shape is that of the same ratio in every layer, which is only an estimate, unless
+    `plan` gives the widths left of the trained network.
     """
     prune(
         model,
@@ -102,6 +109,17 @@ def cut_untrained(
     )
 
 
+def check_cut(network: str, config: PruneConfig, dataset: DatasetRecord) -> None:
+    """Cut an untrained network, before anything is trained for a cut that would fail.
+
+    Raises:
+        ValueError: if `structured` cannot cut it.
+    """
+    if config.removes_channels:
+        model = build_for(network, dataset)
+        cut_untrained(model, config, dataset, channel_ratio=config.pruning_ratio, must_remove=False)
+
+
 def _whole_ratio(config: PruneConfig, channel_ratio: float) -> float:
     return channel_ratio if config.pruning_method == "structured" else config.pruning_ratio
 
@@ -109,19 +127,19 @@ def _whole_ratio(config: PruneConfig, channel_ratio: float) -> float:
 def plan_cut(bench: Bench, student: ModelRecord, *, channel_ratio: float) -> dict[str, int]:
     """Cut the trained student once and keep the widths left, or find them in the store.
 
-    For `global` scope, only the trained weights decide the widths.
+    For scopes other than `layer`, the trained weights decide the widths.
     """
     config = dataclasses.replace(bench.candidate.prune, pruning_steps=1)
     decides = {"criterion": config.pruning_criterion, "scope": config.pruning_scope, "channel_ratio": channel_ratio}
     decides |= {"prune_ignore": config.prune_ignore} if config.prune_ignore else {}
-    key = stage_key("plan", version=1, parents=[student.key], **decides)
+    key = stage_key("plan", version=2, parents=[student.key], **decides)
 
     def compute(folder: Path) -> None:
         model = load_model(student)
         before, dense = count(model, bench.dataset.image_size), widths(model)
         with bench.place.device_lock().shared():
             cut(model, config, bench.dataset, bench.images, channel_ratio=channel_ratio, dense=dense)
-        write_plan(model, before, config, bench.dataset, folder)
+        write_plan(model, before, config, bench.dataset, folder, dense=dense, channel_ratio=channel_ratio)
         write_text(folder / RECORD, to_json({"student": student.key}))
 
     return read_plan(bench.place.store.once(key, compute))
@@ -141,8 +159,19 @@ def gradient_images(images: Images, device: torch.device) -> Batches:
     return batches
 
 
-def write_plan(model: nn.Module, before: Counts, config: PruneConfig, dataset: DatasetRecord, folder: Path) -> None:
-    """Write what was achieved and the width of every layer beside the weights.
+def write_plan(
+    model: nn.Module,
+    before: Counts,
+    config: PruneConfig,
+    dataset: DatasetRecord,
+    folder: Path,
+    *,
+    dense: Mapping[str, int],
+    channel_ratio: float,
+) -> None:
+    """Write what was achieved, and the width of every layer before and after, beside the weights.
+
+    Layers that had to lose channels and kept all are named there and in the log.
 
     Raises:
         ValueError: if all cuts together removed nothing.
@@ -151,7 +180,24 @@ def write_plan(model: nn.Module, before: Counts, config: PruneConfig, dataset: D
         model, before, method=config.pruning_method, ratio=config.pruning_ratio, image_size=dataset.image_size
     )
     check_removed(summary)
-    write_text(folder / PLAN_FILE, to_json(dataclasses.asdict(summary) | {"channels": widths(model)}))
+    left = widths(model)
+    whole = _uncut(config, dense, left, channel_ratio, dataset.num_classes)
+    if whole:
+        log.warning("pruning: %.3g of every layer's channels had to go; %s kept all", channel_ratio, ", ".join(whole))
+    found = {"channels": left, "dense_channels": dict(dense), "channel_ratio": channel_ratio, "uncut": whole}
+    write_text(folder / PLAN_FILE, to_json(dataclasses.asdict(summary) | found))
+
+
+def _uncut(config: PruneConfig, dense: Plan, left: Plan, channel_ratio: float, num_classes: int) -> list[str]:
+    """Layers that had to lose at least a step of channels and lost none, the classifier and ignored ones excepted."""
+    if not config.removes_channels or config.pruning_scope != "layer" or config.ignored:
+        return []
+    classifier = [name for name, width in dense.items() if width == num_classes][-1:]
+    return [
+        name
+        for name, width in dense.items()
+        if left[name] == width and name not in classifier and width * channel_ratio >= step_of(width)
+    ]
 
 
 def read_plan(folder: Path) -> dict[str, int]:

@@ -14,15 +14,15 @@ from trainables.stages.models.placement import move
 from trainables.stages.models.stored import load_model
 from trainables.stages.models.weights import load_weights, save_weights
 from trainables.stages.pruning.channels import widths
-from trainables.stages.pruning.cuts import cut, key_parts, write_plan
-from trainables.stages.pruning.zeros import masks
+from trainables.stages.pruning.cuts import cut, key_parts, plan_cut, write_plan
+from trainables.stages.pruning.methods import masks
 from trainables.stages.training.lessons import Distillation
 from trainables.stages.training.loop import Loop, recalibrate
 from trainables.stages.training.stage import Curve, Epochs, Made, fit, obtain_model
 from trainables.stages.workspace import Bench
 from trainables.store.results import Key, stage_key
 
-VERSION = 3
+VERSION = 4
 
 
 def recovery_key(candidate: Candidate, student: ModelRecord, *, channel_ratio: float) -> Key:
@@ -55,9 +55,10 @@ def recover(bench: Bench, teacher: ModelRecord, student: ModelRecord, *, channel
     def make(folder: Path) -> Made:
         model = load_model(student)
         before = count(model, bench.dataset.image_size)
-        cuts = _Cuts(bench, Distillation.of(bench, teacher), channel_ratio, widths(model))
+        cuts = _Cuts(bench, student, Distillation.of(bench, teacher), channel_ratio, widths(model))
         curve = yield from cuts.make(model, folder)
-        write_plan(model, before, candidate.prune, bench.dataset, folder)
+        done = {"dense": cuts.dense, "channel_ratio": channel_ratio}
+        write_plan(model, before, candidate.prune, bench.dataset, folder, **done)
         return model, curve
 
     return obtain_model(bench, key, candidate.network, make)
@@ -73,6 +74,7 @@ class _Cuts:
     """The cuts of one student, each followed by its recovery epochs."""
 
     bench: Bench
+    student: ModelRecord
     lesson: Distillation
     channel_ratio: float
     dense: dict[str, int]
@@ -102,11 +104,14 @@ class _Cuts:
             return
         bench, prune = self.bench, self.bench.candidate.prune
         model.to("cpu").to(memory_format=torch.contiguous_format)
+        plan = None
+        if prune.shape_needs_weights and prune.pruning_steps == 1:  # found already, to measure the shape
+            plan = plan_cut(bench, self.student, channel_ratio=self.channel_ratio)
         with bench.place.device_lock().shared():
             if prune.pruning_criterion == "taylor":
                 model.to(bench.images.mean.device)
-            ratio = self.channel_ratio
-            cut(model, prune, bench.dataset, bench.images, channel_ratio=ratio, dense=self.dense, step=step)
+            ratio, dense = self.channel_ratio, self.dense
+            cut(model, prune, bench.dataset, bench.images, channel_ratio=ratio, dense=dense, step=step, plan=plan)
             model.to("cpu")
         if kept is not None:
             save_weights(model, kept)

@@ -1,3 +1,5 @@
+import copy
+import itertools
 from collections.abc import Iterable
 
 import pytest
@@ -5,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from trainables.stages.models.build import build_model
-from trainables.stages.pruning.channels import LEAST_GLOBAL, rounded, widths
+from trainables.stages.models.inspection import count
+from trainables.stages.pruning.allocation import LEAST_GLOBAL, rounded
+from trainables.stages.pruning.channels import widths
 from trainables.stages.pruning.criteria import add_gradients
 from trainables.stages.pruning.methods import prune
 
@@ -150,3 +154,64 @@ def test_a_plan_gives_another_networks_widths() -> None:
 def test_unknown_words(name: str, value: str) -> None:
     with pytest.raises(ValueError, match=rf"`{name}` must be one of .*, but got {name}='{value}'"):
         cut(chain(), 0.5, **{name: value})
+
+
+def test_taylor_scores_the_gates_after_batchnorm() -> None:
+    """A channel that BatchNorm barely lets through goes first, however large its convolution's weights are."""
+    model = chain()
+    with torch.no_grad():
+        model[1].weight[:32] = 1e-7
+        model[1].bias[:32] = 0
+        model[0].weight[:32] *= 100
+    let_through = model[0].weight[32:].detach().clone()
+    cut(model, 0.5, criterion="taylor", batches=batches)
+    assert torch.equal(model[0].weight, let_through)
+
+
+def test_close_ratios_are_different_networks() -> None:
+    """No layer is rounded at the same ratio as all others of its width, so that any share of the MACs can be had."""
+    dense = build_model("resnet20", num_classes=5, image_size=16)
+    _, _, all_macs = count(dense, 16)
+    shares = []
+    for ratio in (0.36, 0.38, 0.4, 0.42, 0.44):
+        model = copy.deepcopy(dense)
+        prune(model, method="structured", ratio=ratio, image_size=16, num_classes=5)
+        shares.append(count(model, 16)[2] / all_macs)
+    assert shares == sorted(set(shares), reverse=True)
+    assert max(wide - narrow for wide, narrow in itertools.pairwise(shares)) < 0.12
+
+
+@pytest.mark.parametrize("ratio", [0.25, 0.5])
+def test_exact_ratios_are_exact(ratio: float) -> None:
+    model = build_model("resnet20", num_classes=5, image_size=16)
+    before = widths(model)
+    prune(model, method="structured", ratio=ratio, image_size=16, num_classes=5)
+    after = widths(model)
+    assert all(after[name] == (1 - ratio) * before[name] for name in before if name != list(before)[-1])
+
+
+def test_sensitivity_spares_what_the_answers_need() -> None:
+    """Nobody reads most of the second convolution: it is cut, the first one is not, and as many MACs are left."""
+    model = chain()
+    with torch.no_grad():
+        model[7].weight[:, 8:] = 0
+        model[3].weight[:8] *= 10
+    uniform, sensible = copy.deepcopy(model), model
+    cut(uniform, 0.5)
+    cut(sensible, 0.5, scope="sensitivity", batches=batches)
+    assert widths(uniform) == {"0": 32, "3": 32, "7": 5}
+    assert widths(sensible) == {"0": 64, "3": 8, "7": 5}
+    assert 0.5 * count(uniform, SIZE)[2] < count(sensible, SIZE)[2] <= count(uniform, SIZE)[2]
+
+
+def test_sensitivity_leaves_the_weights_that_it_keeps_alone() -> None:
+    model = chain()
+    dense = copy.deepcopy(model)
+    cut(model, 0.3, scope="sensitivity", batches=batches)
+    rows = dense[0].weight.detach()
+    assert all(any(torch.equal(kept, row) for row in rows) for kept in model[0].weight.detach())
+
+
+def test_sensitivity_needs_images() -> None:
+    with pytest.raises(ValueError, match="'sensitivity' needs images to measure harm on, but got 0"):
+        cut(chain(), 0.5, scope="sensitivity")

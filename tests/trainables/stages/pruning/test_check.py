@@ -3,9 +3,9 @@
 import pytest
 
 from trainables.stages.models.inspection import count
+from trainables.stages.pruning import __main__ as check_module
 from trainables.stages.pruning import channels
-from trainables.stages.pruning import check as check_module
-from trainables.stages.pruning.check import WAYS, Way, check, main, table
+from trainables.stages.pruning.__main__ import WAYS, Way, check, main, table
 from trainables.stages.pruning.methods import compare
 
 
@@ -43,7 +43,7 @@ def test_a_crash_of_the_library_is_no_refusal(monkeypatch: pytest.MonkeyPatch) -
     def crash(*rest: object, **more: object) -> None:
         raise IndexError("channel 8")
 
-    monkeypatch.setattr(channels, "_cut", crash)
+    monkeypatch.setattr(channels, "_Cutter", crash)
     found = check("alexnet_small", Way(method="structured"), 0.5, check_module._dense("alexnet_small"))
     assert found.verdict == "FAILED"
     assert "cannot handle this architecture (IndexError: channel 8)" in found.text

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from trainables.stages.models.build import build_model
 from trainables.stages.models.inspection import count, evaluating
 from trainables.stages.models.weights import load_weights, save_weights
-from trainables.stages.pruning.methods import PruneSummary, prune
-from trainables.stages.pruning.zeros import masks
+from trainables.stages.pruning.methods import PruneSummary, masks, prune
 from trainables.stages.training.stage import apply_masks
 
 

@@ -1,9 +1,10 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
 
-from trainables.stages.pruning.methods import prune
-from trainables.stages.pruning.zeros import masks, zero_globally, zero_two_of_four
+from trainables.stages.pruning.methods import masks, prune, zero_globally, zero_two_of_four
 from trainables.stages.training.stage import apply_masks
 
 
@@ -82,3 +83,11 @@ def test_two_of_four_where_no_layer_has_four_inputs_is_an_error() -> None:
     model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.Flatten(), nn.Linear(2 * 49, 5))
     with pytest.raises(ValueError, match=r"method='nm_2_4' and ratio=0.5 removed nothing"):
         prune(model, method="nm_2_4", ratio=0.5, image_size=7, num_classes=5)
+
+
+@pytest.mark.parametrize("method", ["nm_2_4", "l1_unstructured", "l1_global"])
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
+def test_computed_weights_are_refused_because_they_keep_no_zeros(method: str, norm: Callable[..., nn.Module]) -> None:
+    model = nn.Sequential(norm(nn.Conv2d(3, 8, 3)), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    with pytest.raises(ValueError, match="weight of 0 is computed from others"):
+        prune(model, method=method, ratio=0.5, image_size=8, num_classes=5)
