@@ -29,7 +29,7 @@ class PruneConfig:
     the loss needs (`taylor`), or of large BatchNorm scale (`bn_scale`)."""
     pruning_scope: str = "layer"
     """`layer` removes the same share of every layer's channels, `global` the worst of the whole network; `sensitivity`
-    removes as many MACs as `layer` would, where it moves the network's answers least (measured on training images)."""
+    removes as much work as `layer` would, where it moves the network's answers least (measured on training images)."""
     pruning_steps: int = 1
     """`structured` only: cuts on the way to `pruning_ratio`, each followed by its share of `recovery_epochs`."""
     pruning_of: str = "channels"
