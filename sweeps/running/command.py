@@ -100,7 +100,10 @@ def check_networks(config: SweepConfig, dataset: DatasetRecord, weights: str | N
         cut = base.replace(pruning_method="structured", pruning_ratio=ratio).prune
         for name in names:
             if name not in MODEL_NAMES:  # those are known to be cut rightly
-                check_cut(name, cut, dataset)
+                try:
+                    check_cut(name, cut, dataset)
+                except ValueError as error:
+                    raise ValueError(f"student_model={name}: {error}") from error
 
 
 def check_limits(config: SweepConfig, dataset: DatasetRecord) -> None:

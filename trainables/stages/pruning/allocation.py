@@ -23,7 +23,7 @@ Plan = Mapping[str, int]
 # Smallest share of a layer's channels that `global` and `sensitivity` keep: without a floor they empty whole layers.
 LEAST_GLOBAL = 0.1
 GOLDEN = (5**0.5 - 1) / 2  # its multiples, modulo 1, are spread evenly however many there are
-# Work of reading a weight, in multiplications: for a single image on a CPU, Linear layers do 11 GMAC/s, convolutions 45.
+# Work of reading a weight, in multiplications: of one image on a CPU, Linear layers do 11 GMAC/s, convolutions 45.
 READING = 3
 LEVELS = 6  # widths of a layer at which harm is measured; in between it is interpolated
 

@@ -1,14 +1,34 @@
 """Networks that hand channels to other weights than a trace says are refused, with the layer's name; others are cut."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainables.config.compression import PruneConfig
+from trainables.records.stages import DatasetRecord
+from trainables.stages.candidate.__main__ import main
+from trainables.stages.models.inspection import count
 from trainables.stages.pruning.channels import widths
+from trainables.stages.pruning.cuts import write_plan
 from trainables.stages.pruning.methods import prune
 
 SIZE = 8
+IMAGES = DatasetRecord(
+    name="digits",
+    folder=Path(),
+    fingerprint="f" * 64,
+    class_names=tuple("abcde"),
+    image_size=SIZE,
+    num_train=2,
+    num_val=2,
+    num_test=2,
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+)
 
 
 class Plain(nn.Module):
@@ -109,3 +129,42 @@ def test_the_advice_helps() -> None:
     model = Flipped()
     prune(model, method="structured", ratio=0.25, image_size=SIZE, num_classes=5, ignore=["first"])
     assert widths(model) == {"first": 32, "second": 24, "head": 5}
+
+
+NETS = """
+from torch import nn
+
+class Flip(nn.Module):
+    def forward(self, x):
+        return x.flip(1)
+
+def flipped(num_classes):
+    body = [nn.Conv2d(3, 32, 3, padding=1), Flip(), nn.Conv2d(32, 32, 3, padding=1), nn.AdaptiveAvgPool2d(1)]
+    return nn.Sequential(*body, nn.Flatten(), nn.Linear(32, num_classes))
+"""
+
+
+def test_the_command_refuses_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "flipping_nets.py").write_text(NETS)
+    monkeypatch.syspath_prepend(tmp_path)
+    out, data = str(tmp_path / "runs"), str(tmp_path / "data")
+    with pytest.raises(SystemExit) as end:
+        main(["--dataset", "digits", "--student-model", "flipping_nets:flipped", "--out", out, "--data-dir", data])
+    said = capsys.readouterr().err
+    assert end.value.code == 2
+    assert said.count("\n") == 1
+    assert "the channels of 0 reach other weights" in said
+    assert "--prune-ignore '0'" in said
+    assert not (tmp_path / "runs" / "store" / "teacher").exists()
+
+
+def test_layers_that_cannot_be_cut_are_recorded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = Gated()
+    dense, before = widths(model), count(model, SIZE)
+    cut(model)
+    config = PruneConfig(pruning_ratio=0.25)
+    write_plan(model, before, config, IMAGES, tmp_path, dense=dense, channel_ratio=0.25)
+    assert json.loads((tmp_path / "pruning.json").read_text())["uncut"] == ["first"]
+    assert "0.25 of every layer's channels had to go; first kept all" in caplog.text
