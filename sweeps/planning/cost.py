@@ -37,8 +37,10 @@ class Probe:
     """BatchNorm re-estimation and validation at an epoch's end."""
     student_check_s: float
     export_s: float
+    teacher_steps: int
+    """Per epoch; the teacher does not see images without labels."""
     steps: int
-    """Per epoch."""
+    """Of a student, per epoch."""
     label_batches: int
     """Per view."""
     peak_bytes: int
@@ -132,7 +134,7 @@ def estimate(probe: Probe, config: SweepConfig, hits: Hits, *, start_s: float = 
     epoch = Range.of(probe.student_step_s) * probe.steps + probe.student_check_s
     # A trial of the same network in another precision only writes a file.
     trained = 1 / len([word for word in values_of(search.space, base, "precision") if word != "int8_qat"] or [""])
-    teacher = Range.of(probe.teacher_step_s) * probe.steps + probe.teacher_check_s
+    teacher = Range.of(probe.teacher_step_s) * probe.teacher_steps + probe.teacher_check_s
     teacher_s = teacher * base.teacher.teacher_epochs + fixed_s + 3 * alone_s / 2  # itself twice, then its file
     students = values_of(search.space, base, "student_model")
     cuts_teacher = students.count(TEACHER_ITSELF) / len(students)  # share of trials

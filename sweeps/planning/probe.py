@@ -84,7 +84,7 @@ def _time_stages(config: SweepConfig, dataset: DatasetRecord, images: tuple[Imag
     teacher = build_for(candidate.teacher.teacher_model, dataset)
     clock = _Clock(device)
     torch.set_num_threads(devices.cpus)  # the teacher trains alone, with all cores
-    trainer = Trainer(teacher, teacher_loop(candidate), few, Labels(smoothing))
+    trainer = Trainer(teacher, teacher_loop(candidate), few.labelled(), Labels(smoothing))
     teacher_steps, teacher_check = clock.steps(trainer.steps(1)), clock.time(trainer.check)
     torch.set_num_threads(devices.threads)
     lesson = LogitsAtHand(candidate.student, few, label_smoothing=smoothing)
@@ -101,14 +101,16 @@ def _time_stages(config: SweepConfig, dataset: DatasetRecord, images: tuple[Imag
         exports.append(time.perf_counter() - began)
     # validation was timed on a few images: scaled to all of them
     scale = _checked_images(whole) / _checked_images(few)
+    teacher_scale = _checked_images(whole.labelled()) / _checked_images(few.labelled())
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else _resident_bytes()
     return Probe(
         teacher_step_s=_warm(teacher_steps),
         student_step_s=tuple(student_steps),
         labels_batch_s=_warm(clock.turns),
-        teacher_check_s=teacher_check * scale,
+        teacher_check_s=teacher_check * teacher_scale,
         student_check_s=statistics.mean(checks) * scale,
         export_s=statistics.mean(exports),
+        teacher_steps=math.ceil(len(whole.labelled().train_labels) / candidate.training.batch_size),
         steps=math.ceil(len(whole.train_labels) / candidate.training.batch_size),
         label_batches=math.ceil(len(whole.train_labels) / FILL_BATCH),
         peak_bytes=peak,

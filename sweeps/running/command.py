@@ -68,12 +68,21 @@ def check(config: SweepConfig) -> None:
                     check_model(name)
         except ValueError as error:
             raise ValueError(f"{flag_name(field)}: {error}") from error
+    _check_unlabeled(config)
     check_runtime(config.search.base.measure.latency_runtime, on_gpu=config.devices.gpus > 0)
     there = torch.cuda.device_count()
     if config.devices.gpus > there and config.devices.address is None:
         raise ValueError(
             f"--gpus {config.devices.gpus}: this machine has {there}; ask for at most that, or 0 for the CPU."
         )
+
+
+def _check_unlabeled(config: SweepConfig) -> None:
+    """Refuse images without labels if no value of the space has a teacher."""
+    space, base = config.search.space, config.search.base
+    losses = values_of(space, base, "kd_loss")
+    taught = next((loss for loss in losses if loss != "none"), losses[0])
+    base.replace(kd_loss=taught, alpha=max(values_of(space, base, "alpha"))).check_unlabeled()
 
 
 def check_networks(config: SweepConfig, dataset: DatasetRecord, weights: str | None) -> None:

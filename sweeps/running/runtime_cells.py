@@ -120,7 +120,7 @@ def _images_of(record: TrialRecord, flags: argparse.Namespace) -> DataConfig:
         if public_name(flags.dataset) != row["dataset"]:
             raise ValueError(f"--dataset {flags.dataset}: the models were trained on {row['dataset']}.")
         row["dataset"] = flags.dataset
-    return DataConfig(**row)
+    return DataConfig(**row | {"unlabeled": None})  # nothing is measured on images without labels
 
 
 def _prepare_images(models: Sequence[Path], flags: argparse.Namespace) -> None:

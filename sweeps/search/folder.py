@@ -70,7 +70,9 @@ def check_identity(config: SweepConfig, dataset: DatasetRecord) -> str:
     """
     path = config.folder / IDENTITY
     # Through JSON, so that tuples and paths compare equal to what was read back.
-    mine = json.loads(to_json(config.identity() | {"images": {"fingerprint of the images": dataset.fingerprint[:16]}}))
+    images = {"fingerprint of the images": dataset.fingerprint[:16]}
+    images |= {"digest of the images without labels": dataset.unlabeled} if dataset.unlabeled else {}
+    mine = json.loads(to_json(config.identity() | {"images": images}))
     spaces = {name: distribution_to_json(values) for name, values in config.search.space.items()}
     if not path.exists():
         sweep_id = uuid.uuid4().hex
@@ -124,7 +126,7 @@ def write_sweep_json(config: SweepConfig, teacher: TrialRecord, dataset: Dataset
     """Write sweep.json, which describes the sweep; its reference point is fixed here, before the first trial."""
     path = config.folder / SWEEP_JSON
     settings = config.identity() | {"space": describe(config.search.space)}
-    settings["base"]["dataset"] = dataset.name
+    settings["base"] |= {"dataset": dataset.name, "unlabeled": dataset.unlabeled}
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
         if before["config"] != json.loads(to_json(settings)):  # the space has grown; the reference point stays
@@ -163,6 +165,8 @@ def public_words(words: Sequence[str]) -> list[str]:
                 next(given, None)
         elif flag == "--dataset" and equals:
             told.append(f"{flag}={public_name(value)}")
+        elif flag == "--unlabeled":
+            told += [flag, Path(value if equals else next(given, "")).resolve().name]
         else:
             told.append(public_name(word))
     return told

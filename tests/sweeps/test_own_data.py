@@ -68,6 +68,9 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for number in range(count):
                 mode, suffix = kinds[number % len(kinds)]
                 photo(folder / f"{number:03}-{mode}.{suffix}", brightness, mode, rng)
+    (root / "more" / "unsorted").mkdir(parents=True)
+    for number in range(30):
+        photo(root / "more" / "unsorted" / f"{number}.jpg", [*CLASSES.values()][number % 2], "RGB", rng)
     return root
 
 
@@ -78,6 +81,7 @@ def command() -> list[str]:
     settings = "--preset quick --trials 3 --teacher-epochs 3 --student-epochs 3 --recovery-epochs 1 --batch-size 16"
     settings += " --teacher-model my_package.nets:large --teacher-learning-rate 0.01 --learning-rate 0.01 --cpus 2"
     settings += " --pruning-ratio 0,0.25 --latency-seconds 0.2 --latency-max-attempts 1 --image-size 16 --name shop"
+    settings += " --unlabeled more"
     return [sys.executable, str(REPO / "sweeps" / "kd_prune.py"), *shlex.split(printed[0]), *settings.split()]
 
 
@@ -116,6 +120,16 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(
     assert len(records) == 3
     assert all(records[number]["ended"] < stopped_at for number in finished)
     assert len(children(runs)) == 3 + 1
+
+
+def test_records_name_images_without_labels_by_their_digest(runs: Path, shop: Path) -> None:
+    found = [json.loads(path.read_text()) for path in runs.glob("sweeps/shop/**/record.json")]
+    named = {row["stage"]: row["params"]["unlabeled"] for row in found if row["params"].get("alpha") != 0}
+    assert named["teacher"] is None
+    assert re.fullmatch("[0-9a-f]{16}", named["candidate"])
+    told = json.loads((runs / "sweeps" / "shop" / "sweep.json").read_text())
+    assert told["config"]["base"]["unlabeled"] == named["candidate"]
+    assert str(shop) not in json.dumps(told)
 
 
 def test_photographs_of_every_mode_and_a_users_net_go_all_the_way(runs: Path, shop: Path, capsys) -> None:

@@ -148,6 +148,10 @@ class Decoded(Protocol):
     def image_size(self) -> int:
         """Pixels per side of the networks' input."""
 
+    @property
+    def unlabeled(self) -> str | None:
+        """The digest of the images without labels; None if there are none."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CandidateConfig:
@@ -178,6 +182,12 @@ class CandidateConfig:
     def needs_training(self) -> bool:
         """False for the teacher's own network with nothing removed: its file is a candidate without any training."""
         return not (self.cuts_teacher and self.prune.pruning_ratio == 0)
+
+    @property
+    def learns_from_teacher(self) -> bool:
+        """Whether a stage trains with a soft term, the only one that images without labels have."""
+        trained = self.needs_training or self.export.precision == "int8_qat"
+        return trained and self.student.soft_weight > 0
 
     @property
     def network(self) -> str:
@@ -224,17 +234,34 @@ class CandidateConfig:
             plain = parts[name].canonical()
             changes = at_default(type(plain), self._decided_by_teacher()) | epochs
             parts[name] = dataclasses.replace(plain, **{key: changes[key] for key in changes if key in vars(plain)})
+        if not self.learns_from_teacher:
+            parts["data"] = dataclasses.replace(self.data, unlabeled=None)
         return CandidateConfig(**parts)
+
+    def check_unlabeled(self) -> None:
+        """Check that someone teaches the images without labels.
+
+        Raises:
+            ValueError: if there are such images, and no teacher.
+        """
+        if self.data.unlabeled is not None and self.student.soft_weight == 0:
+            silent = "kd_loss=none" if self.student.kd_loss == "none" else f"alpha={self.student.alpha}"
+            raise ValueError(
+                f"unlabeled={self.data.unlabeled} and {silent}: only a teacher can teach images without labels; leave"
+                " one of them out."
+            )
 
     def resolve(self, dataset: Decoded, *, device: str) -> "Candidate":
         """The candidate this configuration describes, in the canonical form that trials, keys and records use.
 
         Args:
-            dataset: the decoded images; their name contains no local path.
+            dataset: the decoded images; their name contains no local path, and a digest stands for those without
+                labels.
             device: where it trains, `cpu` or `cuda`; sets the training precision if none was requested.
         """
         parts = vars(self.canonical())
-        data = dataclasses.replace(self.data, dataset=dataset.name, image_size=dataset.image_size)
+        unlabeled = parts["data"].unlabeled and dataset.unlabeled
+        data = dataclasses.replace(self.data, dataset=dataset.name, image_size=dataset.image_size, unlabeled=unlabeled)
         return Candidate(**parts | {"data": data, "training": self.training.on(device)})
 
 
@@ -257,7 +284,7 @@ class Candidate(CandidateConfig):
         return {name: row[name] for name in row if name not in vars(self.measure)}
 
     def teacher_row(self) -> dict[str, Any]:
-        """The row of the teacher: without student and pruning settings."""
+        """The row of the teacher: without student and pruning settings, and without the images it does not see."""
         # The teacher's file is always FP32, so the candidate's export settings are reset, all but the opset.
-        row = self.flat() | vars(ExportConfig(opset=self.export.opset))
+        row = self.flat() | vars(ExportConfig(opset=self.export.opset)) | {"unlabeled": None}
         return {name: row[name] for name in row if name not in {**vars(self.student), **vars(self.prune)}}

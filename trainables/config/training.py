@@ -23,6 +23,9 @@ class DataConfig:
     """Decides which images are validation images."""
     train_limit: int | None = None
     """Images left for training after the split, stratified; None keeps all."""
+    unlabeled: str | None = None
+    """FOLDER of images without labels, at any depth, that students learn beside the training split, from the teacher
+    alone (alpha = 1); the teacher does not see them, and records name their digest."""
 
     def __post_init__(self) -> None:
         if not 0 < self.val_fraction < 1:
@@ -31,6 +34,13 @@ class DataConfig:
             raise ValueError(f"`8 <= image_size <= 1024` must hold, but got image_size={self.image_size}.")
         if self.train_limit is not None and self.train_limit < 2:
             raise ValueError(f"`train_limit >= 2` must hold, but got train_limit={self.train_limit}.")
+
+    def unlabeled_key(self) -> dict[str, str]:
+        """The part of a student's store key that its teacher's lacks: the digest of the images without labels, if any.
+
+        Only of a resolved configuration; before, there is a path in place of the digest.
+        """
+        return {} if self.unlabeled is None else {"unlabeled": self.unlabeled}
 
 
 @dataclass(frozen=True, kw_only=True)

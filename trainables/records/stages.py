@@ -27,6 +27,11 @@ class DatasetRecord:
     mean: tuple[float, float, float]
     """Per channel (R, G, B) over the training split, pixel values in [0, 1]."""
     std: tuple[float, float, float]
+    unlabeled: str | None = None
+    """Digest of the images without labels that students learn, too; None if there are none."""
+    num_unlabeled: int = 0
+    unlabeled_folder: Path | None = None
+    """Holds students_images.npy: the training images, then those without labels (uint8, N3HW)."""
 
     @property
     def num_classes(self) -> int:

@@ -1,5 +1,6 @@
 """The workspace of a node (store, data, device), and a candidate's bench in it."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,11 +61,16 @@ class Bench:
     candidate: Candidate
     dataset: DatasetRecord
     images: Images
-    """On the device of the workspace."""
+    """On the device of the workspace; those without labels are for students alone."""
     place: Workspace
 
     @classmethod
     def of(cls, candidate: Candidate, place: Workspace) -> "Bench":
         """Load the images of a workspace for one candidate."""
         dataset = place.dataset()
-        return cls(candidate=candidate, dataset=dataset, images=load_images(dataset, place.device), place=place)
+        bench = cls(candidate=candidate, dataset=dataset, images=load_images(dataset, place.device), place=place)
+        return bench.labelled() if candidate.data.unlabeled is None else bench
+
+    def labelled(self) -> "Bench":
+        """The same bench without the images that have no label."""
+        return dataclasses.replace(self, images=self.images.labelled())

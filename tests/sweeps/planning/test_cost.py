@@ -39,6 +39,7 @@ PROBE = Probe(
     teacher_check_s=5.0,
     student_check_s=2.0,
     export_s=4.0,
+    teacher_steps=10,
     steps=10,
     label_batches=2,
     peak_bytes=500,

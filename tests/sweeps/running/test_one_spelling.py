@@ -22,7 +22,7 @@ from trainables.records.encoding import to_json
 from trainables.records.trial import read_trial
 from trainables.trials.task import TrialTask
 
-IMAGES = SimpleNamespace(name="folder:photos", image_size=48)
+IMAGES = SimpleNamespace(name="folder:photos", image_size=48, unlabeled="0123456789abcdef")
 WIDE = {
     "kd_loss": ",".join(KD_LOSSES),
     "pruning_method": ",".join(PRUNING_METHODS),
@@ -35,6 +35,7 @@ BASES = [
     *(preset().search.base for preset in PRESETS.values()),
     CandidateConfig().replace(dataset="folder:/home/me/photos", kd_loss="none", temperature=2.5, qat_epochs=3),
     CandidateConfig().replace(student_model="teacher", prune_ignore="conv1", student_pretrained=True),
+    CandidateConfig().replace(unlabeled="/home/me/more"),
     CandidateConfig().replace(pruning_steps=3, pruning_ratio=0.0, calibration_images=7, crop="none"),
 ]
 

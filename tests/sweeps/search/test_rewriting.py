@@ -1,5 +1,6 @@
 """A sweep that goes on with more than it began with: wider lists and ranges, new parameters, other objectives."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,16 @@ def test_lists_and_ranges_may_grow_and_a_new_parameter_may_come(tmp_path: Path) 
     assert configs[0]["trial_number"] == 3
     assert any(config["params"]["learning_rate"] == 3e-4 for config in configs)
     assert (wider.folder / "study.journal.1").exists()
+
+
+def test_other_images_without_labels_make_another_sweep(tmp_path: Path) -> None:
+    config = sweep(tmp_path, alpha="0.5:0.9")
+    config = config.replace(base=config.search.base.replace(unlabeled="more"))
+    config.folder.mkdir(parents=True)
+    identity = check_identity(config, replace(IMAGES, unlabeled="0123"))
+    assert check_identity(config, replace(IMAGES, unlabeled="0123")) == identity
+    with pytest.raises(InputError, match="digest of the images without labels=0123, not 4567; take another --name"):
+        check_identity(config, replace(IMAGES, unlabeled="4567"))
 
 
 def test_what_was_fixed_may_be_searched(tmp_path: Path) -> None:

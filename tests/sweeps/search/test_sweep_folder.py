@@ -17,6 +17,8 @@ SCRIPT = kd_prune.__file__
         ("--storage=s3://bucket/x --alpha 0:1 --data-dir /data", "--alpha 0:1"),
         ("--dataset folder:/home/me/photos", "--dataset folder:photos"),
         ("--dataset=folder:/home/me/photos --quiet", "--dataset=folder:photos --quiet"),
+        ("--unlabeled /home/me/more --quiet", "--unlabeled more --quiet"),
+        ("--unlabeled=/home/me/more/ --quiet", "--unlabeled more --quiet"),
         ("--name 'my sweep'", "--name 'my sweep'"),
     ],
 )

@@ -18,6 +18,7 @@ from trainables.stages.pruning.cuts import key_parts
 from trainables.stages.pruning.recovery import VERSION as RECOVERY_VERSION
 from trainables.stages.pruning.recovery import recovery_key
 from trainables.stages.training.student import student_key, student_loop
+from trainables.stages.training.teacher import teacher_key
 from trainables.store.results import Key, stage_key
 
 DIGITS = SimpleNamespace(name="digits", image_size=32)
@@ -165,6 +166,39 @@ def test_the_teacher_as_the_student_takes_all_epochs_after_the_cut_and_uncut_non
     assert uncut.canonical() == uncut.replace(temperature=7.0, learning_rate=0.1, kd_loss="mse").canonical()
     quantised = uncut.replace(precision="int8_qat")  # trains on, so that its lesson counts
     assert quantised.canonical() != quantised.replace(temperature=7.0).canonical()
+
+
+def test_images_without_labels_are_inert_where_no_teacher_teaches_them() -> None:
+    config = CandidateConfig().replace(unlabeled="/home/me/more")
+    assert config.canonical().data.unlabeled == "/home/me/more"
+    uncut = {"student_model": "teacher", "pruning_ratio": 0.0}
+    for silent in ({"alpha": 0.0}, {"kd_loss": "none"}, uncut):
+        assert config.replace(**silent).canonical() == CandidateConfig().replace(**silent).canonical()
+    assert config.replace(**uncut, precision="int8_qat").canonical().data.unlabeled is not None
+
+
+def test_a_digest_of_what_is_there_stands_for_images_without_labels() -> None:
+    there = SimpleNamespace(name="digits", image_size=32, unlabeled="0123")
+    asked, plain = CandidateConfig().replace(unlabeled="/home/me/more"), CandidateConfig()
+    found = asked.resolve(there, device="cpu")
+    assert (found.data.unlabeled, found.teacher_row()["unlabeled"]) == ("0123", None)
+    assert plain.resolve(there, device="cpu").data.unlabeled is None
+    for taught in ({}, {"student_model": "teacher"}):
+        students = [config.replace(**taught).resolve(there, device="cpu") for config in (asked, plain)]
+        dense = [student_key(student, *PLACE) for student in students]
+        recovered = [recovery_key(student, PLACE[1], channel_ratio=0.3) for student in students]
+        assert dense[0] != dense[1]
+        assert (recovered[0] != recovered[1]) == bool(taught)  # a dense student's own key says it for its recovery
+        assert teacher_key(students[0], PLACE[0]) == teacher_key(students[1], PLACE[0])
+
+
+@pytest.mark.parametrize("silent", [{"kd_loss": "none"}, {"alpha": 0.0}])
+def test_images_without_labels_need_a_teacher(silent: dict[str, object]) -> None:
+    config = CandidateConfig().replace(unlabeled="more")
+    config.check_unlabeled()
+    CandidateConfig().replace(**silent).check_unlabeled()
+    with pytest.raises(ValueError, match=rf"unlabeled=more and {'='.join(map(str, *silent.items()))}: only a teacher"):
+        config.replace(**silent).check_unlabeled()
 
 
 def test_a_student_without_recovery_anneals_and_old_keys_are_those_of_one_that_does() -> None:

@@ -59,6 +59,7 @@ def _check(flags: argparse.Namespace, config: CandidateConfig) -> None:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"{flag} {folder}: cannot be written ({error.strerror}); name a folder you own.") from None
+    config.check_unlabeled()
     check_runtime(config.measure.latency_runtime, on_gpu=flags.device == "cuda")
     check_model(config.teacher.teacher_model)
     check_model(config.network)

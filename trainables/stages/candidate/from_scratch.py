@@ -36,6 +36,7 @@ def scratch_key(
         parents=[dataset.fingerprint, teacher.key],
         channel_ratio=channel_ratio,
         **({} if plan is None else {"plan": dict(plan)}),
+        **candidate.data.unlabeled_key(),
         **vars(candidate.augment),
         **vars(candidate.training),
         **vars(candidate.student),

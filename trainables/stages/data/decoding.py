@@ -56,34 +56,37 @@ def open_image(content: bytes) -> Image.Image:
     return Image.open(io.BytesIO(content))
 
 
-def decode(dataset: str, split: RawSplit, index: NDArray[np.int64], size: int, path: Path) -> NDArray[np.uint8]:
-    """Decode images `index` of a split into a new memory-mapped file (uint8, N3HW).
+def create(path: Path, count: int, size: int) -> "np.memmap[tuple[int, ...], np.dtype[np.uint8]]":
+    """Create a memory-mapped file for `count` images of `size` pixels a side (uint8, N3HW)."""
+    return np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(count, 3, size, size))
+
+
+def decode(flag: str, split: RawSplit, index: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+    """Decode images `index` of a split into `out` (uint8, N3HW), in the size that it has.
+
+    Args:
+        flag: the flag that named the images, with its value, for messages.
 
     Raises:
         ValueError: if an image cannot be read; names the image.
     """
-    out = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(len(index), 3, size, size))
 
     def decode_block(start: int) -> None:
         for position in range(start, min(start + _BLOCK, len(index))):
-            out[position] = _decode_one(dataset, split, int(index[position]), size)
+            out[position] = _decode_one(flag, split, int(index[position]), out.shape[-1])
 
     # threads, because Pillow releases the GIL while it decodes, and they share the memory map
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         list(pool.map(decode_block, range(0, len(index), _BLOCK)))
-    out.flush()
-    return out
 
 
-def _decode_one(dataset: str, split: RawSplit, i: int, size: int) -> NDArray[np.uint8]:
+def _decode_one(flag: str, split: RawSplit, i: int, size: int) -> NDArray[np.uint8]:
     try:
         with split.open(i) as image:
             return to_array(image, size)
     except READ_ERRORS as error:
         reason = " ".join(str(error).split())
-        raise ValueError(
-            f"--dataset {dataset}: cannot read image {split.names[i]} ({reason}); replace it or remove it."
-        ) from error
+        raise ValueError(f"{flag}: cannot read image {split.names[i]} ({reason}); replace it or remove it.") from error
 
 
 def to_array(image: Image.Image, size: int) -> NDArray[np.uint8]:

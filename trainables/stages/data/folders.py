@@ -1,4 +1,7 @@
-"""Read the user's own images: `folder:PATH` with train/<class>/, test/<class>/ and, optionally, val/<class>/."""
+"""Read the user's own images: `folder:PATH` with train/<class>/, test/<class>/ and, optionally, val/<class>/.
+
+And folders of images without labels, whatever lies where in them.
+"""
 
 import functools
 import hashlib
@@ -35,10 +38,29 @@ def signature(dataset: str) -> str:
 
     It is made from names, sizes and times alone: 0.5 s for 60,000 files.
     """
-    digest = hashlib.sha256(os.fsencode(folder_of(dataset)))
-    for _, files in _list_splits(dataset).values():
-        rows = [f"{file.relative}\0{file.size}\0{file.modified_ns}\0" for file in files]
-        digest.update("".join(rows).encode(errors="surrogateescape"))
+    return _sign(folder_of(dataset), [file for _, files in _list_splits(dataset).values() for file in files])
+
+
+def find_unlabeled(folder: str) -> tuple[RawSplit, str]:
+    """Return the images of `--unlabeled FOLDER`, at any depth, with labels of -1, and a digest as `signature` does.
+
+    Raises:
+        ValueError: if there is no such folder, or no image in it.
+    """
+    root, flag = Path(folder).expanduser().resolve(), f"--unlabeled {folder}"
+    if not root.is_dir():
+        raise ValueError(f"{flag}: no such folder; give an existing one with images in it, at any depth.")
+    entries = sorted(_find_images(str(root)), key=lambda entry: entry.path)
+    if not entries:
+        raise ValueError(f"{flag}: no images in it; add some or leave the flag out.")
+    files = [_stat_file(flag, root, entry, -1) for entry in entries]
+    return _make_split(files), _sign(root, files)
+
+
+def _sign(root: Path, files: list[_File]) -> str:
+    digest = hashlib.sha256(os.fsencode(root))
+    rows = [f"{file.relative}\0{file.size}\0{file.modified_ns}\0" for file in files]
+    digest.update("".join(rows).encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
@@ -85,7 +107,7 @@ def _list_split(dataset: str, root: Path, split: str) -> tuple[tuple[str, ...], 
         entries_of_class = sorted(_find_images(str(root / split / name)), key=lambda entry: entry.path)
         if not entries_of_class:
             raise _error(dataset, f"no images in {split}/{name}/; add some or remove the folder")
-        files += [_stat_file(dataset, root, entry, label) for entry in entries_of_class]
+        files += [_stat_file(f"--dataset {dataset}", root, entry, label) for entry in entries_of_class]
     return classes, files
 
 
@@ -101,12 +123,12 @@ def _find_images(folder: str) -> Iterator[os.DirEntry[str]]:
                 yield entry
 
 
-def _stat_file(dataset: str, root: Path, entry: os.DirEntry[str], label: int) -> _File:
+def _stat_file(flag: str, root: Path, entry: os.DirEntry[str], label: int) -> _File:
     relative = entry.path[len(str(root)) + 1 :]
     try:
         stat = entry.stat()
     except OSError as error:
-        raise _error(dataset, f"{relative} cannot be read ({error.strerror}); replace it or remove it") from error
+        raise ValueError(f"{flag}: {relative} cannot be read ({error.strerror}); replace it or remove it.") from error
     return _File(entry.path, relative, label, stat.st_size, stat.st_mtime_ns)
 
 

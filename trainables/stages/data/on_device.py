@@ -24,7 +24,7 @@ class Images:
     """uint8 [N, 3, H, W], streamed from the memory map if they do not fit on the GPU. They have their own size if the
     networks take larger images: `Views` resizes them on the device."""
     train_labels: Tensor
-    """int64 [N]."""
+    """int64 [N]; -1 for an image without a label."""
     val_images: Tensor | Streamed
     """uint8 [N, 3, image_size, image_size]."""
     val_labels: Tensor
@@ -32,16 +32,26 @@ class Images:
     """float32 [1, 3, 1, 1], of pixel values in [0, 1]."""
     std: Tensor
     num_classes: int
+    unlabeled: int = 0
+    """How many of the training images, the last ones, have no label."""
 
     @property
     def image_size(self) -> int:
         """Pixels of a side of the networks' input."""
         return self.val_images.shape[-1]
 
+    def labelled(self) -> "Images":
+        """Return the images without those that have no label."""
+        if not self.unlabeled:
+            return self
+        return self.take_first(len(self.train_labels) - self.unlabeled, len(self.val_labels))
+
     def take_first(self, train: int, val: int) -> "Images":
         """Return the first images of both splits, on the same device or streamed alike."""
+        left_out = max(0, len(self.train_labels) - train)
         return dataclasses.replace(
             self,
+            unlabeled=max(0, self.unlabeled - left_out),
             train_images=_take_first(self.train_images, train),
             train_labels=self.train_labels[:train],
             val_images=_take_first(self.val_images, val),
@@ -56,14 +66,14 @@ class Images:
 
 @functools.lru_cache(maxsize=1)  # a process that runs many trials loads its data once
 def load_images(dataset: DatasetRecord, device: str) -> Images:
-    """Load the training and the validation split as uint8.
+    """Load the training split, images without labels included, and the validation split as uint8.
 
     On a CPU they stay memory-mapped, so that processes share them. On a GPU each is copied there if it fits, and
     streamed from the memory map if not.
     """
     images: dict[str, Tensor | Streamed] = {}
     labels: dict[str, Tensor] = {}
-    arrays = {split: prepared.load(dataset, split) for split in ("val", "train")}
+    arrays = {"val": prepared.load(dataset, "val"), "train": prepared.load_for_students(dataset)}
     for split, (mapped, classes) in sorted(arrays.items(), key=lambda item: item[1][0].nbytes):  # the smaller first
         with warnings.catch_warnings():  # the arrays are read-only on purpose, and nothing here writes to them
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -76,6 +86,7 @@ def load_images(dataset: DatasetRecord, device: str) -> Images:
         mean=torch.tensor(dataset.mean, device=device).view(1, 3, 1, 1),
         std=torch.tensor(dataset.std, device=device).view(1, 3, 1, 1),
         num_classes=dataset.num_classes,
+        unlabeled=dataset.num_unlabeled,
     )
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,14 @@ from trainables.locks import file_lock
 from trainables.records import encoding
 from trainables.records.stages import DatasetRecord
 from trainables.stages.data import folders
-from trainables.stages.data.decoding import RawDataset, RawSplit, decode
+from trainables.stages.data.decoding import RawDataset, RawSplit, create, decode
 from trainables.stages.data.readers import OWN_SIZE, Reader, find_reader
 from trainables.stages.data.splits import cut_validation, limit_training
 
 DECODER_VERSION = 1  # to be incremented when the same files would decode to other pixels or another split
 _RECORD = "dataset.json"
+_STUDENTS_IMAGES = "students_images.npy"
+_OF_UNLABELED = ("unlabeled", "num_unlabeled", "unlabeled_folder")  # fields that are no part of `_RECORD`
 _prepared: dict[tuple[DataConfig, Path], DatasetRecord] = {}
 _CHUNK = 4096  # images per step of the statistics: bounds their memory on any data set
 _Triple = tuple[float, float, float]
@@ -40,18 +43,19 @@ def prepare(config: DataConfig, data_dir: Path) -> DatasetRecord:
     if config.split_seed < 0:
         raise ValueError(f"--split-seed {config.split_seed}: must be 0 or more.")
     data_dir = data_dir.resolve()
-    folder = data_dir / "decoded" / _digest(config)
-    if not (folder / _RECORD).exists():
-        with file_lock(folder.with_name(f"{folder.name}.lock")):
-            if not (folder / _RECORD).exists():
-                _decode(config, reader, data_dir, folder)
-    return _read_record(folder)
+    labelled = dataclasses.replace(config, unlabeled=None)
+    folder = data_dir / "decoded" / _digest(labelled)
+    _make_once(folder, lambda part: _decode(labelled, reader, data_dir, part))
+    record = _read_record(folder)
+    return record if config.unlabeled is None else _add_unlabeled(record, config.unlabeled)
 
 
 def prepare_once(config: DataConfig, data_dir: Path) -> DatasetRecord:
     """Call `prepare` once per process: trials of a sweep share the images, and checking 60,000 files takes a second."""
     key = (config, data_dir.resolve())
-    if key not in _prepared or not (_prepared[key].folder / _RECORD).exists():
+    there = _prepared.get(key)
+    folders_of = () if there is None else (there.folder, there.unlabeled_folder or there.folder)
+    if not folders_of or not all((folder / _RECORD).exists() for folder in folders_of):
         _prepared[key] = prepare(config, data_dir)
     return _prepared[key]
 
@@ -65,6 +69,18 @@ def load(record: DatasetRecord, split: str) -> tuple[NDArray[np.uint8], NDArray[
     if split not in ("train", "val", "test"):
         raise ValueError(f"`split` must be one of train, val, test, but got {split!r}.")
     return _open(record.folder, split)
+
+
+def load_for_students(record: DatasetRecord) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Load what students learn: the training split as `load` gives it, then the images without labels, theirs being -1.
+
+    The images are memory-mapped and read-only.
+    """
+    images, labels = load(record, "train")
+    if record.unlabeled_folder is None:
+        return images, labels
+    images = np.load(record.unlabeled_folder / _STUDENTS_IMAGES, mmap_mode="r")
+    return images, np.concatenate([labels, np.full(record.num_unlabeled, -1)])
 
 
 def public_name(dataset: str) -> str:
@@ -83,6 +99,7 @@ def _digest(config: DataConfig) -> str:
     is_folder = config.dataset.startswith(folders.PREFIX)
     source = folders.signature(config.dataset) if is_folder else config.dataset
     key = dataclasses.asdict(config) | {"dataset": source, "version": DECODER_VERSION}
+    del key["unlabeled"]  # decoded apart: with and without them, the labelled images are the same
     key |= {"train_size": OWN_SIZE[config.dataset]} if _is_enlarged(config) else {}
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -91,22 +108,58 @@ def _is_enlarged(config: DataConfig) -> bool:
     return config.dataset in OWN_SIZE and (config.image_size or 0) > OWN_SIZE[config.dataset]
 
 
-def _decode(config: DataConfig, reader: Reader, data_dir: Path, folder: Path) -> None:
+def _make_once(folder: Path, make: Callable[[Path], None]) -> None:
+    """Make a folder with a record in it unless it is there: in one process, under another name until it is complete."""
+    if (folder / _RECORD).exists():
+        return
+    with file_lock(folder.with_name(f"{folder.name}.lock")):
+        if (folder / _RECORD).exists():
+            return
+        part = folder.with_name(f"{folder.name}.part")
+        shutil.rmtree(part, ignore_errors=True)  # left by a killed process: no other one can hold the lock now
+        part.mkdir()
+        try:
+            make(part)
+            part.rename(folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def _decode(config: DataConfig, reader: Reader, data_dir: Path, part: Path) -> None:
     raw = reader(config, data_dir)
-    part = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)  # left by a killed process: no other one can hold the lock now
-    part.mkdir()
-    try:
-        for name, (split, index) in _split(config, raw).items():
-            size = OWN_SIZE[config.dataset] if name == "train" and _is_enlarged(config) else raw.image_size
-            decode(config.dataset, split, index, size, part / f"{name}_images.npy")
-            np.save(part / f"{name}_labels.npy", split.labels[index])
-        record = dataclasses.asdict(_describe(config, raw, part))
-        del record["folder"]  # the data directory may move
-        write_text(part / _RECORD, json.dumps(record, indent=1))
-        part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    for name, (split, index) in _split(config, raw).items():
+        size = OWN_SIZE[config.dataset] if name == "train" and _is_enlarged(config) else raw.image_size
+        images = create(part / f"{name}_images.npy", len(index), size)
+        decode(f"--dataset {config.dataset}", split, index, images)
+        images.flush()
+        np.save(part / f"{name}_labels.npy", split.labels[index])
+    record = dataclasses.asdict(_describe(config, raw, part))
+    for name in ("folder", *_OF_UNLABELED):  # the data directory may move
+        del record[name]
+    write_text(part / _RECORD, json.dumps(record, indent=1))
+
+
+def _add_unlabeled(record: DatasetRecord, source: str) -> DatasetRecord:
+    """Add the images without labels of a folder, decoded as the training images are; one array holds them all."""
+    split, signature = folders.find_unlabeled(source)
+    text = json.dumps([record.folder.name, signature, DECODER_VERSION])
+    folder = record.folder.with_name(hashlib.sha256(text.encode()).hexdigest()[:32])
+
+    def make(part: Path) -> None:
+        labelled, _ = load(record, "train")
+        count, size = len(split.labels), labelled.shape[-1]
+        images = create(part / _STUDENTS_IMAGES, len(labelled) + count, size)
+        images[: len(labelled)] = labelled
+        decode(f"--unlabeled {source}", split, np.arange(count), images[len(labelled) :])
+        images.flush()
+        digest = hashlib.sha256(f"{count} {size}".encode())
+        digest.update(images[len(labelled) :].data)
+        row = {"unlabeled": digest.hexdigest()[:16], "num_unlabeled": count}
+        write_text(part / _RECORD, json.dumps(row, indent=1))
+
+    _make_once(folder, make)
+    row = encoding.read_json(folder / _RECORD)
+    return dataclasses.replace(record, **row, unlabeled_folder=folder)
 
 
 def _split(config: DataConfig, raw: RawDataset) -> dict[str, tuple[RawSplit, NDArray[np.int64]]]:

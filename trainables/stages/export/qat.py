@@ -27,6 +27,7 @@ def qat_key(candidate: Candidate, model: ModelRecord) -> Key:
         version=VERSION,
         parents=[model.key],
         qat_epochs=candidate.export.qat_epochs,
+        **candidate.data.unlabeled_key(),
         **vars(scheme_for(candidate.measure.latency_runtime)),
     )
 

@@ -146,7 +146,8 @@ def plan_cut(bench: Bench, student: ModelRecord, *, channel_ratio: float) -> dic
 
 
 def gradient_images(images: Images, device: torch.device) -> Batches:
-    """Up to 512 training images without augmentation, evenly spread over the split; the same for all trials."""
+    """Up to 512 labelled training images without augmentation, evenly spread; the same for all trials."""
+    images = images.labelled()
 
     def batches() -> Iterable[tuple[Tensor, Tensor]]:
         picks = torch.from_numpy(sample_evenly(len(images.train_labels), TAYLOR_IMAGES))

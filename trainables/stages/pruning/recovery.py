@@ -28,7 +28,12 @@ VERSION = 4
 def recovery_key(candidate: Candidate, student: ModelRecord, *, channel_ratio: float) -> Key:
     """The store key of this candidate's pruned and recovered student."""
     # the key of a student says how it is taught; the teacher's does not, when it is the student
-    taught = {**vars(candidate.augment), **vars(candidate.training), **vars(candidate.student)}
+    taught = {
+        **candidate.data.unlabeled_key(),
+        **vars(candidate.augment),
+        **vars(candidate.training),
+        **vars(candidate.student),
+    }
     return stage_key(
         "recovery",
         version=VERSION,

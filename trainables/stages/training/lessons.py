@@ -23,7 +23,7 @@ class Labels:
 
     def __call__(self, logits_BC: Tensor, batch: Batch) -> Tensor:
         """The cross-entropy in nats."""
-        return hard_term(logits_BC, batch.target, label_smoothing=self._label_smoothing)
+        return hard_term(logits_BC, batch.target, label_smoothing=self._label_smoothing, labelled_B=batch.labelled)
 
 
 class LogitsAtHand:
@@ -44,8 +44,7 @@ class LogitsAtHand:
     def __call__(self, logits_BC: Tensor, batch: Batch) -> Tensor:
         """The loss in nats."""
         teacher_BC = self.logits_NC[batch.index].float()
-        smoothing = self._label_smoothing
-        return distillation_loss(logits_BC, teacher_BC, batch.target, settings=self._student, label_smoothing=smoothing)
+        return _taught(logits_BC, teacher_BC, batch, self._student, self._label_smoothing)
 
 
 class Distillation:
@@ -68,6 +67,17 @@ class Distillation:
         """The loss in nats."""
         student, label_smoothing = self._candidate.student, self._candidate.training.label_smoothing
         if student.soft_weight == 0:  # equals distillation_loss, without running a teacher
-            return hard_term(logits_BC, batch.target, label_smoothing=label_smoothing)
+            return hard_term(logits_BC, batch.target, label_smoothing=label_smoothing, labelled_B=batch.labelled)
         teacher_BC = self._soft_labels(batch.view, batch.index)
-        return distillation_loss(logits_BC, teacher_BC, batch.target, settings=student, label_smoothing=label_smoothing)
+        return _taught(logits_BC, teacher_BC, batch, student, label_smoothing)
+
+
+def _taught(logits_BC: Tensor, teacher_BC: Tensor, batch: Batch, student: StudentConfig, smoothing: float) -> Tensor:
+    return distillation_loss(
+        logits_BC,
+        teacher_BC,
+        batch.target,
+        settings=student,
+        label_smoothing=smoothing,
+        labelled_B=batch.labelled,
+    )

@@ -45,7 +45,9 @@ class Batch:
     pixels: Tensor
     """float32 [B, 3, H, W] in [0, 1]."""
     target: Tensor
-    """Class indices [B], or probabilities [B, C] under Mixup."""
+    """Class indices [B], or probabilities [B, C] under Mixup; means nothing where there is no label."""
+    labelled: Tensor | None = None
+    """Which samples have a label, bool [B]; None if all have."""
 
 
 Turn = Callable[[], AbstractContextManager[None]]
@@ -166,14 +168,15 @@ class Trainer:
     def learn(self, epoch: int) -> tuple[float, float]:
         """Train for one pass over the training split; return mean loss in nats and accuracy on the augmented images.
 
-        Waits for a GPU only once, at the end.
+        The accuracy is that of images with a label. Waits for a GPU only once, at the end.
         """
-        total_loss = torch.zeros((), device=self._device)
-        correct = torch.zeros((), device=self._device)
+        total_loss, correct, labelled = (torch.zeros((), device=self._device) for _ in range(3))
         count = 0
         for index, value, logits_BC in self.steps(epoch):
             total_loss += value * len(index)
-            correct += (logits_BC.argmax(1) == self._images.train_labels[index]).sum()
+            labels = self._images.train_labels[index]
+            correct += (logits_BC.argmax(1) == labels).sum()
+            labelled += (labels >= 0).sum()
             count += len(index)
         with self._turn():  # the GPU is still computing
             mean_loss = total_loss.item() / count
@@ -182,7 +185,7 @@ class Trainer:
                 f"training diverged: {self._loop.stage} loss is {mean_loss} in epoch {epoch} at learning rate"
                 f" {self._loop.learning_rate}."
             )
-        return mean_loss, correct.item() / count
+        return mean_loss, correct.item() / max(labelled.item(), 1)
 
     def steps(self, epoch: int) -> Generator[tuple[Tensor, Tensor, Tensor], None, None]:
         """Train for one pass; yield samples [B], loss and logits [B, C] of each step, detached and on the device.
@@ -205,7 +208,8 @@ class Trainer:
                     group["lr"] = learning_rate(loop, (epoch - 1 + (step + 1) / len(batches)) / loop.epochs)
                 index = host_index.to(self._device, non_blocking=True)
                 pixels = seen.batch(images.train_images, host_index)
-                batch = Batch(index=index, view=view, pixels=pixels, target=_target(seen, index, images))
+                target, labelled = views.targets(seen, images, index)
+                batch = Batch(index=index, view=view, pixels=pixels, target=target, labelled=labelled)
                 yield (index, *self._step(batch))
 
     def _step(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -287,14 +291,3 @@ def _batches(loop: Loop, images: Images, epoch: int) -> list[Tensor]:
     order = draws.batch_order(seed_for(loop.training.seed, loop.stage), epoch, len(images.train_labels))
     # BatchNorm cannot train on a single image
     return [part for part in order.split(loop.training.batch_size) if len(part) > 1]
-
-
-def _target(seen: views.Views, index: Tensor, images: Images) -> Tensor:
-    """Class indices [B], or under Mixup the two labels' shares as probabilities [B, C]."""
-    labels = images.train_labels[index]
-    if seen.config.mixup_alpha is None:
-        return labels
-    partner, share = seen.partners(index)
-    one_hot = F.one_hot(labels, images.num_classes).float()
-    other = F.one_hot(images.train_labels[partner], images.num_classes).float()
-    return share[:, None] * one_hot + (1 - share[:, None]) * other

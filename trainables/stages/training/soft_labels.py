@@ -44,6 +44,7 @@ def soft_labels_key(candidate: Candidate, dataset: DatasetRecord, teacher: Model
         view=view,
         train_precision=candidate.training.train_precision,
         deterministic=candidate.training.deterministic,
+        **candidate.data.unlabeled_key(),
         **vars(candidate.augment),
     )
 
@@ -108,6 +109,8 @@ def logits_of(
     turn: Turn = nullcontext,
 ) -> Tensor:
     """Run a network in evaluation mode over one view of all training images: float16 logits [N, C] on their device.
+
+    With those that have no label.
 
     Args:
         turn: entered around every batch.

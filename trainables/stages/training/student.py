@@ -24,6 +24,7 @@ def student_key(candidate: Candidate, dataset: DatasetRecord, teacher: ModelReco
         version=VERSION,
         model_source=source_digest(candidate.student.student_model),
         parents=[dataset.fingerprint, teacher.key],
+        **candidate.data.unlabeled_key(),
         **vars(candidate.augment),
         **vars(candidate.training),
         **{name: value for name, value in vars(candidate.student).items() if (name, value) != ("student_anneal", True)},

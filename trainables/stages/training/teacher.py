@@ -46,7 +46,7 @@ def train_teacher(bench: Bench) -> Epochs:
         if own.teacher_weights is not None:
             load_weights(model, find_weights(own.teacher_weights, bench.place.store))
         lesson = Labels(own.teacher_label_smoothing)
-        return model, (yield from fit(bench, model, teacher_loop(candidate), lesson, folder))
+        return model, (yield from fit(bench.labelled(), model, teacher_loop(candidate), lesson, folder))
 
     return obtain_model(bench, teacher_key(candidate, bench.dataset), own.teacher_model, make)
 

@@ -3,10 +3,18 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
 
+from trainables.config.candidate import CandidateConfig
 from trainables.stages.candidate.__main__ import main
 from trainables.stages.measuring.untrained_shape import BISECTIONS, solve
+from trainables.stages.training.teacher import train_teacher
+from trainables.stages.workspace import Bench, Workspace
+from trainables.store.results import Store
 
 TINY = [  # one attempt: two workers of CI disturb each other, and no test here asks for an undisturbed latency
     *["--latency-max-attempts", "1"],
@@ -79,6 +87,62 @@ def test_the_teacher_is_a_student_without_epochs_of_its_own_and_uncut_without_an
     assert {**other, "reused_time_s": 0.0} == {**small, "reused_time_s": 0.0}
     _, told = run([*itself, "--pruning-ratio", "0.5", "--temperature", "5"], capsys)
     assert len(told.splitlines()) == 3  # another lesson is another network
+
+
+def make_unlabeled(folder: Path) -> None:
+    """40 digits as files."""
+    for i, image in enumerate(load_digits().images[:40]):
+        Image.fromarray((image * 15).astype(np.uint8)).save(folder / f"{i}.png")
+
+
+def test_the_teacher_is_the_same_with_images_without_labels_and_where_nobody_teaches_there_are_none(
+    tmp_path: Path,
+) -> None:
+    make_unlabeled(tmp_path)
+    quick = {"train_limit": 120, "teacher_model": "alexnet", "teacher_epochs": 1, "crop_padding": 2}
+    teachers = []
+    for name, more in (("without", {}), ("with", {"unlabeled": str(tmp_path)})):
+        config = CandidateConfig().replace(dataset="digits", **quick, **more)
+        place = Workspace(
+            store=Store(tmp_path / name),
+            data=config.data,
+            data_dir=tmp_path / "data",
+            device="cpu",
+            threads=1,
+            lock_dir=tmp_path / name,
+        )
+        bench, silent = (
+            Bench.of(one.resolve(place.dataset(), device="cpu"), place) for one in (config, config.replace(alpha=0.0))
+        )
+        assert (bench.images.unlabeled, silent.images.unlabeled) == (40 if more else 0, 0)
+        epochs = train_teacher(bench)
+        next(epochs)
+        with pytest.raises(StopIteration) as end:
+            next(epochs)
+        teachers.append(end.value.value)
+    assert teachers[0].key == teachers[1].key
+    one, other = (torch.load(teacher.folder / "weights.pt", weights_only=True) for teacher in teachers)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_images_without_labels_are_for_students_in_all_their_stages_and_not_for_the_teacher(
+    folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_unlabeled(tmp_path)
+    plain = [*TINY, *folders, "--pruning-ratio", "0.5"]
+    words = [*plain, "--unlabeled", str(tmp_path)]
+    run(plain, capsys)  # trains the teacher, if this test comes first
+    store = Path(folders[1]) / "store"
+    banks = set(store.glob("soft_labels/*/logits.npy"))
+    for more, stages in (
+        (["--precision", "int8_qat"], ["shape", "student", "recovery", "qat"]),
+        (["--student-model", "teacher"], ["shape", "recovery", "recovery"]),
+    ):
+        _, told = run([*words, *more], capsys)
+        assert [line.split()[0] for line in told.splitlines()] == stages
+    new = set(store.glob("soft_labels/*/logits.npy")) - banks
+    assert {len(np.load(file)) for file in new} == {120 + 40}
+    assert len(new) == 3  # a view each for student, recovery and qat; the teacher as the student has the first two
 
 
 @pytest.mark.parametrize(("what", "metric"), [("macs", "macs"), ("size", "size_bytes")])
@@ -174,6 +238,8 @@ def test_cuts_in_steps_and_over_the_whole_network(folders: list[str], capsys: py
         (["--device", "tpu"], "tpu"),
         (["--student-model", "alexnet_smal"], "alexnet_small"),
         (["--dataset", "digit"], "--dataset digit"),
+        (["--unlabeled", "nowhere"], "--unlabeled nowhere: no such folder"),
+        (["--unlabeled", "nowhere", "--kd-loss", "none"], "--unlabeled nowhere and --kd-loss none: only a teacher"),
         (["--pruning-of", "weight"], "--pruning-of 'weight'"),
         (["--latency-runtime", "onnx"], "--latency-runtime 'onnx'"),
         (["--latency-runtime", "tensorrt"], "--latency-runtime tensorrt: "),

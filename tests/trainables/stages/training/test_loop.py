@@ -101,6 +101,17 @@ def test_2_and_2_epochs_resumed_equal_4_bit_for_bit(
     ]
 
 
+def test_accuracy_in_training_is_that_of_images_with_a_label(images: Images, tmp_path: Path) -> None:
+    """A network that calls everything class 0 is right about all of them, whatever those without a label show."""
+    zeros = torch.zeros(40, dtype=torch.int64)
+    some = dataclasses.replace(images, train_labels=torch.cat([zeros, zeros[:24] - 1]), unlabeled=24)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, CLASSES))
+    nn.init.zeros_(model[1].weight)
+    nn.init.zeros_(model[1].bias)
+    (record,) = run(model, some, tmp_path, loop=dataclasses.replace(loop(1), learning_rate=1e-9))
+    assert record.train_accuracy == 1
+
+
 @pytest.mark.parametrize(
     ("optimizer", "step"), [("sgd", 0.1 * 1.9 * (0.5 + 0.2 * 2.0)), ("adamw", 0.1 * (1 + 0.2 * 2.0))]
 )

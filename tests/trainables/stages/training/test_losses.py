@@ -288,3 +288,56 @@ def test_half_precision_logits_are_computed_in_float32() -> None:
     full = soft_term(a, b, temperature=16.0)
     assert soft_term(a.half(), b.half(), temperature=16.0).dtype == torch.float32
     torch.testing.assert_close(soft_term(a.half(), b.half(), temperature=16.0), full, rtol=2e-2, atol=1e-3)
+
+
+LABELLED = torch.tensor([True, False, True, False, False, True])
+
+
+def gradient(target: torch.Tensor, settings_: StudentConfig, labelled: torch.Tensor | None) -> torch.Tensor:
+    """Of each sample's logits."""
+    student = logits(0).requires_grad_()
+    loss = distillation_loss(student, logits(1), target, settings=settings_, label_smoothing=0.1, labelled_B=labelled)
+    return torch.autograd.grad(loss, student)[0]
+
+
+@pytest.mark.parametrize("target", [LABELS, MIXED], ids=["labels", "mixup"])
+@pytest.mark.parametrize("name", [name for name in SOFT_TERMS if name != "dist"])
+def test_a_sample_without_a_label_learns_as_at_alpha_1_and_its_neighbours_as_ever(
+    name: str, target: torch.Tensor
+) -> None:
+    """But for dist, whose intra term compares the samples of a batch. dkd's target is then the teacher's class."""
+    found = gradient(target, config(name, alpha=0.4), LABELLED)
+    from_teacher = gradient(logits(1).argmax(1), config(name, alpha=1.0), None)
+    torch.testing.assert_close(found[~LABELLED], from_teacher[~LABELLED])
+    torch.testing.assert_close(found[LABELLED], gradient(target, config(name, alpha=0.4), None)[LABELLED])
+
+
+@pytest.mark.parametrize("target", [LABELS, MIXED], ids=["labels", "mixup"])
+@pytest.mark.parametrize("name", SOFT_TERMS)
+def test_a_batch_without_labels_is_alpha_1_and_one_with_all_of_them_the_plain_loss(
+    name: str, target: torch.Tensor
+) -> None:
+    settings_ = config(name, alpha=0.4)
+    nobody, all_ = torch.zeros(6, dtype=torch.bool), torch.ones(6, dtype=torch.bool)
+    from_teacher = gradient(logits(1).argmax(1), config(name, alpha=1.0), None)
+    torch.testing.assert_close(gradient(target, settings_, nobody), from_teacher)
+    torch.testing.assert_close(gradient(target, settings_, all_), gradient(target, settings_, None))
+
+
+@pytest.mark.parametrize("name", SOFT_TERMS)
+def test_what_stands_in_place_of_a_missing_label_is_not_read(name: str) -> None:
+    other = torch.where(LABELLED, LABELS, (LABELS + 1) % 4)
+    settings_ = config(name, alpha=0.4)
+    assert torch.equal(gradient(LABELS, settings_, LABELLED), gradient(other, settings_, LABELLED))
+
+
+def test_the_intra_term_of_dist_has_the_mean_weight_of_its_samples() -> None:
+    """inter is weighed by sample: what is left of the loss beside it and the labels is intra."""
+    student, teacher, weight = F.softmax(logits(0), 1).numpy(), F.softmax(logits(1), 1).numpy(), np.full(6, 0.4)
+    weight[~LABELLED.numpy()] = 1
+    inter = np.mean([w * (1 - np.corrcoef(s, t)[0, 1]) for s, t, w in zip(student, teacher, weight, strict=True)])
+    intra = np.mean([1 - np.corrcoef(s, t)[0, 1] for s, t in zip(student.T, teacher.T, strict=True)])
+    found = SOFT_TERMS["dist"](
+        logits(0), logits(1), LABELS, settings=config("dist", temperature=1.0), weight_B=torch.tensor(weight)
+    )
+    assert found.item() == pytest.approx(inter + weight.mean() * intra, rel=1e-5)

@@ -4,17 +4,20 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from trainables.config.candidate import AugmentConfig, CandidateConfig
 from trainables.records.stages import DatasetRecord, ModelRecord, read_model
 from trainables.stages.data import prepared
-from trainables.stages.data.augment.views import Views
+from trainables.stages.data.augment.views import Views, make_views, targets
 from trainables.stages.data.on_device import Images, load_images
 from trainables.stages.models.stored import build_for, load_model, write_model
 from trainables.stages.training.lessons import Distillation
 from trainables.stages.training.loop import Batch, Loop, Turn, train
+from trainables.stages.training.losses import kd
 from trainables.stages.training.soft_labels import SoftLabels
 from trainables.stages.workspace import Bench, Workspace
 from trainables.store.results import Key, Store
@@ -227,3 +230,35 @@ def test_alpha_0_asks_no_teacher(dataset: DatasetRecord, images: Images, teacher
     lesson = Distillation(soft._bench.candidate, soft)
     lesson.open(0, nullcontext)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("augment", ["crop", "mixup"])
+def test_images_without_labels_are_taught_by_the_bank_alone(
+    teacher: ModelRecord, dataset: DatasetRecord, tmp_path: Path, augment: str
+) -> None:
+    """Real logits of the same pixels, and the gradient of alpha = 1 at a student of alpha = 0.7."""
+    rng = np.random.default_rng(0)
+    for i in range(7):
+        Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
+    data = CandidateConfig().replace(dataset="digits", train_limit=100, unlabeled=str(tmp_path)).data
+    both = prepared.prepare(data, dataset.folder.parents[1])
+    images = load_images(both, "cpu")
+    settings = {**vars(AUGMENTS[augment]), "unlabeled": "more"}
+    bank = bank_of(SoftLabels, teacher, both, images, Store(tmp_path / "store"), **settings)
+    bank.open(0, nullcontext)
+
+    index, views = torch.tensor([3, 102, 106]), make_views(images, AUGMENTS[augment], epoch=0)
+    pixels = views.batch(images.train_images, index)
+    with torch.no_grad():
+        expected = load_model(teacher).eval()(images.normalise(pixels))
+    torch.testing.assert_close(bank(0, index), expected, rtol=1e-2, atol=1e-2)
+
+    logits, candidate = torch.zeros(3, 10, requires_grad=True), bank._bench.candidate
+    target, labelled = targets(views, images, index)
+    batch = Batch(index=index, view=0, pixels=pixels, target=target, labelled=labelled)
+    (found,) = torch.autograd.grad(Distillation(candidate, bank)(logits, batch), logits)
+    (alone,) = torch.autograd.grad(kd(logits, bank(0, index), target, settings=candidate.student), logits)
+    torch.testing.assert_close(found[1:], alone[1:])
+    assert not torch.allclose(found[0], alone[0])
+    plain = bank_of(SoftLabels, teacher, dataset, load_images(dataset, "cpu"), Store(tmp_path / "store"))
+    assert plain._key(0) != bank._key(0)

@@ -25,8 +25,13 @@ def _make_generator(seed: int, epoch: int, stream: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=key))
 
 
-def draw_epoch(config: AugmentConfig, n: int, epoch: int, size: int) -> dict[str, NDArray[np.generic]]:
-    """Draw everything random about an epoch: arrays with one row per sample."""
+def draw_epoch(
+    config: AugmentConfig, n: int, epoch: int, size: int, *, unlabeled: int = 0
+) -> dict[str, NDArray[np.generic]]:
+    """Draw everything random about an epoch: arrays with one row per sample.
+
+    The last `unlabeled` samples have no label: they are mixed with each other, and those with a label with each other.
+    """
     seed = config.data_seed
     rows: dict[str, NDArray[np.generic]] = {"flip": np.zeros(n, dtype=bool)}
     if config.flip:
@@ -42,7 +47,8 @@ def draw_epoch(config: AugmentConfig, n: int, epoch: int, size: int) -> dict[str
         rows["operations"], rows["negative"] = drawn // 2, drawn % 2 == 1
     if config.mixup_alpha is not None:
         generator = _make_generator(seed, epoch, _MIXUP)
-        rows["partner"] = generator.permutation(n).astype(np.int64)
+        groups = generator.permutation(n - unlabeled), n - unlabeled + generator.permutation(unlabeled)
+        rows["partner"] = np.concatenate(groups).astype(np.int64)
         rows["lam"] = generator.beta(config.mixup_alpha, config.mixup_alpha, size=n).astype(np.float32)
     return rows
 

@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from trainables.config.candidate import AugmentConfig
@@ -30,6 +31,7 @@ class Views:
     Args:
         config: the augmentations.
         num_samples: N, the length of the training split.
+        unlabeled: how many of them, the last ones, have no label; Mixup mixes a label with none but another label.
         epoch: the epoch of the views, >= 0.
         image_size: pixels of a side of the stored images.
         output_size: pixels of a side of the views; None takes `image_size`.
@@ -41,6 +43,7 @@ class Views:
         config: AugmentConfig,
         *,
         num_samples: int,
+        unlabeled: int = 0,
         epoch: int,
         image_size: int,
         output_size: int | None = None,
@@ -55,7 +58,7 @@ class Views:
         self.image_size, self.output_size = image_size, output_size or image_size
         self.num_samples = num_samples
         self.device = device if device is None else torch.device(device)
-        drawn = draw_epoch(config, num_samples, epoch, image_size)
+        drawn = draw_epoch(config, num_samples, epoch, image_size, unlabeled=unlabeled)
         self._host = {name: torch.from_numpy(rows) for name, rows in drawn.items()}
         self._drawn, self._drawn_for = self._host, torch.device("cpu")
         self._pairs: dict[int, Tensor] = {}
@@ -133,10 +136,27 @@ def make_views(images: Images, config: AugmentConfig, *, epoch: int) -> Views:
     return Views(
         config,
         num_samples=len(images.train_labels),
+        unlabeled=images.unlabeled,
         epoch=epoch,
         image_size=images.train_images.shape[-1],
         output_size=images.image_size,
     )
+
+
+def targets(views: Views, images: Images, index_B: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return what the labels say of samples `index_B`, and which samples have one (bool, B; None: all of them).
+
+    The first are class indices (B), or under Mixup the two labels' shares as probabilities (BC). For a sample without a
+    label they are those of class 0, and mean nothing.
+    """
+    labels = images.train_labels[index_B]
+    labelled = labels >= 0 if images.unlabeled else None
+    if views.config.mixup_alpha is None:
+        return labels.clamp(min=0) if images.unlabeled else labels, labelled
+    partner, share = views.partners(index_B)
+    other = images.train_labels[partner]  # has a label if the sample has one
+    one_hot, other_hot = (F.one_hot(classes.clamp(min=0), images.num_classes).float() for classes in (labels, other))
+    return share[:, None] * one_hot + (1 - share[:, None]) * other_hot, labelled
 
 
 def _crop_and_flip(images_BCHW: Tensor, shift_B2: Tensor, flip_B: Tensor) -> Tensor:
