@@ -32,9 +32,7 @@ class Int8Converter:
     largest value: outliers set the extremes over all images, and more images made them worse.
     """
 
-    def __init__(
-        self, source: Path, pixels: npt.NDArray[np.float32], scheme: Scheme, scratch: Path
-    ) -> None:
+    def __init__(self, source: Path, pixels: npt.NDArray[np.float32], scheme: Scheme, scratch: Path) -> None:
         """Prepare the graph.
 
         Args:
