@@ -1,9 +1,8 @@
 """INT8 files of networks with layers that integers cannot hold: they are found, kept in float and named."""
 
 import json
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
 
 import onnx
 import pytest
@@ -12,21 +11,20 @@ import torch
 from trainables.config.candidate import CandidateConfig
 from trainables.layout import ONNX_FILE
 from trainables.records.stages import ExportRecord, ModelRecord
-from trainables.stages.candidate.chain import make_candidate
+from trainables.stages.candidate.chain import Chain
 from trainables.stages.data import prepared
 from trainables.stages.export import onnx_files
 from trainables.stages.export.convert import Int8Converter, quantize_int8
 from trainables.stages.export.float_layers import keep_in_float
 from trainables.stages.export.scheme import scheme_for
 from trainables.stages.export.session import accuracy, open_session
-from trainables.stages.export.stage import calibration_pixels, export_model, parity_images
+from trainables.stages.export.stage import calibration_pixels, export_model, export_teacher, parity_images
 from trainables.stages.export.writer import export
 from trainables.stages.models.stored import load_model
 from trainables.stages.training.teacher import train_teacher
 from trainables.stages.workspace import Bench, Workspace
 from trainables.store.results import Store, stage_key
 
-Result = TypeVar("Result")
 # Digits are grey, so `planted` adds nothing to any output; but the rest of each kernel is far below its scale in INT8.
 NETS = """
 import torch
@@ -74,18 +72,14 @@ def config(net: str = "plain", **changes: object) -> CandidateConfig:
     )
 
 
-def end_of(steps: Generator[Any, None, Result]) -> Result:
+def exported(place: Workspace, settings: CandidateConfig) -> tuple[Bench, ModelRecord, ExportRecord]:
+    bench = Bench.of(settings.resolve(place.dataset(), device="cpu"), place)
+    steps = train_teacher(bench)
     while True:
         try:
             next(steps)
         except StopIteration as end:
-            return end.value
-
-
-def exported(place: Workspace, settings: CandidateConfig) -> tuple[ModelRecord, ExportRecord]:
-    bench = Bench.of(settings.resolve(place.dataset(), device="cpu"), place)
-    network = end_of(train_teacher(bench))
-    return network, export_model(bench, network, bench.candidate.recipe())
+            return bench, end.value, export_model(bench, end.value, bench.candidate.recipe())
 
 
 def val_accuracy(place: Workspace, file: Path | bytes) -> float:
@@ -93,40 +87,40 @@ def val_accuracy(place: Workspace, file: Path | bytes) -> float:
 
 
 def test_a_layer_that_int8_ruins_is_kept_in_float_and_named(place: Workspace) -> None:
-    _, fp32 = exported(place, config("planted", precision="fp32"))
-    _, whole = exported(place, config("planted", int8_tolerance=1.0))
+    _, _, fp32 = exported(place, config("planted", precision="fp32"))
+    _, _, whole = exported(place, config("planted", int8_tolerance=1.0))
     best = val_accuracy(place, fp32.folder / ONNX_FILE)
     assert best > 0.8
     assert val_accuracy(place, whole.folder / ONNX_FILE) < best - 0.3
     assert whole.kept_in_float == ()
 
-    settings = config("planted")
-    record = end_of(make_candidate(settings.resolve(place.dataset(), device="cpu"), place))
+    bench, network, mixed = exported(place, config("planted"))
+    assert mixed.kept_in_float == ("0",)
+    record = Chain(bench).finish("candidate", [network], network, mixed, export_teacher(bench, network))
     assert record.measurement.val_accuracy >= best - 0.01
-    assert record.export.kept_in_float == ("0",)
     assert record.tags()["kept_in_float"] == "0"
     assert record.metrics()["num_float_layers"] == 1
-    assert whole.size_bytes < record.export.size_bytes < fp32.size_bytes
-    about = onnx_files.about(record.export.folder / ONNX_FILE)
+    assert whole.size_bytes < mixed.size_bytes < fp32.size_bytes
+    about = onnx_files.about(mixed.folder / ONNX_FILE)
     assert json.loads(about["kept_in_float"]) == ["0"]
     assert json.loads(about["recipe"])["int8_tolerance"] == 0.01
-    proto = onnx.load(record.export.folder / ONNX_FILE)
+    proto = onnx.load(mixed.folder / ONNX_FILE)
     convolutions = [node.input[1] for node in proto.graph.node if node.op_type == "Conv"]
     assert [name.endswith("DequantizeLinear_Output") for name in convolutions] == [False, True, True]
-    assert exported(place, settings)[1] == record.export
+    assert exported(place, config("planted"))[2] == mixed
 
 
 def test_a_network_that_quantises_well_has_the_key_and_the_bytes_it_always_had(
     place: Workspace, tmp_path: Path
 ) -> None:
-    _, fp32 = exported(place, config(precision="fp32"))
-    _, int8 = exported(place, config())
+    _, _, fp32 = exported(place, config(precision="fp32"))
+    _, _, int8 = exported(place, config())
     assert int8.kept_in_float == ()
     scheme = scheme_for("onnxruntime_cpu")
     parts = {"precision": "int8_ptq", "calibration_images": 256} | vars(scheme)
     parents = [fp32.key, place.dataset().fingerprint]
     assert int8.key == str(stage_key("converted", version=3, parents=parents, **parts))
-    assert exported(place, config(int8_tolerance=0.5))[1] == int8
+    assert exported(place, config(int8_tolerance=0.5))[2] == int8
 
     file, recipe = tmp_path / "int8.onnx", config().resolve(place.dataset(), device="cpu").recipe()
     quantize_int8(fp32.folder / ONNX_FILE, file, calibration_pixels(place.dataset(), 256), scheme)
@@ -139,7 +133,7 @@ def test_a_network_that_quantises_well_has_the_key_and_the_bytes_it_always_had(
 def test_an_outlier_between_two_layers_keeps_both_in_float(place: Workspace, tmp_path: Path) -> None:
     """One channel of a tensor is 10,000 times as large as the others; the layer that reads it divides it again."""
     dataset = place.dataset()
-    record, fp32 = exported(place, config(precision="fp32"))
+    _, record, fp32 = exported(place, config(precision="fp32"))
     network = load_model(record)
     first, second = network.get_submodule("0"), network.get_submodule("2")
     with torch.no_grad():
