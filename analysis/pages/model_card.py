@@ -34,6 +34,8 @@ def card(runs: Runs, run_id: str) -> str:
         if pd.notna(row.get(name)):
             facts.append([label, f"{row[name]:,.0f}"])
     facts += [[name, safe(row[name])] for name in (*CARD_PARAMS, "pruning_ratio") if pd.notna(row.get(name))]
+    if pd.notna(row.get("kept_in_float")):
+        facts.append(["layers kept in float", safe(row["kept_in_float"].replace(",", ", "))])
     limits = (
         "Chosen by the validation split; the test split was read once. Nothing is known about other images, cameras or"
         " classes, and the latency holds for that device alone."

@@ -9,8 +9,9 @@ import pandas as pd
 
 # Tags of a child run that every frame has as columns.
 TAGS = ("sweep", "key", "trial_number", "stage", "status", "control")
-# Tags that say where a latency was measured, or why there is none: columns only where some run has them.
-MEASURED_ON = ("latency_device", "latency_provider", "latency_verdict", "reason")
+# Tags that say where a latency was measured or why there is none, and the float layers of an INT8 file: columns only
+# where some run has them.
+MEASURED_ON = ("latency_device", "latency_provider", "latency_verdict", "reason", "kept_in_float")
 # Whole numbers, like every name that starts with `num_`; MLflow stores all metrics as floats.
 COUNTS = ("size_bytes", "macs", "latency_n", "trial_number")
 # MLflow's databases hold no infinity: its client writes the largest float, about 1.797e308, in its place.

@@ -110,6 +110,9 @@ class ExportConfig:
     quantisation in the loop first). What INT8 costs or gains is measured, never assumed."""
     calibration_images: int = 256
     """Training images that set INT8's ranges, > 0."""
+    int8_tolerance: float = 0.01
+    """Validation accuracy that an `int8_ptq` file may lose against FP32, 0 to 1; if it loses more, the layers that INT8
+    harms most, at most half of them, are kept in float. 1 keeps none."""
     qat_epochs: int = 1
     """Passes over the training split of `int8_qat`, with the student's distillation loss; > 0."""
 
@@ -123,14 +126,18 @@ class ExportConfig:
             raise ValueError(
                 f"`calibration_images >= 1` must hold, but got calibration_images={self.calibration_images}."
             )
+        if not 0 <= self.int8_tolerance <= 1:
+            raise ValueError(f"`0 <= int8_tolerance <= 1` must hold, but got int8_tolerance={self.int8_tolerance}.")
         if self.qat_epochs < 1:
             raise ValueError(f"`qat_epochs >= 1` must hold, but got qat_epochs={self.qat_epochs}.")
 
     def inert(self) -> frozenset[str]:
         """Settings that have no effect at this precision."""
         if self.precision == "int8_qat":
-            return frozenset()
-        return frozenset({"qat_epochs"} if self.precision == "int8_ptq" else {"qat_epochs", "calibration_images"})
+            return frozenset({"int8_tolerance"})
+        if self.precision == "int8_ptq":
+            return frozenset({"qat_epochs"})
+        return frozenset({"qat_epochs", "calibration_images", "int8_tolerance"})
 
     def canonical(self) -> "ExportConfig":
         """The same export with inert settings at their defaults."""

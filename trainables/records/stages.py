@@ -7,6 +7,9 @@ from pathlib import Path
 from trainables.records.encoding import read_record
 from trainables.records.latency import LatencyRecord
 
+# Metric: how many layers of an INT8 file are in float; there is none where all are INT8.
+FLOAT_LAYERS = "num_float_layers"
+
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetRecord:
@@ -102,6 +105,8 @@ class ExportRecord:
     parity_agreement: float
     """Share of parity images with the same top-1 class, 0 to 1."""
     parity_images: int
+    kept_in_float: tuple[str, ...] = ()
+    """Layers of an INT8 file that are not INT8, because they would cost too much accuracy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,12 +174,13 @@ class CandidateRecord:
     """Store keys of the results of its stages, including the teacher's and the reference's."""
 
     def tags(self) -> dict[str, str]:
-        """The device its latency was measured on, and whether it can be trusted."""
-        return self.measurement.latency.tags()
+        """The device of its latency, whether that can be trusted, and the float layers of an INT8 file."""
+        kept = self.export.kept_in_float
+        return self.measurement.latency.tags() | ({"kept_in_float": ",".join(kept)} if kept else {})
 
     def metrics(self) -> dict[str, float]:
         """Every final number by its name in Optuna, MLflow and CSV."""
-        measured = self.measurement
+        measured, kept = self.measurement, self.export.kept_in_float
         return {
             **measured.latency.metrics(),
             "val_accuracy": measured.val_accuracy,
@@ -189,6 +195,7 @@ class CandidateRecord:
             **self.achieved,
             "parity_max_abs": self.export.parity_max_abs,
             "parity_agreement": self.export.parity_agreement,
+            **({FLOAT_LAYERS: len(kept)} if kept else {}),
             "num_val": self.num_val,
             "num_test": self.num_test,
             "train_time_s": self.train_time_s,

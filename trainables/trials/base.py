@@ -158,7 +158,7 @@ class ChainTrial(OutboxTrial[TrialTask]):
             link(file, folder / file.name)
         write_text(folder / RECIPE, to_json(task.row()))
         metrics = record.metrics() | {"trial_time_s": time.time() - self._started}
-        if self._shape is not None and self._shape_is_final():
+        if self._shape is not None and self._shape_is_final() and not record.export.kept_in_float:
             metrics[SHAPE_LATENCY] = self._shape.latency_p50_ms
         teacher = {"teacher_val_accuracy": task.teacher_val_accuracy} if task.teacher_val_accuracy is not None else {}
         excess = task.limits.excess(metrics | teacher)

@@ -23,6 +23,7 @@ from sweeps.search.sampling.samplers import Promising, keep_student, make_sample
 from sweeps.search.space import STUDENT_PARAMS, identify, size, suggest
 from sweeps.search.study_file import open_journal
 from trainables.config.candidate import CandidateConfig
+from trainables.records.stages import FLOAT_LAYERS
 
 # Attributes of dropped proposals: an earlier trial is the same, or a known shape shows that a limit is exceeded.
 DUPLICATE = "duplicate"
@@ -124,7 +125,8 @@ class StudySearcher(Searcher):
         self._shapes = RuledOut(search.base)
         self._promising = Promising()
         for trial in finished(study):
-            self._shapes.add(trial.params, trial.constraints)
+            if FLOAT_LAYERS not in trial.user_attrs:
+                self._shapes.add(trial.params, trial.constraints)
             if trial.state == TrialState.COMPLETE:
                 self._promising.add(trial, trial.user_attrs["score"])
 
@@ -200,10 +202,11 @@ class StudySearcher(Searcher):
         excess = _excess(result)
         for name, by in excess.items():
             trial.set_constraint(name, by)
-        self._shapes.add(trial.params, excess)
+        # a file with float layers is larger than its shape, and says nothing about wider ones
+        self._shapes.add(trial.params, {} if FLOAT_LAYERS in result else excess)
         values = self._values(result) if result.get("final") else []
         if values and all(math.isfinite(value) for value in values):
-            for name in (*DIRECTIONS, "macs"):
+            for name in filter(result.__contains__, (*DIRECTIONS, "macs", FLOAT_LAYERS)):
                 trial.set_user_attr(name, result[name])
             trial.set_user_attr("score", score := self._score(result))
             self._promising.add(self._study.tell(number, values, skip_if_finished=True), score)

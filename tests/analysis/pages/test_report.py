@@ -91,6 +91,13 @@ def test_the_card_says_how_to_make_the_file_again(runs: Runs) -> None:
     assert "python -m trainables.stages.candidate " in card
     assert f"--pruning-ratio {row['pruning_ratio']:g}" in card and "--flip" in card and "--student-epochs 20" in card
     assert "--image-size" not in card  # None is what it is without the flag
+    assert "in float" not in card
+
+
+def test_the_card_names_the_layers_that_an_int8_file_keeps_in_float(runs: Runs) -> None:
+    mixed = dataclasses.replace(runs, frame=runs.frame.assign(kept_in_float="conv1,layer1.0.conv2"))
+    card = model_card(mixed, str(mixed.frame.index[0]), "0")
+    assert "| layers kept in float | conv1, layer1.0.conv2 |" in card
 
 
 def test_the_summary_for_mlflows_page_names_the_model_to_load(runs: Runs) -> None:

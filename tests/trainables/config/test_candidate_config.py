@@ -96,6 +96,7 @@ def test_replace_refuses_unknown_names() -> None:
         (lambda: ExportConfig(precision="int4"), r"precision.*fp32, fp16, int8_ptq, int8_qat.*'int4'"),
         (lambda: ExportConfig(calibration_images=0), r"calibration_images >= 1.*calibration_images=0"),
         (lambda: ExportConfig(qat_epochs=0), r"qat_epochs >= 1.*qat_epochs=0"),
+        (lambda: ExportConfig(int8_tolerance=1.5), r"0 <= int8_tolerance <= 1.*int8_tolerance=1.5"),
         (lambda: DataConfig(val_fraction=0.0), r"val_fraction=0.0"),
         (lambda: DataConfig(train_limit=1), r"train_limit=1"),
         (lambda: AugmentConfig(crop="zoom"), r"crop='zoom'"),
@@ -230,6 +231,8 @@ def test_students_that_do_not_differ_share_a_place_in_the_store() -> None:
         ({"calibration_images": 8, "qat_epochs": 5}, {}),
         ({"precision": "int8_ptq", "qat_epochs": 5}, {"precision": "int8_ptq"}),
         ({"precision": "fp16", "calibration_images": 5}, {"precision": "fp16"}),
+        ({"precision": "int8_qat", "int8_tolerance": 0.5}, {"precision": "int8_qat"}),
+        ({"int8_tolerance": 0.5}, {}),
     ],
 )
 def test_settings_that_pruning_and_export_do_not_read_are_no_difference(one: dict, other: dict) -> None:
@@ -248,6 +251,7 @@ def test_settings_that_pruning_and_export_do_not_read_are_no_difference(one: dic
         {"pruning_method": "nm_2_4", "pruning_ratio": 0.5},
         {"precision": "int8_ptq"},
         {"precision": "int8_ptq", "calibration_images": 8},
+        {"precision": "int8_ptq", "int8_tolerance": 0.02},
         {"precision": "int8_qat", "qat_epochs": 2},
     ],
 )

@@ -9,7 +9,7 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,44 +22,90 @@ from trainables.stages.export.onnx_files import about, strip
 from trainables.stages.export.scheme import Scheme
 
 CALIBRATION_BATCH = 16
+WEIGHTED = ("Conv", "Gemm", "MatMul")  # operators of layers
 
 
-def quantize_int8(source: Path, target: Path, pixels: npt.NDArray[np.float32], scheme: Scheme) -> None:
-    """Write `source` with INT8 weights and activations to `target`; keep its metadata.
+class Int8Converter:
+    """INT8 versions of one FP32 file, whole or in part; its ranges are measured once.
 
     Quantisation is static, QDQ, with weights per channel. A range is the mean over batches of a tensor's smallest and
     largest value: outliers set the extremes over all images, and more images made them worse.
+    """
 
-    Args:
-        pixels: calibration images (N, 3, H, W) in [0, 1], from the training split.
+    def __init__(self, source: Path, pixels: npt.NDArray[np.float32], scheme: Scheme, scratch: Path) -> None:
+        """Prepare the graph.
+
+        Args:
+            pixels: calibration images (N, 3, H, W) in [0, 1], from the training split.
+            scratch: an empty folder, needed as long as files are made.
+
+        Raises:
+            ValueError: if there are no images, or ONNX Runtime's quantiser refuses the file.
+        """
+        from onnxruntime import quantization  # only here: it takes a second
+
+        if len(pixels) == 0:
+            raise ValueError("INT8 needs calibration images, but got 0.")
+        self.source, self.pixels, self._scheme, self._scratch = source, pixels, scheme, scratch
+        self._prepared = scratch / "prepared.onnx"
+        with _name_refusal("INT8"), _silence_converters():
+            quantization.quant_pre_process(str(source), str(self._prepared), skip_symbolic_shape=True)
+
+    def layers(self) -> dict[str, str]:
+        """Node -> layer, for all that have weights: as the network calls it or, for unnamed weights, its node."""
+        graph = onnx.load(self._prepared).graph
+        weights = {entry.name for entry in graph.initializer}
+        nodes = [node for node in graph.node if node.op_type in WEIGHTED and node.name and node.input[1] in weights]
+        names = {node.name: node.input[1] for node in nodes}
+        return {
+            node: weight.removeprefix("model.").removesuffix(".weight") if weight.endswith(".weight") else node
+            for node, weight in names.items()
+        }
+
+    def convert(self, *, only: Sequence[str] = (), in_float: Sequence[str] = ()) -> bytes:
+        """The INT8 file, with the metadata of its source.
+
+        Args:
+            only: nodes to quantise; empty for all that can be.
+            in_float: nodes to leave as they are.
+
+        Raises:
+            ValueError: if ONNX Runtime's quantiser refuses the file.
+        """
+        from onnxruntime import quantization
+
+        scheme, written = self._scheme, self._scratch / "int8.onnx"
+        integers = quantization.QuantType.QUInt8 if scheme.activation == "uint8" else quantization.QuantType.QInt8
+        with _name_refusal("INT8"), _silence_converters():
+            quantization.quantize_static(
+                str(self._prepared),
+                str(written),
+                _calibration_reader(self.source, self.pixels),
+                calibration_cache_path=self._scratch / "ranges.json",
+                quant_format=quantization.QuantFormat.QDQ,
+                per_channel=True,
+                reduce_range=scheme.reduce_range,
+                activation_type=integers,
+                weight_type=quantization.QuantType.QInt8,
+                nodes_to_quantize=list(only),
+                nodes_to_exclude=list(in_float),
+                calibrate_method=quantization.CalibrationMethod.MinMax,
+                extra_options={"ActivationSymmetric": scheme.symmetric, "CalibMovingAverage": True},
+            )
+            proto = onnx.load(written)
+            if not any(node.op_type == "DequantizeLinear" for node in proto.graph.node):
+                raise ValueError("no operator of this network can be quantised.")
+            return _serialize(proto, self.source)
+
+
+def quantize_int8(source: Path, target: Path, pixels: npt.NDArray[np.float32], scheme: Scheme) -> None:
+    """Write `source` with INT8 weights and activations to `target`, as `Int8Converter` does; keep its metadata.
 
     Raises:
         ValueError: if there are no images, or ONNX Runtime's quantiser refuses the file.
     """
-    from onnxruntime import quantization  # only here: it takes a second
-
-    if len(pixels) == 0:
-        raise ValueError("INT8 needs calibration images, but got 0.")
-    integers = quantization.QuantType.QUInt8 if scheme.activation == "uint8" else quantization.QuantType.QInt8
-    with tempfile.TemporaryDirectory() as folder, _name_refusal("INT8"), _silence_converters():
-        prepared, written = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
-        quantization.quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
-        quantization.quantize_static(
-            str(prepared),
-            str(written),
-            _calibration_reader(source, pixels),
-            quant_format=quantization.QuantFormat.QDQ,
-            per_channel=True,
-            reduce_range=scheme.reduce_range,
-            activation_type=integers,
-            weight_type=quantization.QuantType.QInt8,
-            calibrate_method=quantization.CalibrationMethod.MinMax,
-            extra_options={"ActivationSymmetric": scheme.symmetric, "CalibMovingAverage": True},
-        )
-        proto = onnx.load(written)
-        if not any(node.op_type == "DequantizeLinear" for node in proto.graph.node):
-            raise ValueError("no operator of this network can be quantised.")
-    write_bytes(target, _serialize(proto, source))
+    with tempfile.TemporaryDirectory() as scratch:
+        write_bytes(target, Int8Converter(source, pixels, scheme, Path(scratch)).convert())
 
 
 def convert_fp16(source: Path, target: Path) -> None:

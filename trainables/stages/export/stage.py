@@ -3,7 +3,8 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,18 @@ import torch
 
 from trainables.config.candidate import Candidate
 from trainables.config.compression import ExportConfig
-from trainables.files import sha256, write_text
+from trainables.files import sha256, write_bytes, write_text
 from trainables.layout import ONNX_FILE, RECORD
 from trainables.records.encoding import to_json
 from trainables.records.stages import DatasetRecord, ExportRecord, ModelRecord, read_export
 from trainables.stages.data import prepared
 from trainables.stages.data.augment.pixels import resize
 from trainables.stages.data.splits import sample_evenly
-from trainables.stages.export.convert import convert_fp16, quantize_int8
+from trainables.stages.export.convert import Int8Converter, convert_fp16, quantize_int8
+from trainables.stages.export.float_layers import keep_in_float
 from trainables.stages.export.onnx_files import describe, pad
 from trainables.stages.export.scheme import scheme_for
-from trainables.stages.export.session import open_session, run_logits
+from trainables.stages.export.session import accuracy, open_session, run_logits
 from trainables.stages.export.writer import export, parity_chunks
 from trainables.stages.models.stored import load_model
 from trainables.stages.workspace import Bench
@@ -31,6 +33,8 @@ from trainables.store.results import Key, stage_key
 
 VERSION = 3
 QUANTIZED_VERSION = 3
+MIXED_VERSION = 1
+TOLERANCE = "int8_tolerance"
 PARITY_IMAGES = 512
 CALIBRATION_PART = 64  # images scaled at a time
 
@@ -47,7 +51,8 @@ def export_model(bench: Bench, model: ModelRecord, made_by: Mapping[str, Any]) -
     """Write the files of a trained network in the candidate's precision, or find them in the store.
 
     FP32 is ONNX and TorchScript, checked against PyTorch. The other precisions are ONNX only, converted from that file;
-    their records hold their distance from it.
+    their records hold their distance from it. If an `int8_ptq` file loses more than `int8_tolerance` of the validation
+    accuracy, the layers that cost it are kept in float.
 
     Args:
         model: for `int8_qat`, the network from `train_quantised`.
@@ -57,7 +62,10 @@ def export_model(bench: Bench, model: ModelRecord, made_by: Mapping[str, Any]) -
         ValueError: if the network cannot be written in this precision.
     """
     plain = _export_fp32(bench, model, made_by)
-    return plain if bench.candidate.export.precision == "fp32" else _convert(bench, plain, made_by)
+    if bench.candidate.export.precision == "fp32":
+        return plain
+    converted = _convert(bench, plain, made_by)
+    return _mix(bench, plain, converted, made_by) if bench.candidate.export.precision == "int8_ptq" else converted
 
 
 def convert(source: Path, target: Path, candidate: Candidate, dataset: DatasetRecord) -> None:
@@ -94,7 +102,7 @@ def _export_fp32(bench: Bench, model: ModelRecord, made_by: Mapping[str, Any]) -
                 std=dataset.std,
                 image_size=dataset.image_size,
                 class_names=dataset.class_names,
-                recipe=dict(made_by) | vars(ExportConfig(opset=opset)),  # all precisions share the file
+                recipe=_recipe(dict(made_by) | vars(ExportConfig(opset=opset))),  # all precisions share the file
                 parity_images=parity_images(dataset),
                 opset=opset,
                 folder=folder,
@@ -117,21 +125,72 @@ def _convert(bench: Bench, plain: ExportRecord, made_by: Mapping[str, Any]) -> E
         file = folder / ONNX_FILE
         with bench.place.device_lock().shared():
             convert(plain.folder / ONNX_FILE, file, candidate, dataset)
-            describe(file, {"recipe": pad(json.dumps(dict(made_by), sort_keys=True, default=str))})
-            max_abs, agreement = distance(file, plain.folder / ONNX_FILE, parity_images(dataset))
-        record = dataclasses.replace(
-            plain,
-            key=str(key),
-            folder=folder,
-            size_bytes=file.stat().st_size,
-            torchscript_bytes=None,
-            onnx_sha256=sha256(file),
-            parity_max_abs=max_abs,
-            parity_agreement=agreement,
-        )
-        write_text(folder / RECORD, to_json(record))
+            _write_record(folder, str(key), plain, made_by, parity_images(dataset))
 
     return read_export(bench.place.store.once(key, compute))
+
+
+def _mix(bench: Bench, plain: ExportRecord, whole: ExportRecord, made_by: Mapping[str, Any]) -> ExportRecord:
+    """The INT8 file whose layers are in float as far as `int8_tolerance` demands; the whole one if none needs to be."""
+    tolerance, dataset = bench.candidate.export.int8_tolerance, bench.dataset
+    if 1 - whole.parity_agreement <= tolerance:  # accuracy cannot differ by more than the classes do
+        return whole
+    key: Key = stage_key("mixed", version=MIXED_VERSION, parents=[whole.key], int8_tolerance=tolerance)
+
+    def accuracy_of(file: Path | bytes) -> float:
+        return accuracy(open_session(file, bench.place.threads), *prepared.load(dataset, "val"))
+
+    def compute(folder: Path) -> None:
+        source, scheme = plain.folder / ONNX_FILE, scheme_for(bench.candidate.measure.latency_runtime)
+        with bench.place.device_lock().shared(), tempfile.TemporaryDirectory() as scratch:
+            best = accuracy_of(source)
+            lost = best - accuracy_of(whole.folder / ONNX_FILE)
+            found = None
+            if lost > tolerance:
+                pixels = calibration_pixels(dataset, bench.candidate.export.calibration_images)
+                converter = Int8Converter(source, pixels, scheme, Path(scratch))
+                found = keep_in_float(converter, lambda file: best - accuracy_of(file), whole=lost, tolerance=tolerance)
+            if found is None:
+                write_text(folder / RECORD, to_json(whole))
+                return
+            write_bytes(folder / ONNX_FILE, found[0])
+            _write_record(folder, str(key), plain, made_by, parity_images(dataset), kept_in_float=found[1])
+
+    mixed = read_export(bench.place.store.once(key, compute))
+    return mixed if mixed.kept_in_float else whole
+
+
+def _recipe(made_by: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that decided a file without float layers; the tolerance has no part in it."""
+    return {name: value for name, value in made_by.items() if name != TOLERANCE}
+
+
+def _write_record(
+    folder: Path,
+    key: str,
+    plain: ExportRecord,
+    made_by: Mapping[str, Any],
+    images: torch.Tensor,
+    kept_in_float: Sequence[str] = (),
+) -> None:
+    """Describe a converted file in its metadata and in a record beside it."""
+    file = folder / ONNX_FILE
+    recipe = {**_recipe(made_by), **({TOLERANCE: made_by[TOLERANCE]} if kept_in_float else {})}
+    about = {"recipe": pad(json.dumps(recipe, sort_keys=True, default=str))}
+    describe(file, about | ({"kept_in_float": json.dumps(kept_in_float)} if kept_in_float else {}))
+    max_abs, agreement = distance(file, plain.folder / ONNX_FILE, images)
+    record = dataclasses.replace(
+        plain,
+        key=key,
+        folder=folder,
+        size_bytes=file.stat().st_size,
+        torchscript_bytes=None,
+        onnx_sha256=sha256(file),
+        parity_max_abs=max_abs,
+        parity_agreement=agreement,
+        kept_in_float=tuple(kept_in_float),
+    )
+    write_text(folder / RECORD, to_json(record))
 
 
 def distance(file: Path, plain: Path, images: torch.Tensor) -> tuple[float, float]:

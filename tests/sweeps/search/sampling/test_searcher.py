@@ -312,6 +312,19 @@ def test_tpe_turns_away_from_what_is_over_a_limit(tmp_path: Path) -> None:
     assert sum(trial.params["pruning_ratio"] < 0.4 for trial in late) <= 6  # 12 of 30 at random
 
 
+@pytest.mark.parametrize(("more", "wider"), [({}, 0), ({"num_float_layers": 2}, 1)])
+def test_an_int8_file_with_float_layers_over_its_limit_does_not_rule_out_wider_ones(
+    tmp_path: Path, more: dict[str, int], wider: int
+) -> None:
+    space = space_of(pruning_ratio="0,0.3", precision="int8_ptq")
+    _, searcher = driver(tmp_path, space)
+    (first,) = ask(searcher, 1)
+    assert first["params"]["pruning_ratio"] == 0.3
+    searcher.on_trial_complete("t0", FINAL | {"excess": {"max_size_mb": 0.2}} | more)
+    for name, how in (("now", searcher), ("later", driver(tmp_path, space)[1])):  # another driver knows it too
+        assert isinstance(how.suggest(name), dict) == bool(wider)
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_shape_wider_than_one_over_its_limit_costs_no_trial(tmp_path: Path, sampler: str) -> None:
     space = space_of(alpha="0.5,0.7,0.9", pruning_ratio="0,0.1,0.2,0.3,0.4,0.5,0.6,0.7", pruning_method="structured")
