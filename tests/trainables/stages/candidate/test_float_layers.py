@@ -143,7 +143,12 @@ def test_an_outlier_between_two_layers_keeps_both_in_float(place: Workspace, tmp
         first.weight[0] *= 1e4
         first.bias[0] *= 1e4
         second.weight[:, 0] /= 1e4
-    about = {"mean": dataset.mean, "std": dataset.std, "class_names": dataset.class_names, "image_size": 8}
+    about = {
+        "mean": dataset.mean,
+        "std": dataset.std,
+        "class_names": dataset.class_names,
+        "image_size": dataset.image_size,
+    }
     images = parity_images(dataset)
     export(network, **about, recipe={}, parity_images=images, opset=20, folder=tmp_path / "fp32", key="")
     best = val_accuracy(place, tmp_path / "fp32" / ONNX_FILE)
