@@ -6,6 +6,7 @@ FP32 and INT8. Its objectives are validation accuracy and latency of the INT8 fi
 """
 
 import copy
+import functools
 import json
 import os
 import tempfile
@@ -40,17 +41,23 @@ LAST_S = 10.0
 """CPU-seconds kept back for the end."""
 
 
+@functools.cache
+def meter() -> Meter:
+    """Of this process: Tune pickles what it is given, and a meter is nothing to pickle."""
+    return Meter()
+
+
 class Spent(tune.Stopper):
     """Ends the search when the CPU-seconds are spent."""
 
-    def __init__(self, meter: Meter, budget_s: float) -> None:
-        self._meter, self._budget_s = meter, budget_s
+    def __init__(self, budget_s: float) -> None:
+        self._budget_s = budget_s
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
 
     def stop_all(self) -> bool:
-        return self._meter.seconds() > self._budget_s - LAST_S
+        return meter().seconds() > self._budget_s - LAST_S
 
 
 def candidate(config: dict[str, Any], job: Job, soft_file: str) -> None:
@@ -81,17 +88,14 @@ def search(job: Job) -> list[dict[str, Any]]:
     paths = os.pathsep.join((str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")))
     environment = {"env_vars": {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}}
     ray.init(address="local", num_cpus=job.threads, include_dashboard=False, runtime_env=environment)
-    proposer = OptunaSearch(
-        metric=["val", "latency"], mode=["max", "min"], points_to_evaluate=USUAL, seed=job.seed, space=SPACE
-    )
+    proposer = OptunaSearch(metric=["val", "latency"], mode=["max", "min"], points_to_evaluate=USUAL, seed=job.seed)
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(candidate, job=job, soft_file=str(soft_file)), {"cpu": 1}),
+        param_space=SPACE,
         tune_config=tune.TuneConfig(
             search_alg=ConcurrencyLimiter(proposer, max_concurrent=job.threads), num_samples=10_000, reuse_actors=True
         ),
-        run_config=tune.RunConfig(
-            storage_path=tempfile.mkdtemp(dir=job.out), stop=Spent(Meter(), job.budget_s), verbose=0
-        ),
+        run_config=tune.RunConfig(storage_path=tempfile.mkdtemp(dir=job.out), stop=Spent(job.budget_s), verbose=0),
     )
     results = tuner.fit()
     ray.shutdown()
