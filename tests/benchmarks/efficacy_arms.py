@@ -15,6 +15,7 @@ import copy
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -39,7 +40,8 @@ FINER = 1.15
 
 
 def ours(job: Job) -> list[dict[str, Any]]:
-    """Arm A. The command is repeated with the CPU-seconds that are left: its own budget is one of wall time."""
+    """Arm A. Its own budget is one of wall time: the command is repeated with the CPU-seconds that are left, and
+    interrupted when they are spent."""
     meter, limit = Meter(), job.budget_s
     while (left := limit - meter.seconds()) > 0.1 * limit:
         command = [
@@ -51,10 +53,12 @@ def ours(job: Job) -> list[dict[str, Any]]:
             "--budget", f"{left / job.threads:.0f}s", *job.ours,
         ]  # fmt: skip
         print(" ".join(command), flush=True)
-        child = subprocess.Popen(command, cwd=REPO)
+        child, interrupted = subprocess.Popen(command, cwd=REPO), False
         while child.poll() is None:
-            meter.seconds()
             time.sleep(0.5)
+            if meter.seconds() > limit and not interrupted:
+                child.send_signal(signal.SIGINT)
+                interrupted = True
         if child.returncode:  # no time for one more trial, too, is said by code 2
             break
     sweep = job.out / "runs" / "sweeps" / "ours"
