@@ -127,6 +127,7 @@ def attend(arm: str, folder: Path, flags: argparse.Namespace, seed: int) -> dict
         print(f"seed {seed}, arm {arm} ...", flush=True)
         job: dict[str, Any] = {"seed": seed, "folder": str(folder), "out": str(out), "budget_s": flags.budget_s}
         job |= {"threads": flags.threads, "ours": flags.ours.split(), "shares": flags.shares}
+        job["retime_s"] = flags.retime_s
         kept(out / "job.json", job)
         words = [sys.executable, str(Path(__file__).with_name("efficacy_arms.py")), arm, str(out / "job.json")]
         environment = os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}

@@ -34,6 +34,8 @@ from torch import Tensor, nn
 REPO = Path(__file__).parents[2]
 START_S, TASK_S = 5.0, 6.0
 """CPU-seconds kept back: a process to start, and two files to write and evaluate."""
+LEAST_S = 2.0
+"""CPU-seconds of training a network, also where the budget is too small for any."""
 FROM_SCRATCH = Recipe(optimizer="adamw", rate=2e-3, decay=0.05, alpha=0.7, temperature=4.0, dropout=0.1)
 TORCH_PRUNING = Recipe(optimizer="sgd", rate=0.01, decay=5e-4, schedule="steps")
 FINER = 1.15
@@ -151,13 +153,14 @@ def cut(bench: Bench, shares: Sequence[float], stem: Path) -> list[nn.Module]:
 def train_all(job: Job, models: dict[float, nn.Module], recipe: Recipe, soft: Tensor | None) -> list[dict[str, Any]]:
     """Train the networks, each for an equal part of what is left of the budget; returns their points."""
     left = job.budget_s - Meter().seconds() - START_S * min(job.threads, len(models)) - TASK_S * len(models)
-    if not models or left <= 0:
+    if not models:
         return []
+    seconds = max(LEAST_S, left / len(models))
     torch.save(soft, job.out / "soft.pt")
     tasks = []
     for share, model in models.items():
         torch.save(model, job.out / f"{share}.pt")
-        tasks.append((job, share, recipe, left / len(models)))
+        tasks.append((job, share, recipe, seconds))
     with multiprocessing.get_context("spawn").Pool(job.threads) as pool:
         return [point for points in pool.starmap(train_one, tasks, chunksize=1) for point in points]
 

@@ -28,6 +28,8 @@ class Job:
     """Latencies to keep to, as shares of the teacher's, the largest first."""
     threads: int
     """Processes that train at the same time, one thread each."""
+    retime_s: float
+    """Seconds for a file when all are timed at the end; probes on the way take a fifth."""
     ours: tuple[str, ...] = ()
     """More flags of kd_prune.py."""
 
@@ -38,6 +40,7 @@ class Bench:
     def __init__(self, job: Job) -> None:
         torch.set_num_threads(1)
         torch.manual_seed(job.seed)
+        self.probe_s = job.retime_s / 5
         self.train, self.val = (decoded(job, part) for part in ("train", "val"))
         self.scale, self.teacher = Scale(self.train), trained(job.folder)
         self.file, self.side = job.folder / "teacher.onnx", self.train.pixels.shape[-1]
@@ -50,17 +53,17 @@ class Bench:
         ]
         return [{"file": str(path), "val": files.accuracy(path, self.val)} for path in written]
 
-    def share(self, model: nn.Module, stem: Path, seconds: float = 0.4) -> float:
+    def share(self, model: nn.Module, stem: Path) -> float:
         """The lesser of the latencies of both files, as a share of the teacher's."""
         paths = [self.file]
         for name in ("fp32", "int8"):
             paths.append(files.write(model, self.scale, stem.with_suffix(f".{name}"), self.train, int8=name == "int8"))
-        teacher, *others = files.times(paths, seconds)
+        teacher, *others = files.times(paths, self.probe_s)
         return min(others) / teacher
 
     def left_open(self, shares: Sequence[float], points: Sequence[dict[str, Any]]) -> list[float]:
         """Shares that no file keeps to yet."""
-        teacher, *others = files.times([self.file, *(Path(point["file"]) for point in points)], 1.0)
+        teacher, *others = files.times([self.file, *(Path(point["file"]) for point in points)], 2 * self.probe_s)
         return [share for share in shares if min(others) > AIM * share * teacher]
 
 

@@ -113,7 +113,7 @@ def times(files: Sequence[Path], seconds: float) -> list[float]:
     return [1000 * statistics.median(mine) for mine in taken]
 
 
-def ratio(path: Path, teacher: Path, seconds: float = 0.5) -> float:
+def ratio(path: Path, teacher: Path, seconds: float) -> float:
     """Latency as a share of the teacher's, measured in alternation."""
     mine, reference = times([path, teacher], seconds)
     return mine / reference

@@ -75,7 +75,7 @@ def candidate(config: dict[str, Any], job: Job, soft_file: str) -> None:
     fit(model, batches, recipe, of_steps(steps), soft)
     stem = job.out / "trials" / tune.get_context().get_trial_id()
     points = bench.ship(model, stem)
-    latency = files.ratio(Path(points[-1]["file"]), bench.file)
+    latency = files.ratio(Path(points[-1]["file"]), bench.file, bench.probe_s)
     tune.report({"val": points[-1]["val"], "latency": latency, "points": json.dumps(points)})
 
 
