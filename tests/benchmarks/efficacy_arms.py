@@ -88,21 +88,24 @@ def from_scratch(job: Job) -> list[dict[str, Any]]:
     """Arm B."""
     bench = Bench(job)
     points = bench.ship(bench.teacher, job.out / "teacher")
-    models = {}
+    models: dict[float, nn.Module] = {}
+    probed: dict[float, float] = {}
     for share in bench.left_open(job.shares, points):
-        width = widest(bench, share, job.out / "probe")
+        width = widest(bench, share, job.out / "probe", probed)
         print(f"share {share}: width {width:.3f}", flush=True)
         models[share] = narrowed(bench.teacher, width, bench.side)
     soft = soft_logits(bench.teacher, bench.scale, bench.train)
     return points + train_all(job, models, FROM_SCRATCH, soft)
 
 
-def widest(bench: Bench, share: float, stem: Path) -> float:
-    """The width, by bisection, whose untrained network keeps to a share of the teacher's latency."""
+def widest(bench: Bench, share: float, stem: Path, probed: dict[float, float]) -> float:
+    """The width, by bisection, whose untrained network keeps to a share; `probed` is what is known of widths."""
     narrow, wide = 0.02, 1.0
     for _ in range(6):
         width = (narrow + wide) / 2
-        if bench.share(narrowed(bench.teacher, width, bench.side), stem) <= AIM * share:
+        if width not in probed:
+            probed[width] = bench.share(narrowed(bench.teacher, width, bench.side), stem)
+        if probed[width] <= AIM * share:
             narrow = width
         else:
             wide = width

@@ -37,7 +37,7 @@ USUAL: list[dict[str, Any]] = [
     for ratio in (0.5, 0.3, 0.6)
 ]
 """What everybody tries first."""
-LAST_S = 10.0
+LAST_S = 20.0
 """CPU-seconds kept back for the end."""
 
 
