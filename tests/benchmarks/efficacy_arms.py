@@ -164,12 +164,14 @@ def train_all(job: Job, models: dict[float, nn.Module], recipe: Recipe, soft: Te
     for share, model in models.items():
         torch.save(model, job.out / f"{share}.pt")
         tasks.append((job, share, recipe, seconds))
+    if job.threads == 1:
+        return [point for task in tasks for point in train_one(*task)]
     with multiprocessing.get_context("spawn").Pool(job.threads) as pool:
         return [point for points in pool.starmap(train_one, tasks, chunksize=1) for point in points]
 
 
 def train_one(job: Job, share: float, recipe: Recipe, seconds: float) -> list[dict[str, Any]]:
-    """Train one network in a process of its own."""
+    """Train one network."""
     bench = Bench(job)
     model = torch.load(job.out / f"{share}.pt", weights_only=False)
     soft = torch.load(job.out / "soft.pt")

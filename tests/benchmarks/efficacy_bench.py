@@ -1,6 +1,7 @@
 """What an arm of efficacy.py is given, and what it can ask of the images and of the teacher."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,15 +36,20 @@ class Job:
 
 
 class Bench:
-    """Images and teacher in memory."""
+    """Images in memory, and the teacher when it is asked for."""
 
     def __init__(self, job: Job) -> None:
         torch.set_num_threads(1)
         torch.manual_seed(job.seed)
         self.probe_s = job.retime_s / 5
         self.train, self.val = (decoded(job, part) for part in ("train", "val"))
-        self.scale, self.teacher = Scale(self.train), trained(job.folder)
+        self.scale, self._folder = Scale(self.train), job.folder
         self.file, self.side = job.folder / "teacher.onnx", self.train.pixels.shape[-1]
+
+    @functools.cached_property
+    def teacher(self) -> nn.Module:
+        """The trained teacher."""
+        return trained(self._folder)
 
     def ship(self, model: nn.Module, stem: Path) -> list[dict[str, Any]]:
         """Points of a network's FP32 and INT8 files."""

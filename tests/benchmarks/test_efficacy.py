@@ -72,10 +72,12 @@ def test_an_arm_that_has_ended_is_not_run_again(module: Any, tmp_path: Path) -> 
 @pytest.mark.slow
 @pytest.mark.nightly
 @pytest.mark.ray
-def test_ours_and_tune_run(images: Path, tmp_path: Path) -> None:
+def test_ours_and_tune_run_and_two_train_at_a_time(images: Path, tmp_path: Path) -> None:
     ours = "--preset quick --latency-seconds 0.3"
-    teacher, *rows = benchmark(images, tmp_path, "--arms", "A,E", "--budget-s", "240", "--shares", "1", "--ours", ours)
-    assert [row["arm"] for row in rows] == ["A", "E"]
+    teacher, *rows = benchmark(
+        images, tmp_path, "--arms", "A,C,E", "--threads", "2", "--budget-s", "300", "--shares", "2", "--ours", ours
+    )
+    assert [row["arm"] for row in rows] == ["A", "C", "E"]
     assert all(row["point"]["test"] > 0.8 for row in rows)
     (record,) = tmp_path.glob("seed-0/A/runs/sweeps/ours/teacher/record.json")
     assert json.loads(record.read_text())["metrics"]["val_accuracy"] == pytest.approx(teacher["val"], abs=0.02)
