@@ -72,12 +72,14 @@ def test_an_arm_that_has_ended_is_not_run_again(module: Any, tmp_path: Path) -> 
 @pytest.mark.slow
 @pytest.mark.nightly
 @pytest.mark.ray
+@pytest.mark.timeout(1500)
 def test_ours_and_tune_run_and_two_train_at_a_time(images: Path, tmp_path: Path) -> None:
+    flags = ("--threads", "2", "--shares", "2")
+    benchmark(images, tmp_path, *flags, "--arms", "C", "--budget-s", "40")
     ours = "--preset quick --latency-seconds 0.3"
-    teacher, *rows = benchmark(
-        images, tmp_path, "--arms", "A,C,E", "--threads", "2", "--budget-s", "300", "--shares", "2", "--ours", ours
-    )
+    teacher, *rows = benchmark(images, tmp_path, *flags, "--arms", "A,C,E", "--budget-s", "300", "--ours", ours)
     assert [row["arm"] for row in rows] == ["A", "C", "E"]
+    assert rows[1]["cpu_s"] < 100  # C has not been run again, with the larger budget
     assert all(row["point"]["test"] > 0.8 for row in rows)
     (record,) = tmp_path.glob("seed-0/A/runs/sweeps/ours/teacher/record.json")
     assert json.loads(record.read_text())["metrics"]["val_accuracy"] == pytest.approx(teacher["val"], abs=0.02)
