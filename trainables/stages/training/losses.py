@@ -4,7 +4,7 @@ All soft terms share one signature, compute in float32 for any input type, and a
 `w_hard * CE + w_soft * soft`; ours is that divided by `w_hard + w_soft`, so `alpha = w_soft / (w_hard + w_soft)`
 (AdamW ignores the common factor). Each docstring gives its paper's weights and the alpha they become.
 
-Samples without a label have alpha = 1: `weight_B` weighs each sample's soft term, and None weighs all by 1.
+Soft terms are those of each sample, because samples without a label have alpha = 1.
 
 Shape letters: B batch, C classes.
 """
@@ -21,18 +21,10 @@ from trainables.config.candidate import StudentConfig
 
 
 class SoftTerm(Protocol):
-    """The teacher's part of the loss, a scalar."""
+    """The teacher's part of the loss, of each sample."""
 
-    def __call__(
-        self,
-        student_BC: Tensor,
-        teacher_BC: Tensor,
-        target: Tensor,
-        *,
-        settings: StudentConfig,
-        weight_B: Tensor | None = None,
-    ) -> Tensor:
-        """Compare logits [B, C]; `target` holds class indices [B] or probabilities [B, C] (Mixup)."""
+    def __call__(self, student_BC: Tensor, teacher_BC: Tensor, target: Tensor, *, settings: StudentConfig) -> Tensor:
+        """Compare logits [B, C]; `target` holds class indices [B] or probabilities [B, C] (Mixup). Returns [B]."""
 
 
 def distillation_loss(
@@ -56,12 +48,11 @@ def distillation_loss(
     alpha = settings.soft_weight
     if alpha == 0:
         return hard
-    soft = SOFT_TERMS[settings.kd_loss]
-    if labelled_B is None:
-        return (1 - alpha) * hard + alpha * soft(student_BC, teacher_BC, target, settings=settings)
-    weight_B = torch.where(labelled_B, alpha, 1.0)
-    target = _with_teachers_class(target, teacher_BC, labelled_B)
-    return (1 - alpha) * hard + soft(student_BC, teacher_BC, target, settings=settings, weight_B=weight_B)
+    if labelled_B is not None:
+        target = _with_teachers_class(target, teacher_BC, labelled_B)
+    soft_B = SOFT_TERMS[settings.kd_loss](student_BC, teacher_BC, target, settings=settings)
+    weight = alpha if labelled_B is None else torch.where(labelled_B, alpha, 1.0)
+    return (1 - alpha) * hard + (weight * soft_B).mean()
 
 
 def hard_term(
@@ -81,44 +72,29 @@ def hard_term(
     return (labelled_B * loss_B).mean()
 
 
-def soft_term(student_BC: Tensor, teacher_BC: Tensor, *, temperature: float, weight_B: Tensor | None = None) -> Tensor:
-    """T^2 * KL(softmax(teacher / T) || softmax(student / T)), mean over the batch, in nats.
+def soft_term(student_BC: Tensor, teacher_BC: Tensor, *, temperature: float) -> Tensor:
+    """T^2 * KL(softmax(teacher / T) || softmax(student / T)) of each sample [B], in nats.
 
-    T^2 keeps the gradient's size independent of the temperature (arXiv:1503.02531, section 2). The mean is over
-    samples (`batchmean`): dividing by classes as well would make the term C times too small.
+    T^2 keeps the gradient's size independent of the temperature (arXiv:1503.02531, section 2). It is a sum over
+    classes: their mean would be C times too small.
 
     Args:
         student_BC: logits [B, C]; computed in float32 for any input type.
         teacher_BC: logits [B, C], no gradient.
         temperature: > 0.
-        weight_B: of each sample; None weighs all by 1.
     """
-    return temperature**2 * _mean(_kl(teacher_BC.float() / temperature, student_BC.float() / temperature), weight_B)
+    return temperature**2 * _kl(teacher_BC.float() / temperature, student_BC.float() / temperature)
 
 
-def kd(
-    student_BC: Tensor,
-    teacher_BC: Tensor,
-    target: Tensor,
-    *,
-    settings: StudentConfig,
-    weight_B: Tensor | None = None,
-) -> Tensor:
+def kd(student_BC: Tensor, teacher_BC: Tensor, target: Tensor, *, settings: StudentConfig) -> Tensor:
     """`soft_term`: T^2 * KL of softened probabilities, in nats (Hinton, arXiv:1503.02531). Targets are not read.
 
     RepDistiller and mdistiller: 0.1 * CE + 0.9 * kd at T=4, so alpha=0.9.
     """
-    return soft_term(student_BC, teacher_BC, temperature=settings.temperature, weight_B=weight_B)
+    return soft_term(student_BC, teacher_BC, temperature=settings.temperature)
 
 
-def logit_std(
-    student_BC: Tensor,
-    teacher_BC: Tensor,
-    target: Tensor,
-    *,
-    settings: StudentConfig,
-    weight_B: Tensor | None = None,
-) -> Tensor:
+def logit_std(student_BC: Tensor, teacher_BC: Tensor, target: Tensor, *, settings: StudentConfig) -> Tensor:
     """`soft_term` of z-scored logits, in nats (Sun et al., CVPR 2024, arXiv:2403.01427). Targets are not read.
 
     z = (logits - mean) / standard deviation, over a sample's C classes: the student copies the teacher's order and
@@ -128,17 +104,10 @@ def logit_std(
     Paper: 0.1 * CE + 9 * soft at T=2, so alpha=0.989.
     """
     student_BC, teacher_BC = _z_scores(student_BC), _z_scores(teacher_BC)
-    return soft_term(student_BC, teacher_BC, temperature=settings.temperature, weight_B=weight_B)
+    return soft_term(student_BC, teacher_BC, temperature=settings.temperature)
 
 
-def dkd(
-    student_BC: Tensor,
-    teacher_BC: Tensor,
-    target: Tensor,
-    *,
-    settings: StudentConfig,
-    weight_B: Tensor | None = None,
-) -> Tensor:
+def dkd(student_BC: Tensor, teacher_BC: Tensor, target: Tensor, *, settings: StudentConfig) -> Tensor:
     """T^2 * (TCKD + dkd_beta * NCKD), in nats (decoupled KD, arXiv:2203.08679, section 3).
 
     TCKD is the KL of (target, not target), NCKD the KL over the other C - 1 classes. `kd` is TCKD + (1 - p) * NCKD
@@ -158,43 +127,28 @@ def dkd(
     term_B = torch.zeros_like(student_BC[:, 0])
     for share_B, class_B in zip(share_BK.unbind(1), classes_BK.unbind(1), strict=True):
         term_B = term_B + share_B * _decoupled(student_BC, teacher_BC, class_B, beta=settings.dkd_beta)
-    return settings.temperature**2 * _mean(term_B, weight_B)
+    return settings.temperature**2 * term_B
 
 
-def dist(
-    student_BC: Tensor,
-    teacher_BC: Tensor,
-    target: Tensor,
-    *,
-    settings: StudentConfig,
-    weight_B: Tensor | None = None,
-) -> Tensor:
+def dist(student_BC: Tensor, teacher_BC: Tensor, target: Tensor, *, settings: StudentConfig) -> Tensor:
     """T^2 * (inter + intra), dimensionless, 0 to 4 T^2 (DIST, arXiv:2205.10536, section 4). Targets are not read.
 
     inter is 1 - Pearson correlation of teacher and student probabilities, softened by T, over a sample's classes;
     intra is the same over a class's samples of the batch. A correlation ignores the scale and shift of probabilities,
     so T^2, which the authors keep from `kd`, gives the term more weight at high temperatures. intra, which compares the
-    samples of a batch, has the mean of their weights.
+    samples of a batch, is the same for all of them.
 
     Paper: CE + 2 * inter + 2 * intra, T=1 on ImageNet, T=4 on CIFAR-100: one weight serves both, alpha=2/3.
     """
     student_BC = F.softmax(student_BC.float() / settings.temperature, dim=1)
     teacher_BC = F.softmax(teacher_BC.float() / settings.temperature, dim=1)
-    whole = 1 if weight_B is None else weight_B.mean()
-    inter = whole - _mean(_correlation(student_BC, teacher_BC), weight_B)
+    inter_B = 1 - _correlation(student_BC, teacher_BC)
     intra = 1 - _correlation(student_BC.T, teacher_BC.T).mean()
-    return settings.temperature**2 * (inter + whole * intra)
+    return settings.temperature**2 * (inter_B + intra)
 
 
-def wttm(
-    student_BC: Tensor,
-    teacher_BC: Tensor,
-    target: Tensor,
-    *,
-    settings: StudentConfig,
-    weight_B: Tensor | None = None,
-) -> Tensor:
-    """Mean of U * KL(q || softmax(student)), q = p^(1/T) / U, U = sum of p^(1/T), p the teacher, in nats.
+def wttm(student_BC: Tensor, teacher_BC: Tensor, target: Tensor, *, settings: StudentConfig) -> Tensor:
+    """U * KL(q || softmax(student)), q = p^(1/T) / U, U = sum of p^(1/T), p the teacher, in nats.
 
     Weighted transformed teacher matching (Zheng & Yang, ICLR 2024, arXiv:2402.11148): the teacher's power transform
     softens it, gamma = 1 / T; the student stays at temperature 1, so no T^2 is due. For T >= 1, U goes from 1
@@ -203,37 +157,22 @@ def wttm(
     Authors' README: CE + 4 * soft at gamma=0.2, so alpha=0.8 and T=5 (beside a second term; pairs differ).
     """
     powered_BC = F.log_softmax(teacher_BC.float(), dim=1) / settings.temperature
-    sum_B = powered_BC.logsumexp(1).exp()
-    return _mean(sum_B * _kl(powered_BC, student_BC.float()), weight_B)
+    return powered_BC.logsumexp(1).exp() * _kl(powered_BC, student_BC.float())
 
 
-def mse(
-    student_BC: Tensor,
-    teacher_BC: Tensor,
-    target: Tensor,
-    *,
-    settings: StudentConfig,
-    weight_B: Tensor | None = None,
-) -> Tensor:
-    """Mean squared difference of logits over samples and classes (Kim et al., IJCAI 2021, arXiv:2105.08919).
+def mse(student_BC: Tensor, teacher_BC: Tensor, target: Tensor, *, settings: StudentConfig) -> Tensor:
+    """Mean squared difference of logits over classes (Kim et al., IJCAI 2021, arXiv:2105.08919).
 
     Twice the limit of `kd` at high temperatures, except for the mean of the logits, which `kd` ignores. Needs no
     temperature; targets are not read. Authors' code: no labels, so alpha=1.
     """
-    if weight_B is None:
-        return F.mse_loss(student_BC.float(), teacher_BC.float())
-    return _mean(F.mse_loss(student_BC.float(), teacher_BC.float(), reduction="none").mean(1), weight_B)
+    return F.mse_loss(student_BC.float(), teacher_BC.float(), reduction="none").mean(1)
 
 
 SOFT_TERMS: Mapping[str, SoftTerm] = MappingProxyType(
     {"kd": kd, "logit_std": logit_std, "dkd": dkd, "dist": dist, "wttm": wttm, "mse": mse}
 )
 """The soft terms by `kd_loss`; `none` has no soft term."""
-
-
-def _mean(value_B: Tensor, weight_B: Tensor | None) -> Tensor:
-    """The mean over the batch of weight * value."""
-    return value_B.mean() if weight_B is None else (weight_B * value_B).mean()
 
 
 def _with_teachers_class(target: Tensor, teacher_BC: Tensor, labelled_B: Tensor) -> Tensor:

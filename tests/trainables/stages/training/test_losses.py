@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainables.config.candidate import KD_LOSSES, StudentConfig
-from trainables.stages.training.losses import SOFT_TERMS, distillation_loss, hard_term, soft_term
+from trainables.stages.training import losses
+from trainables.stages.training.losses import SOFT_TERMS, distillation_loss, hard_term
 
 LABELS = torch.tensor([0, 1, 2, 3, 0, 1])
 MIXED = 0.7 * F.one_hot(LABELS, 4) + 0.3 * F.one_hot(LABELS.flip(0), 4)
@@ -19,6 +20,10 @@ TARGET_2 = [2, 0]
 
 def logits(seed: int, samples: int = 6, classes: int = 4) -> torch.Tensor:
     return torch.randn(samples, classes, generator=torch.Generator().manual_seed(seed))
+
+
+def soft_term(student: torch.Tensor, teacher: torch.Tensor, *, temperature: float) -> torch.Tensor:
+    return losses.soft_term(student, teacher, temperature=temperature).mean()
 
 
 def test_soft_term_is_zero_for_equal_logits() -> None:
@@ -57,7 +62,7 @@ def config(name: str = "kd", **changes: float) -> StudentConfig:
 
 
 def soft(name: str, student: torch.Tensor, teacher: torch.Tensor, target: torch.Tensor = LABELS, **changes: float):
-    return SOFT_TERMS[name](student, teacher, target, settings=config(name, **changes))
+    return SOFT_TERMS[name](student, teacher, target, settings=config(name, **changes)).mean()
 
 
 def softmax(logits_BC: np.ndarray) -> np.ndarray:
@@ -337,7 +342,7 @@ def test_the_intra_term_of_dist_has_the_mean_weight_of_its_samples() -> None:
     weight[~LABELLED.numpy()] = 1
     inter = np.mean([w * (1 - np.corrcoef(s, t)[0, 1]) for s, t, w in zip(student, teacher, weight, strict=True)])
     intra = np.mean([1 - np.corrcoef(s, t)[0, 1] for s, t in zip(student.T, teacher.T, strict=True)])
-    found = SOFT_TERMS["dist"](
-        logits(0), logits(1), LABELS, settings=config("dist", temperature=1.0), weight_B=torch.tensor(weight)
+    found = torch.tensor(weight) * SOFT_TERMS["dist"](
+        logits(0), logits(1), LABELS, settings=config("dist", temperature=1.0)
     )
-    assert found.item() == pytest.approx(inter + weight.mean() * intra, rel=1e-5)
+    assert found.mean().item() == pytest.approx(inter + weight.mean() * intra, rel=1e-5)
