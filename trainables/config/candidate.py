@@ -189,6 +189,10 @@ class CandidateConfig:
         trained = self.needs_training or self.export.precision == "int8_qat"
         return trained and self.student.soft_weight > 0
 
+    def teaching_key(self) -> dict[str, Any]:
+        """The part of a store key that says how a student is taught."""
+        return {**self.data.unlabeled_key(), **vars(self.augment), **vars(self.training), **vars(self.student)}
+
     @property
     def network(self) -> str:
         """The model name of the network that is pruned."""

@@ -14,6 +14,7 @@ from trainables.config.candidate import (
 from trainables.config.compression import ExportConfig, PruneConfig
 from trainables.config.flags import field_docs
 from trainables.config.training import TrainingConfig
+from trainables.stages.export.qat import qat_key
 from trainables.stages.pruning.cuts import key_parts
 from trainables.stages.pruning.recovery import VERSION as RECOVERY_VERSION
 from trainables.stages.pruning.recovery import recovery_key
@@ -191,6 +192,15 @@ def test_a_digest_of_what_is_there_stands_for_images_without_labels() -> None:
         assert dense[0] != dense[1]
         assert (recovered[0] != recovered[1]) == bool(taught)  # a dense student's own key says it for its recovery
         assert teacher_key(students[0], PLACE[0]) == teacher_key(students[1], PLACE[0])
+
+
+def test_the_uncut_teacher_is_another_one_for_each_way_of_teaching_it_in_int8() -> None:
+    """Its own key does not say how it is taught; that of a student does, and need not be told twice."""
+    uncut = {"student_model": "teacher", "pruning_ratio": 0.0, "precision": "int8_qat"}
+    for network, differ in ((uncut, True), (uncut | {"student_model": "alexnet_small"}, False)):
+        asked = [CandidateConfig().replace(**network, temperature=value) for value in (2.0, 4.0)]
+        keys = {qat_key(config.resolve(DIGITS, device="cpu"), PLACE[1]) for config in asked}
+        assert (len(keys) == 2) == differ
 
 
 @pytest.mark.parametrize("silent", [{"kd_loss": "none"}, {"alpha": 0.0}])

@@ -15,7 +15,7 @@ from trainables.stages.training.stage import Epochs, Made, fit, obtain_model
 from trainables.stages.workspace import Bench
 from trainables.store.results import Key, stage_key
 
-VERSION = 2
+VERSION = 3
 # Peak learning rate as a multiple of the student's: a trained network adapts to rounding, it does not start anew.
 RATE_FACTOR = 0.1
 
@@ -27,7 +27,8 @@ def qat_key(candidate: Candidate, model: ModelRecord) -> Key:
         version=VERSION,
         parents=[model.key],
         qat_epochs=candidate.export.qat_epochs,
-        **candidate.data.unlabeled_key(),
+        # the key of a trained student says how it is taught; that of the uncut teacher does not
+        **(candidate.data.unlabeled_key() if candidate.needs_training else candidate.teaching_key()),
         **vars(scheme_for(candidate.measure.latency_runtime)),
     )
 

@@ -27,19 +27,13 @@ VERSION = 4
 
 def recovery_key(candidate: Candidate, student: ModelRecord, *, channel_ratio: float) -> Key:
     """The store key of this candidate's pruned and recovered student."""
-    # the key of a student says how it is taught; the teacher's does not, when it is the student
-    taught = {
-        **candidate.data.unlabeled_key(),
-        **vars(candidate.augment),
-        **vars(candidate.training),
-        **vars(candidate.student),
-    }
     return stage_key(
         "recovery",
         version=VERSION,
         parents=[student.key],
         channel_ratio=channel_ratio,
-        **(taught if candidate.cuts_teacher else {}),
+        # the key of a student says how it is taught; the teacher's does not, when it is the student
+        **(candidate.teaching_key() if candidate.cuts_teacher else {}),
         **key_parts(candidate.prune),
     )
 
