@@ -48,7 +48,7 @@ def metered(words: Sequence[str], log: Path, environment: dict[str, str]) -> tup
             while child.poll() is None:
                 meter.seconds()
                 time.sleep(POLL_S)
-        except BaseException:
+        except BaseException:  # including Ctrl-C: the command must not go on alone
             child.terminate()
             child.wait()
             raise

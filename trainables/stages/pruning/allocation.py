@@ -24,7 +24,7 @@ Plan = Mapping[str, int]
 LEAST_GLOBAL = 0.1
 GOLDEN = (5**0.5 - 1) / 2  # its multiples, modulo 1, are spread evenly however many there are
 # Work of reading a weight, in multiplications: of one image on a CPU, Linear layers do 11 GMAC/s, convolutions 45.
-READING = 3
+READ_WORK = 3
 LEVELS = 6  # widths of a layer at which harm is measured; in between it is interpolated
 
 
@@ -272,7 +272,7 @@ def _work(model: nn.Module, image: Tensor) -> dict[str, float]:
 
     def note(name: str, layer: nn.Module, inputs: Any, output: Tensor) -> None:
         weight = layer.get_parameter("weight")
-        found[name] = found.get(name, 0) + output.numel() * weight[0].numel() + READING * weight.numel()
+        found[name] = found.get(name, 0) + output.numel() * weight[0].numel() + READ_WORK * weight.numel()
 
     layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     hooks = [layer.register_forward_hook(partial(note, name)) for name, layer in layers]

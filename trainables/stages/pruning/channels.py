@@ -74,11 +74,12 @@ def remove_channels(
     # torch-pruning traces the graph through autograd, which frozen parameters would interrupt
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     model.requires_grad_(True)
+    batches = batches or list  # which gives no images
     if criterion == "taylor":
-        add_gradients(model, batches or (list))
+        add_gradients(model, batches)
     try:
         cutter = _Cutter(model, image, kept, scorer(criterion))
-        counts = cutter.count_removed(ratio, scope, dense or widths(model), plan, batches or (list))
+        counts = cutter.count_removed(ratio, scope, dense or widths(model), plan, batches)
         removed = cutter.remove(counts)
     except (*OUT_OF_MEMORY, _RefusedError):
         raise
