@@ -85,7 +85,12 @@ def metrics_grid_png(
     teacher = frame[frame["stage"] == "teacher"].head(1)
     rows = pd.concat([teacher, frame.loc[list(merged)]])
     names = ["teacher"] * len(teacher) + [merged[run_id].replace(", ", "\n") for run_id in merged]
-    labels = [_variant_label(name, row) for name, (_, row) in zip(names, rows.iterrows(), strict=True)]
+    kinds = kinds_of(frame[frame["stage"] != "teacher"].drop(columns="pruning_method", errors="ignore"))
+    told = kinds if kinds.nunique() > 1 else kinds.iloc[:0]
+    labels = [
+        _variant_label(name, row, told.get(run_id, ""))
+        for name, (run_id, row) in zip(names, rows.iterrows(), strict=True)
+    ]
     colours = [GREY] * len(teacher) + list(OKABE_ITO[: len(merged)])
     figure = Figure(figsize=(14, 2.2 + 1.05 * len(rows)), dpi=DPI, layout=layout())
     panels = figure.subplots(1, 3, sharey=True)
@@ -257,11 +262,12 @@ def _bars(axes: Axes, values: Any, colours: list[str], spec: str, unit: str, err
     axes.tick_params(axis="y", length=0)
 
 
-def _variant_label(name: str, row: pd.Series) -> str:
+def _variant_label(name: str, row: pd.Series, kind: str) -> str:
+    """`balanced`, below it `(trial 7, structured 0.3)`, and below that the kind, if there is more than one."""
     if row["stage"] == "teacher":
         return name
     recipe = f", {pruning_of(row)}" if isinstance(row.get("pruning_method"), str) else ""
-    return f"{name}\n({trial_label(row)}{recipe})"
+    return "\n".join(filter(None, (name, f"({trial_label(row)}{recipe})", kind)))
 
 
 def headline(frame: pd.DataFrame, sweep: Mapping[str, Any]) -> str:

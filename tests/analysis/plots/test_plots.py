@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from analysis.pages.front_files import write_front
-from analysis.plots.front import head, headline
+from analysis.plots.front import head, headline, metrics_grid_png
 from analysis.plots.page import unpacked
 from analysis.reading.runs import Runs, read_runs
 from analysis.reading.wording import kinds_of
@@ -69,6 +69,15 @@ def test_pictures_have_their_size(folder):
 def test_one_candidate_and_no_image_counts_can_be_drawn(runs, tmp_path):
     frame = runs.frame[runs.frame["trial_number"] == 0].drop(columns=["num_val", "num_test", "latency_p90_ms"])
     assert len(write_front(dataclasses.replace(runs, frame=frame), tmp_path)) == 11
+
+
+def test_bars_of_several_networks_say_which_one_they_are(runs, tmp_path):
+    frame = runs.frame.assign(student_model="resnet20")
+    fastest = frame.index[frame["stage"] != "teacher"][0]
+    for students, told in ((["resnet20"], False), (["resnet20", "resnet8"], True)):
+        frame.loc[frame.index != fastest, "student_model"] = students[-1]
+        metrics_grid_png(frame, tmp_path / "grid.png", sweep=runs.sweep, variants={"fastest": fastest})
+        assert (re.search("<!-- resnet20", (tmp_path / "grid.svg").read_text()) is not None) == told
 
 
 @pytest.mark.parametrize("name", ["cifar10", "folder:photographs_of_every_street_in_the_town_of_my_grandparents"])
