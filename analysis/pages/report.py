@@ -263,8 +263,8 @@ def _latency(runs: Runs) -> Iterable[str]:
     beside = done.get("reference_latency_beside_p50_ms", pd.Series(dtype="float64")).dropna()
     if len(beside):
         yield (
-            f"The teacher's p50 beside them ranged from {beside.min():#.3g} to {beside.max():#.3g} ms; no latency depends"
-            " on that, and ratios to the teacher come from pairs of neighbouring blocks."
+            f"The teacher's p50 beside them ranged from {beside.min():#.3g} to {beside.max():#.3g} ms; no latency"
+            " depends on that, and ratios to the teacher come from pairs of neighbouring blocks."
         )
     if still := stood_still(runs.frame, runs.busy_s):
         yield f"{still[0].upper()}{still[1:]}."

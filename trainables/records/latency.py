@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,7 @@ class ConditionsRecord:
     waited_share: float | None = None
     """Share of the kept blocks' time during which the process was runnable but not scheduled."""
     others_share: float | None = None
-    """Share of its CPUs' time that other processes and interrupts used; counted in ticks of 10 ms."""
+    """Share of its CPUs' time that others and interrupts used without making it wait; counted in ticks of 10 ms."""
     steal_share: float | None = None
     """Share of its CPUs' time that the hypervisor gave to other virtual machines."""
     elsewhere_share: float | None = None
@@ -124,7 +125,7 @@ def doubt(tags: Mapping[str, str]) -> str:
     return "" if name == CLEAN else name
 
 
-def teacher_ratio(metrics: Mapping[str, float]) -> float:
+def teacher_ratio(metrics: Mapping[Any, float]) -> float:
     """A file's time by the teacher's: from their pairs, or of two p50 in records of older versions and of shapes."""
     paired = metrics.get("latency_vs_teacher", math.nan)
     return paired if paired == paired else metrics["latency_p50_ms"] / metrics["reference_latency_p50_ms"]

@@ -82,7 +82,9 @@ def conditions(
     rest = [core for core in after.busy if core not in ours]
     busy = {core: after.busy[core] - before.busy.get(core, 0.0) for core in after.busy}
     stolen = sum(after.stolen[core] - before.stolen.get(core, 0.0) for core in ours if core in after.stolen)
-    own = after.own_s - before.own_s
+    waited = 0.0 if before.waited_s is None or after.waited_s is None else after.waited_s - before.waited_s
+    # What made this process wait is counted to the nanosecond; the rest ran while it slept, or interrupted it.
+    own = after.own_s - before.own_s + waited
     # Without counters of all our CPUs the difference to our own time would mean nothing.
     known = bool(busy) and all(core in busy for core in ours)
     span = seconds * max(len(ours), 1)
@@ -131,7 +133,7 @@ def _rules(seen: ConditionsRecord) -> list[tuple[float, float, str, str]]:
     rules = (
         (seen.waited_share, WAITED_LIMIT, CPU_SHARED, "others ran in its place for {} of the time"),
         (seen.steal_share, STEAL_LIMIT, "CPU stolen", "the hypervisor ran other machines for {} of the time"),
-        (seen.others_share, OTHERS_LIMIT, CPU_SHARED, "others used {} of its CPUs' time"),
+        (seen.others_share, OTHERS_LIMIT, CPU_SHARED, "others used {} of its CPUs' time besides"),
         (seen.elsewhere_share, ELSEWHERE_LIMIT, MACHINE_BUSY, "{} of the other CPUs' time was used"),
         (seen.memory_stall_share, MEMORY_STALL_LIMIT, "memory short", "processes waited for it {} of the time"),
         (seen.gpu_others_share, GPU_OTHERS_LIMIT, "GPU shared", "others used it {} of the time"),
