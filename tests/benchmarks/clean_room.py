@@ -2,9 +2,8 @@
 
     python tests/benchmarks/clean_room.py --repeats 8
 
-The file is an untrained MobileNetV3-Small for 32 px, measured by the code that a sweep uses in alternation with teachers
-of 0.5, 17 and 93 MB (untrained ResNet-8, AlexNet, and a network of linear layers). For each teacher: on the idle
-machine, inside a sweep of the quick preset (its flags may be given behind --, as in -- --trials 40) under the sweep's
+The file is an untrained MobileNetV3-Small for 32 px, measured by the code that a sweep uses in alternation with
+teachers of 0.5, 17 and 93 MB (linear layers, AlexNet, linear layers). For each teacher: on the idle machine, inside a sweep of the quick preset (its flags may be given behind --, as in -- --trials 40) under the sweep's
 lease and under one of its own that nobody else respects, and beside a foreign process that streams memory on another
 CPU. One sweep runs for all teachers. Goals: p50 with the lease within 2 % of idle; every measurement beside the stream
 is told as disturbed. Also printed: the p50 of the file alone, by a process that imports onnxruntime and numpy only, and
@@ -101,9 +100,9 @@ def _jobs(folder: Path, seconds: float, runtime: str) -> dict[str, Job]:
         nn.Flatten(), nn.Linear(3072, 3500), nn.ReLU(), nn.Linear(3500, 3500), nn.Linear(3500, CLASSES)
     )
     teachers = {
-        "small": build_model("resnet8", num_classes=CLASSES, image_size=IMAGE_SIZE),
+        "small": nn.Sequential(nn.Flatten(), nn.Linear(3072, 40), nn.ReLU(), nn.Linear(40, CLASSES)),
         "medium": build_model("alexnet", num_classes=CLASSES, image_size=IMAGE_SIZE),
-        "large": wide,
+        "large": nn.Sequential(nn.Flatten(), *wide),
     }
     jobs = {}
     for name, model in teachers.items():
@@ -157,7 +156,7 @@ def _stream() -> Iterator[None]:
 def _beside_a_sweep(
     jobs: dict[str, Job], arms: Sequence[str], folder: Path, taken: Taken, repeats: int, words: Sequence[str]
 ) -> float:
-    """The arms in turn, from the sweep's first trial on; fewer than `repeats` if it ends before. Returns its seconds."""
+    """The arms in turn, from the first trial on, `repeats` times or until the sweep ends; returns its seconds."""
     out, began = folder / "runs", time.monotonic()
     command = [sys.executable, "sweeps/kd_prune.py", "--preset", "quick", "--name", "busy", "--out", str(out), *words]
     with (folder / "log").open("w") as log:
