@@ -4,13 +4,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
+from torch import nn
 
 from tests.trainables.stages.measuring.latencies import latency, linear_file, measured, node
-from tests.trainables.stages.measuring.linear_onnx import linear_model, random_weight
+from tests.trainables.stages.measuring.linear_onnx import SIZE, linear_model, random_weight
 from trainables.config.candidate import MeasureConfig
 from trainables.records.latency import LatencyRecord
 from trainables.records.stages import ShapeRecord
+from trainables.stages.export.writer import export_untrained
 from trainables.stages.measuring import beside_teacher, clean_room
 from trainables.stages.measuring.beside_teacher import TAKES, find_or_measure, needs_another, shape_digest, time_beside
 from trainables.stages.measuring.clean_room import Job, Measured
@@ -128,6 +131,31 @@ def test_what_is_clean_is_found_and_what_is_not_is_measured_anew(takes: Callable
 def test_a_machine_that_is_never_quiet_is_not_asked_for_ever(takes: Callable[..., tuple[str, bool, int]]) -> None:
     said = [takes(f"dirty {number}")[0] for number in range(TAKES + 2)]
     assert said == ["dirty 0", "dirty 1", "dirty 2", "dirty 2", "dirty 2"]
+
+
+def test_an_untrained_network_has_the_file_that_it_will_have_when_trained(tmp_path: Path) -> None:
+    """The exporter leaves out biases of zero and writes equal tensors once: size and latency would be too low."""
+
+    def write(name: str, net: nn.Module) -> Path:
+        about = {"image_size": SIZE, "class_names": ["a", "b"], "recipe": {}, "opset": 20}
+        path = tmp_path / name
+        export_untrained(net, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2), path=path, **about)
+        return path
+
+    layers = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.LayerNorm((8, 4, 4))]
+    net = nn.Sequential(*layers, nn.LayerNorm((8, 4, 4)), nn.Flatten(), nn.Linear(128, 2)).eval()
+    for layer in net:
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.zeros_(layer.bias)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    untrained = write("untrained.onnx", net)
+    assert all(bool((net.state_dict()[name] == value).all()) for name, value in before.items())  # the file alone
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(torch.rand_like(parameter))
+    trained = write("trained.onnx", net)
+    assert shape_digest(untrained) == shape_digest(trained)
+    assert untrained.stat().st_size == trained.stat().st_size
 
 
 def test_files_of_one_shape_share_a_digest_whatever_their_weights(tmp_path: Path) -> None:
