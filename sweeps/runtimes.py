@@ -4,8 +4,8 @@
     python sweeps/runtimes.py --name NAME --run 12 --runtimes onnxruntime_cpu,openvino --batches 1,8,64
 
 Every cell is a Ray trial that has the machine to itself while it is timed, and a run in MLflow under the sweep's.
-What this machine has not got becomes a row that says so. Cells that are there are not measured again, but for noisy
-and contaminated ones with --again.
+What this machine has not got becomes a row that says so. Cells that are there are not measured again, but for
+those that are not clean with --again.
 """
 
 import argparse
@@ -76,7 +76,7 @@ def _parser() -> OneLineParser:
     parser.add_argument("--batches", default="1,8,64", help="images a call (default: 1,8,64)")
     parser.add_argument("--runtime-threads", default="1", help="CPU threads, a list such as 1,4 (default: 1)")
     parser.add_argument("--seconds", type=float, default=2.0, help="for timing a cell (default: 2; slow ones 8)")
-    parser.add_argument("--again", action="store_true", help="measure cells anew that came out noisy or contaminated")
+    parser.add_argument("--again", action="store_true", help="measure cells anew whose latency is not clean")
     parser.add_argument("--gpus", type=int, default=0, help="GPUs to use, needed for CUDA runtimes (default: 0)")
     parser.add_argument("--dataset", help="where the images lie now, for folder: data sets (default: as recorded)")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the sweep (default: runs)")

@@ -20,7 +20,7 @@ from trainables.config.training import TRAIN_PRECISIONS
 
 # FP32's bytes per parameter: papers print that size, which is not the size of the file.
 BYTES_A_PARAM = 4
-VERDICT_NOTE = "Verdict: of the timing; do not compare noisy or contaminated rows closely."
+VERDICT_NOTE = "Verdict: of the timing; do not compare rows closely that are not clean."
 # The stage whose epochs the table of training precisions compares.
 CURVE = "student"
 
@@ -90,7 +90,7 @@ def _inference(row: "pd.Series[Any]") -> dict[str, Any]:
 
 
 def _verdict(verdicts: "pd.Series[Any]") -> str:
-    """`clean`, or how many of a row's measurements were noisy, contaminated or not recorded."""
+    """`clean`, or how many of a row's measurements were not, and why."""
     kinds = verdicts.astype(object).fillna("not recorded").str.partition(":")[0]
     doubtful = kinds[kinds != "clean"]
     return "clean" if doubtful.empty else f"{len(doubtful)} of {len(kinds)} {'/'.join(sorted(set(doubtful)))}"

@@ -46,6 +46,7 @@ def front_table(frame: pd.DataFrame, *, variants: Mapping[str, str] | None = Non
     several = "student_model" in rows.columns and rows.loc[rows["stage"] != "teacher", "student_model"].nunique() > 1
     table.add_column("student, ratio" if several else "pruning", no_wrap=True)
     speed = latency_ratio(rows, teacher) if teacher else pd.Series(np.nan, index=rows.index)
+    speed = rows.get("latency_vs_teacher", speed).fillna(speed)
     for ratio, out, (_, row) in zip(speed, ruled_out, rows.iterrows(), strict=True):
         is_teacher = row["stage"] == "teacher"
         table.add_row(

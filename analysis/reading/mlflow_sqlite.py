@@ -68,7 +68,7 @@ class SqliteStore:
         """The runs whose ids the query `which` selects."""
         with _reading(self._database) as connection:
             runs = connection.execute(
-                f"SELECT run_uuid, experiment_id, start_time, artifact_uri FROM runs"
+                f"SELECT run_uuid, experiment_id, start_time, end_time, artifact_uri FROM runs"
                 f" WHERE lifecycle_stage = 'active' AND run_uuid IN ({which})",
                 values,
             ).fetchall()
@@ -86,12 +86,13 @@ class SqliteStore:
                 run_id=run_id,
                 experiment_id=str(experiment_id),
                 started=started or 0,
+                ended=ended or 0,
                 artifacts=artifacts,
                 tags=tags[run_id],
                 params=params[run_id],
                 metrics=metrics[run_id],
             )
-            for run_id, experiment_id, started, artifacts in runs
+            for run_id, experiment_id, started, ended, artifacts in runs
         ]
 
 

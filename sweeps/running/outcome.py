@@ -13,6 +13,7 @@ from analysis.pages.front_files import write_controls, write_front
 from analysis.pages.mlflow_view import addresses, view_tags
 from analysis.pages.report import summary_of, write_report
 from analysis.pages.terminal import front_table, print_controls
+from analysis.reading.facts import stood_still
 from analysis.reading.runs import Runs, read_runs
 from analysis.reading.wording import in_words
 from sweeps.running.run import Run
@@ -31,7 +32,7 @@ from trainables.layout import (
     TEACHER,
     trial_folder,
 )
-from trainables.records.latency import doubts
+from trainables.records.latency import doubt
 from trainables.records.stages import DatasetRecord
 from trainables.records.trial import TrialRecord
 from trainables.tracking.deliveries import deliver_all, hide_password, note_where, outbox, scores_of
@@ -52,7 +53,7 @@ def headline(config: SweepConfig) -> str:
 def teacher_line(config: SweepConfig, teacher: TrialRecord) -> str:
     """The teacher on one line."""
     metrics = teacher.metrics
-    said = f" ({', '.join(found)})" if (found := doubts(metrics)) else ""
+    said = f" ({why})" if (why := doubt(teacher.tags)) else ""
     return (
         f"teacher {config.search.base.teacher.teacher_model}: val {100 * metrics['val_accuracy']:.2f} %"
         f"  {metrics['latency_p50_ms']:.3f} ms{said}"
@@ -173,6 +174,8 @@ def show(console: Console, runs: Runs, tracking_uri: str, folder: Path) -> None:
             f"Best score {best['score']:.2f} points: trial {int(best['trial_number'])}, {model}", soft_wrap=True
         )
         console.print(str(reuse(runs.frame)), soft_wrap=True)
+        if still := stood_still(runs.frame, runs.busy_s):
+            console.print(still, soft_wrap=True, markup=False)
     print_controls(console, controls(runs.frame))
     console.print(f"Front: {folder / FRONT_PAGE}")
     served = tracking_uri.startswith("http")

@@ -29,7 +29,14 @@ from trainables.trials.task import TASK, Task, TrialTask
 AnyTask = TypeVar("AnyTask", bound=Task)
 FULL = (errno.ENOSPC, errno.EDQUOT)  # no space left, or the user's quota is used up
 # The metrics of a candidate that are known before it is trained.
-SHAPE_METRICS = ("latency_p50_ms", "reference_latency_p50_ms", "size_bytes", "num_params", "macs")
+SHAPE_METRICS = (
+    "latency_p50_ms",
+    "reference_latency_p50_ms",
+    "latency_alone_s",
+    "size_bytes",
+    "num_params",
+    "macs",
+)
 
 
 class StageTrial(tune.Trainable, Generic[AnyTask]):

@@ -18,7 +18,7 @@ from trainables.config.candidate import TEACHER_ITSELF
 from trainables.files import write_text
 from trainables.layout import RECORD, has_record
 from trainables.records.encoding import to_json
-from trainables.records.latency import doubts
+from trainables.records.latency import doubt, teacher_ratio
 from trainables.records.stages import EpochRecord
 from trainables.records.trial import TrialRecord, read_trial
 from trainables.tracking.deliveries import Score, scores_of
@@ -152,10 +152,10 @@ def write_record(
 def summary(record: TrialRecord, score: float) -> str:
     """A finished trial on one line."""
     metrics, params = record.metrics, record.params
-    speed = metrics["latency_p50_ms"] / metrics["reference_latency_p50_ms"]
+    times = f"{teacher_ratio(metrics):.2f} x teacher"
     return (
         f"score {score:.2f}  val {100 * metrics['val_accuracy']:.2f} %  {metrics['latency_p50_ms']:.3f} ms"
-        f" ({', '.join([f'{speed:.2f} x teacher', *doubts(metrics)])})  {metrics['size_bytes'] / 1e6:.2f} MB"
+        f" ({', '.join(filter(None, (times, doubt(record.tags))))})  {metrics['size_bytes'] / 1e6:.2f} MB"
         f"   {_recipe(params)}"
     )
 

@@ -171,10 +171,10 @@ def test_fields_below_a_union_with_none_are_named_too() -> None:
     seen = ConditionsRecord(cores=(1,), seconds=1.0, nice=0, load_1m=0.5)
     took = {f.name: 1.0 for f in dataclasses.fields(LatencyRecord)} | {
         "latency_n": 3,
-        "latency_noisy": False,
+        "latency_disturbed": False,
         "latency_device": "cpu:1",
         "latency_provider": "CPU",
-        "latency_contaminated": "",
+        "latency_doubt": "",
         "latency_attempts": 1,
         "conditions": seen,
     }

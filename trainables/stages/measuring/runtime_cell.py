@@ -239,8 +239,7 @@ def _time(
     }
     place.make_room()
     found = measure_apart(Job(**job), place.device_lock())
-    ratio = found.reference.latency_p50_ms / found.candidate.latency_p50_ms
-    return found.candidate, {"speedup": ratio} if eager else {}
+    return found.candidate, {"speedup": 1 / found.ratio, "speedup_half_width": found.ratio_half_width} if eager else {}
 
 
 def _file(cell: Cell, artifact: Artifact) -> Path:
