@@ -72,6 +72,14 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file or folder to `NAME.corrupt-1` (-2, ...), for whoever wants to know; return that path."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}.corrupt-{number}")).exists():
+        number += 1
+    return path.rename(aside)
+
+
 def drop_half_line(path: Path) -> None:
     """Cut off an incomplete last line, left by a process that was killed or ran out of disk space."""
     if not path.exists():

@@ -25,6 +25,7 @@ from sweeps.search.folder import InputError, NoRoomError, check_identity, no_roo
 from trainables.layout import RECORD, SPENT, TEACHER, UNFINISHED, has_record
 from trainables.records.stages import DatasetRecord
 from trainables.records.trial import TrialRecord, read_trial
+from trainables.store.results import store_below
 from trainables.trials.task import TrialTask
 from trainables.trials.teacher import TeacherTrial
 
@@ -43,6 +44,7 @@ def run_sweep(
         sweep_id = check_identity(config, dataset)
         # Until it is removed below, garbage collection keeps the store's entries that this sweep may still read.
         (config.folder / UNFINISHED).touch()
+        _note_use(config, sweep_id)
         tracker = open_tracker(tracking_uri(config), config, dataset, sweep_id)
         if tracker.away:
             console.print(f"MLflow is away ({tracker.away}); its records wait on disk.", style="yellow", markup=False)
@@ -63,6 +65,20 @@ def run_sweep(
             (config.folder / UNFINISHED).unlink(missing_ok=True)
             (config.folder / SPENT).unlink(missing_ok=True)
     return failed
+
+
+def _note_use(config: SweepConfig, sweep_id: str) -> None:
+    """Put down in the store that this sweep uses it, so that nobody collects what it needs.
+
+    Raises:
+        InputError: if the storage does not answer.
+    """
+    try:
+        store_below(config.places.out, config.places.storage).note_user(config.folder, sweep_id)
+    except ConnectionError as error:
+        raise InputError(
+            f"--storage {config.places.storage}: {error}; run the same command when it answers."
+        ) from error
 
 
 def _make_teacher(

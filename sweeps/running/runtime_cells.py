@@ -27,6 +27,7 @@ from trainables.stages.data.folders import PREFIX
 from trainables.stages.data.prepared import prepare, public_name
 from trainables.stages.runtimes.base import RUNTIMES
 from trainables.stages.runtimes.cell import Cell
+from trainables.store.results import store_below
 from trainables.tracking.tracker import Tracker, TrackingError
 from trainables.trials.runtime import RuntimeTrial
 from trainables.trials.task import RuntimeTask, Worker, task_of
@@ -53,6 +54,7 @@ def measure_cells(
     tasks = [task for task in asked if not done(task.folder, again=flags.again)]
     if tasks:
         _prepare_images(models, flags)
+        store_below(flags.out, None).note_user(config.folder, sweep_id)
     for task in tasks:  # a cell measured again is delivered again
         (task.folder / DELIVERED).unlink(missing_ok=True)
     tracker = _tracker(config, models[0], sweep_id)

@@ -56,7 +56,7 @@ SLOW = """
         yield "started"
         time.sleep(float(sys.argv[2]))
         (folder / "record.json").write_text("{}")
-    for report in Store(Path(sys.argv[1])).obtain(Key("s", "k"), compute):
+    for report in Store(Path(sys.argv[1])).obtain(Key("s", "0" * 24), compute):
         print(report, flush=True)
     print("has it", flush=True)
 """
@@ -72,7 +72,7 @@ def test_processes_that_need_one_key_compute_it_once(tmp_path: Path) -> None:
     outputs = [process.communicate(timeout=30)[0] for process in processes]
     assert all(output.endswith("has it\n") for output in outputs)
     assert sum("started" in output for output in outputs) == 1
-    assert (tmp_path / "s" / "k" / "starts").read_text() == "x"
+    assert (tmp_path / "s" / ("0" * 24) / "starts").read_text() == "x"
 
 
 def test_kill_9_of_the_process_that_computes_lets_the_next_one_in(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_kill_9_of_the_process_that_computes_lets_the_next_one_in(tmp_path: Path
     assert waiting.poll() is None
     os.kill(victim.pid, signal.SIGKILL)
     assert waiting.communicate(timeout=30)[0] == "started\nhas it\n"
-    assert Store(tmp_path).find(Key("s", "k")) is not None
+    assert Store(tmp_path).find(Key("s", "0" * 24)) is not None
 
 
 def test_a_result_names_its_files_its_cost_and_its_version(tmp_path: Path) -> None:
