@@ -73,6 +73,7 @@ def _parser() -> OneLineParser:
     parser.add_argument("--front", action="store_true", help="the teacher and every member of the front (the default)")
     parser.add_argument("--runtimes", default=",".join(RUNTIMES), help=f"of {', '.join(RUNTIMES)} (default: all)")
     parser.add_argument("--precisions", default=",".join(PRECISIONS), help=f"of {', '.join(PRECISIONS)} (default: all)")
+    parser.add_argument("--models", help="package.module:function, ...: your own, that PyTorch's runtimes may import")
     parser.add_argument("--batches", default="1,8,64", help="images a call (default: 1,8,64)")
     parser.add_argument("--runtime-threads", default="1", help="CPU threads, a list such as 1,4 (default: 1)")
     parser.add_argument("--seconds", type=float, default=2.0, help="for timing a cell (default: 2; slow ones 8)")

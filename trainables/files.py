@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -70,6 +71,13 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file atomically (see `replacing`)."""
     write_bytes(path, text.encode())
+
+
+def copy_file(source: Path, target: Path) -> Path:
+    """Copy a file's content atomically; a link at `target` is replaced, not followed. Returns `target`."""
+    with source.open("rb") as content, replacing(target) as file:
+        shutil.copyfileobj(content, file)
+    return target
 
 
 def set_aside(path: Path) -> Path:

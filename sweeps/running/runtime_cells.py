@@ -104,6 +104,7 @@ def _task(config: SweepConfig, flags: argparse.Namespace, model: Path, cell: Cel
         model=name,
         source=model.resolve(),
         seconds=flags.seconds,
+        models=tuple(flags.models.split(",")) if flags.models else (),
     )
 
 

@@ -215,7 +215,7 @@ def teacher_of(bench: Bench) -> ModelRecord:
     folder = bench.dataset.folder / "teacher"
     folder.mkdir()
     write_model(network, folder, key=Key("teacher", "0" * 24), name=TEACHER, dataset=bench.dataset, curve=())
-    return read_model(folder)
+    return read_model(folder, TEACHER)
 
 
 ARMS: dict[str, Callable[[argparse.Namespace], float]] = {

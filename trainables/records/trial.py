@@ -42,10 +42,12 @@ def read_trial(folder: Path) -> TrialRecord:
     """Read the `TrialRecord` that a trial wrote into its folder.
 
     Raises:
-        ValueError: if the record is damaged, or names a file outside the folder.
+        ValueError: if the record is damaged, or names a file outside the folder or a link.
     """
     record = read_record(TrialRecord, folder)
     # records travel between machines and their files are uploaded: `../secret` must not be
     if any(Path(name).name != name for name in record.files):
         raise ValueError(f"{folder / RECORD} names files outside its folder: {list(record.files)}.")
+    if links := [name for name in record.files if (folder / name).is_symlink()]:
+        raise ValueError(f"{folder / links[0]} is a link, and so may lie outside its folder.")
     return record

@@ -110,7 +110,7 @@ def read_progress(partial: Path) -> Progress:
 
 def write_progress(partial: Path, done: Progress) -> None:
     """Write the progress into the folder of the work."""
-    (partial / PROGRESS).write_text(to_json(dict(done)), encoding="utf-8")
+    write_text(partial / PROGRESS, to_json(dict(done)))
 
 
 def describe_partial(partial: Path, *, key: str, version: int) -> Manifest:

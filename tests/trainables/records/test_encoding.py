@@ -229,7 +229,7 @@ def test_a_result_that_was_moved_lies_where_it_is_found(tmp_path: Path) -> None:
         (tmp_path / "record.json").write_text(
             json.dumps({name: row[name] for name in row if name != "folder"} | folder)
         )
-        assert read_model(tmp_path) == dataclasses.replace(model, folder=tmp_path)
+        assert read_model(tmp_path, "resnet20") == dataclasses.replace(model, folder=tmp_path, model_name="resnet20")
 
 
 def test_numbers_stay_as_they_were_written(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def teacher(dataset: DatasetRecord, images: Images, tmp_path_factory: pytest.Tem
         spread = model(images.normalise(pixels)).std(dim=0).mean()
         model.classifier[-1].weight.mul_(2 / spread)
     write_model(model, folder, key=Key("teacher", "0" * 24), name="mobilenet_v3_small", dataset=dataset, curve=())
-    return read_model(folder)
+    return read_model(folder, "mobilenet_v3_small")
 
 
 def bank_of(
