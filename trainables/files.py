@@ -1,9 +1,13 @@
 """Atomic file writes, and digests of files (standard library only)."""
 
+import errno
 import hashlib
 import os
 import shutil
+import struct
 import threading
+import zipfile
+import zlib
 from collections.abc import Generator
 from contextlib import contextmanager
 from io import BufferedRandom
@@ -86,6 +90,24 @@ def set_aside(path: Path) -> Path:
     while (aside := path.with_name(f"{path.name}.corrupt-{number}")).exists():
         number += 1
     return path.rename(aside)
+
+
+def whole_archive(path: Path) -> bool:
+    """Whether a zip archive, as torch writes them, is there with every checksum right; a damaged one is set aside."""
+    # torch checks no checksum itself: a file of zeros in the middle would be read as weights
+    if not path.exists():
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is None:
+                return True
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError, RuntimeError, struct.error):
+        pass  # as many as there are ways to damage it
+    except OSError as error:  # an offset before the beginning, and not a disk that fails
+        if error.errno != errno.EINVAL:
+            raise
+    set_aside(path)
+    return False
 
 
 def drop_half_line(path: Path) -> None:

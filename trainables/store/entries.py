@@ -104,7 +104,7 @@ def read_progress(partial: Path) -> Progress:
     try:
         row = json.loads((partial / PROGRESS).read_text(encoding="utf-8"))
         return Progress(seconds=float(row["seconds"]), reports=int(row["reports"]))
-    except (FileNotFoundError, ValueError, KeyError, TypeError, OverflowError):  # new, or cut off by a kill
+    except (FileNotFoundError, RecursionError, ValueError, KeyError, TypeError, OverflowError):  # new, or cut off by a kill
         return Progress(seconds=0.0, reports=0)
 
 
@@ -142,11 +142,12 @@ def is_finished(partial: Path) -> bool:
     if not path.exists():
         return False
     try:
-        json.loads(path.read_bytes())
+        whole = isinstance(json.loads(path.read_bytes()), dict)
     except (RecursionError, ValueError):
+        whole = False
+    if not whole:
         log.warning("store: %s is damaged; moved to %s", path, set_aside(path).name)
-        return False
-    return True
+    return whole
 
 
 def failure_in(text: bytes | None) -> str | None:

@@ -68,8 +68,8 @@ def result_files(folder: Path) -> Iterator[Path]:
 
 
 def is_scratch(path: Path) -> bool:
-    """Whether a file is a writer's temporary file: `.name` or `name.tmp`."""
-    return path.name.startswith(".") or path.suffix == ".tmp"
+    """Whether a file is a writer's temporary file, `.name` or `name.tmp`, or a damaged one that was set aside."""
+    return path.name.startswith(".") or path.suffix == ".tmp" or ".corrupt-" in path.name
 
 
 def parse(text: str | bytes, *, key: str) -> Manifest | None:
