@@ -104,7 +104,14 @@ def read_progress(partial: Path) -> Progress:
     try:
         row = json.loads((partial / PROGRESS).read_text(encoding="utf-8"))
         return Progress(seconds=float(row["seconds"]), reports=int(row["reports"]))
-    except (FileNotFoundError, RecursionError, ValueError, KeyError, TypeError, OverflowError):  # new, or cut off by a kill
+    except (
+        FileNotFoundError,
+        RecursionError,
+        ValueError,
+        KeyError,
+        TypeError,
+        OverflowError,
+    ):  # new, or cut off by a kill
         return Progress(seconds=0.0, reports=0)
 
 

@@ -3,14 +3,17 @@
 import dataclasses
 import hashlib
 import json
+import logging
 import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trainables.config.candidate import DataConfig
-from trainables.files import write_text
+from trainables.files import sync, write_text
 from trainables.locks import file_lock
 from trainables.records import encoding
 from trainables.records.stages import DatasetRecord
@@ -21,10 +24,15 @@ from trainables.stages.data.splits import cut_validation, limit_training
 
 DECODER_VERSION = 1  # to be incremented when the same files would decode to other pixels or another split
 _RECORD = "dataset.json"
+_FILES = "files"  # in the record, beside the fields of `DatasetRecord`: size and modification time of the arrays
+_SPLITS = ("train", "val", "test")
+log = logging.getLogger(__name__)
 _prepared: dict[tuple[DataConfig, Path], DatasetRecord] = {}
 _CHUNK = 4096  # images per step of the statistics: bounds their memory on any data set
 _Triple = tuple[float, float, float]
 """One number each for R, G and B."""
+_Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
+"""Images and labels of a split."""
 
 
 def prepare(config: DataConfig, data_dir: Path) -> DatasetRecord:
@@ -41,17 +49,20 @@ def prepare(config: DataConfig, data_dir: Path) -> DatasetRecord:
         raise ValueError(f"--split-seed {config.split_seed}: must be 0 or more.")
     data_dir = data_dir.resolve()
     folder = data_dir / "decoded" / _digest(config)
-    if not (folder / _RECORD).exists():
+    if not _is_whole(folder):
         with file_lock(folder.with_name(f"{folder.name}.lock")):
-            if not (folder / _RECORD).exists():
+            if not _is_whole(folder):
+                if folder.exists():
+                    log.warning("%s is damaged: its images are decoded again.", folder)
+                    shutil.rmtree(folder)
                 _decode(config, reader, data_dir, folder)
-    return _read_record(folder)
+    return _read(folder)[0]
 
 
 def prepare_once(config: DataConfig, data_dir: Path) -> DatasetRecord:
     """Call `prepare` once per process: trials of a sweep share the images, and checking 60,000 files takes a second."""
     key = (config, data_dir.resolve())
-    if key not in _prepared or not (_prepared[key].folder / _RECORD).exists():
+    if key not in _prepared or not _is_whole(_prepared[key].folder):
         _prepared[key] = prepare(config, data_dir)
     return _prepared[key]
 
@@ -62,7 +73,7 @@ def load(record: DatasetRecord, split: str) -> tuple[NDArray[np.uint8], NDArray[
     H = W = image_size, except for training images of a named data set that `image_size` enlarges. They keep their
     own size and are resized on the device (`trainables.stages.data.augment.views`): CIFAR-10 at 224 would take 7.5 GB.
     """
-    if split not in ("train", "val", "test"):
+    if split not in _SPLITS:
         raise ValueError(f"`split` must be one of train, val, test, but got {split!r}.")
     return _open(record.folder, split)
 
@@ -103,7 +114,9 @@ def _decode(config: DataConfig, reader: Reader, data_dir: Path, folder: Path) ->
             np.save(part / f"{name}_labels.npy", split.labels[index])
         record = dataclasses.asdict(_describe(config, raw, part))
         del record["folder"]  # the data directory may move
-        write_text(part / _RECORD, json.dumps(record, indent=1))
+        for path in part.iterdir():
+            sync(path)  # the record promises these contents, also after a power loss
+        write_text(part / _RECORD, json.dumps(record | {_FILES: _stamps(part)}, indent=1))
         part.rename(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -122,17 +135,12 @@ def _split(config: DataConfig, raw: RawDataset) -> dict[str, tuple[RawSplit, NDA
 
 
 def _describe(config: DataConfig, raw: RawDataset, folder: Path) -> DatasetRecord:
-    arrays = {split: _open(folder, split) for split in ("train", "val", "test")}
-    digest = hashlib.sha256(json.dumps([raw.class_names, raw.image_size]).encode())
-    for split, (images, labels) in arrays.items():
-        digest.update(f"{split} {images.shape}".encode())
-        digest.update(images.data)
-        digest.update(labels.data)
+    arrays = {split: _open(folder, split) for split in _SPLITS}
     mean, std = _compute_statistics(arrays["train"][0])
     return DatasetRecord(
         name=public_name(config.dataset),
         folder=folder,
-        fingerprint=digest.hexdigest(),
+        fingerprint=_fingerprint(raw.class_names, raw.image_size, arrays),
         class_names=raw.class_names,
         image_size=raw.image_size,
         num_train=len(arrays["train"][1]),
@@ -141,6 +149,15 @@ def _describe(config: DataConfig, raw: RawDataset, folder: Path) -> DatasetRecor
         mean=mean,
         std=std,
     )
+
+
+def _fingerprint(class_names: Sequence[str], image_size: int, arrays: Mapping[str, _Arrays]) -> str:
+    digest = hashlib.sha256(json.dumps([class_names, image_size]).encode())
+    for split, (images, labels) in arrays.items():
+        digest.update(f"{split} {images.shape}".encode())
+        digest.update(images.data)
+        digest.update(labels.data)
+    return digest.hexdigest()
 
 
 def _compute_statistics(images_N3HW: NDArray[np.uint8]) -> tuple[_Triple, _Triple]:
@@ -164,6 +181,36 @@ def _triple(values: NDArray[np.float64]) -> _Triple:
     return red, green, blue
 
 
-def _read_record(folder: Path) -> DatasetRecord:
+def _stamps(folder: Path) -> dict[str, list[int]]:
+    """Size and modification time of every array."""
+    found = {path.name: path.stat() for path in sorted(folder.glob("*.npy"))}
+    return {name: [status.st_size, status.st_mtime_ns] for name, status in found.items()}
+
+
+def _read(folder: Path) -> tuple[DatasetRecord, dict[str, list[int]]]:
+    """The record of decoded images, and the stamps of their files when they were written."""
     path = folder / _RECORD
-    return encoding.decode(DatasetRecord, encoding.read_json(path), where=path, extra={"folder": folder})
+    row = encoding.read_json(path)
+    stamps = row.pop(_FILES, {}) if isinstance(row, dict) else {}
+    return encoding.decode(DatasetRecord, row, where=path, extra={"folder": folder}), stamps
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether decoded images are there as they were written.
+
+    Files that have changed since, or were copied, are read once and compared with the fingerprint.
+    """
+    try:
+        record, stamps = _read(folder)
+        now = _stamps(folder)
+        if stamps == now:
+            return True
+        arrays = {split: _open(folder, split) for split in _SPLITS}
+        whole = _fingerprint(record.class_names, record.image_size, arrays) == record.fingerprint
+    except (FileNotFoundError, ValueError, EOFError, SyntaxError, MemoryError):  # numpy raises any of them for a header
+        return False
+    if whole:
+        with suppress(OSError):  # a folder that others own is compared every time
+            row = encoding.read_json(folder / _RECORD)
+            write_text(folder / _RECORD, json.dumps(row | {_FILES: now}, indent=1))
+    return whole
