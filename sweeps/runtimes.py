@@ -9,7 +9,6 @@ and contaminated ones with --again.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +20,6 @@ from trainables.config.flags import OneLineParser
 from trainables.layout import (
     DATABASE,
     DELIVERED,
-    IDENTITY,
     ONNX_FILE,
     SWEEPS,
     TEACHER,
@@ -31,7 +29,7 @@ from trainables.layout import (
     sweep_folder,
     trial_folder,
 )
-from trainables.records.trial import read_trial
+from trainables.records.trial import delivered_to, read_sweep_id, read_trial
 from trainables.stages.runtimes.base import RUNTIMES
 from trainables.stages.runtimes.cell import Cell
 
@@ -46,13 +44,13 @@ def main(argv: list[str] | None = None) -> int:
     try:
         cells = list(_cells(flags))
         folders = _models(flags)
-        known = json.loads((sweep_folder(flags.out, flags.name) / IDENTITY).read_text(encoding="utf-8"))
+        sweep_id = read_sweep_id(sweep_folder(flags.out, flags.name))
     except ValueError as error:
         parser.error(str(error))
     from sweeps.running.runtime_cells import measure_cells  # Ray takes a second; bad flags need not wait for it
 
     try:
-        frame = measure_cells(flags, cells, folders, sweep_id=known["sweep_id"], console=console)
+        frame = measure_cells(flags, cells, folders, sweep_id=sweep_id, console=console)
     except KeyboardInterrupt:
         console.print("Stopped. What is measured stays; the same command goes on from there.")
         return INTERRUPTED
@@ -126,7 +124,7 @@ def _of_run(sweep: Path, run: str) -> Path | None:
     if run.isdecimal() and len(run) <= 5:
         return trial_folder(sweep, int(run))
     for marker in (*sweep.glob(f"{TEACHER}/{DELIVERED}"), *sweep.glob(f"*/*/{DELIVERED}")):
-        if json.loads(marker.read_text(encoding="utf-8")).get("run_id") == run:
+        if delivered_to(marker.parent).get("run_id") == run:
             return marker.parent
     return None
 

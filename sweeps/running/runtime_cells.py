@@ -22,7 +22,7 @@ from sweeps.search.config import Places, SweepConfig
 from sweeps.search.devices import Devices
 from trainables.config.candidate import DataConfig
 from trainables.layout import ARTIFACTS, CELLS, DELIVERED, has_record, recorded
-from trainables.records.trial import TrialRecord, read_trial
+from trainables.records.trial import TrialRecord, read_trial, set_damaged_aside
 from trainables.stages.data.folders import PREFIX
 from trainables.stages.data.prepared import prepare, public_name
 from trainables.stages.runtimes.base import RUNTIMES
@@ -50,6 +50,7 @@ def measure_cells(
         devices=Devices(gpus=flags.gpus if cuda else 0, cpus=max(1, flags.gpus)),
     )
     folder = config.folder / CELLS
+    set_damaged_aside(recorded(folder))
     asked = [_task(config, flags, model, cell) for model in models for cell in cells]
     tasks = [task for task in asked if not done(task.folder, again=flags.again)]
     if tasks:

@@ -1,12 +1,13 @@
 """The record that a trial writes into its folder, for delivery to MLflow (standard library only)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainables.layout import RECORD
-from trainables.records.encoding import read_record
+from trainables.files import set_aside
+from trainables.layout import DELIVERED, IDENTITY, RECORD
+from trainables.records.encoding import UndecodableError, read_json, read_record
 from trainables.records.stages import EpochRecord
 
 
@@ -51,3 +52,37 @@ def read_trial(folder: Path) -> TrialRecord:
     if links := [name for name in record.files if (folder / name).is_symlink()]:
         raise ValueError(f"{folder / links[0]} is a link, and so may lie outside its folder.")
     return record
+
+
+def read_sweep_id(sweep: Path) -> str:
+    """The id of the sweep in a folder.
+
+    Raises:
+        FileNotFoundError: if no sweep has begun there.
+        UndecodableError: naming the file, if it is damaged.
+    """
+    path = sweep / IDENTITY
+    row = read_json(path)
+    if not isinstance(row, dict) or not isinstance(row.get("sweep_id"), str):
+        raise UndecodableError(f"{path} cannot be read: it names no sweep_id")
+    return str(row["sweep_id"])
+
+
+def delivered_to(folder: Path) -> Mapping[str, Any]:
+    """The MLflow run that a folder was delivered to, and its sweep's; empty where that is unknown."""
+    try:
+        row = read_json(folder / DELIVERED)
+    except (FileNotFoundError, UndecodableError):
+        return {}
+    return row if isinstance(row, dict) else {}
+
+
+def set_damaged_aside(folders: Iterable[Path]) -> list[Path]:
+    """Rename the records in these folders that cannot be read, so that they are made again; returns their new paths."""
+    aside = []
+    for folder in folders:
+        try:
+            read_trial(folder)
+        except UndecodableError:
+            aside.append(set_aside(folder / RECORD))
+    return aside

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from trainables.config.flags import OneLineParser
 from trainables.layout import IDENTITY, STORE, SWEEPS
-from trainables.records.encoding import read_json
+from trainables.records.trial import read_sweep_id
 from trainables.store.entries import FORMAT_FILE
 from trainables.store.inventory import Leftover, LocalShelf, RemoteShelf, Shelf
 from trainables.store.manifest import FORMAT, Manifest
@@ -227,7 +227,7 @@ def _note(shelf: Shelf, sweeps: Iterable[Path], found: Iterable[Reference]) -> N
     using = {reference.sweep for reference in found if held.intersection(reference.keys)}
     for sweep in sweeps:
         if sweep.name in using and (sweep / IDENTITY).exists():
-            shelf.note_user(sweep, str(read_json(sweep / IDENTITY)["sweep_id"]))
+            shelf.note_user(sweep, read_sweep_id(sweep))
 
 
 def _total(freed: str, parts: Sequence[Leftover]) -> None:

@@ -14,7 +14,9 @@ from typing import Any
 from trainables.layout import CELLS, DRIVER_LOCK, IDENTITY, RECORD, SWEEP_JSON, TRIALS, UNFINISHED
 from trainables.locks import is_locked
 from trainables.records.encoding import read_json
-from trainables.store.inventory import Shelf
+from trainables.records.trial import read_sweep_id
+from trainables.store.inventory import LocalShelf, RemoteShelf, Shelf
+from trainables.store.results import Store
 
 # Candidates compete only where these are equal, as in `analysis.findings.front`.
 GROUPED_BY = ("dataset", "latency_device", "latency_runtime")
@@ -53,7 +55,7 @@ def users(shelf: Shelf, where: str, *, forget: Collection[str] = ()) -> tuple[li
                 " it again, or remove the file."
             ) from None
         sweep = folder if folder.is_absolute() else Path(where) / folder
-        if (sweep / IDENTITY).exists() and dict(read_json(sweep / IDENTITY)).get("sweep_id") == sweep_id:
+        if (sweep / IDENTITY).exists() and read_sweep_id(sweep) == sweep_id:
             found.append(sweep.resolve())
         elif name in forget:
             gone.append(file)
@@ -144,6 +146,13 @@ def unfinished(sweeps: Iterable[Path]) -> bool:
 def running(sweeps: Iterable[Path]) -> list[str]:
     """The names of the sweeps whose driver is running: they may need any result."""
     return [sweep.name for sweep in sweeps if (sweep / DRIVER_LOCK).exists() and is_locked(sweep / DRIVER_LOCK)]
+
+
+def forget_failures(store: Store) -> None:
+    """Let the keys be tried again that a store remembers to fail, here and below its URL."""
+    LocalShelf(store.here).forget_failures()
+    if isinstance(store.root, str):
+        RemoteShelf(store.root).forget_failures()
 
 
 def _record(path: Path) -> dict[str, Any]:
