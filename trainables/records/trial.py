@@ -62,10 +62,10 @@ def read_sweep_id(sweep: Path) -> str:
         UndecodableError: naming the file, if it is damaged.
     """
     path = sweep / IDENTITY
-    row = read_json(path)
-    if not isinstance(row, dict) or not isinstance(row.get("sweep_id"), str):
-        raise UndecodableError(f"{path} cannot be read: it names no sweep_id")
-    return str(row["sweep_id"])
+    try:
+        return str(read_json(path)["sweep_id"])
+    except (UndecodableError, KeyError, TypeError):
+        raise UndecodableError(f"{path} is damaged, so whose records lie there is unknown; restore it.") from None
 
 
 def delivered_to(folder: Path) -> Mapping[str, Any]:

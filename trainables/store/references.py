@@ -13,7 +13,7 @@ from typing import Any
 
 from trainables.layout import CELLS, DRIVER_LOCK, IDENTITY, RECORD, SWEEP_JSON, TRIALS, UNFINISHED
 from trainables.locks import is_locked
-from trainables.records.encoding import read_json
+from trainables.records.encoding import UndecodableError, read_json
 from trainables.records.trial import read_sweep_id
 from trainables.store.inventory import LocalShelf, RemoteShelf, Shelf
 from trainables.store.results import Store
@@ -159,5 +159,7 @@ def _record(path: Path) -> dict[str, Any]:
     try:
         row = dict(read_json(path))
         return {**row, "status": str(row["status"]), "keys": [str(key) for key in row.get("keys", ())]}
+    except UndecodableError as error:
+        raise ValueError(f"{error}; what it needs is unknown: that sweep's own command makes it again.") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read ({error}), so what it needs is unknown.") from error
+        raise ValueError(f"{path} lacks {error}, so what it needs is unknown; move that sweep away.") from error

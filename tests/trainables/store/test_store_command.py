@@ -284,7 +284,7 @@ def test_a_folder_that_is_no_store_is_not_collected(out: Path, capsys: pytest.Ca
     for store in (str(out), f"file://{out}"):
         for flags in ([], ["--all"]):
             said = refused(capsys, "gc", "--yes", "--store", store, *flags)
-            assert f"{store} holds no store.json of a store; name " in said
+            assert f"{store} holds no sound store.json of a store; name " in said
     assert f"name {out}/store, or the folder of the sweeps" in refused(capsys, "ls", "--store", str(out))
     assert files_of(out) == before
 
