@@ -57,8 +57,8 @@ def _open(flags: argparse.Namespace) -> tuple[str, Shelf]:
         below = "" if remote or not (Path(where) / STORE / FORMAT_FILE).exists() else f"{Path(where) / STORE}, or "
         mark = f'{{"format": {FORMAT}}}'
         raise ValueError(
-            f"{where} holds no sound {FORMAT_FILE} of a store; name {below}the folder of the sweeps with --out (if it is"
-            f" a store that has lost that file, write {mark} into it)."
+            f"{where} holds no sound {FORMAT_FILE} of a store; name {below}the folder of the sweeps with --out (if it"
+            f" is a store that has lost that file, write {mark} into it)."
         )
     return where, shelf
 
