@@ -1,6 +1,5 @@
 """`python -m analysis sync`: deliver to MLflow what waits on disk because it was away, each trial once."""
 
-import json
 from functools import partial
 from pathlib import Path
 
@@ -32,18 +31,22 @@ def deliver(folder: Path, tracking_uri: str | None) -> int:
     # MLflow takes two seconds to import: too long for --help or a typing error.
     from trainables.config.score import ExchangeRates, composite_score
     from trainables.locks import file_lock_if_free
+    from trainables.records.encoding import UndecodableError, read_json
     from trainables.tracking.deliveries import deliver_all, open_noted, outbox
     from trainables.tracking.tracker import TrackingError
 
     with file_lock_if_free(folder / DRIVER_LOCK) as free:
         if not free:
             raise ValueError(f"name={folder.name}: its sweep is running and delivers its trials itself.")
-        described = json.loads((folder / SWEEP_JSON).read_text(encoding="utf-8"))
-        score = partial(
-            composite_score,
-            teacher_size_bytes=described["teacher"]["size_bytes"],
-            rates=ExchangeRates(**described["config"]["rates"]),
-        )
+        try:
+            described = read_json(folder / SWEEP_JSON)
+            score = partial(
+                composite_score,
+                teacher_size_bytes=described["teacher"]["size_bytes"],
+                rates=ExchangeRates(**described["config"]["rates"]),
+            )
+        except (UndecodableError, KeyError, TypeError):
+            raise ValueError(f"{folder / SWEEP_JSON} is damaged; the sweep's own command writes it again.") from None
         folders = outbox(folder)
         try:
             tracker = open_noted(folder, tracking_uri)

@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
                 return 0
     except ValueError as error:
         parser.error(with_flags(str(error)))
-    return run(config, dataset, parser, screen, deadline=deadline)
+    return run(config, dataset, parser, screen, deadline=deadline, retry_failed=flags.retry_failed)
 
 
 def _parse(words: list[str]) -> tuple[OneLineParser, argparse.Namespace]:

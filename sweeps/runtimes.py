@@ -9,7 +9,6 @@ those that are not clean with --again.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +20,6 @@ from trainables.config.flags import OneLineParser
 from trainables.layout import (
     DATABASE,
     DELIVERED,
-    IDENTITY,
     ONNX_FILE,
     SWEEPS,
     TEACHER,
@@ -31,7 +29,7 @@ from trainables.layout import (
     sweep_folder,
     trial_folder,
 )
-from trainables.records.trial import read_trial
+from trainables.records.trial import delivered_to, read_sweep_id, read_trial
 from trainables.stages.runtimes.base import RUNTIMES
 from trainables.stages.runtimes.cell import Cell
 
@@ -46,13 +44,13 @@ def main(argv: list[str] | None = None) -> int:
     try:
         cells = list(_cells(flags))
         folders = _models(flags)
-        known = json.loads((sweep_folder(flags.out, flags.name) / IDENTITY).read_text(encoding="utf-8"))
+        sweep_id = read_sweep_id(sweep_folder(flags.out, flags.name))
     except ValueError as error:
         parser.error(str(error))
     from sweeps.running.runtime_cells import measure_cells  # Ray takes a second; bad flags need not wait for it
 
     try:
-        frame = measure_cells(flags, cells, folders, sweep_id=known["sweep_id"], console=console)
+        frame = measure_cells(flags, cells, folders, sweep_id=sweep_id, console=console)
     except KeyboardInterrupt:
         console.print("Stopped. What is measured stays; the same command goes on from there.")
         return INTERRUPTED
@@ -73,6 +71,7 @@ def _parser() -> OneLineParser:
     parser.add_argument("--front", action="store_true", help="the teacher and every member of the front (the default)")
     parser.add_argument("--runtimes", default=",".join(RUNTIMES), help=f"of {', '.join(RUNTIMES)} (default: all)")
     parser.add_argument("--precisions", default=",".join(PRECISIONS), help=f"of {', '.join(PRECISIONS)} (default: all)")
+    parser.add_argument("--models", help="package.module:function, ...: your own, that PyTorch's runtimes may import")
     parser.add_argument("--batches", default="1,8,64", help="images a call (default: 1,8,64)")
     parser.add_argument("--runtime-threads", default="1", help="CPU threads, a list such as 1,4 (default: 1)")
     parser.add_argument("--seconds", type=float, default=2.0, help="for timing a cell (default: 2; slow ones 8)")
@@ -125,7 +124,7 @@ def _of_run(sweep: Path, run: str) -> Path | None:
     if run.isdecimal() and len(run) <= 5:
         return trial_folder(sweep, int(run))
     for marker in (*sweep.glob(f"{TEACHER}/{DELIVERED}"), *sweep.glob(f"*/*/{DELIVERED}")):
-        if json.loads(marker.read_text(encoding="utf-8")).get("run_id") == run:
+        if delivered_to(marker.parent).get("run_id") == run:
             return marker.parent
     return None
 

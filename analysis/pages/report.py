@@ -1,7 +1,6 @@
 """One page about a sweep: the verdict first, then all that it is based on; as Markdown and as one HTML file."""
 
 import json
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from analysis.reading.facts import dataset_of, device_of, first_known, stood_sti
 from analysis.reading.rows import finished_runs, row_of
 from analysis.reading.runs import Runs
 from analysis.reading.wording import MB, differences, merged_names, of_teacher, plain_number, trial_label
+from trainables.files import copy_file, write_text
 
 
 def write_report(runs: Runs, folder: Path, *, drawn: Sequence[Path] = ()) -> list[Path]:
@@ -35,14 +35,14 @@ def write_report(runs: Runs, folder: Path, *, drawn: Sequence[Path] = ()) -> lis
         ValueError: if no candidate has finished.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    made = [Path(shutil.copy(path, folder)) for path in drawn]
+    made = [copy_file(path, folder / path.name) for path in drawn]
     made = made or [*write_front(runs, folder), *write_controls(controls(runs.frame), folder)]
     by = _ablated(runs)
     made += ablation.write_ablation(runs, by, folder) if by else []
     text = markdown(runs, by)
     paths = [folder / "report.md", folder / "report.html"]
-    paths[0].write_text(text, encoding="utf-8")
-    paths[1].write_text(page(text, f"Report of sweep {runs.name}", folder), encoding="utf-8")
+    write_text(paths[0], text)
+    write_text(paths[1], page(text, f"Report of sweep {runs.name}", folder))
     return paths + made
 
 

@@ -17,6 +17,7 @@ from analysis.reading.runs import Runs
 from analysis.reading.wording import MB
 from trainables.config.flags import flag_name
 from trainables.config.training import TRAIN_PRECISIONS
+from trainables.files import write_text
 
 # FP32's bytes per parameter: papers print that size, which is not the size of the file.
 BYTES_A_PARAM = 4
@@ -253,10 +254,10 @@ def write_study(table: StudyTable, folder: Path, *, made_by: Sequence[str]) -> l
     """
     folder.mkdir(parents=True, exist_ok=True)
     csv, markdown = folder / f"{table.file}.csv", folder / f"{table.file}.md"
-    table.frame.to_csv(csv, index=False)
+    write_text(csv, table.frame.to_csv(index=False))
     cells = frame_table(table.frame, {name: name for name in table.frame.columns}, lambda _, value: _text(value))
     lines = [f"# {table.heading}", "", cells, "", table.notes, "", *(f"    {command}" for command in made_by)]
-    markdown.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(markdown, "\n".join(lines) + "\n")
     return [csv, markdown, *bars_png(table, folder / f"{table.picture}.png")]
 
 

@@ -25,6 +25,7 @@ from sweeps.running.tune.fixed_runs import FixedRuns
 from sweeps.running.tune.tuning import tuner
 from sweeps.search.config import SweepConfig
 from sweeps.search.objectives import DIRECTIONS, reference_point
+from sweeps.search.space import values_of
 from trainables.config.candidate import TEACHER_ITSELF, CandidateConfig
 from trainables.layout import CHAMPIONS, TRIALS, has_record, recorded
 from trainables.records.stages import DatasetRecord
@@ -139,7 +140,10 @@ def arm_runs(config: SweepConfig, teacher: TrialRecord, dataset: DatasetRecord) 
     """Every run of the sweep's champions and controls, done or not; after seed 0 of the search, seeds are 1 to S."""
     if not config.selection.champions:
         return []
-    records = [read_trial(trial) for trial in recorded(config.folder / TRIALS)]
+    # a record may not name a network, and so a module, that the sweep was not asked for
+    asked = values_of(config.search.space, config.search.base, "student_model")
+    read = [read_trial(trial) for trial in recorded(config.folder / TRIALS)]
+    records = [record for record in read if record.params.get("student_model") in asked]
     corner = reference_point(dataset.num_classes)
     chosen = choose_champions(records, teacher.metrics, corner, count=config.selection.champions)
     base, first = config.search.base, config.search.base.training.seed + 1

@@ -130,6 +130,7 @@ def run(
     screen: Screen,
     *,
     deadline: Deadline | None = None,
+    retry_failed: bool = False,
 ) -> int:
     """Run a sweep; returns the exit code."""
     from sweeps.cluster.interrupts import Interrupted  # Ray's import takes a second, which bad flags should not cost
@@ -142,7 +143,7 @@ def run(
     screen.launch()
     screen.wait("Starting Ray and MLflow")
     try:
-        code = FAILED if run_sweep(config, dataset, screen, deadline=deadline) else 0
+        code = FAILED if run_sweep(config, dataset, screen, deadline=deadline, retry_failed=retry_failed) else 0
     except InputError as error:
         screen.go_on()
         parser.error(with_flags(str(error)))

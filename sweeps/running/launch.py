@@ -24,15 +24,26 @@ from sweeps.search.config import SweepConfig
 from sweeps.search.folder import InputError, NoRoomError, check_identity, no_room, sole_driver, write_sweep_json
 from trainables.layout import RECORD, SPENT, TEACHER, UNFINISHED, has_record
 from trainables.records.stages import DatasetRecord
-from trainables.records.trial import TrialRecord, read_trial
+from trainables.records.trial import TrialRecord, read_trial, set_damaged_aside
+from trainables.store.references import forget_failures
+from trainables.store.results import store_below
+from trainables.tracking.deliveries import outbox
 from trainables.trials.task import TrialTask
 from trainables.trials.teacher import TeacherTrial
 
 
 def run_sweep(
-    config: SweepConfig, dataset: DatasetRecord, console: Console, *, deadline: Deadline | None = None
+    config: SweepConfig,
+    dataset: DatasetRecord,
+    console: Console,
+    *,
+    deadline: Deadline | None = None,
+    retry_failed: bool = False,
 ) -> int:
     """Run a sweep on a prepared data set, or resume it; returns how many trials failed.
+
+    Args:
+        retry_failed: run trials again that failed, and forget which results the store knows to fail.
 
     Raises:
         InputError: if the name belongs to another sweep or is in use, or the teacher fails.
@@ -43,6 +54,12 @@ def run_sweep(
         sweep_id = check_identity(config, dataset)
         # Until it is removed below, garbage collection keeps the store's entries that this sweep may still read.
         (config.folder / UNFINISHED).touch()
+        _note_use(config, sweep_id)
+        for record in set_damaged_aside(outbox(config.folder)):
+            text = f"{record} was damaged and is set aside: that run is made again, from what is in the store."
+            console.print(text, style="yellow", soft_wrap=True, markup=False)
+        if retry_failed:
+            forget_failures(store_below(config.places.out, config.places.storage))
         tracker = open_tracker(tracking_uri(config), config, dataset, sweep_id)
         if tracker.away:
             console.print(f"MLflow is away ({tracker.away}); its records wait on disk.", style="yellow", markup=False)
@@ -50,7 +67,13 @@ def run_sweep(
             teacher = _make_teacher(config, dataset, console, deadline)
             write_sweep_json(config, teacher, dataset)
             run = Run(
-                config=config, dataset=dataset, teacher=teacher, tracker=tracker, console=console, deadline=deadline
+                config=config,
+                dataset=dataset,
+                teacher=teacher,
+                tracker=tracker,
+                console=console,
+                deadline=deadline,
+                retry_failed=retry_failed,
             )
             announce(run)
             try:
@@ -63,6 +86,20 @@ def run_sweep(
             (config.folder / UNFINISHED).unlink(missing_ok=True)
             (config.folder / SPENT).unlink(missing_ok=True)
     return failed
+
+
+def _note_use(config: SweepConfig, sweep_id: str) -> None:
+    """Put down in the store that this sweep uses it, so that nobody collects what it needs.
+
+    Raises:
+        InputError: if the storage does not answer.
+    """
+    try:
+        store_below(config.places.out, config.places.storage).note_user(config.folder, sweep_id)
+    except ConnectionError as error:
+        raise InputError(
+            f"--storage {config.places.storage}: {error}; run the same command when it answers."
+        ) from error
 
 
 def _make_teacher(

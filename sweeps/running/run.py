@@ -26,6 +26,8 @@ class Run:
     console: Console
     deadline: Deadline | None = None
     """When it has to stop; None sets no limit."""
+    retry_failed: bool = False
+    """Whether trials that failed are run again, and reasons that the store remembers are forgotten."""
 
     @property
     def score(self) -> Score:

@@ -22,11 +22,12 @@ from sweeps.search.config import Places, SweepConfig
 from sweeps.search.devices import Devices
 from trainables.config.candidate import DataConfig
 from trainables.layout import ARTIFACTS, CELLS, DELIVERED, has_record, recorded
-from trainables.records.trial import TrialRecord, read_trial
+from trainables.records.trial import TrialRecord, read_trial, set_damaged_aside
 from trainables.stages.data.folders import PREFIX
 from trainables.stages.data.prepared import prepare, public_name
 from trainables.stages.runtimes.base import RUNTIMES
 from trainables.stages.runtimes.cell import Cell
+from trainables.store.results import store_below
 from trainables.tracking.tracker import Tracker, TrackingError
 from trainables.trials.runtime import RuntimeTrial
 from trainables.trials.task import RuntimeTask, Worker, task_of
@@ -49,10 +50,12 @@ def measure_cells(
         devices=Devices(gpus=flags.gpus if cuda else 0, cpus=max(1, flags.gpus)),
     )
     folder = config.folder / CELLS
+    set_damaged_aside(recorded(folder))
     asked = [_task(config, flags, model, cell) for model in models for cell in cells]
     tasks = [task for task in asked if not done(task.folder, again=flags.again)]
     if tasks:
         _prepare_images(models, flags)
+        store_below(flags.out, None).note_user(config.folder, sweep_id)
     for task in tasks:  # a cell measured again is delivered again
         (task.folder / DELIVERED).unlink(missing_ok=True)
     tracker = _tracker(config, models[0], sweep_id)
@@ -102,6 +105,7 @@ def _task(config: SweepConfig, flags: argparse.Namespace, model: Path, cell: Cel
         model=name,
         source=model.resolve(),
         seconds=flags.seconds,
+        models=tuple(flags.models.split(",")) if flags.models else (),
     )
 
 

@@ -219,10 +219,16 @@ class CandidateRecord:
         }
 
 
-def read_model(folder: Path) -> ModelRecord:
-    """Read the `ModelRecord` that a stage wrote into this folder of the store."""
-    # the folder replaces the one in the file: a result may have been computed on another node
-    return read_record(ModelRecord, folder, extra={"folder": folder})
+def read_model(folder: Path, name: str) -> ModelRecord:
+    """Read the `ModelRecord` that a stage wrote into this folder of the store.
+
+    Args:
+        folder: the result.
+        name: the network's name as the user gave it. It replaces the one in the file: a name is imported, and a store
+            may hold what others have written.
+    """
+    # the folder replaces the one in the file, too: a result may have been computed on another node
+    return read_record(ModelRecord, folder, extra={"folder": folder, "model_name": name})
 
 
 def read_export(folder: Path) -> ExportRecord:

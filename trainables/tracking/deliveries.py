@@ -49,7 +49,7 @@ def open_noted(folder: Path, uri: str | None) -> Tracker:
     try:
         row = json.loads((folder / TRACKING).read_text(encoding="utf-8"))
         noted, rest = str(row.pop("uri")), {**row, "artifacts": Path(row["artifacts"])}
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{folder} does not say where it is delivered to; run the sweep's own command.") from None
     # an address that hiding changes was written without its password, so that it cannot be opened
     if uri is None and noted != hide_password(noted, mark=""):

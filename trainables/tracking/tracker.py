@@ -4,7 +4,6 @@ Runs on the driver. Trials write records and files to disk (the outbox) and neve
 that is down only delays their delivery.
 """
 
-import json
 import sqlite3
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -20,7 +19,7 @@ from trainables.config.mlflow_settings import WRITING, mlflow_settings
 from trainables.files import write_text
 from trainables.layout import DELIVERED
 from trainables.records.encoding import to_json
-from trainables.records.trial import TrialRecord, read_trial
+from trainables.records.trial import TrialRecord, delivered_to, read_trial
 from trainables.tracking.registry import register
 from trainables.tracking.run_fields import STATUS, curve, trial_tags
 
@@ -217,8 +216,7 @@ class Tracker:
 
     def _is_delivered(self, folder: Path) -> bool:
         """Whether the folder's record has been delivered to this store, rather than to another one."""
-        marker = folder / DELIVERED
-        return marker.exists() and bool(json.loads(marker.read_text("utf-8")).get("parent_id") == self.parent_id)
+        return bool(delivered_to(folder).get("parent_id") == self.parent_id)
 
     def _find(self, experiment: str, where: str) -> str | None:
         runs = self._client.search_runs([experiment], where, max_results=1)

@@ -145,6 +145,8 @@ class RuntimeTask(Task):
     """Folder of the trial that made the network."""
     seconds: float
     """Upper bound of the timing, seconds."""
+    models: tuple[str, ...] = ()
+    """Functions of the user's own that may be imported to build the network."""
     stage: str = "runtime"
 
     def row(self) -> dict[str, Any]:

@@ -1,22 +1,25 @@
 """Repair what a dead driver left undone: records that the study does not know, ended trials without a record."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.trial import FrozenTrial
 
 from sweeps.running.tune.delivery import write_record
 from sweeps.search.config import SweepConfig
 from sweeps.search.folder import InputError
 from sweeps.search.sampling.searcher import StudySearcher, finished
-from trainables.layout import has_record, trial_folder
+from trainables.layout import DELIVERED, RECORD, has_record, trial_folder
 from trainables.records.trial import TrialRecord, read_trial
 from trainables.tracking.transport import fetch
 from trainables.trials.task import Task
 
 PATIENCE_S = 60.0  # how long to retry a storage that does not answer
+
+FAILED_RECORD = f"{RECORD}.failed"  # of a trial that is run again: if its driver dies, the next one knows
 
 TaskOf = Callable[[int, Mapping[str, Any]], Task]
 """(Trial number, parameters) -> task."""
@@ -29,24 +32,54 @@ def recover(
     task_of: TaskOf,
     *,
     teacher: TrialRecord,
+    again: Sequence[FrozenTrial] = (),
 ) -> None:
     """Make the study and the trial folders agree again.
 
     A trial that had written its record when the driver died is reported to the study instead of being run again. A
     trial that has ended in the study but has no record (the driver stopped it, then died) gets one.
 
+    Args:
+        again: trials that will be run again, and so write their records.
+
     Raises:
         InputError: if the storage does not answer.
     """
+    repeated = {trial.number for trial in again}
     for number in searcher.orphans():
         if _has_record(config, number):
             searcher.settle(number, _result(read_trial(trial_dir(config, number)), config, teacher))
     for trial in finished(study):
         # A trial without parameters was never handed out: nothing ran, so there is nothing to record.
-        if trial.params and not _has_record(config, trial.number):
+        if trial.params and trial.number not in repeated and not _has_record(config, trial.number):
             reason = str(trial.user_attrs.get("reason", "its record was lost"))
             status = "failed" if trial.state == optuna.trial.TrialState.FAIL else "stopped"
             write_record(task_of(trial.number, trial.params), status=status, reason=reason, seconds=0.0)
+
+
+def to_repeat(study: optuna.Study, config: SweepConfig, *, failed: bool) -> list[FrozenTrial]:
+    """The trials that must run again under their numbers: finished ones without a record, and failed ones if asked for.
+
+    Their stages are in the store as far as they got. Records of failed ones are renamed.
+
+    Raises:
+        InputError: if the storage does not answer.
+    """
+    again = []
+    for trial in finished(study):
+        folder = trial_dir(config, trial.number)
+        if not trial.params:
+            continue
+        if not _has_record(config, trial.number):
+            lost = trial.state == optuna.trial.TrialState.COMPLETE or (folder / FAILED_RECORD).exists()
+        else:
+            lost = failed and read_trial(folder).status == "failed"
+            if lost:
+                (folder / RECORD).replace(folder / FAILED_RECORD)
+        if lost:
+            (folder / DELIVERED).unlink(missing_ok=True)  # it is delivered again
+            again.append(trial)
+    return again
 
 
 def trial_dir(config: SweepConfig, number: int) -> Path:

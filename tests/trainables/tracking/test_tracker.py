@@ -145,17 +145,22 @@ def test_artifacts_are_the_files_of_the_record(
     assert stored.read_text() == "content of model.onnx"
 
 
-def test_a_lost_marker_does_not_make_a_second_run(uri: str, client: mlflow.MlflowClient, left: Left, out: Path) -> None:
+@pytest.mark.parametrize("marker", [None, "", "{", "null", "[1]"])
+def test_a_lost_or_damaged_marker_does_not_make_a_second_run(
+    uri: str, client: mlflow.MlflowClient, left: Left, out: Path, marker: str | None
+) -> None:
     folder = left()
     assert open_tracker(uri, out).deliver(folder, {"score": 91.5})
     (before,) = runs_of(client, folder)
     assert json.loads((folder / DELIVERED).read_text())["run_id"] == before.info.run_id
     (folder / DELIVERED).unlink()
+    if marker is not None:
+        (folder / DELIVERED).write_text(marker)
     assert open_tracker(uri, out).deliver(folder, {"score": 91.5})
     (after,) = runs_of(client, folder)
     assert (after.info.run_id, after.info.status) == (before.info.run_id, "FINISHED")
     assert len(client.get_metric_history(after.info.run_id, "student_val_loss")) == 3
-    assert (folder / DELIVERED).exists()
+    assert json.loads((folder / DELIVERED).read_text())["run_id"] == before.info.run_id
 
 
 def test_a_delivery_cut_off_by_kill_9_is_completed(tracker: Tracker, client: mlflow.MlflowClient, left: Left) -> None:

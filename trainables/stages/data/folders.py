@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from trainables.config.candidate import DataConfig
-from trainables.stages.data.decoding import READ_ERRORS, RawDataset, RawSplit
+from trainables.stages.data.decoding import READ_ERRORS, RawDataset, RawSplit, open_image, readable_formats
 
 PREFIX = "folder:"
 _SPLITS = ("train", "test", "val")
@@ -134,13 +134,13 @@ def _stat_file(flag: str, root: Path, entry: os.DirEntry[str], label: int) -> _F
 
 @functools.cache
 def _suffixes() -> frozenset[str]:
-    """Return the suffixes, such as `.jpg`, of all formats that Pillow opens."""
-    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN)
+    """Return the suffixes, such as `.jpg`, of all formats that are read."""
+    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in readable_formats())
 
 
 def _make_split(files: list[_File]) -> RawSplit:
     labels = np.array([file.label for file in files], dtype=np.int64)
-    return RawSplit(labels, [file.relative for file in files], lambda i: Image.open(files[i].path))
+    return RawSplit(labels, [file.relative for file in files], lambda i: open_image(files[i].path))
 
 
 def _find_common_size(dataset: str, files: list[_File]) -> int:
@@ -152,7 +152,7 @@ def _find_common_size(dataset: str, files: list[_File]) -> int:
     first: tuple[int, int] | None = None
     for file in files:
         try:
-            with Image.open(file.path) as image:
+            with open_image(file.path) as image:
                 size = image.size
         except READ_ERRORS as error:
             problem = f"cannot read image {file.relative} ({' '.join(str(error).split())}); replace it or remove it"

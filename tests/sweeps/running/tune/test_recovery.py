@@ -11,19 +11,20 @@ from ray.tune.experiment import Trial
 from s3fs import S3FileSystem
 
 from sweeps.running.run import worker_of
+from sweeps.running.trials import FAILED_ALIKE, SweepSearcher
 from sweeps.running.tune import recovery
 from sweeps.running.tune.delivery import Allowance, left_record, write_record
-from sweeps.running.tune.recovery import fetch_late, recover
-from sweeps.search.config import SweepConfig
+from sweeps.running.tune.recovery import fetch_late, recover, to_repeat
+from sweeps.search.config import Search, SweepConfig
 from sweeps.search.folder import InputError
 from sweeps.search.presets import quick
 from tests.sweeps.search.sampling.test_searcher import FINAL, ask, driver, space_of
 from trainables.config.limits import Limits
 from trainables.records.encoding import to_json
-from trainables.records.trial import TrialRecord, read_trial
+from trainables.records.trial import TrialRecord, read_trial, set_damaged_aside
 from trainables.tracking.deliveries import outbox
 from trainables.tracking.transport import INCOMING, fetch, send
-from trainables.trials.task import TrialTask
+from trainables.trials.task import TrialTask, task_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 SPACE = space_of(alpha="0.5:0.9", pruning_ratio="0.2:0.4")
@@ -215,3 +216,75 @@ def test_a_record_that_the_driver_writes_hides_local_paths(tmp_path: Path, confi
     written = read_trial(config.folder / "trials" / "00003")
     assert written.params["dataset"] == "folder:photos"
     assert written.ended - written.started == pytest.approx(2.0)
+
+
+def new_driver(config: SweepConfig, *, failed: bool = False) -> tuple[SweepSearcher, list[int]]:
+    """The searcher of a sweep's next command, and the numbers of the trials that it runs again."""
+    study, _ = driver(config.folder, SPACE)
+    again = to_repeat(study, config, failed=failed)
+    made = SweepSearcher(
+        study,
+        Search(space=SPACE, objective="composite", reuse_probability=0.0),
+        task_of=lambda number, params: task(config, number, params),
+        score=lambda metrics: 90.0,
+        again=again,
+    )
+    return made, [trial.number for trial in again]
+
+
+def numbers(searcher: SweepSearcher, count: int) -> list[int]:
+    return [task_of(SimpleNamespace(config=config)).trial_number for config in ask(searcher, count, name="again")]
+
+
+@pytest.mark.parametrize("damage", ["", "{", "null", '{"key": 1}'])
+def test_a_finished_trial_whose_record_is_damaged_is_made_again_under_its_number(
+    config: SweepConfig, damage: str
+) -> None:
+    _, searcher = driver(config.folder, SPACE)
+    ask(searcher, 2)
+    for number in range(2):
+        searcher.on_trial_complete(f"t{number}", FINAL)
+        record(config.folder / "trials" / f"{number:05}", number, "finished", val_accuracy=0.9)
+    folder = config.folder / "trials" / "00001"
+    (folder / "record.json").write_text(damage)
+    (folder / "delivered.json").write_text("{}")
+    assert set_damaged_aside(outbox(config.folder)) == [folder / "record.json.corrupt-1"]
+    before = driver(config.folder, SPACE)[0].trials
+    again, which = new_driver(config)
+    assert which == [1]
+    assert numbers(again, 2)[0] == 1
+    assert again.repeating
+    again.on_trial_complete("again0", FINAL)
+    assert not again.repeating
+    assert not (folder / "delivered.json").exists()
+    assert driver(config.folder, SPACE)[0].trials[:2] == before[:2]
+
+
+def test_failed_trials_run_again_if_asked_for_also_after_a_crash(config: SweepConfig) -> None:
+    _, searcher = driver(config.folder, SPACE)
+    ask(searcher, 3)
+    searcher.on_trial_complete("t0", FINAL)
+    searcher.on_trial_complete("t1", {"invalid": "because", "final": False})
+    searcher.on_trial_complete("t2", error=True)
+    for number, status in enumerate(("finished", "failed", "failed")):
+        record(config.folder / "trials" / f"{number:05}", number, status)
+    assert new_driver(config)[1] == []
+    assert new_driver(config, failed=True)[1] == [1, 2]
+    again, which = new_driver(config)  # the driver that should have run them died
+    assert which == [1, 2]
+    assert numbers(again, 2) == [1, 2]
+
+
+def test_a_sweep_whose_trials_all_fail_alike_stops_and_says_why(config: SweepConfig) -> None:
+    for reasons, said in (
+        (["no such file"] * FAILED_ALIKE, "no such file"),
+        (["no such file"] * (FAILED_ALIKE - 1) + ["diverged"] * FAILED_ALIKE, None),
+        ([None] + ["no such file"] * FAILED_ALIKE, None),
+    ):
+        searcher, _ = new_driver(config)
+        for reason in reasons:
+            assert searcher.hopeless is None
+            ask(searcher, 1)
+            searcher.on_trial_complete("t0", {"invalid": reason, "final": False} if reason else FINAL)
+        assert searcher.hopeless == said
+        assert (searcher.suggest("next") == "FINISHED") == (said is not None)

@@ -1,10 +1,18 @@
 import io
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from trainables.stages.data.decoding import to_array
+from tests.trainables.stages.data.sample_folders import POSTSCRIPT, fake_ghostscript
+from trainables.stages.data import decoding
+from trainables.stages.data.decoding import open_image, to_array
+
+__all__ = ["fake_ghostscript"]
 
 
 def test_modes_become_rgb() -> None:
@@ -56,3 +64,48 @@ def test_large_jpeg_keeps_its_colours_and_the_asked_size() -> None:
     array = to_array(Image.open(file), 32)
     assert array.shape == (3, 32, 32)
     assert np.abs(array.astype(int) - np.array([200, 100, 50])[:, None, None]).max() <= 3
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "L", "I;16", "1", "CMYK"])
+def test_large_images_get_the_same_pixels_band_by_band(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    if mode == "I;16":
+        image = Image.fromarray(rng.integers(0, 65536, (97, 71)).astype(np.uint16))
+    else:
+        image = Image.fromarray(rng.integers(0, 256, (97, 71, 4), dtype=np.uint8), "RGBA").convert(mode)
+    if mode == "P":
+        image.info["transparency"] = 3
+    whole = to_array(image.copy(), 13)
+    monkeypatch.setattr(decoding, "LARGE", 16 * 71 * 7)
+    assert np.array_equal(to_array(image.copy(), 13), whole)
+    monkeypatch.setattr(decoding, "LARGE", 1)
+    assert np.array_equal(to_array(image, 13), whole)
+
+
+def test_postscript_under_another_name_starts_no_program(tmp_path: Path, fake_ghostscript: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(POSTSCRIPT)
+    for source in (str(tmp_path / "a.jpg"), POSTSCRIPT):
+        with pytest.raises(UnidentifiedImageError):
+            open_image(source)
+    with Image.open(tmp_path / "a.jpg") as image, pytest.raises(OSError):  # it is one that starts it
+        image.load()
+    assert fake_ghostscript.exists()
+
+
+def test_large_images_share_their_memory(tmp_path: Path) -> None:
+    """Four PNGs of 0.1 MB that are 30 million pixels each: 120 MB as RGBA, once, and once more as RGB."""
+    Image.new("RGBA", (6000, 5000), (1, 2, 3, 4)).save(tmp_path / "a.png", compress_level=1)
+    code = f"""
+        import resource
+        from pathlib import Path
+        import numpy as np
+        from trainables.stages.data import decoding
+        decoding._BLOCK = 1
+        decoding.os.cpu_count = lambda: 4
+        split = decoding.RawSplit(np.zeros(4), ["a"] * 4, lambda i: decoding.open_image({str(tmp_path / "a.png")!r}))
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        decoding.decode("folder:x", split, np.arange(4), 8, Path({str(tmp_path / "a.npy")!r}))
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
+    assert int(done.stdout) * 1024 < 320e6

@@ -56,8 +56,8 @@ def teacher(dataset: DatasetRecord, images: Images, tmp_path_factory: pytest.Tem
         model.eval()
         spread = model(images.normalise(pixels)).std(dim=0).mean()
         model.classifier[-1].weight.mul_(2 / spread)
-    write_model(model, folder, key=Key("teacher", "t"), name="mobilenet_v3_small", dataset=dataset, curve=())
-    return read_model(folder)
+    write_model(model, folder, key=Key("teacher", "0" * 24), name="mobilenet_v3_small", dataset=dataset, curve=())
+    return read_model(folder, "mobilenet_v3_small")
 
 
 def bank_of(
