@@ -21,6 +21,7 @@ from analysis.reading.rows import row_of
 from analysis.reading.runs import Runs, aliased_run, read_runs
 from analysis.reading.wording import MB, differences, in_words
 from trainables.config.flags import flag_name
+from trainables.records.trial import read_delivered
 from trainables.layout import DATABASE, FRONT, ONNX_FILE, REPORT, SWEEPS, TOGETHER, sweep_folder, trial_folder
 
 DONE, NOTHING_FITS = 0, 1  # exit codes; the second also means that nothing has finished
@@ -245,9 +246,11 @@ def _folder(out: Path, runs: Runs) -> Path:
 
 
 def _model_file(out: Path, row: "pd.Series[Any]") -> str:
-    """The path of a candidate's file if it is on this machine, else its address in MLflow."""
-    local = trial_folder(sweep_folder(out, str(row["sweep"])), int(row["trial_number"])) / ONNX_FILE
-    return str(local) if local.is_file() else f"runs:/{row.name}/{ONNX_FILE}"
+    """The path of a candidate's file if this machine has that run's, else its address in MLflow."""
+    folder = trial_folder(sweep_folder(out, str(row["sweep"])), int(row["trial_number"]))
+    # by the run's id: the folder may hold another sweep of that name, or a later trial of that number
+    here = read_delivered(folder).get("run_id") == row.name and (folder / ONNX_FILE).is_file()
+    return str(folder / ONNX_FILE) if here else f"runs:/{row.name}/{ONNX_FILE}"
 
 
 def _rounded_to_admit(name: str, value: float) -> str:

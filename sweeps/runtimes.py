@@ -31,7 +31,7 @@ from trainables.layout import (
     sweep_folder,
     trial_folder,
 )
-from trainables.records.trial import read_trial
+from trainables.records.trial import read_delivered, read_trial
 from trainables.stages.runtimes.base import RUNTIMES
 from trainables.stages.runtimes.cell import Cell
 
@@ -125,7 +125,7 @@ def _of_run(sweep: Path, run: str) -> Path | None:
     if run.isdecimal() and len(run) <= 5:
         return trial_folder(sweep, int(run))
     for marker in (*sweep.glob(f"{TEACHER}/{DELIVERED}"), *sweep.glob(f"*/*/{DELIVERED}")):
-        if json.loads(marker.read_text(encoding="utf-8")).get("run_id") == run:
+        if read_delivered(marker.parent).get("run_id") == run:
             return marker.parent
     return None
 

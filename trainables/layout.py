@@ -36,6 +36,7 @@ TRACKING = "tracking.json"  # the MLflow store that it is delivered to
 TEACHER = "teacher"
 TRIALS = "trials"
 CHAMPIONS = "champions"
+REPLACED = ".replaced"  # beside trials: results that were of another sweep or configuration
 CELLS = "runtimes"  # one per combination of network, runtime, precision and batch size
 FRONT = "front"
 REPORT = "report"
@@ -50,7 +51,7 @@ ONNX_FILE = "model.onnx"
 TORCHSCRIPT_FILE = "model.torchscript.pt"
 WEIGHTS = "weights.pt"
 STATE = "state.pt"  # of unfinished training
-DELIVERED = "delivered.json"  # the id of its MLflow run
+DELIVERED = "delivered.json"  # the id of its MLflow run, and the digest of the record that the run has
 
 TASK = "task.json"  # for the processes that probe throughput
 

@@ -21,7 +21,8 @@ from sweeps.running.tune.tuning import tuner
 from sweeps.search.config import Places, SweepConfig
 from sweeps.search.devices import Devices
 from trainables.config.candidate import DataConfig
-from trainables.layout import ARTIFACTS, CELLS, DELIVERED, has_record, recorded
+from trainables.files import digest_of
+from trainables.layout import ARTIFACTS, CELLS, ONNX_FILE, has_record, recorded
 from trainables.records.trial import TrialRecord, read_trial
 from trainables.stages.data.folders import PREFIX
 from trainables.stages.data.prepared import prepare, public_name
@@ -49,12 +50,12 @@ def measure_cells(
         devices=Devices(gpus=flags.gpus if cuda else 0, cpus=max(1, flags.gpus)),
     )
     folder = config.folder / CELLS
-    asked = [_task(config, flags, model, cell) for model in models for cell in cells]
+    asked = [_task(config, flags, model, cell, sweep_id) for model in models for cell in cells]
+    for task in asked:
+        task.clear_folder()
     tasks = [task for task in asked if not done(task.folder, again=flags.again)]
     if tasks:
         _prepare_images(models, flags)
-    for task in tasks:  # a cell measured again is delivered again
-        (task.folder / DELIVERED).unlink(missing_ok=True)
     tracker = _tracker(config, models[0], sweep_id)
     asked_for = f"{_plural(len(models), 'model')}, {_plural(len(cells), 'cell')} each, {len(tasks)} to measure"
     console.print(f"Runtimes of sweep {flags.name}: {asked_for}", markup=False, soft_wrap=True)
@@ -80,7 +81,9 @@ def measure_cells(
     return frame
 
 
-def _task(config: SweepConfig, flags: argparse.Namespace, model: Path, cell: Cell) -> RuntimeTask:
+def _task(
+    config: SweepConfig, flags: argparse.Namespace, model: Path, cell: Cell, sweep_id: str
+) -> RuntimeTask:
     record = read_trial(model)
     folder = config.folder / CELLS / f"{model.name}-{cell.name}"
     name = _called(record, model)
@@ -97,10 +100,12 @@ def _task(config: SweepConfig, flags: argparse.Namespace, model: Path, cell: Cel
         ),
         key=f"{config.name}/runtimes/{folder.name}",
         folder=folder.resolve(),
+        sweep_id=sweep_id,
         tags=kind | pruning,
         cell=cell,
         model=name,
         source=model.resolve(),
+        model_digest=digest_of(model / ONNX_FILE, "model"),
         seconds=flags.seconds,
     )
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainables.layout import RECORD
-from trainables.records.encoding import read_record
+from trainables.layout import DELIVERED, RECORD
+from trainables.records.encoding import UndecodableError, read_json, read_record
 from trainables.records.stages import EpochRecord
 
 
@@ -36,6 +36,8 @@ class TrialRecord:
     ended: float
     keys: tuple[str, ...] = ()
     """Store keys of its results; garbage collection keeps them while the trial is needed."""
+    sweep_id: str = ""
+    """Id of its sweep, because names may repeat; records of earlier versions have none."""
 
 
 def read_trial(folder: Path) -> TrialRecord:
@@ -49,3 +51,12 @@ def read_trial(folder: Path) -> TrialRecord:
     if any(Path(name).name != name for name in record.files):
         raise ValueError(f"{folder / RECORD} names files outside its folder: {list(record.files)}.")
     return record
+
+
+def read_delivered(folder: Path) -> Mapping[str, Any]:
+    """What `delivered.json` says: `run_id`, `parent_id`, `record`; empty if it is missing or damaged."""
+    try:
+        row = read_json(folder / DELIVERED)
+    except (FileNotFoundError, UndecodableError):
+        return {}
+    return row if isinstance(row, dict) else {}

@@ -4,7 +4,6 @@ Runs on the driver. Trials write records and files to disk (the outbox) and neve
 that is down only delays their delivery.
 """
 
-import json
 import sqlite3
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -17,10 +16,10 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from trainables.config.mlflow_settings import WRITING, mlflow_settings
-from trainables.files import write_text
-from trainables.layout import DELIVERED
+from trainables.files import sha256, write_text
+from trainables.layout import DELIVERED, RECORD
 from trainables.records.encoding import to_json
-from trainables.records.trial import TrialRecord, read_trial
+from trainables.records.trial import TrialRecord, read_delivered, read_trial
 from trainables.tracking.registry import register
 from trainables.tracking.run_fields import STATUS, curve, trial_tags
 
@@ -100,7 +99,7 @@ class Tracker:
             with self._translate_errors():
                 self._connect()
                 if not self._is_delivered(folder):
-                    self._deliver(folder, read_trial(folder), scores)
+                    self._deliver(folder, self._read(folder), scores)
         except TrackingError as error:
             self._back_off(error)
             return False
@@ -191,11 +190,10 @@ class Tracker:
 
     def _deliver(self, folder: Path, record: TrialRecord, scores: Mapping[str, float]) -> None:
         experiment, parent = self._connect()
-        where = f"tags.key = '{record.key}' AND tags.`mlflow.parentRunId` = '{parent}'"
         tags = trial_tags(record) | {"sweep": self._sweep, "mlflow.parentRunId": parent}
         name = record.key.rpartition("/")[2]
         # a driver that died before it wrote delivered.json may have created the run
-        known = self._find(experiment, where)
+        known = self._known(record)
         run_id = known or self._create(experiment, name, tags, started=record.started)
         ended = int(record.ended * 1000)
         final = {**record.metrics, **scores}
@@ -213,12 +211,34 @@ class Tracker:
         for name in record.files:
             self._client.log_artifact(run_id, str(folder / name))
         self._client.set_terminated(run_id, STATUS[record.status], end_time=ended)
-        write_text(folder / DELIVERED, to_json({"run_id": run_id, "parent_id": parent}))
+        row = {"run_id": run_id, "parent_id": parent, "record": sha256(folder / RECORD)}
+        write_text(folder / DELIVERED, to_json(row))
+
+    def _read(self, folder: Path) -> TrialRecord:
+        """The record of a folder; raises `TrackingError` if another sweep wrote it, or it is damaged."""
+        try:
+            record = read_trial(folder)
+        except ValueError as error:
+            raise TrackingError(str(error)) from error
+        if record.sweep_id not in ("", self._sweep_id):
+            raise TrackingError(f"{folder} is the result of another sweep (id {record.sweep_id}); move it away")
+        return record
+
+    def _known(self, record: TrialRecord) -> str | None:
+        """The run of a record, if there is one; that of another configuration under its key is marked as replaced."""
+        experiment, parent = self._connect()
+        where = f"tags.key = '{record.key}' AND tags.`mlflow.parentRunId` = '{parent}' AND tags.kind != 'replaced'"
+        known = self._find(experiment, where)
+        had = self._client.get_run(known).data.params if known else {}
+        if known and any(had.get(name, str(value)) != str(value) for name, value in record.params.items()):
+            self._client.set_tag(known, "kind", "replaced")
+            return None
+        return known
 
     def _is_delivered(self, folder: Path) -> bool:
-        """Whether the folder's record has been delivered to this store, rather than to another one."""
-        marker = folder / DELIVERED
-        return marker.exists() and bool(json.loads(marker.read_text("utf-8")).get("parent_id") == self.parent_id)
+        """Whether this record of the folder, and no earlier one, has been delivered to this store."""
+        row = read_delivered(folder)
+        return row.get("parent_id") == self.parent_id and row.get("record") == sha256(folder / RECORD)
 
     def _find(self, experiment: str, where: str) -> str | None:
         runs = self._client.search_runs([experiment], where, max_results=1)

@@ -1,6 +1,7 @@
 import dataclasses
 import http.server
 import json
+import re
 import socket
 import threading
 import time
@@ -121,6 +122,48 @@ def test_delivered_twice_is_one_complete_run(tracker: Tracker, client: mlflow.Ml
     assert run.data.tags.items() >= (expected | {"latency_device": "cpu:1"}).items()
     assert "reason" not in run.data.tags
     assert "control" not in run.data.tags
+
+
+def test_a_folder_whose_record_has_changed_is_delivered_again(
+    tracker: Tracker, client: mlflow.MlflowClient, left: Left
+) -> None:
+    """`delivered.json` is believed for the record that it was written for, and for no other one."""
+    folder = left()
+    assert tracker.deliver(folder, {})
+    row = json.loads((folder / "record.json").read_text())
+    (folder / "record.json").write_text(json.dumps(row | {"params": {**PARAMS, "alpha": 0.1}, "metrics": {"x": 1.0}}))
+    assert tracker.deliver(folder, {})
+    old, new = sorted(runs_of(client, folder), key=lambda run: run.data.tags["kind"])
+    assert (old.data.tags["kind"], old.data.params["alpha"]) == ("replaced", "0.9")
+    assert (new.data.tags["kind"], new.data.params["alpha"], new.data.metrics["x"]) == ("trial", "0.1", 1.0)
+    assert json.loads((folder / DELIVERED).read_text())["run_id"] == new.info.run_id
+
+
+@pytest.mark.parametrize("damage", [b"", b'{"run_id": "a', b"\0" * 40, b"[]"])
+def test_a_damaged_marker_of_delivery_is_written_anew(
+    tracker: Tracker, client: mlflow.MlflowClient, left: Left, damage: bytes
+) -> None:
+    folder = left()
+    assert tracker.deliver(folder, {})
+    (folder / DELIVERED).write_bytes(damage)
+    assert tracker.deliver(folder, {})
+    (run,) = runs_of(client, folder)
+    assert json.loads((folder / DELIVERED).read_text())["run_id"] == run.info.run_id
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [({"sweep_id": "theirs"}, r"is the result of another sweep \(id theirs\); move it away"), ({"files": 1}, "files")],
+)
+def test_what_another_sweep_wrote_or_nobody_can_read_is_refused(
+    uri: str, out: Path, client: mlflow.MlflowClient, left: Left, damage: dict[str, Any], reason: str
+) -> None:
+    folder, tracker = left(), open_tracker(uri, out)
+    row = json.loads((folder / "record.json").read_text())
+    (folder / "record.json").write_text(json.dumps(row | damage))
+    assert not tracker.deliver(folder, {})
+    assert re.search(reason, tracker.away or "")
+    assert runs_of(client, folder) == []
 
 
 def test_curves_have_one_point_an_epoch(tracker: Tracker, client: mlflow.MlflowClient, left: Left) -> None:
