@@ -21,8 +21,8 @@ from analysis.reading.rows import row_of
 from analysis.reading.runs import Runs, aliased_run, read_runs
 from analysis.reading.wording import MB, differences, in_words
 from trainables.config.flags import flag_name
-from trainables.records.trial import read_delivered
 from trainables.layout import DATABASE, FRONT, ONNX_FILE, REPORT, SWEEPS, TOGETHER, sweep_folder, trial_folder
+from trainables.records.trial import read_delivered
 
 DONE, NOTHING_FITS = 0, 1  # exit codes; the second also means that nothing has finished
 ALIASES = ("most_accurate", "balanced", "fastest", "smallest")

@@ -13,7 +13,7 @@ SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run` every worker would sync the environment again
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
-    "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled"),
+    "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled"),  # of a cluster that is joined; our own has a token
 }
 os.environ |= SETTINGS
 

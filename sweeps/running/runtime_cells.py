@@ -81,9 +81,7 @@ def measure_cells(
     return frame
 
 
-def _task(
-    config: SweepConfig, flags: argparse.Namespace, model: Path, cell: Cell, sweep_id: str
-) -> RuntimeTask:
+def _task(config: SweepConfig, flags: argparse.Namespace, model: Path, cell: Cell, sweep_id: str) -> RuntimeTask:
     record = read_trial(model)
     folder = config.folder / CELLS / f"{model.name}-{cell.name}"
     name = _called(record, model)

@@ -220,7 +220,9 @@ def test_ray_has_what_we_use() -> None:
     there("ray", "ray._private.ray_constants", "ENABLE_RAY_CLUSTER")
     from sweeps.cluster.ray_private import allow_failures, give_resources
 
-    assert "_node_ip_address" in inspect.getsource(ray.init), moved("ray", "init(_node_ip_address=)")
+    there("ray", "ray._raylet", "Config", "AuthenticationTokenLoader")
+    for name in ("_node_ip_address", "_temp_dir"):
+        assert name in inspect.getsource(ray.init), moved("ray", f"init({name}=)")
     trial = Trial("a trainable", stub=True)
     there("ray", trial, "max_failures", "num_failures", "update_resources")
     trial.run_metadata.num_failures = 1
