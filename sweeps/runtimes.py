@@ -14,8 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from rich.console import Console
-
+from analysis.reading.doors import Terminal
 from trainables.config.compression import PRECISIONS
 from trainables.config.flags import OneLineParser
 from trainables.layout import (
@@ -42,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code: 0 done, 1 a cell failed, 2 bad input, 130 interrupted."""
     parser = _parser()
     flags = parser.parse_args(sys.argv[1:] if argv is None else argv)
-    console = Console(highlight=False)
+    console = Terminal()
     try:
         cells = list(_cells(flags))
         folders = _models(flags)

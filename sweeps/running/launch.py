@@ -32,7 +32,7 @@ from trainables.trials.teacher import TeacherTrial
 def run_sweep(
     config: SweepConfig, dataset: DatasetRecord, console: Console, *, deadline: Deadline | None = None
 ) -> int:
-    """Run a sweep on a prepared data set, or resume it; returns how many trials failed.
+    """Run a sweep on a prepared data set, or resume it; returns how many trials failed or wait for MLflow.
 
     Raises:
         InputError: if the name belongs to another sweep or is in use, or the teacher fails.
@@ -45,7 +45,7 @@ def run_sweep(
         (config.folder / UNFINISHED).touch()
         tracker = open_tracker(tracking_uri(config), config, dataset, sweep_id)
         if tracker.away:
-            console.print(f"MLflow is away ({tracker.away}); its records wait on disk.", style="yellow", markup=False)
+            console.print(f"MLflow is away ({tracker.away}); its records wait on disk.", style="yellow")
         with _mps(config), ray_for(config):
             task = _teacher_task(config, dataset, sweep_id)
             teacher = _make_teacher(task, config, console, deadline)
@@ -66,7 +66,7 @@ def run_sweep(
             except (Interrupted, NoRoomError):  # show what there is so far
                 finish(run, "interrupted")
                 raise
-            finish(run, "finished")
+            failed += finish(run, "finished")
             (config.folder / UNFINISHED).unlink(missing_ok=True)
             (config.folder / SPENT).unlink(missing_ok=True)
     return failed

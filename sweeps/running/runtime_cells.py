@@ -58,7 +58,7 @@ def measure_cells(
         _prepare_images(models, flags)
     tracker = _tracker(config, models[0], sweep_id)
     asked_for = f"{_plural(len(models), 'model')}, {_plural(len(cells), 'cell')} each, {len(tasks)} to measure"
-    console.print(f"Runtimes of sweep {flags.name}: {asked_for}", markup=False, soft_wrap=True)
+    console.print(f"Runtimes of sweep {flags.name}: {asked_for}", soft_wrap=True)
     if tasks:
         with ray_for(config):
             tuner(
@@ -192,13 +192,13 @@ class _CellReports(tune.Callback):
         if record.status == "infeasible":  # a line each would bury the numbers: they are counted by reason
             self._absent[record.reason] += 1
         else:
-            self._console.print(f"[{self._done}/{self._cells}] {folder.name}  {told}", markup=False, soft_wrap=True)
+            self._console.print(f"[{self._done}/{self._cells}] {folder.name}  {told}", soft_wrap=True)
         self._tracker.deliver(folder, {})
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         """Tune: all cells are done. Print how many are not available on this machine or for this model, and why."""
         for reason, count in self._absent.most_common():
-            self._console.print(f"{_plural(count, 'cell')} absent: {reason}", markup=False, soft_wrap=True)
+            self._console.print(f"{_plural(count, 'cell')} absent: {reason}", soft_wrap=True)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Tune: the cell's process has died for good. Record that, print and deliver it."""

@@ -90,7 +90,7 @@ def run_trials(run: Run) -> int:
     away = fetch_late(study, config, task_of)
     if away:
         text = f"{storage} does not answer: {away} finished trials are still there; the same command has them."
-        console.print(text, style="yellow", soft_wrap=True, markup=False)
+        console.print(text, style="yellow", soft_wrap=True)
     _say_end(config, study, searcher, console)
     return _count_failed(config) + away
 

@@ -15,11 +15,13 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
+from trainables.config.escaping import hide_password
 from trainables.config.mlflow_settings import WRITING, mlflow_settings
 from trainables.files import sha256, write_text
 from trainables.layout import DELIVERED, RECORD
 from trainables.records.encoding import to_json
 from trainables.records.trial import TrialRecord, read_delivered, read_trial
+from trainables.tracking.local_store import opening
 from trainables.tracking.registry import register
 from trainables.tracking.run_fields import STATUS, curve, trial_tags
 
@@ -31,6 +33,10 @@ REASON_LETTERS = 4000  # MLflow limits the length of a tag
 
 class TrackingError(Exception):
     """The MLflow store cannot be used; the message says why, on one line."""
+
+
+class DeletedError(TrackingError):
+    """Somebody has deleted the experiment; the message says how to have it back."""
 
 
 class AwayError(TrackingError):
@@ -61,9 +67,7 @@ class Tracker:
         self.away: str | None = None
         """Why the last attempt to reach the server failed; None if it succeeded."""
         try:
-            with self._translate_errors():
-                if uri.startswith("sqlite:///"):
-                    _enable_wal(Path(uri.removeprefix("sqlite:///").partition("?")[0]))
+            with self._translate_errors(), opening(uri, artifacts):
                 self._client = mlflow.MlflowClient(uri)
                 self._connect()
         except AwayError as error:
@@ -186,7 +190,13 @@ class Tracker:
                 found = self._client.get_experiment_by_name(self._experiment)
                 if found is None:
                     raise
-        return str(found.experiment_id)
+        number = str(found.experiment_id)
+        if found.lifecycle_stage != "active":
+            raise DeletedError(
+                f"its experiment {self._experiment} was deleted; bring it back by `mlflow experiments restore"
+                f" --experiment-id {number}`, or end it by `mlflow gc --experiment-ids {number}`"
+            )
+        return number
 
     def _deliver(self, folder: Path, record: TrialRecord, scores: Mapping[str, float]) -> None:
         experiment, parent = self._connect()
@@ -272,7 +282,7 @@ class Tracker:
                 yield
         except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
             kind = AwayError if self._served and _is_outage(error) else TrackingError
-            raise kind((str(error).splitlines() or [type(error).__name__])[0]) from error
+            raise kind(hide_password((str(error).splitlines() or [type(error).__name__])[0])) from error
         except ImportError as error:
             raise TrackingError(f"needs the module {error.name}; install it") from error
 
@@ -282,13 +292,3 @@ def _is_outage(error: Exception) -> bool:
     # a web server at a wrong address answers with HTML, which MLflow reports as invalid JSON: retrying does not help
     status = error.get_http_status_code() if isinstance(error, MlflowException) else 500
     return status >= 500 and "not in a valid JSON format" not in str(error)
-
-
-def _enable_wal(database: Path) -> None:
-    """Switch a SQLite file to write-ahead logging: 8 instead of 24 ms per batch, and readers do not block."""
-    database.parent.mkdir(parents=True, exist_ok=True)
-    connection = sqlite3.connect(database, timeout=20)
-    try:
-        connection.execute("PRAGMA journal_mode=WAL")
-    finally:
-        connection.close()

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from trainables.config.candidate import Candidate, DataConfig
+from trainables.config.escaping import hide_password
 from trainables.config.limits import Limits
 from trainables.layout import LEASES, REPLACED, has_record
 from trainables.records.encoding import to_json
@@ -102,7 +103,7 @@ class Task:
             trial_number=self.trial_number,
             stage=self.stage,
             status=status,
-            reason=reason,
+            reason=hide_password(reason),  # it is uploaded
             params=self.row() if params is None else params,
             metrics=dict(metrics),
             tags={**tags, **self.tags},

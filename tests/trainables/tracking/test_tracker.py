@@ -3,10 +3,13 @@ import http.server
 import json
 import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import mlflow
@@ -22,7 +25,7 @@ from trainables.records.encoding import to_json
 from trainables.records.stages import EpochRecord
 from trainables.records.trial import TrialRecord
 from trainables.tracking import tracker as tracker_module
-from trainables.tracking.tracker import AwayError, Tracker, TrackingError
+from trainables.tracking.tracker import AwayError, DeletedError, Tracker, TrackingError
 
 PARAMS = {"temperature": 4.0, "alpha": 0.9, "pruning_method": "structured", "image_size": None, "flip": True}
 METRICS = {"val_accuracy": 0.91, "latency_p50_ms": 1.25, "size_bytes": 1_400_000}
@@ -164,6 +167,48 @@ def test_what_another_sweep_wrote_or_nobody_can_read_is_refused(
     assert not tracker.deliver(folder, {})
     assert re.search(reason, tracker.away or "")
     assert runs_of(client, folder) == []
+
+
+def test_two_sweeps_that_start_at_once_make_one_database(tmp_path: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from trainables.tracking.tracker import Tracker
+out, name = Path(sys.argv[1]), sys.argv[2]
+input()
+Tracker(f"sqlite:///{out}/mlflow.db", experiment="digits", sweep=name, sweep_id=name, artifacts=out / "artifacts")
+"""
+    words = [sys.executable, "-c", code, str(tmp_path)]
+    both = [subprocess.Popen([*words, name], stdin=PIPE, stderr=PIPE, text=True) for name in ("one", "two")]
+    for process in both:
+        assert process.stdin
+        process.stdin.write("\n")
+        process.stdin.flush()
+    errors = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], errors
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    (experiment,) = (found for found in client.search_experiments() if found.name == "digits")
+    assert len(client.search_runs([experiment.experiment_id])) == 2
+
+
+def test_a_deleted_experiment_is_told_with_the_way_back(out: Path, uri: str, client: mlflow.MlflowClient) -> None:
+    number = client.create_experiment("gone")
+    client.delete_experiment(number)
+    with pytest.raises(DeletedError, match=f"gone was deleted; bring it back by .* --experiment-id {number}`"):
+        open_tracker(uri, out, experiment="gone")
+    client.restore_experiment(number)
+    assert open_tracker(uri, out, experiment="gone").experiment_id == number
+
+
+def test_a_database_of_several_folders_keeps_the_places_of_their_artifacts(
+    uri: str, out: Path, client: mlflow.MlflowClient, tmp_path: Path
+) -> None:
+    """Only what lies beside OUT/artifacts is OUT's own, and follows it when OUT is moved."""
+    open_tracker(uri, out)
+    before = client.get_experiment_by_name("digits")
+    open_tracker(uri, tmp_path)
+    after = client.get_experiment_by_name("digits")
+    assert before and after and before.artifact_location == after.artifact_location == (out / "artifacts").as_uri()
 
 
 def test_curves_have_one_point_an_epoch(tracker: Tracker, client: mlflow.MlflowClient, left: Left) -> None:
