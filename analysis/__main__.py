@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from trainables.config import mlflow_settings  # noqa: F401 - before MLflow, whose telemetry it ends
 from trainables.config.escaping import plain
 from trainables.config.flags import OneLineParser, with_flags
 from trainables.layout import DATABASE

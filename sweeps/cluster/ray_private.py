@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants
+from ray._private.node import Node
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.tune.experiment import Trial
 
@@ -26,6 +27,7 @@ def private_ray(**settings: Any) -> Generator[None, None, None]:
     Whoever may connect to a Ray runs code in it, so its ports are bound to loopback, it asks for a random token, and
     its sockets and logs, whose folders Ray opens to everybody, lie below a folder that only this user may enter.
     """
+    Node.start_api_server = _no_api_server  # type: ignore[method-assign]
     # As Ray has it on macOS and Windows; elsewhere it takes 127.0.0.1 for the machine's own address.
     ray_constants.ENABLE_RAY_CLUSTER = False
     with (
@@ -37,6 +39,11 @@ def private_ray(**settings: Any) -> Generator[None, None, None]:
             yield
         finally:
             ray.shutdown()
+
+
+def _no_api_server(node: Node, **_: Any) -> None:
+    """Without a dashboard it only reports usage, and looks for three clouds even when told not to."""
+    node._webui_url = ""
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 import os
 
+from trainables.config.mlflow_settings import NO_TELEMETRY
+
 # Its own output, usage reports and loggers are replaced by ours; a trial without GPUs must not see them.
 SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -18,4 +20,4 @@ SETTINGS = {
 os.environ |= SETTINGS
 
 # The settings that workers need but, in a joined cluster, do not inherit from the driver.
-FOR_WORKERS = ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "TUNE_RESULT_DELIM")
+FOR_WORKERS = ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "TUNE_RESULT_DELIM", *NO_TELEMETRY)

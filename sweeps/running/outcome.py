@@ -177,7 +177,7 @@ def show(console: Console, runs: Runs, tracking_uri: str, folder: Path) -> None:
         )
         console.print(str(reuse(runs.frame)), soft_wrap=True)
     print_controls(console, controls(runs.frame))
-    console.print(f"Front: {folder / FRONT_PAGE}")
+    console.print(f"Front: {folder / FRONT_PAGE}", soft_wrap=True)
     served = tracking_uri.startswith("http")
     browse = tracking_uri if served else f"mlflow ui --backend-store-uri {shlex.quote(tracking_uri)}"
     console.print(f"Browse: {browse}", soft_wrap=True)

@@ -8,7 +8,7 @@ import re
 # The last @ ends the password, which may contain others.
 _PASSWORD = re.compile(r"(\w://[^\s:/@?#]*):\S*@(?=[^\s@]*)")
 _TOKEN = re.compile(r"(\bhttps?://)[^\s:/@?#]+@")  # a token stands where the user's name does
-_QUERY = re.compile(r"([?&][\w-]*(?:password|passwd|secret|token|key)=)[^\s&#'\"]+", re.IGNORECASE)
+_QUERY = re.compile(r"([?&][\w-]*(?:password|passwd|secret|token)=)[^\s&#'\"]+", re.IGNORECASE)
 # All but tabs and line breaks; characters that write backwards hide what they stand beside.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _FORMULA = re.compile("[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
