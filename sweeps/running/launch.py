@@ -45,7 +45,7 @@ def run_sweep(
         (config.folder / UNFINISHED).touch()
         tracker = open_tracker(tracking_uri(config), config, dataset, sweep_id)
         if tracker.away:
-            console.print(f"MLflow is away ({tracker.away}); its records wait on disk.", style="yellow")
+            console.print(f"MLflow is away ({tracker.away}); its records wait on disk.", style="yellow", soft_wrap=True)
         with _mps(config), ray_for(config):
             task = _teacher_task(config, dataset, sweep_id)
             teacher = _make_teacher(task, config, console, deadline)

@@ -105,6 +105,7 @@ def finish(run: Run, status: str) -> int:
             f"{waiting} records wait in {config.folder} for MLflow ({tracker.away}); `{sync}` or the same command"
             " delivers them.",
             style="yellow",
+            soft_wrap=True,
         )
         return waiting
     uri = tracking_uri(config)

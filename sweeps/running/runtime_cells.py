@@ -76,7 +76,9 @@ def measure_cells(
     try:
         tracker.sweep_artifacts(files)
     except TrackingError as error:
-        console.print(f"MLflow went away ({error}); the same command delivers the table.", style="yellow")
+        console.print(
+            f"MLflow went away ({error}); the same command delivers the table.", style="yellow", soft_wrap=True
+        )
     console.print(f"Table: {files[1]} and {files[0].name}", soft_wrap=True)
     return frame
 
