@@ -59,7 +59,8 @@ def page(text: str, title: str, folder: Path) -> str:
         body = body.replace(f'src="{picture.name}"', f'src="data:image/png;base64,{content}"')
     # no picture or script from elsewhere, whatever a text from outside has made of itself
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-    head = f'<meta http-equiv="Content-Security-Policy" content="{policy}"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
+    head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">'
+    head += f'<meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
     body = f"<body>\n{body}</body>"
     return f'<!doctype html>\n<html lang="en">\n<head>{head}<style>{STYLE}</style></head>\n{body}\n</html>\n'
 
