@@ -31,7 +31,8 @@ PREPROCESSING: Mapping[str, Any] = {
 }
 # The same preparation as code, so that a user need not write it from the description.
 PREDICT = '''"""Names the class of images: python predict.py IMAGE...  Needs onnxruntime, numpy and Pillow."""
-import json, pathlib, sys
+import json, os, pathlib, sys
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import numpy as np, onnxruntime
 from PIL import Image, ImageOps
 

@@ -3,6 +3,7 @@
 from functools import partial
 from pathlib import Path
 
+from analysis.reading.doors import say
 from trainables.layout import DRIVER_LOCK, SWEEP_JSON, SWEEPS
 
 DELIVERED, WAITING = 0, 1
@@ -14,7 +15,7 @@ def sync(*, out: Path, name: str | None, tracking_uri: str | None) -> int:
     Args:
         out: folder of the sweeps.
         name: of the sweep; None for all.
-        tracking_uri: the MLflow store; None for the one that the sweep was started with.
+        tracking_uri: the MLflow store; None for the database in OUT.
 
     Raises:
         ValueError: if there is no such sweep, its driver is running, or its store cannot be used.
@@ -57,8 +58,8 @@ def deliver(folder: Path, tracking_uri: str | None) -> int:
             raise ValueError(
                 f"tracking_uri={tracking_uri or ''}: {error}; name the store that the sweep wrote to."
             ) from error
-    print(f"{folder.name}: {len(folders) - waiting} of {len(folders)} records are in MLflow", end="")
-    print(f"; {waiting} wait: {tracker.away}" if waiting else "")
+    left = f"; {waiting} wait: {tracker.away}" if waiting else ""
+    say(f"{folder.name}: {len(folders) - waiting} of {len(folders)} records are in MLflow{left}")
     return WAITING if waiting else DELIVERED
 
 

@@ -13,8 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from rich.console import Console
-
+from analysis.reading.doors import Terminal
 from trainables.config.compression import PRECISIONS
 from trainables.config.flags import OneLineParser
 from trainables.layout import (
@@ -29,7 +28,7 @@ from trainables.layout import (
     sweep_folder,
     trial_folder,
 )
-from trainables.records.trial import delivered_to, read_sweep_id, read_trial
+from trainables.records.trial import read_delivered, read_sweep_id, read_trial
 from trainables.stages.runtimes.base import RUNTIMES
 from trainables.stages.runtimes.cell import Cell
 
@@ -40,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code: 0 done, 1 a cell failed, 2 bad input, 130 interrupted."""
     parser = _parser()
     flags = parser.parse_args(sys.argv[1:] if argv is None else argv)
-    console = Console(highlight=False)
+    console = Terminal()
     try:
         cells = list(_cells(flags))
         folders = _models(flags)
@@ -124,7 +123,7 @@ def _of_run(sweep: Path, run: str) -> Path | None:
     if run.isdecimal() and len(run) <= 5:
         return trial_folder(sweep, int(run))
     for marker in (*sweep.glob(f"{TEACHER}/{DELIVERED}"), *sweep.glob(f"*/*/{DELIVERED}")):
-        if delivered_to(marker.parent).get("run_id") == run:
+        if read_delivered(marker.parent).get("run_id") == run:
             return marker.parent
     return None
 

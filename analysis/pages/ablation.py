@@ -16,6 +16,7 @@ from analysis.pages.markdown import safe
 from analysis.pages.markdown import table as markdown_table
 from analysis.pages.terminal import open_table
 from analysis.plots.front import DPI, GREY, INK, OKABE_ITO, head, save
+from analysis.reading.doors import write_csv
 from analysis.reading.facts import dataset_of, device_of, images_of
 from analysis.reading.rows import finished_runs
 from analysis.reading.runs import Runs
@@ -76,7 +77,7 @@ def write_ablation(runs: Runs, by: Sequence[str], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     table = cells(runs.frame, by)
     paths = [folder / "ablation.csv", folder / "ablation.md"]
-    write_text(paths[0], table.to_csv(index=False))
+    write_csv(table, paths[0], index=False)
     write_text(paths[1], _markdown(table, by, runs))
     if table.empty:
         return paths

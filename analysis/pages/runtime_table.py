@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.pages.markdown import frame_table
+from analysis.reading.doors import write_csv
 from analysis.reading.wording import MB
 from trainables.files import write_text
 from trainables.layout import recorded
@@ -137,7 +138,7 @@ def write_runtime_table(frame: pd.DataFrame, folder: Path, *, heading: str) -> l
     """Write `runtimes.csv` (all cells and columns) and `runtimes.md` (columns to compare, then the absent cells)."""
     folder.mkdir(parents=True, exist_ok=True)
     csv, markdown = folder / "runtimes.csv", folder / "runtimes.md"
-    write_text(csv, frame.to_csv(index=False))
+    write_csv(frame, csv, index=False)
     absent = frame["status"] == "infeasible"
     lines = [f"# {heading}", "", _table(frame[~absent], list(COLUMNS)), "", NOTES]
     if absent.any():

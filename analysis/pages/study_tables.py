@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from analysis.pages.markdown import frame_table
 from analysis.plots.front import DPI, GREY, OKABE_ITO, head, save
+from analysis.reading.doors import write_csv
 from analysis.reading.rows import finished_runs
 from analysis.reading.runs import Runs
 from analysis.reading.wording import MB
@@ -254,7 +255,7 @@ def write_study(table: StudyTable, folder: Path, *, made_by: Sequence[str]) -> l
     """
     folder.mkdir(parents=True, exist_ok=True)
     csv, markdown = folder / f"{table.file}.csv", folder / f"{table.file}.md"
-    write_text(csv, table.frame.to_csv(index=False))
+    write_csv(table.frame, csv, index=False)
     cells = frame_table(table.frame, {name: name for name in table.frame.columns}, lambda _, value: _text(value))
     lines = [f"# {table.heading}", "", cells, "", table.notes, "", *(f"    {command}" for command in made_by)]
     write_text(markdown, "\n".join(lines) + "\n")

@@ -12,6 +12,7 @@ import pandas as pd
 from analysis.reading.mlflow_client import ClientStore, Store, first_line, open_store
 from analysis.reading.pooling import pool_latencies
 from analysis.reading.rows import Row, busy_seconds, frame_of, names_of
+from trainables.config.escaping import without_user
 from trainables.layout import SWEEP_JSON
 
 
@@ -140,7 +141,7 @@ def _runs(store: Store, parents: Sequence[Row], tracking_uri: str) -> Runs:
         sweeps=contents,
         parent_ids=tuple(parent.run_id for parent in parents),
         busy_s=busy_seconds(rows),
-        **({"url": tracking_uri.rstrip("/")} if tracking_uri.startswith("http") else {}),
+        **({"url": without_user(tracking_uri).rstrip("/")} if tracking_uri.startswith("http") else {}),
     )
 
 

@@ -2,6 +2,8 @@
 
 import os
 
+from trainables.config.mlflow_settings import NO_TELEMETRY
+
 # Its own output, usage reports and loggers are replaced by ours; a trial without GPUs must not see them.
 SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -13,9 +15,9 @@ SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run` every worker would sync the environment again
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
-    "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled"),
+    "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled"),  # of a cluster that is joined; our own has a token
 }
 os.environ |= SETTINGS
 
 # The settings that workers need but, in a joined cluster, do not inherit from the driver.
-FOR_WORKERS = ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "TUNE_RESULT_DELIM")
+FOR_WORKERS = ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "TUNE_RESULT_DELIM", *NO_TELEMETRY)

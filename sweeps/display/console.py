@@ -6,13 +6,16 @@ import time
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TextIO
 
-from rich.console import Console
 from rich.status import Status
+from rich.text import Text
+
+from analysis.reading.doors import Terminal
+from trainables.config.escaping import hide_password, plain
 
 MODES = ("people", "quiet", "json")
 
 
-class Screen(Console):
+class Screen(Terminal):
     """Standard output in the format that the command line asks for.
 
     people  a live view on a terminal, plain lines elsewhere, then the result
@@ -30,12 +33,13 @@ class Screen(Console):
         self.start_s: float | None = None
         """Seconds from launch to the first trial; None before that."""
         people = sys.stderr if mode == "json" else file
-        super().__init__(file=people, highlight=False, **settings)
+        super().__init__(file=people, **settings)
 
     def event(self, name: str, **fields: Any) -> None:
         """Write an event with its Unix time in seconds, for programs; does nothing in other modes than `json`."""
         if self.mode == "json":
-            row = {"event": name, "time": round(time.time(), 3), **fields}
+            said = {key: hide_password(text) if isinstance(text, str) else text for key, text in fields.items()}
+            row = {"event": name, "time": round(time.time(), 3), **said}
             self._events.write(json.dumps(row, default=str) + "\n")
             self._events.flush()  # a program that follows the sweep must not wait for a full buffer
 
@@ -52,7 +56,7 @@ class Screen(Console):
         """Show a spinner with `text` on a terminal, until `go_on`."""
         self.go_on()
         if self.mode == "people" and self.is_terminal:
-            self._waiting = self.status(text)
+            self._waiting = self.status(Text(plain(text)))
             self._waiting.start()
 
     def go_on(self) -> None:
@@ -63,4 +67,4 @@ class Screen(Console):
 
     def busy(self, text: str) -> AbstractContextManager[object]:
         """A spinner with `text` for the length of a `with` block."""
-        return self.status(text) if self.mode == "people" else nullcontext()
+        return self.status(Text(plain(text))) if self.mode == "people" else nullcontext()

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from sweeps.display.durations import Range, clock
 from sweeps.display.standing import STATES, Standing
+from trainables.config.escaping import plain
 from trainables.records.latency import teacher_ratio
 
 MB = 1e6
@@ -136,4 +137,4 @@ def _named(name: str, text: str) -> Text:
 
 
 def _line(text: str, style: str = "") -> Text:
-    return Text(text, style=style, no_wrap=True, overflow="ellipsis")
+    return Text(plain(text), style=style, no_wrap=True, overflow="ellipsis")

@@ -73,7 +73,7 @@ class ArmDelivery(Delivery):
         """Tune: a run has ended. One without a record was cut off by the deadline; the next command runs it."""
         task = task_of(trial)
         if self._storage is not None:
-            fetch_record(task.folder, task.key, self._storage)
+            fetch_record(task, self._storage)
         if has_record(task.folder):
             super().on_trial_complete(iteration, trials, trial, **info)
 
@@ -96,6 +96,8 @@ def retrain(run: Run) -> int:
         Interrupted: if Ctrl-C or SIGTERM ended it early.
     """
     arms = arm_runs(run.config, run.teacher, run.dataset)
+    for arm in arms:  # of a champion that had the same number before its sweep's journal was cut short
+        _task(run, arm).clear_folder()
     missing = [arm for arm in arms if not arm.done]
     if missing and not _late(run):
         _train(run, missing, champions=len({arm.champion for arm in arms}))
@@ -213,6 +215,7 @@ def _task(run: Run, arm: ArmRun) -> TrialTask:
         worker=worker_of(config),
         key=f"{config.name}/champions/{arm.folder.name}",
         folder=arm.folder.resolve(),
+        sweep_id=run.sweep_id,
         tags=arm.tags,
         teacher_val_accuracy=run.teacher.metrics["val_accuracy"],
         from_scratch=arm.arm == "from_scratch",

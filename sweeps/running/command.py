@@ -14,7 +14,7 @@ from sweeps.search.space import values_of
 from trainables.config.candidate import TEACHER_ITSELF
 from trainables.config.flags import OneLineParser, flag_name
 from trainables.config.limits import Limits
-from trainables.layout import ONNX_FILE, STORE, trial_folder
+from trainables.layout import ONNX_FILE, STORE, database_uri, trial_folder
 from trainables.records.stages import DatasetRecord
 from trainables.store.entries import check_format, moved_aside
 from trainables.store.results import store_below
@@ -23,7 +23,7 @@ FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 TRACKING_SCHEMES = ("sqlite:///", "http://", "https://", "postgresql", "mysql", "mssql")
 LEAST_FREE_BYTES = 100e6  # MLflow's database, a teacher and a few trials of the smallest sweep
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-EXIT_CODES = "exit codes: 0 all done, 1 some trials failed, 2 bad input, 130 or 143 interrupted"
+EXIT_CODES = "exit codes: 0 all done, 1 some trials failed or wait for MLflow, 2 bad input, 130 or 143 interrupted"
 
 
 def check(config: SweepConfig) -> None:
@@ -51,8 +51,8 @@ def check(config: SweepConfig) -> None:
     except ValueError as error:
         raise ValueError(f"--out {config.places.out}: {error}") from error
     check_shared(config.places.out, config.devices.address, config.places.storage)
-    uri = config.places.tracking_uri
-    if uri is not None and not uri.startswith(TRACKING_SCHEMES):
+    uri = config.places.tracking_uri or database_uri(config.places.out)
+    if not uri.startswith(TRACKING_SCHEMES):
         raise ValueError(f"--tracking-uri {uri}: must begin with {', '.join(TRACKING_SCHEMES)}.")
     import torch  # takes seconds: wrong paths and addresses are reported before
 

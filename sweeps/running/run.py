@@ -22,6 +22,7 @@ class Run:
     config: SweepConfig
     dataset: DatasetRecord
     teacher: TrialRecord
+    sweep_id: str
     tracker: Tracker
     console: Console
     deadline: Deadline | None = None

@@ -104,7 +104,8 @@ def run_trials(run: Run) -> int:
     config, console = run.config, run.console
     search, storage = config.search, config.places.storage
     study = open_study(config.folder / JOURNAL, config.name, search)
-    task_of = partial(_task, config, run.dataset, run.teacher)
+    # Not of the whole run, whose connections Tune cannot pickle.
+    task_of = partial(_task, config, run.dataset, run.teacher, run.sweep_id)
     again = to_repeat(study, config, failed=run.retry_failed)
     searcher = SweepSearcher(study, search, task_of=task_of, score=run.score, deadline=run.deadline, again=again)
     # Before counting: a trial that had ended when its driver died must not be run again.
@@ -129,13 +130,13 @@ def run_trials(run: Run) -> int:
         ).fit()
     if searcher.full is not None:
         raise no_room(searcher.full)
-    away = fetch_late(study, config)
+    away = fetch_late(study, config, task_of)
     if away:
         text = f"{storage} does not answer: {away} finished trials are still there; the same command has them."
-        console.print(text, style="yellow", soft_wrap=True, markup=False)
+        console.print(text, style="yellow", soft_wrap=True)
     if searcher.hopeless is not None:
         text = f"Stopped: all trials of this command failed with one reason: {searcher.hopeless}"
-        console.print(text, style="yellow", soft_wrap=True, markup=False)
+        console.print(text, style="yellow", soft_wrap=True)
         console.print("When it is mended, the same command with --retry-failed tries them again.", soft_wrap=True)
         return _count_failed(config) + away
     _say_end(config, study, searcher, console)
@@ -143,11 +144,18 @@ def run_trials(run: Run) -> int:
 
 
 def _tune_config(task_of: TaskOf, number: int, params: Mapping[str, Any]) -> dict[str, Any]:
-    return task_of(number, params).tune_config()
+    task = task_of(number, params)
+    task.clear_folder()
+    return task.tune_config()
 
 
 def _task(
-    config: SweepConfig, dataset: DatasetRecord, teacher: TrialRecord, number: int, params: Mapping[str, Any]
+    config: SweepConfig,
+    dataset: DatasetRecord,
+    teacher: TrialRecord,
+    sweep_id: str,
+    number: int,
+    params: Mapping[str, Any],
 ) -> TrialTask:
     """The task of a trial of the search; the only place that turns proposed parameters into a configuration."""
     folder = trial_dir(config, number)
@@ -158,6 +166,7 @@ def _task(
         folder=folder.resolve(),
         trial_number=number,
         limits=config.limits,
+        sweep_id=sweep_id,
         teacher_val_accuracy=teacher.metrics["val_accuracy"],
         num_val=dataset.num_val,
     )

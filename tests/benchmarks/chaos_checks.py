@@ -33,6 +33,7 @@ def check_sweep(world: World, out: Path, name: str, *, trials: int, seen: dict[s
     """Everything that is wrong with a sweep that has ended, one line each."""
     folder = out / "sweeps" / name
     sync = [sys.executable, "-m", "analysis", "sync", "--out", str(out), "--name", name]
+    sync += ["--tracking-uri", world.tracking_uri]
     done = subprocess.run(sync, capture_output=True, text=True, env=world.environment)
     faults = [] if done.returncode == 0 else [f"sync said {done.stdout + done.stderr}"]
     records = finished_records(out, name)

@@ -91,7 +91,7 @@ def with_a_password(tmp: Path) -> None:
     """A sweep that has a record, whose driver is gone, delivered to an address with a password."""
     folder = tmp / "runs" / "sweeps" / "mine"
     written("runs/sweeps/mine/sweep.json", to_json({"teacher": {"size_bytes": 1}, "config": {"rates": {}}}))(tmp)
-    where = {"uri": "postgresql://me:***@db/x", "experiment": "e", "sweep": "mine", "sweep_id": "x", "artifacts": "a"}
+    where = {"uri": "postgresql://me:***@db/x", "experiment": "e", "sweep": "mine", "sweep_id": "x"}
     (folder / "tracking.json").write_text(json.dumps(where))
 
 

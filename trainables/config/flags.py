@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from trainables.config.candidate import CandidateConfig
+from trainables.config.escaping import plain
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -26,7 +27,7 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print `message` on one line and exit with code 2."""
-        sys.stderr.write(f"{self.prog}: {' '.join(message.split())}\n")
+        sys.stderr.write(plain(f"{self.prog}: {' '.join(message.split())}\n"))
         raise SystemExit(2)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:

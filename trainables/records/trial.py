@@ -37,6 +37,8 @@ class TrialRecord:
     ended: float
     keys: tuple[str, ...] = ()
     """Store keys of its results; garbage collection keeps them while the trial is needed."""
+    sweep_id: str = ""
+    """Id of its sweep, because names may repeat; records of earlier versions have none."""
 
 
 def read_trial(folder: Path) -> TrialRecord:
@@ -68,8 +70,8 @@ def read_sweep_id(sweep: Path) -> str:
         raise UndecodableError(f"{path} is damaged, so whose records lie there is unknown; restore it.") from None
 
 
-def delivered_to(folder: Path) -> Mapping[str, Any]:
-    """The MLflow run that a folder was delivered to, and its sweep's; empty where that is unknown."""
+def read_delivered(folder: Path) -> Mapping[str, Any]:
+    """What `delivered.json` says: `run_id`, `parent_id`, `record`; empty if it is missing or damaged."""
     try:
         row = read_json(folder / DELIVERED)
     except (FileNotFoundError, UndecodableError):

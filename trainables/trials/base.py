@@ -135,7 +135,7 @@ class OutboxTrial(StageTrial[AnyTask]):
         record = task.record(started=self._started, ended=time.time(), **result)
         write_text(task.folder / RECORD, to_json(record))
         if task.worker.storage:
-            send(task.folder, task.key, task.worker.storage)
+            send(task.folder, task.address, task.worker.storage)
 
 
 class ChainTrial(OutboxTrial[TrialTask]):

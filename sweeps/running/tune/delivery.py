@@ -58,7 +58,7 @@ class Delivery(tune.Callback):
         task, seen = task_of(trial), trial.last_result or {}
         folder = task.folder
         reports = list(self._seen.pop(trial.trial_id, {}).values())
-        if self._storage is not None and not fetch_record(folder, task.key, self._storage) and left_record(seen):
+        if self._storage is not None and not fetch_record(task, self._storage) and left_record(seen):
             return  # the storage does not answer: fetched and delivered when the sweep ends or resumes
         if not has_record(folder):
             if "full" in seen:  # its disk was full: the next command runs it again
@@ -114,12 +114,12 @@ class Timesheet(tune.Callback):
             write_text(self._path, to_json({"seconds": round(self._deadline.spent(), 1)}))
 
 
-def fetch_record(folder: Path, key: str, storage: str) -> bool:
+def fetch_record(task: Task, storage: str) -> bool:
     """Fetch a trial's record from the storage unless it is on this machine; returns whether it is there now."""
     try:
-        return fetch(folder, key, storage)
+        return fetch(task.folder, task.address, storage, fits=task.fits)
     except OSError as error:
-        log.warning("trial %s was not fetched: %s", key, error)
+        log.warning("trial %s was not fetched: %s", task.key, error)
         return False
 
 

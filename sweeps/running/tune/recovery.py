@@ -47,11 +47,14 @@ def recover(
     """
     repeated = {trial.number for trial in again}
     for number in searcher.orphans():
-        if _has_record(config, number):
-            searcher.settle(number, _result(read_trial(trial_dir(config, number)), config, teacher))
+        task = task_of(number, study.trials[number].params)
+        task.clear_folder()
+        if _has_record(config, task):
+            searcher.settle(number, _result(read_trial(task.folder), config, teacher))
     for trial in finished(study):
         # A trial without parameters was never handed out: nothing ran, so there is nothing to record.
-        if trial.params and trial.number not in repeated and not _has_record(config, trial.number):
+        missing = trial.number not in repeated and not _has_record(config, task_of(trial.number, trial.params))
+        if trial.params and missing:
             reason = str(trial.user_attrs.get("reason", "its record was lost"))
             status = "failed" if trial.state == optuna.trial.TrialState.FAIL else "stopped"
             write_record(task_of(trial.number, trial.params), status=status, reason=reason, seconds=0.0)
@@ -87,34 +90,29 @@ def trial_dir(config: SweepConfig, number: int) -> Path:
     return trial_folder(config.folder, number)
 
 
-def fetch_late(study: optuna.Study, config: SweepConfig) -> int:
+def fetch_late(study: optuna.Study, config: SweepConfig, task_of: TaskOf) -> int:
     """Fetch records that the storage did not deliver when their trials ended; returns how many are still missing."""
-    missing = [trial.number for trial in finished(study) if trial.params and not _is_here(config, trial.number)]
+    ended = [trial for trial in finished(study) if trial.params]
+    missing = [trial for trial in ended if not has_record(trial_dir(config, trial.number))]
     with suppress(InputError):  # it does not answer: each further record would wait just as long
-        for number in missing:
-            _has_record(config, number)
-    return sum(not _is_here(config, number) for number in missing)
+        for trial in missing:
+            _has_record(config, task_of(trial.number, trial.params))
+    return sum(not has_record(trial_dir(config, trial.number)) for trial in missing)
 
 
-def _is_here(config: SweepConfig, number: int) -> bool:
-    return has_record(trial_dir(config, number))
-
-
-def _has_record(config: SweepConfig, number: int) -> bool:
+def _has_record(config: SweepConfig, task: Task) -> bool:
     """Whether a trial has written a record; one in the storage is fetched.
 
     Raises:
         InputError: if the storage does not answer: a record that cannot be looked for must not count as lost.
     """
-    folder = trial_dir(config, number)
-    if config.places.storage is None:
-        return _is_here(config, number)
+    storage = config.places.storage
+    if storage is None:
+        return has_record(task.folder)
     try:
-        return fetch(folder, f"{config.name}/{folder.name}", config.places.storage, patience_s=PATIENCE_S)
+        return fetch(task.folder, task.address, storage, fits=task.fits, patience_s=PATIENCE_S)
     except OSError as error:
-        raise InputError(
-            f"--storage {config.places.storage}: {error}; run the same command when it answers."
-        ) from error
+        raise InputError(f"--storage {storage}: {error}; run the same command when it answers.") from error
 
 
 def _result(record: TrialRecord, config: SweepConfig, teacher: TrialRecord) -> dict[str, Any]:

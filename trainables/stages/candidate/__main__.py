@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from trainables.config import mlflow_settings  # noqa: F401 - before ONNX Runtime, whose telemetry it ends
 from trainables.config.candidate import CandidateConfig
 from trainables.config.flags import OneLineParser, add_config_flags, config_from_flags, with_flags
 from trainables.files import digest_of

@@ -1,6 +1,9 @@
 """Trial folders and study agree again, wherever the driver died between the two."""
 
+import dataclasses
+import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +16,7 @@ from s3fs import S3FileSystem
 from sweeps.running.run import worker_of
 from sweeps.running.trials import FAILED_ALIKE, SweepSearcher
 from sweeps.running.tune import recovery
-from sweeps.running.tune.delivery import Allowance, left_record, write_record
+from sweeps.running.tune.delivery import Allowance, fetch_record, left_record, write_record
 from sweeps.running.tune.recovery import fetch_late, recover, to_repeat
 from sweeps.search.config import Search, SweepConfig
 from sweeps.search.folder import InputError
@@ -147,7 +150,7 @@ def test_what_the_storage_did_not_give_is_fetched_later_and_never_taken_for_lost
     study, searcher = driver(config.folder, SPACE)
     ask(searcher, 1)
     searcher.on_trial_complete("t0", FINAL)
-    assert fetch_late(study, away) == 1
+    assert fetch_late(study, away, partial(task, away)) == 1
     with pytest.raises(InputError, match=r"--storage s3://bucket/runs: .* run the same command"):
         recovered(tmp_path, away)
     assert not (config.folder / "trials" / "00000").exists()
@@ -155,7 +158,8 @@ def test_what_the_storage_did_not_give_is_fetched_later_and_never_taken_for_lost
     shared.mkdir()
     record(elsewhere, 0, "finished", val_accuracy=0.9)
     send(elsewhere, "night/00000", str(shared))
-    assert fetch_late(study, config.replace(storage=str(shared))) == 0
+    near = config.replace(storage=str(shared))
+    assert fetch_late(study, near, partial(task, near)) == 0
     assert read_trial(config.folder / "trials" / "00000") == read_trial(elsewhere)
 
 
@@ -169,6 +173,51 @@ def test_dying_is_no_failure_as_long_as_epochs_are_finished_in_between() -> None
     assert not trial.should_recover()
 
 
+@pytest.mark.parametrize("other", ["a configuration", "a sweep"])
+def test_the_record_of_another_trial_under_the_same_number_is_not_taken(
+    tmp_path: Path, config: SweepConfig, other: str
+) -> None:
+    """A journal that was cut short proposes a number again; another sweep of the name left its folder here."""
+    _, searcher = driver(config.folder, SPACE)
+    ask(searcher, 1)
+    asked = study_params(config)[0]
+    folder = config.folder / "trials" / "00000"
+    record(folder, 0, "finished", **{name: value for name, value in FINAL.items() if name != "final"})
+    left = json.loads((folder / "record.json").read_text())
+    changes = {"params": {"alpha": asked["alpha"] + 0.1}} if other == "a configuration" else {"sweep_id": "theirs"}
+    (folder / "record.json").write_text(json.dumps(left | changes))
+    study, searcher = recovered(tmp_path, config)
+    assert study.trials[0].state == TrialState.RUNNING
+    assert not folder.exists()
+    (aside,) = (config.folder / "trials" / ".replaced").iterdir()
+    assert (aside / "record.json").exists()
+    assert outbox(config.folder) == []
+    assert ask(searcher, 1, name="next")[0]["trial_number"] == 0
+
+
+def test_another_sweep_of_the_name_in_the_storage_is_not_taken_for_this_one(
+    tmp_path: Path, config: SweepConfig
+) -> None:
+    """Two people, one bucket, one name: neither overwrites the other, nor is given the other's result."""
+    shared = tmp_path / "shared"
+    mine, theirs = (dataclasses.replace(task(config, 0, {}), sweep_id=sweep_id) for sweep_id in ("a", "b"))
+    shared.mkdir()
+    for task_, accuracy in ((theirs, 0.1), (mine, 0.9)):
+        node = tmp_path / task_.sweep_id / "00000"
+        node.mkdir(parents=True)
+        made = task_.record(status="finished", started=1.0, ended=2.0, metrics={"val_accuracy": accuracy})
+        (node / "record.json").write_text(to_json(made))
+        send(node, task_.address, str(shared))
+        if task_ is theirs:
+            assert not fetch_record(mine, str(shared))
+    assert fetch_record(mine, str(shared))
+    assert read_trial(mine.folder).metrics["val_accuracy"] == 0.9
+    (mine.folder / "record.json").unlink()
+    other = dataclasses.replace(task(config, 0, {"learning_rate": 0.5}), sweep_id="a")
+    assert not fetch_record(other, str(shared))
+    assert not (mine.folder / "record.json").exists()
+
+
 def test_half_a_trial_on_its_way_is_no_trial(tmp_path: Path, config: SweepConfig) -> None:
     """A driver that was killed while it fetched: the half lies beside, is not delivered, and is fetched again."""
     elsewhere, folder = tmp_path / "node" / "00000", config.folder / "trials" / "00000"
@@ -179,7 +228,7 @@ def test_half_a_trial_on_its_way_is_no_trial(tmp_path: Path, config: SweepConfig
     half = folder.parent / INCOMING / "00000.download"
     record(half, 0, "finished", val_accuracy=0.1)
     assert outbox(config.folder) == list(config.folder.glob("trials/*/record.json")) == []
-    assert fetch(folder, "night/00000", str(shared))
+    assert fetch(folder, "night/00000", str(shared), fits=lambda record: True)
     assert outbox(config.folder) == [folder]
     assert read_trial(folder) == read_trial(elsewhere)
     assert not half.exists()
