@@ -59,13 +59,10 @@ def check(config: SweepConfig) -> None:
     from trainables.stages.models.build import check_model
     from trainables.stages.runtimes.absence import check_runtime
 
-    students = values_of(config.search.space, config.search.base, "student_model")
-    networks = {"teacher_model": [config.search.base.teacher.teacher_model], "student_model": students}
-    for field, names in networks.items():
+    for field, names in _networks(config).items():
         try:
             for name in names:
-                if name != TEACHER_ITSELF:
-                    check_model(name)
+                check_model(name)
         except ValueError as error:
             raise ValueError(f"{flag_name(field)}: {error}") from error
     check_runtime(config.search.base.measure.latency_runtime, on_gpu=config.devices.gpus > 0)
@@ -76,19 +73,33 @@ def check(config: SweepConfig) -> None:
         )
 
 
+def _networks(config: SweepConfig) -> dict[str, list[str]]:
+    """Setting -> the names of the networks that it asks for."""
+    base = config.search.base
+    students = [name for name in values_of(config.search.space, base, "student_model") if name != TEACHER_ITSELF]
+    return {"teacher_model": [base.teacher.teacher_model], "student_model": students}
+
+
 def check_networks(config: SweepConfig, dataset: DatasetRecord, weights: str | None) -> None:
-    """Put the teacher's given weights into the store, and refuse weights or layers to ignore that fit no network.
+    """Put the teacher's given weights into the store; refuse networks that cannot be trained or exported.
+
+    Weights or layers to ignore that fit no network are refused, too.
 
     Args:
         weights: the file that the user has named.
     """
-    base = config.search.base
-    if weights is None and not base.prune.ignored:
-        return
+    from trainables.stages.candidate.networks import check_network
     from trainables.stages.models.stored import build_for
     from trainables.stages.models.weights import import_weights
     from trainables.stages.pruning.channels import check_ignored
 
+    base = config.search.base
+    for field, names in _networks(config).items():
+        try:
+            for name in names:
+                check_network(name, dataset, opset=base.export.opset)
+        except ValueError as error:
+            raise ValueError(f"{flag_name(field)}: {error}") from error
     if weights is not None:
         teacher = build_for(base.teacher.teacher_model, dataset)
         import_weights(Path(weights), teacher, store_below(config.places.out, config.places.storage))

@@ -20,6 +20,7 @@ from trainables.records.stages import (
     ShapeRecord,
 )
 from trainables.stages.candidate.chain import Steps, make_candidate
+from trainables.stages.candidate.networks import check_network
 from trainables.stages.models.build import check_model
 from trainables.stages.models.stored import build_for
 from trainables.stages.models.weights import import_weights
@@ -89,6 +90,8 @@ def main(argv: list[str] | None = None) -> int:
             lock_dir=flags.out / LEASES,
         )
         place.enter()
+        for name in (config.teacher.teacher_model, config.network):
+            check_network(name, place.dataset(), opset=config.export.opset)
         if weights is not None:
             model = build_for(config.teacher.teacher_model, place.dataset())
             import_weights(Path(weights), model, place.store)
