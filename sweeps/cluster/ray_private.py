@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray
-from ray._private import ray_constants
+from ray._private import ray_constants, worker
 from ray.tune.experiment import Trial
 
 LOOPBACK = "127.0.0.1"
@@ -25,6 +25,18 @@ def allow_failures(trial: Trial, more: int) -> None:
     trial.max_failures = trial.num_failures + more
 
 
+def failures(trial: Trial) -> int:
+    """How many times a trial's process has died or raised."""
+    return int(trial.num_failures)
+
+
 def give_resources(trial: Trial, resources: Mapping[str, float]) -> None:
     """Give a trial these resources when it starts again."""
     trial.update_resources(dict(resources))
+
+
+def dead_process() -> str | None:
+    """The name of a process of this machine's own Ray that has died; None if none has, or the Ray is a cluster's."""
+    node = worker._global_node
+    dead = node.dead_processes() if node is not None else []
+    return str(dead[0][0]) if dead else None

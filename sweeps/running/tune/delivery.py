@@ -11,7 +11,7 @@ from typing import Any
 from ray import tune
 from ray.tune.experiment import Trial
 
-from sweeps.cluster.ray_private import allow_failures
+from sweeps.cluster.ray_private import allow_failures, failures
 from sweeps.display.progress import Progress
 from sweeps.planning.budget import Deadline
 from sweeps.running.tune.retry import last_failure, reason_in
@@ -73,7 +73,7 @@ class Delivery(tune.Callback):
         reports = list(self._seen.pop(trial.trial_id, {}).values())
         task, reason = task_of(trial), reason_in(last_failure(trial))
         if trial.error_file:
-            reason += f" (every time in {trial.num_failures} attempts; all of it: {trial.error_file})"
+            reason += f" ({failures(trial)} attempts; all of it: {trial.error_file})"
         write_record(task, status="failed", reason=reason, seconds=_seconds(trial), reports=reports)
         self._deliver(task.folder)
 

@@ -43,10 +43,10 @@ def net_of(body: str, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) 
         ("y = self.end(x)\nreturn (y, y) if self.training else y", "must return logits of shape .* in training.*tuple"),
         ("y = self.end(x)\nreturn y + self.aux(x) if self.training else y", "fails in training: AttributeError.*aux"),
         ("if self.training:\n    sys.exit(0)\nreturn self.end(x)", "fails in training: SystemExit: 0, in line 17 of"),
-        ("if x.mean() > 0:\n    x = 2 * x\nreturn self.end(x)", r"exported: .* in line 16 of .*odd.py: if x.mean\(\) > 0"),
+        ("if x.mean() > 0:\n    x = 2 * x\nreturn self.end(x)", r"exported: .* in line 16: if x.mean\(\) > 0"),
         (
             "y = torch.relu(self.conv(x)).mean((2, 3))\nreturn self.head(y.view(int(x.shape[0]), 4))",
-            r"exported: .* in line 17 of .*odd.py: return self.head\(y.view\(int",
+            r"exported: .* in line 17: return self.head\(y.view\(int",
         ),
     ],
 )
