@@ -8,9 +8,13 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from ray import tune
 from ray.tune import ResultGrid
+from ray.tune.experiment import Trial
+
+from sweeps.cluster.ray_private import dead_process
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # `timeout` and others signal both a process and its group: signals within this time count as one request.
@@ -28,6 +32,22 @@ class Interrupted(KeyboardInterrupt):
     def code(self) -> int:
         """Exit code as shells have it: 130 for Ctrl-C, 143 for SIGTERM."""
         return 128 + self.number
+
+
+class RayDiedError(Interrupted):
+    """A process of this machine's own Ray has died, and with it every trial; the same command goes on."""
+
+    def __init__(self, process: str) -> None:
+        super().__init__()
+        self.process = process
+
+
+class WatchRay(tune.Callback):
+    """End a run of Tune when this machine's own Ray has died: Tune would wait for ever for its trials."""
+
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Tune: its loop goes on, ten times a second."""
+        raise_if_ray_died()
 
 
 class _Stopping:
@@ -112,6 +132,13 @@ def raise_if_asked() -> None:
     """Raise `Interrupted` if the sweep has been asked to stop."""
     if _now.number is not None:
         raise Interrupted(_now.number)
+
+
+def raise_if_ray_died() -> None:
+    """Raise `Interrupted` if this machine's own Ray has died: by the signal that the sweep got, or by itself."""
+    if (process := dead_process()) is not None:
+        raise_if_asked()
+        raise RayDiedError(process)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
