@@ -35,8 +35,13 @@ def give_resources(trial: Trial, resources: Mapping[str, float]) -> None:
     trial.update_resources(dict(resources))
 
 
-def dead_process() -> str | None:
-    """The name of a process of this machine's own Ray that has died; None if none has, or the Ray is a cluster's."""
+def owns_ray() -> bool:
+    """Whether this process has started the Ray that it uses."""
     node = worker._global_node
-    dead = node.dead_processes() if node is not None else []
+    return node is not None and bool(node.all_processes)
+
+
+def dead_process() -> str | None:
+    """The name of a process of the Ray of this process that has died; None if none has, or if it has joined a Ray."""
+    dead = worker._global_node.dead_processes() if owns_ray() else []
     return str(dead[0][0]) if dead else None

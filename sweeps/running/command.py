@@ -126,7 +126,7 @@ def run(
     deadline: Deadline | None = None,
 ) -> int:
     """Run a sweep; returns the exit code."""
-    from sweeps.cluster.interrupts import Interrupted  # Ray's import takes a second, which bad flags should not cost
+    from sweeps.cluster.interrupts import Interrupted, RayDiedError  # Ray's import takes a second, which bad flags should not cost
     from sweeps.running.launch import run_sweep
     from sweeps.search.folder import InputError
 
@@ -140,6 +140,13 @@ def run(
     except InputError as error:
         screen.go_on()
         parser.error(with_flags(str(error)))
+    except RayDiedError as died:
+        text = (
+            f"Ray's {died.process} has died, and all trials with it. What is finished is in {config.folder}; the same"
+            " command goes on from there."
+        )
+        screen.print(text, style="yellow", soft_wrap=True, markup=False)
+        code = FAILED
     except KeyboardInterrupt as stop:
         text = f"Stopped. What is finished is in {config.folder}; the same command goes on from there."
         screen.print(text, soft_wrap=True)

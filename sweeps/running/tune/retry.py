@@ -21,6 +21,7 @@ OUT_OF_MEMORY = (
 # Ray's words -> ours, for failures that leave no exception.
 DEATHS = {
     "node has died": "its node died",
+    "owner has died": "Ray died",
     "worker process has died": "its process was killed, as for lack of memory, or crashed",
 }
 
