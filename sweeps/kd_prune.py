@@ -6,8 +6,14 @@ that are not given are. The same command goes on where it was interrupted.
 
 import argparse
 import dataclasses
+import os
 import sys
 import time
+from pathlib import Path
+
+if __name__ == "__main__":  # modules on PYTHONPATH must not hide our packages, nor those beside this file the user's
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    os.environ["PYTHONPATH"] = os.pathsep.join([sys.path[0], os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
 
 from sweeps.display.console import Screen
 from sweeps.display.durations import in_words

@@ -126,7 +126,10 @@ def run(
     deadline: Deadline | None = None,
 ) -> int:
     """Run a sweep; returns the exit code."""
-    from sweeps.cluster.interrupts import Interrupted, RayDiedError  # Ray's import takes a second, which bad flags should not cost
+    from sweeps.cluster.interrupts import (
+        Interrupted,
+        RayDiedError,
+    )  # Ray's import takes a second, which bad flags should not cost
     from sweeps.running.launch import run_sweep
     from sweeps.search.folder import InputError
 

@@ -6,6 +6,7 @@ python -m trainables.stages.candidate --dataset digits --teacher-model alexnet -
 import argparse
 import os
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import torch
@@ -64,6 +65,36 @@ def _check(flags: argparse.Namespace, config: CandidateConfig) -> None:
     check_model(config.network)
 
 
+def _make(flags: argparse.Namespace) -> CandidateRecord:
+    """Make the candidate that the flags describe.
+
+    Raises:
+        ValueError: if it cannot be made.
+    """
+    weights = flags.teacher_weights
+    if weights is not None:
+        flags.teacher_weights = digest_of(Path(weights), "teacher_weights")
+    config = config_from_flags(CandidateConfig(), flags)
+    _check(flags, config)
+    place = Workspace(
+        store=Store(flags.out / STORE),
+        data=config.data,
+        data_dir=flags.data_dir,
+        device=flags.device,
+        threads=flags.threads,
+        lock_dir=flags.out / LEASES,
+    )
+    place.enter()
+    for name in (config.teacher.teacher_model, config.network):
+        check_network(name, place.dataset(), opset=config.export.opset)
+    if weights is not None:
+        model = build_for(config.teacher.teacher_model, place.dataset())
+        import_weights(Path(weights), model, place.store)
+    if config.prune.ignored:
+        check_ignored([build_for(config.network, place.dataset())], config.prune.ignored)
+    return _show(make_candidate(config.resolve(place.dataset(), device=flags.device), place))
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = OneLineParser(prog="python -m trainables.stages.candidate", description=__doc__.partition("\n")[0])
@@ -76,28 +107,8 @@ def main(argv: list[str] | None = None) -> int:
     add_config_flags(parser, CandidateConfig())
     flags = parser.parse_args(argv)
     try:
-        weights = flags.teacher_weights
-        if weights is not None:
-            flags.teacher_weights = digest_of(Path(weights), "teacher_weights")
-        config = config_from_flags(CandidateConfig(), flags)
-        _check(flags, config)
-        place = Workspace(
-            store=Store(flags.out / STORE),
-            data=config.data,
-            data_dir=flags.data_dir,
-            device=flags.device,
-            threads=flags.threads,
-            lock_dir=flags.out / LEASES,
-        )
-        place.enter()
-        for name in (config.teacher.teacher_model, config.network):
-            check_network(name, place.dataset(), opset=config.export.opset)
-        if weights is not None:
-            model = build_for(config.teacher.teacher_model, place.dataset())
-            import_weights(Path(weights), model, place.store)
-        if config.prune.ignored:
-            check_ignored([build_for(config.network, place.dataset())], config.prune.ignored)
-        record = _show(make_candidate(config.resolve(place.dataset(), device=flags.device), place))
+        with redirect_stdout(sys.stderr):  # for what the user's module prints
+            record = _make(flags)
     except ValueError as error:
         parser.error(with_flags(str(error), list(CandidateConfig().flat())))
     print(to_json(record.metrics()))

@@ -72,6 +72,4 @@ def _check_export(model: nn.Module, images: Tensor, name: str, dataset: DatasetR
         with silence_exporters():
             line = untraceable_line(model.eval(), images[:2])
         reason = f"forward() must not depend on the pixels or on the number of images in Python, as in {line}"
-        raise ValueError(
-            f"Model {name!r} cannot be exported: {reason if line else describe_error(error)}"
-        ) from error
+        raise ValueError(f"Model {name!r} cannot be exported: {reason if line else describe_error(error)}") from error

@@ -37,6 +37,8 @@ FOR_CIFAR: Mapping[str, Callable[[int, int], nn.Module]] = {
 # The networks that suit small images too; any torchvision classifier and `package.module:function` work as well.
 MODEL_NAMES = ("resnet18", "mobilenet_v3_small", "alexnet", *FOR_CIFAR, *LATER)
 
+OURS = ("analysis", "sweeps", "trainables")
+
 
 def build_model(name: str, *, num_classes: int, image_size: int, pretrained: bool = False) -> nn.Module:
     """Build a network that takes normalised float images (B, 3, image_size, image_size) and returns logits (B, C).
@@ -93,6 +95,8 @@ def source_digest(name: str) -> str:
 
 def _import_users_function(name: str) -> Callable[..., Any]:
     module_name, _, attribute = name.partition(":")
+    if module_name.partition(".")[0] in OURS:
+        raise ValueError(f"Model {name!r}: {module_name!r} is a module of this tool; give yours another name.")
     try:
         module = importlib.import_module(module_name)
     except USERS_ERRORS as error:  # the user's module may raise anything while it is imported

@@ -18,7 +18,10 @@ OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 # What a user's module may raise while it is imported or runs: SystemExit is no `Exception`.
 USERS_ERRORS = (Exception, SystemExit)
 # Code that is not the user's: installed libraries, Python's own, and ours.
-NOT_THE_USERS = (*(Path(sysconfig.get_path(name)) for name in ("purelib", "platlib", "stdlib")), CHECKOUT / "trainables")
+NOT_THE_USERS = (
+    *(Path(sysconfig.get_path(name)) for name in ("purelib", "platlib", "stdlib")),
+    CHECKOUT / "trainables",
+)
 
 
 def check_logits(model: nn.Module, *, name: str, num_classes: int, image_size: int) -> None:

@@ -233,7 +233,9 @@ def _check_layers(model: nn.Module) -> None:
     """
     for name, layer in model.named_modules():
         sizes = [parameter.shape for parameter in layer.parameters(recurse=False)]
-        fit = all(map(is_scale, sizes)) and not (isinstance(layer, _UNKNOWN) and any(size.numel() > 1 for size in sizes))
+        fit = all(map(is_scale, sizes)) and not (
+            isinstance(layer, _UNKNOWN) and any(size.numel() > 1 for size in sizes)
+        )
         if not isinstance(layer, nn.Conv2d | BatchNorm | nn.Linear | nn.LayerNorm) and not fit:
             raise ValueError(
                 "Structured pruning handles Conv2d, BatchNorm, LayerNorm and Linear layers, but got "

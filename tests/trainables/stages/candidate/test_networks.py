@@ -1,4 +1,4 @@
-"""A user's network that cannot be trained or exported is refused by the line of its code, before anything is trained."""
+"""A network that cannot be trained or exported is refused by the line of its code, before anything is trained."""
 
 import sys
 from pathlib import Path
