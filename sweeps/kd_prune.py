@@ -60,11 +60,18 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     parser, flags = _parse(words)
     screen = screen_of(flags)
+    with screen.alone():
+        return _run(parser, flags, screen, started)
+
+
+def _run(parser: OneLineParser, flags: argparse.Namespace, screen: Screen, started: float) -> int:
     try:
         config = _config(flags)
         check(config)
         with screen.busy(f"Reading the images of {config.search.base.data.dataset}"):
             dataset = prepared.prepare(config.search.base.data, config.places.data_dir)
+        if lacking := prepared.left_out(config.search.base.data.dataset):
+            screen.print(lacking, style="yellow", markup=False, soft_wrap=True)
         check_networks(config, dataset, flags.teacher_weights)
         check_limits(config, dataset)
         config = resolve_shares(config, screen)

@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+import tempfile
 import uuid
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -28,6 +29,8 @@ from trainables.layout import CHECKOUT
 log = logging.getLogger(__name__)
 
 CONNECT_S = 10.0
+# A socket's path may have 107 bytes; Ray's is /ray/session_2026-01-01_00-00-00_123456_1234567/sockets/plasma_store.
+LONGEST_TMPDIR = 40
 NOT_SHIPPED = (".git", ".venv", "runs", "data", "*.onnx", "*.pt", "__pycache__")
 
 
@@ -46,18 +49,36 @@ def ray_for(config: SweepConfig) -> Generator[None, None, None]:
         return
     # one path for all nodes, on which the driver's TMPDIR may not exist
     service = Path("/tmp") / f"mps-{uuid.uuid4().hex}" if config.devices.mps and config.devices.address else None
-    if config.devices.address is None:
-        _start(config.devices)
-    else:  # the job's environment tells the workers of all nodes, later ones included, where the service is
-        _join(config.devices.address, client_environment(service) if service else {})
+    with nullcontext() if config.devices.address else short_folder() as folder:
+        if config.devices.address is None:
+            _start(config.devices, folder)
+        else:  # the job's environment tells the workers of all nodes, later ones included, where the service is
+            _join(config.devices.address, client_environment(service) if service else {})
+        try:
+            with stoppable():
+                if config.devices.address is not None:
+                    _check_nodes(config)
+                with daemon_on_nodes(service) if service else nullcontext():
+                    yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def short_folder() -> Generator[str | None, None, None]:
+    """A temporary folder for Ray if TMPDIR's path is too long for its sockets; None if it is not."""
+    if len(os.fsencode(tempfile.gettempdir())) <= LONGEST_TMPDIR:
+        yield None
+        return
     try:
-        with stoppable():
-            if config.devices.address is not None:
-                _check_nodes(config)
-            with daemon_on_nodes(service) if service else nullcontext():
-                yield
-    finally:
-        ray.shutdown()
+        made = tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise InputError(
+            f"TMPDIR={tempfile.gettempdir()}: too long for Ray's sockets, and /tmp cannot be written"
+            f" ({error.strerror}); set TMPDIR to a path of at most {LONGEST_TMPDIR} characters."
+        ) from error
+    with made as folder:
+        yield folder
 
 
 def cores_of_a_node(devices: Devices) -> int:
@@ -68,9 +89,10 @@ def cores_of_a_node(devices: Devices) -> int:
     return int(min(devices.cpus, largest)) or devices.threads
 
 
-def _start(devices: Devices) -> None:
-    """Start a Ray of the sweep's size on this machine alone."""
+def _start(devices: Devices, folder: str | None) -> None:
+    """Start a Ray of the sweep's size on this machine alone; it keeps its files in `folder`, by default in TMPDIR."""
     init_on_loopback(
+        folder=folder,
         num_cpus=devices.cpus,
         num_gpus=devices.gpus,
         include_dashboard=False,

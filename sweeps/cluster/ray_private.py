@@ -13,11 +13,11 @@ from ray.tune.experiment import Trial
 LOOPBACK = "127.0.0.1"
 
 
-def init_on_loopback(**settings: Any) -> None:
-    """`ray.init` of a Ray on this machine alone, whose every port is bound to loopback."""
+def init_on_loopback(*, folder: str | None = None, **settings: Any) -> None:
+    """`ray.init` of a Ray on this machine alone, whose every port is bound to loopback; its files are in `folder`."""
     # As Ray has it on macOS and Windows; elsewhere it takes 127.0.0.1 for the machine's own address.
     ray_constants.ENABLE_RAY_CLUSTER = False
-    ray.init(address="local", _node_ip_address=LOOPBACK, **settings)
+    ray.init(address="local", _node_ip_address=LOOPBACK, _temp_dir=folder, **settings)
 
 
 def allow_failures(trial: Trial, more: int) -> None:

@@ -2,7 +2,6 @@
 
 import errno
 import shutil
-import tempfile
 from pathlib import Path
 
 from sweeps.cluster.address import check_shared
@@ -15,6 +14,7 @@ from trainables.config.candidate import TEACHER_ITSELF
 from trainables.config.flags import OneLineParser, flag_name
 from trainables.config.limits import Limits
 from trainables.layout import ONNX_FILE, STORE, trial_folder
+from trainables.locks import check_locks
 from trainables.records.stages import DatasetRecord
 from trainables.store.entries import check_format, moved_aside
 from trainables.store.results import store_below
@@ -32,12 +32,11 @@ def check(config: SweepConfig) -> None:
     Raises:
         ValueError: naming the flag, what is wrong and the fix.
     """
-    # By writing a file: permission bits say nothing of read-only mounts or quotas.
+    # By locking a file: permission bits say nothing of read-only mounts or quotas.
     for folder, flag in ((config.places.out, "--out"), (config.places.data_dir, "--data-dir")):
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
+            check_locks(folder)
         except OSError as error:
             raise ValueError(f"{flag} {folder}: cannot be written ({error.strerror}); name a folder you own.") from None
     free = shutil.disk_usage(config.places.out).free

@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import inspect
-import sys
 import textwrap
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -84,14 +83,8 @@ def add_output_flags(group: "argparse._ArgumentGroup") -> None:
 
 
 def screen_of(flags: argparse.Namespace) -> Screen:
-    """The screen that the flags of `add_output_flags` ask for.
-
-    With `--json`, what anything else prints from now on, such as the user's module, goes to standard error.
-    """
-    screen = Screen("json" if flags.json else "quiet" if flags.quiet else "people")
-    if flags.json:
-        sys.stdout = sys.stderr
-    return screen
+    """The screen that the flags of `add_output_flags` ask for."""
+    return Screen("json" if flags.json else "quiet" if flags.quiet else "people")
 
 
 def add_sweep_flags(

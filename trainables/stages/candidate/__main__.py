@@ -15,6 +15,7 @@ from trainables.config.candidate import CandidateConfig
 from trainables.config.flags import OneLineParser, add_config_flags, config_from_flags, with_flags
 from trainables.files import digest_of
 from trainables.layout import LEASES, STORE
+from trainables.locks import check_locks
 from trainables.records.encoding import to_json
 from trainables.records.stages import (
     CandidateRecord,
@@ -58,6 +59,7 @@ def _check(flags: argparse.Namespace, config: CandidateConfig) -> None:
     for folder, flag in ((flags.out, "--out"), (flags.data_dir, "--data-dir")):
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            check_locks(folder)
         except OSError as error:
             raise ValueError(f"{flag} {folder}: cannot be written ({error.strerror}); name a folder you own.") from None
     check_runtime(config.measure.latency_runtime, on_gpu=flags.device == "cuda")

@@ -117,7 +117,7 @@ def _upright(image: Image.Image) -> Image.Image:
     """Apply the EXIF rotation; a picture whose EXIF block cannot be read has none."""
     image.load()  # first: a damaged picture is an error
     try:
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # Pillow raises anything on such blocks: TypeError, SyntaxError, ZeroDivisionError
         return image
     return image if turn is None else image.transpose(turn)

@@ -36,7 +36,7 @@ def untraceable_line(model: nn.Module, images: Tensor) -> str | None:
     # this report knows the line also where the exporter only says that a dimension became constant
     try:
         program = torch.export.draft_export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-        frame = program._report.failures[0].data["user_stack"][-1]
+        frame = program._report.failures[0].data["user_stack"][-1]  # type: ignore[attr-defined]  # torch's own types lack it
         return f"line {frame['line']}: {frame['loc']}"  # a process's second report leaves out names of files
     except Exception:  # it raises anything on code that it cannot follow either, and a report may be empty
         return None
