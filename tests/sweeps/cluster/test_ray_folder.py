@@ -34,3 +34,29 @@ def test_ray_starts_where_tmpdir_is_long(tmp_path: Path) -> None:
     done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=200)
     assert (done.returncode, done.stdout.strip()) == (0, "1"), done.stdout + done.stderr
     assert set(Path("/tmp").glob("ray-*")) <= before
+
+
+NOBODY = """
+    import getpass, os, pwd
+
+    def nobody(uid):
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    pwd.getpwuid = nobody
+    for name in ("HOME", "LOGNAME", "USER", "LNAME", "USERNAME"):
+        os.environ.pop(name, None)
+    import sweeps
+    from ray import tune
+
+    print(getpass.getuser() == f"uid-{os.getuid()}", os.environ["HOME"])
+"""
+
+
+def test_a_user_without_home_and_name_gets_both_for_as_long_as_it_takes() -> None:
+    """As in containers, whose user has no entry in passwd."""
+    words = [sys.executable, "-c", textwrap.dedent(NOBODY)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    named, _, home = done.stdout.strip().partition(" ")
+    assert named == "True"
+    assert not Path(home).exists()

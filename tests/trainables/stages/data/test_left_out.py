@@ -46,7 +46,7 @@ def test_images_of_one_colour_are_not_trained_on(tmp_path: Path) -> None:
 def test_a_class_folder_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     root = make_folder(tmp_path / "photos")
     for split in ("train", "test"):
-        os.rename(os.fsencode(root / split / "cat"), os.fsencode(root / split) + b"/caf\xe9")
+        (root / split / "cat").rename(root / split / os.fsdecode(b"caf\xe9"))
     with pytest.raises(ValueError, match=r"the class folder b'caf\\xe9' in train/ has no UTF-8 name; rename it"):
         prepared.prepare(folder_config(root), tmp_path / "data")
 
