@@ -25,7 +25,8 @@ PREPROCESSING: Mapping[str, Any] = {
     "normalisation": "inside the model",
     "rotation": "as EXIF says",
     "transparency": "laid on white",
-    "grey_16_bit": "upper 8 bits",
+    "grey_16_bit": "upper 8 bits; lower 8 if the upper ones are all 0",
+    "float": "times 255 if no value is above 1, else as it is; clipped to 0..255",
     "crop": "largest centred square",
     "resize": "bilinear, antialiased, as Pillow's Image.resize with a box",
 }
@@ -42,9 +43,16 @@ Image.init()  # no others: a picture that is PostScript would start Ghostscript
 def pixels(path, size):
     image = Image.open(path, formats=[kind for kind in KINDS if kind in Image.OPEN])
     image.draft("RGB", (2 * size, 2 * size))
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    image.load()
+    try:  # the rotation that EXIF asks for; none if its block cannot be read
+        turn = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}.get(image.getexif().get(0x0112))
+    except Exception:
+        turn = None
+    image = image if turn is None else image.transpose(turn)
+    if image.mode[0] in "IF":
+        values = np.nan_to_num(np.asarray(image).astype(np.float64))
+        scale = (255 if values.max() <= 1 else 1) if image.mode == "F" else 1 if values.max() < 256 else 1 / 256
+        image = Image.fromarray((values * scale).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     image = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR)

@@ -9,9 +9,14 @@ those that are not clean with --again.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+if __name__ == "__main__":  # modules on PYTHONPATH must not hide our packages, nor those beside this file the user's
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    os.environ["PYTHONPATH"] = os.pathsep.join([sys.path[0], os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
 
 from analysis.reading.doors import Terminal
 from trainables.config.compression import PRECISIONS

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray._private import ray_constants
+from ray._private import ray_constants, worker
 from ray._private.node import Node
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.tune.experiment import Trial
@@ -27,7 +27,7 @@ def private_ray(**settings: Any) -> Generator[None, None, None]:
     Whoever may connect to a Ray runs code in it, so its ports are bound to loopback, it asks for a random token, and
     its sockets and logs, whose folders Ray opens to everybody, lie below a folder that only this user may enter.
     """
-    Node.start_api_server = _no_api_server  # type: ignore[method-assign]
+    Node.start_api_server = _no_api_server
     # As Ray has it on macOS and Windows; elsewhere it takes 127.0.0.1 for the machine's own address.
     ray_constants.ENABLE_RAY_CLUSTER = False
     with (
@@ -74,6 +74,23 @@ def allow_failures(trial: Trial, more: int) -> None:
     trial.max_failures = trial.num_failures + more
 
 
+def failures(trial: Trial) -> int:
+    """How many times a trial's process has died or raised."""
+    return int(trial.num_failures)
+
+
 def give_resources(trial: Trial, resources: Mapping[str, float]) -> None:
     """Give a trial these resources when it starts again."""
     trial.update_resources(dict(resources))
+
+
+def owns_ray() -> bool:
+    """Whether this process has started the Ray that it uses."""
+    node = worker._global_node
+    return node is not None and bool(node.all_processes)
+
+
+def dead_process() -> str | None:
+    """The name of a process of the Ray of this process that has died; None if none has, or if it has joined a Ray."""
+    dead = worker._global_node.dead_processes() if owns_ray() else []
+    return str(dead[0][0]) if dead else None

@@ -1,9 +1,11 @@
 """The output of a sweep: to a person on a terminal or in a log, or to a program."""
 
 import json
+import os
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout, suppress
+from pathlib import Path
 from typing import Any, TextIO
 
 from rich.status import Status
@@ -40,8 +42,22 @@ class Screen(Terminal):
         if self.mode == "json":
             said = {key: hide_password(text) if isinstance(text, str) else text for key, text in fields.items()}
             row = {"event": name, "time": round(time.time(), 3), **said}
-            self._events.write(json.dumps(row, default=str) + "\n")
-            self._events.flush()  # a program that follows the sweep must not wait for a full buffer
+            try:
+                self._events.write(json.dumps(row, default=str) + "\n")
+                self._events.flush()  # a program that follows the sweep must not wait for a full buffer
+            except BrokenPipeError:
+                self.on_broken_pipe()
+
+    def alone(self) -> AbstractContextManager[object]:
+        """Keep other prints, such as those of the user's module, out of the events: they go to standard error."""
+        return redirect_stdout(sys.stderr) if self.mode == "json" else nullcontext()
+
+    def on_broken_pipe(self) -> None:
+        """Go on without a reader: of `| tee log`, Ctrl-C ends tee as well, and `| head` has seen enough."""
+        with Path(os.devnull).open("w") as nowhere, suppress(OSError, ValueError):
+            os.dup2(nowhere.fileno(), self._events.fileno())
+        with suppress(OSError):
+            sys.stderr.write("Nobody reads standard output any more; the sweep goes on without it.\n")
 
     def launch(self) -> None:
         """Start the clock of `start_s`."""

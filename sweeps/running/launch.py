@@ -18,7 +18,7 @@ from sweeps.running.run import Run, worker_of
 from sweeps.running.trials import run_trials
 from sweeps.running.tune.delivery import fetch_record
 from sweeps.running.tune.fixed_runs import FixedRuns
-from sweeps.running.tune.retry import SayRetry
+from sweeps.running.tune.retry import SayRetry, reason_in
 from sweeps.running.tune.tuning import tuner
 from sweeps.search.config import SweepConfig
 from sweeps.search.folder import InputError, NoRoomError, check_identity, no_room, sole_driver, write_sweep_json
@@ -149,7 +149,7 @@ def _train_teacher(task: TrialTask, config: SweepConfig, console: Console, deadl
             deadline=deadline,
         ).fit()
     if results.errors:
-        raise InputError(f"no teacher could be made: {str(results.errors[0]).strip().splitlines()[-1]}")
+        raise InputError(f"no teacher could be made: {reason_in(str(results.errors[0]))}")
     if full := (results[0].metrics or {}).get("full"):
         raise no_room(str(full))
 

@@ -10,6 +10,7 @@ import gc
 import os
 import shutil
 import time
+import traceback
 from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -21,6 +22,7 @@ from trainables.files import write_text
 from trainables.layout import ONNX_FILE, RECIPE, RECORD, TORCHSCRIPT_FILE
 from trainables.records.encoding import to_json
 from trainables.records.stages import CandidateRecord, EpochRecord, ShapeRecord
+from trainables.stages.models.inspection import describe_error
 from trainables.stages.models.placement import release_memory
 from trainables.stages.workspace import Workspace
 from trainables.tracking.transport import send
@@ -86,6 +88,12 @@ class StageTrial(tune.Trainable, Generic[AnyTask]):
         except ValueError as error:  # after InfeasibleError, which is one too
             self.refuse("failed", str(error), {})
             return {"invalid": str(error), "final": False, "done": True}
+        except SystemExit as error:  # Ray would take it for an order to end this process, and Tune would start another
+            if _is_rays(error):
+                raise
+            reason = f"the network's code ends the process ({describe_error(error)})"
+            self.refuse("failed", reason, {})
+            return {"invalid": reason, "final": False, "done": True}
         except OSError as error:
             if error.errno not in FULL:
                 raise
@@ -186,6 +194,12 @@ class ChainTrial(OutboxTrial[TrialTask]):
         # with several cuts, recovery between them changes which channels are removed
         prune = self.task.candidate.prune
         return not prune.shape_needs_weights or prune.pruning_steps == 1
+
+
+def _is_rays(error: SystemExit) -> bool:
+    """Whether Ray ends this process, as on SIGTERM."""
+    *_, innermost = (frame.f_globals["__name__"] for frame, _ in traceback.walk_tb(error.__traceback__))
+    return str(innermost).startswith("ray.")
 
 
 def link(source: Path, target: Path) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 from ray import tune
 from ray.tune.experiment import Trial
 
-from sweeps.cluster.ray_private import allow_failures
+from sweeps.cluster.ray_private import allow_failures, failures
 from sweeps.display.progress import Progress
 from sweeps.planning.budget import Deadline
+from sweeps.running.tune.retry import last_failure, reason_in
 from trainables.config.candidate import TEACHER_ITSELF
 from trainables.files import write_text
 from trainables.layout import RECORD, has_record
@@ -70,7 +71,9 @@ class Delivery(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Tune: a trial has failed for good. Write its record, with the reason, and deliver it."""
         reports = list(self._seen.pop(trial.trial_id, {}).values())
-        task, reason = task_of(trial), _last_line(trial.error_file)
+        task, reason = task_of(trial), reason_in(last_failure(trial))
+        if trial.error_file:
+            reason += f" ({failures(trial)} attempts; all of it: {trial.error_file})"
         write_record(task, status="failed", reason=reason, seconds=_seconds(trial), reports=reports)
         self._deliver(task.folder)
 
@@ -86,17 +89,24 @@ class Delivery(tune.Callback):
 
 
 class Allowance(tune.Callback):
-    """Give a trial new attempts after every epoch: preemption is not a failure, dying without progress is."""
+    """Give a trial new attempts after every new epoch: preemption is not a failure, dying without progress is."""
 
     def __init__(self, attempts: int) -> None:
         """`attempts` is how many times in a row a trial may die without finishing an epoch."""
         self._attempts = attempts
+        self._stored: dict[str, set[tuple[str, int]]] = {}
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: Mapping[str, Any], **info: Any
     ) -> None:
-        """Tune: an epoch is over. Count attempts from here."""
-        allow_failures(trial, self._attempts)
+        """Tune: a trial has reported. If an epoch was trained for the first time, count attempts from here."""
+        if "train_loss" not in result:  # a measured shape, or a result: every attempt reports those again
+            return
+        stored = self._stored.setdefault(trial.trial_id, set())
+        epoch = str(result["stage"]), int(result["epoch"])
+        if epoch not in stored:
+            stored.add(epoch)
+            allow_failures(trial, self._attempts)
 
 
 class Timesheet(tune.Callback):
@@ -168,10 +178,3 @@ def _recipe(params: Mapping[str, Any]) -> str:
     taught = f"T={params['temperature']:g} alpha={params['alpha']:g}" if params["alpha"] else "alpha=0"
     loss = "" if params["kd_loss"] in ("kd", "none") else f"{params['kd_loss']} "
     return f"{what} {loss}{taught} lr={params['learning_rate']:g}"
-
-
-def _last_line(error_file: str | None) -> str:
-    if error_file is None or not Path(error_file).exists():
-        return "its process died"
-    lines = [line.strip() for line in Path(error_file).read_text(encoding="utf-8").splitlines() if line.strip()]
-    return f"{lines[-1]} (all of it: {error_file})" if lines else "its process died"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 # Raised by Pillow for files that are not images, truncated or extremely large.
 READ_ERRORS = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
@@ -28,6 +28,16 @@ FORMATS = (
 LARGE = 2**24  # pixels: larger images are decoded one at a time and converted in bands, for each takes 4 bytes a pixel
 # A thread of their own rather than a lock: the allocator keeps for every thread what that thread has freed.
 _ONE_LARGE = ThreadPoolExecutor(1, thread_name_prefix="large images")
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> what makes the picture upright."""
 _BLOCK = 256  # images per task: 100,000 futures of one image each would cost more than the decoding
 
 
@@ -114,12 +124,12 @@ def to_array(image: Image.Image, size: int) -> NDArray[np.uint8]:
     """Resize the largest centred square to RGB pixels (uint8, 3HW) with an antialiased bilinear filter.
 
     This equals resizing the shorter side to `size` and cropping the centre. EXIF rotation is applied, transparent
-    pixels are blended with white, and 16-bit grey keeps its upper 8 bits.
+    pixels are blended with white. 16-bit grey keeps its upper 8 bits, or its lower 8 where no others are used; floats
+    are taken as 0 to 1 where none is above 1, else as 0 to 255.
     """
     # for JPEG only: decodes a 12-megapixel photo at 1/8 of its size if that is still twice the size asked for
     image.draft("RGB", (2 * size, 2 * size))
-    ImageOps.exif_transpose(image, in_place=True)
-    rgb = _to_rgb(image)
+    rgb = _to_rgb(_upright(image))
     if rgb.size != (size, size):
         side = min(rgb.size)
         left, top = (rgb.width - side) / 2, (rgb.height - side) / 2
@@ -127,7 +137,19 @@ def to_array(image: Image.Image, size: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    """Apply the EXIF rotation; a picture whose EXIF block cannot be read has none."""
+    image.load()  # first: a damaged picture is an error
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # Pillow raises anything on such blocks: TypeError, SyntaxError, ZeroDivisionError
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode[0] in "IF":
+        image = _to_grey(image)
     if image.width * image.height <= LARGE:
         return _flatten(image)
     rgb, rows = Image.new("RGB", image.size), max(1, LARGE // 16 // image.width)
@@ -137,9 +159,14 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return rgb
 
 
+def _to_grey(image: Image.Image) -> Image.Image:
+    """Scale whole numbers of 16 bits and floats up to 1: Pillow's own conversion clips at 255, so some become white."""
+    values = np.nan_to_num(np.asarray(image).astype(np.float32))
+    scale = (255 if values.max() <= 1 else 1) if image.mode == "F" else 1 if values.max() < 256 else 1 / 256
+    return Image.fromarray((values * scale).clip(0, 255).astype(np.uint8))
+
+
 def _flatten(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # Pillow's own conversion clips at 255, so a 16-bit image would become white
-        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")

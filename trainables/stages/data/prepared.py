@@ -22,7 +22,7 @@ from trainables.stages.data.decoding import RawDataset, RawSplit, create, decode
 from trainables.stages.data.readers import OWN_SIZE, Reader, find_reader
 from trainables.stages.data.splits import cut_validation, limit_training
 
-DECODER_VERSION = 1  # to be incremented when the same files would decode to other pixels or another split
+DECODER_VERSION = 2  # to be incremented when the same files would decode to other pixels or another split
 _RECORD = "dataset.json"
 _FILES = "files"  # in the record, beside the fields of `DatasetRecord`: size and modification time of the arrays
 _SPLITS = ("train", "val", "test")
@@ -30,6 +30,7 @@ _STUDENTS_IMAGES = "students_images.npy"
 _OF_UNLABELED = ("unlabeled", "num_unlabeled", "unlabeled_folder")  # fields that are no part of `_RECORD`
 log = logging.getLogger(__name__)
 _prepared: dict[tuple[DataConfig, Path], DatasetRecord] = {}
+_LEAST_STD = 1 / 255
 _CHUNK = 4096  # images per step of the statistics: bounds their memory on any data set
 _Triple = tuple[float, float, float]
 """One number each for R, G and B."""
@@ -95,6 +96,18 @@ def public_name(dataset: str) -> str:
     if dataset.startswith(folders.PREFIX):
         return folders.PREFIX + folders.folder_of(dataset).name
     return dataset
+
+
+def absolute(config: DataConfig) -> DataConfig:
+    """The configuration with the absolute path of a folder data set."""
+    if not config.dataset.startswith(folders.PREFIX):
+        return config
+    return dataclasses.replace(config, dataset=f"{folders.PREFIX}{folders.folder_of(config.dataset)}")
+
+
+def left_out(dataset: str) -> str | None:
+    """Say which files of a folder data set are not read; None if all are, or if it is no folder."""
+    return folders.left_out(dataset) if dataset.startswith(folders.PREFIX) else None
 
 
 def _open(folder: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -194,6 +207,12 @@ def _split(config: DataConfig, raw: RawDataset) -> dict[str, tuple[RawSplit, NDA
 def _describe(config: DataConfig, raw: RawDataset, folder: Path) -> DatasetRecord:
     arrays = {split: _open(folder, split) for split in _SPLITS}
     mean, std = _compute_statistics(arrays["train"][0])
+    if max(std) <= _LEAST_STD:
+        colour = tuple(round(255 * value) for value in mean)
+        raise ValueError(
+            f"--dataset {config.dataset}: all training images come in as one colour, RGB {colour}; convert them to"
+            " 8-bit PNG or JPEG."
+        )
     return DatasetRecord(
         name=public_name(config.dataset),
         folder=folder,
@@ -229,7 +248,7 @@ def _compute_statistics(images_N3HW: NDArray[np.uint8]) -> tuple[_Triple, _Tripl
     mean = weights @ levels
     variance = (weights * (levels - mean[:, None]) ** 2).sum(axis=1)
     # at least one grey level, so that normalising a constant channel (all images black) does not divide by zero
-    std = np.maximum(np.sqrt(variance), 1 / 255)
+    std = np.maximum(np.sqrt(variance), _LEAST_STD)
     return _triple(mean), _triple(std)
 
 

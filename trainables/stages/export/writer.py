@@ -63,7 +63,7 @@ def export(
     # two images: the exporter would fix a batch dimension of 1
     example = parity_images[:1].detach().cpu().float().contiguous().expand(2, -1, -1, -1).contiguous()
     about = {"class_names": list(class_names), "image_size": image_size, "recipe": dict(recipe)}
-    with _silence_exporters(), torch.no_grad():
+    with silence_exporters(), torch.no_grad():
         onnx_bytes = _onnx_bytes(wrapped, example, opset, about)
         torchscript_bytes = _torchscript_bytes(wrapped, example)
 
@@ -110,7 +110,7 @@ def export_untrained(
     wrapped = Normalised(filled, mean, std).eval().cpu().to(memory_format=torch.contiguous_format)
     wrapped.requires_grad_(False)
     about = {"class_names": list(class_names), "image_size": image_size, "recipe": dict(recipe)}
-    with _silence_exporters(), torch.no_grad():
+    with silence_exporters(), torch.no_grad():
         content = _onnx_bytes(wrapped, torch.rand(2, 3, image_size, image_size), opset, about)
     write_bytes(path, content)
     return len(content)
@@ -182,7 +182,7 @@ def _check_files(
     with torch.no_grad():
         eager = [model(torch.from_numpy(chunk)).numpy() for chunk in chunks]
     if torchscript_bytes is not None:
-        with _silence_exporters():
+        with silence_exporters():
             script = _jit.load(io.BytesIO(torchscript_bytes))
         _check_parity("TorchScript", chunks, eager, lambda chunk: script(torch.from_numpy(chunk)).numpy())
     return _check_parity("ONNX", chunks, eager, lambda chunk: run_logits(session, chunk))
@@ -217,7 +217,7 @@ def _check_parity(
 
 
 @contextlib.contextmanager
-def _silence_exporters() -> Iterator[None]:
+def silence_exporters() -> Iterator[None]:
     """Silence the exporters, which print progress and warn that TorchScript is deprecated."""
     loggers = [logging.getLogger(name) for name in ("torch", "torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]

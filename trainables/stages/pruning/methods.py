@@ -16,7 +16,8 @@ from torch.nn.utils.prune import L1Unstructured
 
 from trainables.config.compression import PRUNING_CRITERIA, PRUNING_METHODS, PRUNING_SCOPES
 from trainables.stages.models.inspection import check_logits, count
-from trainables.stages.pruning.channels import Plan, remove_channels
+from trainables.stages.pruning.allocation import Plan
+from trainables.stages.pruning.channels import remove_channels
 from trainables.stages.pruning.criteria import Batches
 
 GROUP = 4  # the four of 2:4

@@ -63,8 +63,8 @@ def recover(bench: Bench, teacher: ModelRecord, student: ModelRecord, *, channel
         before = count(model, bench.dataset.image_size)
         cuts = _Cuts(bench, student, Distillation.of(bench, teacher), channel_ratio, widths(model))
         curve = yield from cuts.make(model, folder)
-        done = {"dense": cuts.dense, "channel_ratio": channel_ratio}
-        write_plan(model, before, candidate.prune, bench.dataset, folder, **done)
+        config, dataset = candidate.prune, bench.dataset
+        write_plan(model, before, config, dataset, folder, dense=cuts.dense, channel_ratio=channel_ratio)
         return model, curve
 
     return obtain_model(bench, key, candidate.network, make)

@@ -18,6 +18,7 @@ from sweeps.running.trials import FAILED_ALIKE, SweepSearcher
 from sweeps.running.tune import recovery
 from sweeps.running.tune.delivery import Allowance, fetch_record, left_record, write_record
 from sweeps.running.tune.recovery import fetch_late, recover, to_repeat
+from sweeps.running.tune.retry import reason_in
 from sweeps.search.config import Search, SweepConfig
 from sweeps.search.folder import InputError
 from sweeps.search.presets import quick
@@ -165,10 +166,10 @@ def test_what_the_storage_did_not_give_is_fetched_later_and_never_taken_for_lost
 
 def test_dying_is_no_failure_as_long_as_epochs_are_finished_in_between() -> None:
     trial, allowance = Trial("a trainable", stub=True, max_failures=3), Allowance(3)
-    for _ in range(5):
+    for epoch in range(5):
         trial.run_metadata.num_failures += 3
         assert trial.should_recover()
-        allowance.on_trial_result(0, [trial], trial, {"epoch": 1})
+        allowance.on_trial_result(0, [trial], trial, {"stage": "student", "epoch": epoch, "train_loss": 1.0})
     trial.run_metadata.num_failures += 4
     assert not trial.should_recover()
 
@@ -216,6 +217,29 @@ def test_another_sweep_of_the_name_in_the_storage_is_not_taken_for_this_one(
     other = dataclasses.replace(task(config, 0, {"learning_rate": 0.5}), sweep_id="a")
     assert not fetch_record(other, str(shared))
     assert not (mine.folder / "record.json").exists()
+
+
+@pytest.mark.parametrize("report", [{"stage": "shape"}, {"stage": "student", "epoch": 1, "train_loss": 1.0}])
+def test_what_every_attempt_reports_again_is_no_progress(report: dict[str, Any]) -> None:
+    trial, allowance = Trial("a trainable", stub=True, max_failures=3), Allowance(3)
+    for _ in range(4):
+        allowance.on_trial_result(0, [trial], trial, report)
+        trial.run_metadata.num_failures += 1
+    assert not trial.should_recover()
+
+
+@pytest.mark.parametrize(
+    ("failure", "reason"),
+    [
+        ("Traceback\n  File\nTypeError: no tuple\n", "TypeError: no tuple"),
+        ("The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR", "was killed"),
+        ("The actor died because its node has died. Node Id: 1", "its node died"),
+        ("", "its process died"),
+    ],
+)
+def test_the_reason_of_a_failure_is_one_line(failure: str, reason: str) -> None:
+    assert reason in reason_in(failure)
+    assert "\n" not in reason_in(failure)
 
 
 def test_half_a_trial_on_its_way_is_no_trial(tmp_path: Path, config: SweepConfig) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tests.trainables.stages.data.sample_folders import POSTSCRIPT, fake_ghostscript
 from trainables.stages.data import decoding
@@ -44,6 +44,45 @@ def test_exif_rotation_is_applied() -> None:
     file = io.BytesIO()
     image.save(file, "PNG", exif=exif)
     assert np.argwhere(to_array(Image.open(file), 8)[0] == 255).tolist() == [[0, 7]]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_exif_rotation_is_pillows(orientation: int) -> None:
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(file, "PNG", exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(file))).transpose(2, 0, 1)
+    assert np.array_equal(to_array(Image.open(file), 8), expected)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_damaged_exif_block_is_a_picture_without_rotation(seed: int) -> None:
+    rng, file = np.random.default_rng(seed), io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F], exif[0x011A] = 6, "maker", 72.0
+    exif.get_ifd(0x8769)[0x829A] = 0.5
+    block = bytearray(exif.tobytes())
+    for position in rng.integers(6, len(block), 6):
+        block[position] = rng.integers(0, 256)
+    Image.new("RGB", (8, 8), (200, 100, 50)).save(file, "JPEG", exif=bytes(block))
+    assert to_array(Image.open(file), 8).shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("values", "grey"),
+    [
+        (np.full((8, 8), 0.5, dtype=np.float32), 127),
+        (np.full((8, 8), 100.0, dtype=np.float32), 100),
+        (np.full((8, 8), np.nan, dtype=np.float32), 0),
+        (np.full((8, 8), 200, dtype=np.uint16), 200),
+        (np.full((8, 8), 200, dtype=np.int32), 200),
+        (np.full((8, 8), 0x4000, dtype=np.uint16), 64),
+    ],
+)
+def test_floats_and_small_16_bit_values_are_not_black(values: np.ndarray, grey: int) -> None:
+    file = io.BytesIO()
+    Image.fromarray(values).save(file, "TIFF")
+    assert to_array(Image.open(file), 8)[:, 0, 0].tolist() == [grey] * 3
 
 
 @pytest.mark.parametrize("shape", [(8, 24), (24, 8)])
