@@ -27,7 +27,7 @@ def private_ray(**settings: Any) -> Generator[None, None, None]:
     Whoever may connect to a Ray runs code in it, so its ports are bound to loopback, it asks for a random token, and
     its sockets and logs, whose folders Ray opens to everybody, lie below a folder that only this user may enter.
     """
-    Node.start_api_server = _no_api_server  # type: ignore[method-assign]
+    Node.start_api_server = _no_api_server
     # As Ray has it on macOS and Windows; elsewhere it takes 127.0.0.1 for the machine's own address.
     ray_constants.ENABLE_RAY_CLUSTER = False
     with (
