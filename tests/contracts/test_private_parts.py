@@ -31,7 +31,15 @@ HOMES = {
 OWNED = {home for homes in HOMES.values() for home in homes}
 HIDDEN = ("system_attrs", "max_failures", "run_metadata", "num_failures", "update_resources")
 """Attributes of Optuna's and Ray's trials without an underscore that are undocumented or said to be experimental."""
-HIDDEN_TEXTS = ("sharedViewState", "viewStateShareKey", "experimentKind", "run_uuid", "torch._", "ray._")
+HIDDEN_TEXTS = (
+    "sharedViewState",
+    "viewStateShareKey",
+    "experimentKind",
+    "run_uuid",
+    "storage_location",
+    "torch._",
+    "ray._",
+)
 """Parts of strings that name something private."""
 STANDARD = {("os", "_exit"), ("super()", "_expand_help"), ("self", "_actions")}
 """Of the standard library: documented, and what argparse's own classes read of each other."""

@@ -4,11 +4,9 @@ The tables are MLflow's own; pyproject.toml bounds its version because of them (
 """
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-
-from mlflow import MlflowClient
 
 from trainables.layout import ARTIFACTS, SQLITE, database_path, sqlite_uri
 from trainables.locks import file_lock
@@ -23,7 +21,7 @@ PLACES = (
 
 
 @contextmanager
-def opening(uri: str, artifacts: Path) -> Iterator[None]:
+def opening(uri: str, artifacts: Path, *, connect: Callable[[str], object]) -> Iterator[None]:
     """Prepare a local database, and keep other processes out until MLflow has been connected to it once.
 
     MLflow makes and migrates its tables at the first connection: two processes that do so at once break the database,
@@ -32,6 +30,7 @@ def opening(uri: str, artifacts: Path) -> Iterator[None]:
     Args:
         uri: of the store; nothing is done for other than `sqlite:///PATH`.
         artifacts: OUT/artifacts; if the database is OUT's own, its artifacts are recorded to lie there.
+        connect: connects MLflow to an address for the first time.
     """
     if not uri.startswith(SQLITE):
         yield
@@ -40,20 +39,16 @@ def opening(uri: str, artifacts: Path) -> Iterator[None]:
     database.parent.mkdir(parents=True, exist_ok=True)
     with file_lock(database.with_name(f".{database.name}.lock")):
         if not database.exists():
-            _make(database)
+            part = database.with_name(f".{database.name}.part")
+            part.unlink(missing_ok=True)
+            connect(sqlite_uri(part))
+            part.replace(database)
         with closing(sqlite3.connect(database, timeout=20)) as connection:
             # write-ahead logging: 8 instead of 24 ms per batch, and readers do not block
             connection.execute("PRAGMA journal_mode=WAL")
             if database.parent.resolve() == artifacts.resolve().parent:
                 _relocate(connection, artifacts.resolve().as_uri())
         yield
-
-
-def _make(database: Path) -> None:
-    part = database.with_name(f".{database.name}.part")
-    part.unlink(missing_ok=True)
-    MlflowClient(sqlite_uri(part)).search_experiments(max_results=1)
-    part.replace(database)
 
 
 def _relocate(connection: sqlite3.Connection, place: str) -> None:

@@ -67,7 +67,7 @@ class Tracker:
         self.away: str | None = None
         """Why the last attempt to reach the server failed; None if it succeeded."""
         try:
-            with self._translate_errors(), opening(uri, artifacts):
+            with self._translate_errors(), opening(uri, artifacts, connect=_connect_once):
                 self._client = mlflow.MlflowClient(uri)
                 self._connect()
         except AwayError as error:
@@ -292,3 +292,7 @@ def _is_outage(error: Exception) -> bool:
     # a web server at a wrong address answers with HTML, which MLflow reports as invalid JSON: retrying does not help
     status = error.get_http_status_code() if isinstance(error, MlflowException) else 500
     return status >= 500 and "not in a valid JSON format" not in str(error)
+
+
+def _connect_once(uri: str) -> None:
+    mlflow.MlflowClient(uri).search_experiments(max_results=1)
