@@ -248,8 +248,7 @@ def _compute_statistics(images_N3HW: NDArray[np.uint8]) -> tuple[_Triple, _Tripl
     mean = weights @ levels
     variance = (weights * (levels - mean[:, None]) ** 2).sum(axis=1)
     # at least one grey level, so that normalising a constant channel (all images black) does not divide by zero
-    std = np.maximum(np.sqrt(variance), _LEAST_STD)
-    return _triple(mean), _triple(std)
+    return _triple(mean), _triple(np.maximum(np.sqrt(variance), _LEAST_STD))
 
 
 def _triple(values: NDArray[np.float64]) -> _Triple:
