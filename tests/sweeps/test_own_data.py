@@ -124,11 +124,16 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(
 
 def test_records_name_images_without_labels_by_their_digest(runs: Path, shop: Path) -> None:
     found = [json.loads(path.read_text()) for path in runs.glob("sweeps/shop/**/record.json")]
-    named = {row["stage"]: row["params"]["unlabeled"] for row in found if row["params"].get("alpha") != 0}
-    assert named["teacher"] is None
-    assert re.fullmatch("[0-9a-f]{16}", named["candidate"])
+    (teacher,) = (row["params"] for row in found if row["stage"] == "teacher")
+    assert teacher["unlabeled"] is None
     told = json.loads((runs / "sweeps" / "shop" / "sweep.json").read_text())
-    assert told["config"]["base"]["unlabeled"] == named["candidate"]
+    digest = told["config"]["base"]["unlabeled"]
+    assert re.fullmatch("[0-9a-f]{16}", digest)
+    candidates = [row["params"] for row in found if row["stage"] == "candidate"]
+    uncut = [row["student_model"] == "teacher" and row["pruning_ratio"] == 0 for row in candidates]
+    untaught = [alone or row["alpha"] == 0 for alone, row in zip(uncut, candidates, strict=True)]
+    assert [row["unlabeled"] for row in candidates] == [None if alone else digest for alone in untaught]
+    assert not all(untaught)
     assert str(shop) not in json.dumps(told)
 
 
