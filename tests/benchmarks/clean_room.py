@@ -6,9 +6,9 @@ The file is an untrained MobileNetV3-Small for 32 px, measured by the code that 
 teachers of 0.5, 17 and 93 MB (linear layers, AlexNet, linear layers). For each teacher: on the idle machine, inside a
 sweep of the quick preset (its flags may be given behind --, as in -- --trials 40) under the sweep's lease and under one
 of its own that nobody else respects, and beside a foreign process that streams memory. One sweep runs for all teachers.
-Goals: p50 with the lease within 2 % of idle; every measurement beside the stream is told as disturbed. Printed, too: the
-p50 of the file alone, by a process that imports onnxruntime and numpy only, and how much of the sweep's time its trials
-stood still for its own measurements.
+Goals: p50 with the lease within 2 % of idle; every measurement beside the stream is told as disturbed. Printed, too:
+the p50 of the file alone, by a process that imports onnxruntime and numpy only, and how much of the sweep's time its
+trials stood still for its own measurements.
 """
 
 import argparse
