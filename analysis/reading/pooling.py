@@ -4,9 +4,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from trainables.records.latency import CLEAN
-
 Z_95 = 1.96
+CLEAN = "clean"  # `trainables.records.latency.CLEAN`, which this room may not import
 # Latencies are pooled where these are equal. A sweep that another machine ran has latencies of its own.
 SAME = ("sweep", "latency_shape", "latency_device", "latency_provider")
 # Value -> its half-width.

@@ -9,7 +9,7 @@ import onnx
 
 from trainables.config.candidate import MeasureConfig
 from trainables.layout import ONNX_FILE
-from trainables.records.latency import HALF_WIDTH, LatencyRecord
+from trainables.records.latency import HALF_WIDTH, KNOWN_SHARE, LatencyRecord
 from trainables.records.stages import ExportRecord, ShapeRecord
 from trainables.stages.measuring.clean_room import Job, Measured, measure_apart
 from trainables.stages.models.devices import gpu_name, processor_name
@@ -18,7 +18,6 @@ from trainables.stages.workspace import Workspace
 from trainables.store.results import Key, Store
 
 TAKES = 3  # at most this often a result that is not clean is measured anew when it is found
-KNOWN_SHARE = 0.25  # of the time allowed is enough for a file whose shape was measured before
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -47,8 +47,7 @@ def measure_file(
     digest = shape_digest(files.folder / ONNX_FILE)
     scale = find_scale(bench.candidate.measure, reference, bench.place, check=is_teacher)
     tested, key = _test(bench, files)
-    known = shape if shape is not None and shape.shape == digest and shape.latency_verdict == CLEAN else None
-    found = _time(bench, files, reference, known)
+    found = _time(bench, files, reference, same_shape(shape, digest))
     took = read_record(Measured, found.folder)
     latency = took.candidate if found.fresh else dataclasses.replace(took.candidate, latency_alone_s=0.0)
     if is_teacher:
@@ -71,6 +70,11 @@ def measure_file(
         macs=model.macs,
     )
     return measurement, (str(key), *map(str, found.keys), *map(str, scale.keys))
+
+
+def same_shape(shape: ShapeRecord | None, digest: str) -> ShapeRecord | None:
+    """The measurement of an untrained shape, if it is clean and the shape is that of the file with this digest."""
+    return shape if shape is not None and shape.shape == digest and shape.latency_verdict == CLEAN else None
 
 
 def _test(bench: Bench, files: ExportRecord) -> tuple[Accuracies, Key]:

@@ -1,3 +1,4 @@
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from trainables.stages.export.writer import export_untrained
 from trainables.stages.measuring import beside_teacher, clean_room
 from trainables.stages.measuring.beside_teacher import TAKES, find_or_measure, needs_another, shape_digest, time_beside
 from trainables.stages.measuring.clean_room import Job, Measured
+from trainables.stages.measuring.finished_file import same_shape
 from trainables.store.results import Key, Store, stage_key
 
 BUSY = "CPU shared: others ran in its place for 8 % of the time"
@@ -71,6 +73,13 @@ def test_a_file_of_a_known_shape_gets_a_quarter_of_the_time(
     assert timed(tmp_path, shape(1.0)).latency_p50_ms == 1.01
     assert timed(tmp_path, None).latency_p50_ms == 1.0
     assert rooms[1] == [FULL_S / 4, FULL_S]
+
+
+def test_only_a_clean_measurement_of_the_same_shape_shortens_another() -> None:
+    clean = shape(1.0)
+    assert same_shape(clean, "0") is clean
+    assert same_shape(clean, "1") is same_shape(None, "0") is None
+    assert same_shape(dataclasses.replace(clean, latency_verdict=BUSY), "0") is None
 
 
 def test_a_file_off_its_shape_by_more_than_noise_is_measured_again_in_all_of_the_time(
