@@ -72,7 +72,7 @@ def bank_of(
     settings = {"crop_padding": 2, "batch_size": 32, "student_epochs": 2, "recovery_epochs": 0, **changes}
     candidate = CandidateConfig().replace(**settings).resolve(dataset, device="cpu")
     place = Workspace(
-        store=store, data=candidate.data, data_dir=store._local, device="cpu", threads=1, lock_dir=store._local
+        store=store, data=candidate.data, data_dir=store.here, device="cpu", threads=1, lock_dir=store.here
     )
     return kind(Bench(candidate=candidate, dataset=dataset, images=images, place=place), teacher)
 
