@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from trainables.config import mlflow_settings  # noqa: F401 - before MLflow, whose telemetry it ends
+from trainables.config.escaping import plain
 from trainables.config.flags import OneLineParser, with_flags
 from trainables.layout import DATABASE
 
@@ -48,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         place = f"--to {options['to']}" if options.get("to") else str(error.filename)
         message = f"{place} cannot be written ({error.strerror}); name another folder."
-    print(f"{PROGRAM} {command}: {message}", file=sys.stderr)
+    print(plain(f"{PROGRAM} {command}: {message}"), file=sys.stderr)
     return BAD_INPUT
 
 
@@ -104,9 +106,7 @@ def _add_own_flags(made: Mapping[str, argparse.ArgumentParser]) -> None:
         "sweeps", nargs=2, metavar="NAME", help="a sweep; several taken together with commas between them"
     )
     made["sync"].add_argument("--name", help="sweep to deliver (default: all)")
-    made["sync"].add_argument(
-        "--tracking-uri", metavar="URI", help="MLflow store (default: the one that the sweep was started with)"
-    )
+    made["sync"].add_argument("--tracking-uri", metavar="URI", help=f"MLflow store (default: OUT/{DATABASE})")
 
 
 def _function_of(command: str) -> Callable[..., int]:

@@ -17,11 +17,23 @@ from analysis.findings.controls import controls
 from analysis.findings.front import choose, competing, front_hypervolume, front_members, of_device, split, with_teacher
 from analysis.findings.importance import importance as importances
 from analysis.pages import terminal
+from analysis.reading.doors import Terminal, say
 from analysis.reading.rows import row_of
 from analysis.reading.runs import Runs, aliased_run, read_runs
 from analysis.reading.wording import MB, differences, in_words
 from trainables.config.flags import flag_name
-from trainables.layout import DATABASE, FRONT, ONNX_FILE, REPORT, SWEEPS, TOGETHER, sweep_folder, trial_folder
+from trainables.layout import (
+    DATABASE,
+    FRONT,
+    ONNX_FILE,
+    REPORT,
+    SWEEPS,
+    TOGETHER,
+    database_uri,
+    sweep_folder,
+    trial_folder,
+)
+from trainables.records.trial import read_delivered
 
 DONE, NOTHING_FITS = 0, 1  # exit codes; the second also means that nothing has finished
 ALIASES = ("most_accurate", "balanced", "fastest", "smallest")
@@ -35,7 +47,7 @@ def front(*, out: Path, tracking_uri: str | None, name: str | None, device: str 
         folder = to or _folder(out, part) / FRONT
         folder = folder / _file_name(group) if group else folder
         if group:
-            console.print(f"[bold]{group}[/]")
+            console.print(group, style="bold")
         code = min(code, _show_front(console, part))  # done, if there is one front
         sys.stdout.flush()
         # Plotting takes a second to import: the table is printed before.
@@ -45,7 +57,7 @@ def front(*, out: Path, tracking_uri: str | None, name: str | None, device: str 
         paths = [*write_tables(part, folder), *write_page(part, folder), *write_controls(arms, folder)]
         terminal.print_controls(console, arms)
         for path in [*paths, *write_pictures(part, folder)]:
-            print(shown(path))
+            say(shown(path))
     return code
 
 
@@ -53,9 +65,9 @@ def _show_front(console: Console, runs: Runs) -> int:
     front = front_members(runs)
     if front.empty:
         counts = ", ".join(f"{n} {status}" for status, n in runs.frame["status"].value_counts().items())
-        console.print(f"Sweep {runs.name} has no finished candidate yet ({counts or 'no trials'}).", markup=False)
+        console.print(f"Sweep {runs.name} has no finished candidate yet ({counts or 'no trials'}).")
         return NOTHING_FITS
-    console.print(f"Sweep {runs.name}: {len(front)} of {len(runs.frame)} runs are on the front.", markup=False)
+    console.print(f"Sweep {runs.name}: {len(front)} of {len(runs.frame)} runs are on the front.")
     variants = choose(front, runs.sweep["teacher"])
     console.print(terminal.front_table(with_teacher(runs, front), variants=variants))
     candidates = competing(runs)
@@ -66,7 +78,7 @@ def _show_front(console: Console, runs: Runs) -> int:
         )
     reference = runs.sweep["reference_point"]
     corner = ", ".join(f"{axis} {value:g}" for axis, value in reference.items())
-    console.print(f"hypervolume {front_hypervolume(runs):.2f} (reference point: {corner})", markup=False)
+    console.print(f"hypervolume {front_hypervolume(runs):.2f} (reference point: {corner})")
     return DONE
 
 
@@ -91,29 +103,29 @@ def select(
         _print_nearest_miss(runs, candidates, goal, choice)
         return NOTHING_FITS
     best = row_of(candidates, choice.best)
-    print(_model_file(out, best))
-    print(f"{in_words(best)}   the most accurate of {choice.fitting} that fit")
+    say(_model_file(out, best))
+    say(f"{in_words(best)}   the most accurate of {choice.fitting} that fit")
     if choice.runner_up is not None:
         other = row_of(candidates, choice.runner_up)
-        print(f"runner-up {in_words(other)}   {differences(other, best)}")
+        say(f"runner-up {in_words(other)}   {differences(other, best)}")
     candidate = shlex.quote(f"{best['sweep']}@{int(best['trial_number'])}")
     place = f"--tracking-uri {shlex.quote(tracking_uri)}" if tracking_uri else f"--out {shlex.quote(str(out))}"
-    print(f"ship it: python -m analysis export {candidate} --to DIR {place}")
+    say(f"ship it: python -m analysis export {candidate} --to DIR {place}")
     return DONE
 
 
 def _print_nearest_miss(runs: Runs, candidates: pd.DataFrame, goal: selecting.Goal, choice: selecting.Choice) -> None:
     limits = ", ".join(f"{flag_name(name)} {value:g}" for name, value in goal.given().items())
-    print(f"Nothing fits {limits} among {len(candidates)} finished candidates of sweep {runs.name}.")
+    say(f"Nothing fits {limits} among {len(candidates)} finished candidates of sweep {runs.name}.")
     near = candidates.loc[[choice.nearest]]
     excess = selecting.excess_over(near, goal).iloc[0]
     missed = [f"{flag_name(str(name))} missed by {100 * value:.1f} %" for name, value in excess.items() if value > 0]
-    print(f"nearest miss {in_words(near.iloc[0])}   {', '.join(missed)}")
+    say(f"nearest miss {in_words(near.iloc[0])}   {', '.join(missed)}")
     for name, (value, run_id) in choice.would_take.items():
         there = in_words(row_of(candidates, run_id))
-        print(f"it would take {flag_name(name)} {_rounded_to_admit(name, value)}, the rest kept: {there}")
+        say(f"it would take {flag_name(name)} {_rounded_to_admit(name, value)}, the rest kept: {there}")
     if not choice.would_take:
-        print("no single limit is in the way: two or more must give.")
+        say("no single limit is in the way: two or more must give.")
 
 
 def export(*, out: Path, tracking_uri: str | None, which: str, to: Path) -> int:
@@ -129,9 +141,9 @@ def export(*, out: Path, tracking_uri: str | None, which: str, to: Path) -> int:
     run_id = _run_of(runs, variant, uri)
     shipped = ship(uri, run_id, to, card=model_card(runs, run_id, variant))
     for path in shipped.files:
-        print(shown(path))
-    print(f"{shipped.num_classes} classes, images of {shipped.image_size} x {shipped.image_size} pixels")
-    print(f"try: python {shlex.quote(shown(to / 'predict.py'))} IMAGE")
+        say(shown(path))
+    say(f"{shipped.num_classes} classes, images of {shipped.image_size} x {shipped.image_size} pixels")
+    say(f"try: python {shlex.quote(shown(to / 'predict.py'))} IMAGE")
     return DONE
 
 
@@ -167,7 +179,7 @@ def report(*, out: Path, tracking_uri: str | None, name: str | None, device: str
     if front_members(runs).empty:
         return _print_no_candidate(runs)
     for path in write_report(runs, to or _folder(out, runs) / REPORT):
-        print(shown(path))
+        say(shown(path))
     return DONE
 
 
@@ -176,7 +188,7 @@ def importance(*, out: Path, tracking_uri: str | None, name: str | None, device:
     runs = _one_front(_read(out, tracking_uri, name, device))
     candidates = competing(runs)
     table = importances(candidates, runs.params, evaluator=evaluator)
-    print(f"Sweep {runs.name}")
+    say(f"Sweep {runs.name}")
     _console().print(terminal.importance_table(table, trials=len(candidates), evaluator=evaluator))
     return DONE
 
@@ -193,15 +205,15 @@ def compare(*, out: Path, tracking_uri: str | None, sweeps: Sequence[str]) -> in
     for side in comparison.sides:
         interval = f"its trials resampled {side.low:.2f} to {side.high:.2f} (95 %)"
         members = f"{side.front} of {side.candidates} on the front"
-        print(f"{side.name:<{width}}  hypervolume {side.hypervolume:.2f}  {interval}  {members}")
-    print(comparing.verdict(comparison))
+        say(f"{side.name:<{width}}  hypervolume {side.hypervolume:.2f}  {interval}  {members}")
+    say(comparing.verdict(comparison))
     for note in comparison.notes:
-        print(f"note: {note}")
+        say(f"note: {note}")
     picture = out / "compare" / f"{_file_name(first.name)}-{_file_name(second.name)}.png"
     if out.is_dir():  # with --tracking-uri there may be no folder of sweeps on this machine
         picture.parent.mkdir(exist_ok=True)
         for path in compared.attainment_png(first, second, picture):
-            print(shown(path))
+            say(shown(path))
     return DONE
 
 
@@ -210,7 +222,7 @@ def du(*, out: Path) -> int:
     rows = disk.usage(out)
     _console().print(terminal.usage_table(rows))
     room = f"python -m trainables.store gc --out {shlex.quote(str(out))}"
-    print(f"in all {disk.total(out) / MB:,.1f} MB; `{room}` makes room")
+    say(f"in all {disk.total(out) / MB:,.1f} MB; `{room}` makes room")
     return DONE
 
 
@@ -223,7 +235,7 @@ def _store_of(out: Path, tracking_uri: str | None) -> str:
     """The tracking URI given, else that of the database in `out`."""
     if tracking_uri is None and not (out / DATABASE).is_file():
         raise ValueError(f"out={out} has no {DATABASE}; name the folder of a sweep or give --tracking-uri.")
-    return tracking_uri or f"sqlite:///{out / DATABASE}"
+    return tracking_uri or database_uri(out)
 
 
 def _one_front(runs: Runs) -> Runs:
@@ -235,7 +247,7 @@ def _one_front(runs: Runs) -> Runs:
 
 
 def _print_no_candidate(runs: Runs) -> int:
-    print(f"Sweep {runs.name} has no finished candidate yet.")
+    say(f"Sweep {runs.name} has no finished candidate yet.")
     return NOTHING_FITS
 
 
@@ -245,9 +257,11 @@ def _folder(out: Path, runs: Runs) -> Path:
 
 
 def _model_file(out: Path, row: "pd.Series[Any]") -> str:
-    """The path of a candidate's file if it is on this machine, else its address in MLflow."""
-    local = trial_folder(sweep_folder(out, str(row["sweep"])), int(row["trial_number"])) / ONNX_FILE
-    return str(local) if local.is_file() else f"runs:/{row.name}/{ONNX_FILE}"
+    """The path of a candidate's file if this machine has that run's, else its address in MLflow."""
+    folder = trial_folder(sweep_folder(out, str(row["sweep"])), int(row["trial_number"]))
+    # by the run's id: the folder may hold another sweep of that name, or a later trial of that number
+    here = read_delivered(folder).get("run_id") == row.name and (folder / ONNX_FILE).is_file()
+    return str(folder / ONNX_FILE) if here else f"runs:/{row.name}/{ONNX_FILE}"
 
 
 def _rounded_to_admit(name: str, value: float) -> str:
@@ -269,6 +283,6 @@ def _file_name(text: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in text)
 
 
-def _console() -> Console:
+def _console() -> Terminal:
     # In a file there is no width to ask for, and 80 columns would wrap the table's caption.
-    return Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    return Terminal(width=None if sys.stdout.isatty() else 120)

@@ -1,7 +1,6 @@
 """The folder to ship: one candidate's files, how to prepare its images, its labels, and a script that uses them."""
 
 import json
-import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from analysis.reading.runs import fetch_artifact
+from trainables.files import copy_file, write_text
 from trainables.layout import ONNX_FILE, RECIPE, TORCHSCRIPT_FILE
 
 # Exactly what `trainables.stages.data.decoding.to_array` does before an image is trained on or measured.
@@ -25,22 +25,34 @@ PREPROCESSING: Mapping[str, Any] = {
     "normalisation": "inside the model",
     "rotation": "as EXIF says",
     "transparency": "laid on white",
-    "grey_16_bit": "upper 8 bits",
+    "grey_16_bit": "upper 8 bits; lower 8 if the upper ones are all 0",
+    "float": "times 255 if no value is above 1, else as it is; clipped to 0..255",
     "crop": "largest centred square",
     "resize": "bilinear, antialiased, as Pillow's Image.resize with a box",
 }
 # The same preparation as code, so that a user need not write it from the description.
 PREDICT = '''"""Names the class of images: python predict.py IMAGE...  Needs onnxruntime, numpy and Pillow."""
-import json, pathlib, sys
+import json, os, pathlib, sys
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import numpy as np, onnxruntime
 from PIL import Image, ImageOps
 
+KINDS = "AVIF BMP DDS DIB GIF ICO JPEG JPEG2000 MPO PCX PNG PPM PSD QOI SGI TGA TIFF WEBP".split()
+Image.init()  # no others: a picture that is PostScript would start Ghostscript
+
 def pixels(path, size):
-    image = Image.open(path)
+    image = Image.open(path, formats=[kind for kind in KINDS if kind in Image.OPEN])
     image.draft("RGB", (2 * size, 2 * size))
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    image.load()
+    try:  # the rotation that EXIF asks for; none if its block cannot be read
+        turn = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}.get(image.getexif().get(0x0112))
+    except Exception:
+        turn = None
+    image = image if turn is None else image.transpose(turn)
+    if image.mode[0] in "IF":
+        values = np.nan_to_num(np.asarray(image).astype(np.float64))
+        scale = (255 if values.max() <= 1 else 1) if image.mode == "F" else 1 if values.max() < 256 else 1 / 256
+        image = Image.fromarray((values * scale).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     image = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
@@ -80,19 +92,22 @@ def ship(tracking_uri: str, run_id: str, folder: Path, *, card: str) -> Shipped:
         card: the model card, Markdown; it becomes README.md.
 
     Raises:
-        ValueError: if the run has no `model.onnx`, or that file does not state its classes and image size.
+        ValueError: if the run has no `model.onnx`, that file does not state its classes and image size, or an artifact
+            is a link.
         OSError: if the folder cannot be written.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        source = fetch_artifact(tracking_uri, run_id, ONNX_FILE, Path(scratch))
+        source = _unlinked(fetch_artifact(tracking_uri, run_id, ONNX_FILE, Path(scratch)))
         labels, image_size = stated_in(source)
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = [_copy(source, folder)]
+        sources = [source]
         for name in (TORCHSCRIPT_FILE, RECIPE):
             try:
-                paths.append(_copy(fetch_artifact(tracking_uri, run_id, name, Path(scratch)), folder))
+                found = fetch_artifact(tracking_uri, run_id, name, Path(scratch))
             except ValueError:
                 continue  # a network that cannot be traced has no TorchScript; old runs have no recipe
+            sources.append(_unlinked(found))
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = [_copy(file, folder) for file in sources]
     texts = {
         "preprocessing.json": json.dumps({"image_size": image_size, **PREPROCESSING}, indent=1) + "\n",
         "labels.json": json.dumps(labels, indent=1, ensure_ascii=False) + "\n",
@@ -100,7 +115,7 @@ def ship(tracking_uri: str, run_id: str, folder: Path, *, card: str) -> Shipped:
         "README.md": card,
     }
     for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8")
+        write_text(folder / name, text)  # a link of that name is replaced, not followed
         paths.append(folder / name)
     return Shipped(folder=folder, files=tuple(paths), num_classes=len(labels), image_size=image_size)
 
@@ -123,9 +138,15 @@ def stated_in(model: Path) -> tuple[list[str], int]:
         raise ValueError(f"{model.name} is no ONNX file ({error}).") from error
 
 
+def _unlinked(source: Path) -> Path:
+    if source.is_symlink():
+        raise ValueError(f"{source} is a link, which is not followed: whoever made it would choose what is shipped.")
+    return source
+
+
 def _copy(source: Path, folder: Path) -> Path:
     target = folder / source.name
     # The artifact itself may lie in the folder, if a user ships from it: copying a file onto itself is an error.
     if not (target.exists() and source.samefile(target)):
-        shutil.copyfile(source, target)
+        copy_file(source, target)
     return target

@@ -1,9 +1,9 @@
 """`python -m analysis sync`: deliver to MLflow what waits on disk because it was away, each trial once."""
 
-import json
 from functools import partial
 from pathlib import Path
 
+from analysis.reading.doors import say
 from trainables.layout import DRIVER_LOCK, SWEEP_JSON, SWEEPS
 
 DELIVERED, WAITING = 0, 1
@@ -15,7 +15,7 @@ def sync(*, out: Path, name: str | None, tracking_uri: str | None) -> int:
     Args:
         out: folder of the sweeps.
         name: of the sweep; None for all.
-        tracking_uri: the MLflow store; None for the one that the sweep was started with.
+        tracking_uri: the MLflow store; None for the database in OUT.
 
     Raises:
         ValueError: if there is no such sweep, its driver is running, or its store cannot be used.
@@ -32,18 +32,22 @@ def deliver(folder: Path, tracking_uri: str | None) -> int:
     # MLflow takes two seconds to import: too long for --help or a typing error.
     from trainables.config.score import ExchangeRates, composite_score
     from trainables.locks import file_lock_if_free
+    from trainables.records.encoding import UndecodableError, read_json
     from trainables.tracking.deliveries import deliver_all, open_noted, outbox
     from trainables.tracking.tracker import TrackingError
 
     with file_lock_if_free(folder / DRIVER_LOCK) as free:
         if not free:
             raise ValueError(f"name={folder.name}: its sweep is running and delivers its trials itself.")
-        described = json.loads((folder / SWEEP_JSON).read_text(encoding="utf-8"))
-        score = partial(
-            composite_score,
-            teacher_size_bytes=described["teacher"]["size_bytes"],
-            rates=ExchangeRates(**described["config"]["rates"]),
-        )
+        try:
+            described = read_json(folder / SWEEP_JSON)
+            score = partial(
+                composite_score,
+                teacher_size_bytes=described["teacher"]["size_bytes"],
+                rates=ExchangeRates(**described["config"]["rates"]),
+            )
+        except (UndecodableError, KeyError, TypeError):
+            raise ValueError(f"{folder / SWEEP_JSON} is damaged; the sweep's own command writes it again.") from None
         folders = outbox(folder)
         try:
             tracker = open_noted(folder, tracking_uri)
@@ -54,8 +58,8 @@ def deliver(folder: Path, tracking_uri: str | None) -> int:
             raise ValueError(
                 f"tracking_uri={tracking_uri or ''}: {error}; name the store that the sweep wrote to."
             ) from error
-    print(f"{folder.name}: {len(folders) - waiting} of {len(folders)} records are in MLflow", end="")
-    print(f"; {waiting} wait: {tracker.away}" if waiting else "")
+    left = f"; {waiting} wait: {tracker.away}" if waiting else ""
+    say(f"{folder.name}: {len(folders) - waiting} of {len(folders)} records are in MLflow{left}")
     return WAITING if waiting else DELIVERED
 
 

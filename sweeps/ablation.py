@@ -16,6 +16,7 @@ command goes on where it was interrupted.
 import argparse
 import itertools
 import math
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,10 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+
+if __name__ == "__main__":  # modules on PYTHONPATH must not hide our packages, nor those beside this file the user's
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    os.environ["PYTHONPATH"] = os.pathsep.join([sys.path[0], os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
 
 from sweeps.display.console import Screen
 from sweeps.planning.packing import prices, resolve_shares
@@ -61,11 +66,18 @@ def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code: 0 done, 1 some trials failed, 2 bad input, 130 or 143 interrupted."""
     parser, flags = parse(sys.argv[1:] if argv is None else argv)
     screen = screen_of(flags)
+    with screen.alone():
+        return _run(parser, flags, screen)
+
+
+def _run(parser: OneLineParser, flags: argparse.Namespace, screen: Screen) -> int:
     try:
         config = config_from(flags)
         check(config)
         with screen.busy(f"Reading the images of {config.search.base.data.dataset}"):
             dataset = prepared.prepare(config.search.base.data, config.places.data_dir)
+        if lacking := prepared.left_out(config.search.base.data.dataset):
+            screen.print(lacking, style="yellow", markup=False, soft_wrap=True)
         check_networks(config, dataset, flags.teacher_weights)
         config = resolve_shares(config, screen)
         for line in prices(config):

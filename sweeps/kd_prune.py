@@ -6,8 +6,14 @@ that are not given are. The same command goes on where it was interrupted.
 
 import argparse
 import dataclasses
+import os
 import sys
 import time
+from pathlib import Path
+
+if __name__ == "__main__":  # modules on PYTHONPATH must not hide our packages, nor those beside this file the user's
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    os.environ["PYTHONPATH"] = os.pathsep.join([sys.path[0], os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
 
 from sweeps.display.console import Screen
 from sweeps.display.durations import in_words
@@ -54,11 +60,18 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     parser, flags = _parse(words)
     screen = screen_of(flags)
+    with screen.alone():
+        return _run(parser, flags, screen, started)
+
+
+def _run(parser: OneLineParser, flags: argparse.Namespace, screen: Screen, started: float) -> int:
     try:
         config = _config(flags)
         check(config)
         with screen.busy(f"Reading the images of {config.search.base.data.dataset}"):
             dataset = prepared.prepare(config.search.base.data, config.places.data_dir)
+        if lacking := prepared.left_out(config.search.base.data.dataset):
+            screen.print(lacking, style="yellow", markup=False, soft_wrap=True)
         check_networks(config, dataset, flags.teacher_weights)
         check_limits(config, dataset)
         config = resolve_shares(config, screen)
@@ -71,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
                 return 0
     except ValueError as error:
         parser.error(with_flags(str(error)))
-    return run(config, dataset, parser, screen, deadline=deadline)
+    return run(config, dataset, parser, screen, deadline=deadline, retry_failed=flags.retry_failed)
 
 
 def _parse(words: list[str]) -> tuple[OneLineParser, argparse.Namespace]:

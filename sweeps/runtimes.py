@@ -4,24 +4,26 @@
     python sweeps/runtimes.py --name NAME --run 12 --runtimes onnxruntime_cpu,openvino --batches 1,8,64
 
 Every cell is a Ray trial that has the machine to itself while it is timed, and a run in MLflow under the sweep's.
-What this machine has not got becomes a row that says so. Cells that are there are not measured again, but for noisy
-and contaminated ones with --again.
+What this machine has not got becomes a row that says so. Cells that are there are not measured again, but for
+those that are not clean with --again.
 """
 
 import argparse
-import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from rich.console import Console
+if __name__ == "__main__":  # modules on PYTHONPATH must not hide our packages, nor those beside this file the user's
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    os.environ["PYTHONPATH"] = os.pathsep.join([sys.path[0], os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
 
+from analysis.reading.doors import Terminal
 from trainables.config.compression import PRECISIONS
 from trainables.config.flags import OneLineParser
 from trainables.layout import (
     DATABASE,
     DELIVERED,
-    IDENTITY,
     ONNX_FILE,
     SWEEPS,
     TEACHER,
@@ -31,7 +33,7 @@ from trainables.layout import (
     sweep_folder,
     trial_folder,
 )
-from trainables.records.trial import read_trial
+from trainables.records.trial import read_delivered, read_sweep_id, read_trial
 from trainables.stages.runtimes.base import RUNTIMES
 from trainables.stages.runtimes.cell import Cell
 
@@ -42,17 +44,17 @@ def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code: 0 done, 1 a cell failed, 2 bad input, 130 interrupted."""
     parser = _parser()
     flags = parser.parse_args(sys.argv[1:] if argv is None else argv)
-    console = Console(highlight=False)
+    console = Terminal()
     try:
         cells = list(_cells(flags))
         folders = _models(flags)
-        known = json.loads((sweep_folder(flags.out, flags.name) / IDENTITY).read_text(encoding="utf-8"))
+        sweep_id = read_sweep_id(sweep_folder(flags.out, flags.name))
     except ValueError as error:
         parser.error(str(error))
     from sweeps.running.runtime_cells import measure_cells  # Ray takes a second; bad flags need not wait for it
 
     try:
-        frame = measure_cells(flags, cells, folders, sweep_id=known["sweep_id"], console=console)
+        frame = measure_cells(flags, cells, folders, sweep_id=sweep_id, console=console)
     except KeyboardInterrupt:
         console.print("Stopped. What is measured stays; the same command goes on from there.")
         return INTERRUPTED
@@ -73,10 +75,11 @@ def _parser() -> OneLineParser:
     parser.add_argument("--front", action="store_true", help="the teacher and every member of the front (the default)")
     parser.add_argument("--runtimes", default=",".join(RUNTIMES), help=f"of {', '.join(RUNTIMES)} (default: all)")
     parser.add_argument("--precisions", default=",".join(PRECISIONS), help=f"of {', '.join(PRECISIONS)} (default: all)")
+    parser.add_argument("--models", help="package.module:function, ...: your own, that PyTorch's runtimes may import")
     parser.add_argument("--batches", default="1,8,64", help="images a call (default: 1,8,64)")
     parser.add_argument("--runtime-threads", default="1", help="CPU threads, a list such as 1,4 (default: 1)")
     parser.add_argument("--seconds", type=float, default=2.0, help="for timing a cell (default: 2; slow ones 8)")
-    parser.add_argument("--again", action="store_true", help="measure cells anew that came out noisy or contaminated")
+    parser.add_argument("--again", action="store_true", help="measure cells anew whose latency is not clean")
     parser.add_argument("--gpus", type=int, default=0, help="GPUs to use, needed for CUDA runtimes (default: 0)")
     parser.add_argument("--dataset", help="where the images lie now, for folder: data sets (default: as recorded)")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the sweep (default: runs)")
@@ -125,7 +128,7 @@ def _of_run(sweep: Path, run: str) -> Path | None:
     if run.isdecimal() and len(run) <= 5:
         return trial_folder(sweep, int(run))
     for marker in (*sweep.glob(f"{TEACHER}/{DELIVERED}"), *sweep.glob(f"*/*/{DELIVERED}")):
-        if json.loads(marker.read_text(encoding="utf-8")).get("run_id") == run:
+        if read_delivered(marker.parent).get("run_id") == run:
             return marker.parent
     return None
 

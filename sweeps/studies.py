@@ -16,6 +16,7 @@ INT8) are sweeps/ablation.py --preset kd-grid, augmentation, pruning, precision.
 """
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+
+if __name__ == "__main__":  # modules on PYTHONPATH must not hide our packages, nor those beside this file the user's
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    os.environ["PYTHONPATH"] = os.pathsep.join([sys.path[0], os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
 
 from sweeps import ablation, runtimes
 from sweeps.display.console import Screen

@@ -1,8 +1,13 @@
 """Atomic file writes, and digests of files (standard library only)."""
 
+import errno
 import hashlib
 import os
+import shutil
+import struct
 import threading
+import zipfile
+import zlib
 from collections.abc import Generator
 from contextlib import contextmanager
 from io import BufferedRandom
@@ -70,6 +75,39 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file atomically (see `replacing`)."""
     write_bytes(path, text.encode())
+
+
+def copy_file(source: Path, target: Path) -> Path:
+    """Copy a file's content atomically; a link at `target` is replaced, not followed. Returns `target`."""
+    with source.open("rb") as content, replacing(target) as file:
+        shutil.copyfileobj(content, file)
+    return target
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file or folder to `NAME.corrupt-1` (-2, ...), for whoever wants to know; return that path."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}.corrupt-{number}")).exists():
+        number += 1
+    return path.rename(aside)
+
+
+def whole_archive(path: Path) -> bool:
+    """Whether a zip archive, as torch writes them, is there with every checksum right; a damaged one is set aside."""
+    # torch checks no checksum itself: a file of zeros in the middle would be read as weights
+    if not path.exists():
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is None:
+                return True
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError, RuntimeError, struct.error):
+        pass  # as many as there are ways to damage it
+    except OSError as error:  # an offset before the beginning, and not a disk that fails
+        if error.errno != errno.EINVAL:
+            raise
+    set_aside(path)
+    return False
 
 
 def drop_half_line(path: Path) -> None:

@@ -10,12 +10,14 @@ OUT/sweeps/NAME/front/, report/        tables, pictures and pages
 """
 
 from pathlib import Path
+from urllib.parse import unquote
 
 CHECKOUT = Path(__file__).parents[1]  # holds the packages sweeps, trainables and analysis
 COMMANDS = CHECKOUT / "sweeps"  # the scripts that users run
 
 # below OUT
 DATABASE = "mlflow.db"
+SQLITE = "sqlite:///"  # begins its address
 ARTIFACTS = "artifacts"
 STORE = "store"
 CACHE = "cache"  # local copies of results in a store behind a URL
@@ -36,6 +38,7 @@ TRACKING = "tracking.json"  # the MLflow store that it is delivered to
 TEACHER = "teacher"
 TRIALS = "trials"
 CHAMPIONS = "champions"
+REPLACED = ".replaced"  # beside trials: results that were of another sweep or configuration
 CELLS = "runtimes"  # one per combination of network, runtime, precision and batch size
 FRONT = "front"
 REPORT = "report"
@@ -50,7 +53,7 @@ ONNX_FILE = "model.onnx"
 TORCHSCRIPT_FILE = "model.torchscript.pt"
 WEIGHTS = "weights.pt"
 STATE = "state.pt"  # of unfinished training
-DELIVERED = "delivered.json"  # the id of its MLflow run
+DELIVERED = "delivered.json"  # the id of its MLflow run, and the digest of the record that the run has
 
 TASK = "task.json"  # for the processes that probe throughput
 
@@ -58,6 +61,27 @@ TASK = "task.json"  # for the processes that probe throughput
 def sweep_folder(out: Path, name: str) -> Path:
     """The folder of a sweep."""
     return out / SWEEPS / name
+
+
+def database_uri(out: Path) -> str:
+    """The address of the MLflow database in OUT."""
+    return sqlite_uri(out.resolve() / DATABASE)
+
+
+def sqlite_uri(database: Path) -> str:
+    """The address of a SQLite file.
+
+    Example:
+        >>> sqlite_uri(Path("/data/really?/mlflow.db"))
+        'sqlite:////data/really%3F/mlflow.db'
+    """
+    # SQLAlchemy decodes paths; no more than needed is encoded, because people read and type these addresses
+    return SQLITE + str(database).replace("%", "%25").replace("?", "%3F")
+
+
+def database_path(uri: str) -> Path:
+    """The file that a `sqlite:///PATH` names."""
+    return Path(unquote(uri.removeprefix(SQLITE).partition("?")[0]))
 
 
 def out_of(sweep: Path) -> Path:

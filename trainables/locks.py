@@ -3,12 +3,17 @@
 A lock belongs to an open file, so the kernel releases it when the process dies for any reason.
 """
 
+import errno
 import fcntl
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # Lustre without `-o flock`, some NFS
+LACKS_LOCKS = "its file system has no file locks"
 
 
 @contextmanager
@@ -46,16 +51,32 @@ def is_locked(path: Path) -> bool:
     return False
 
 
+def check_locks(folder: Path) -> None:
+    """Try a lock on a temporary file in the folder.
+
+    Raises:
+        OSError: if the folder cannot be written, or has no locks.
+    """
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
+        os.close(open_locked(Path(file.name)))
+
+
 def open_locked(path: Path, mode: int = fcntl.LOCK_EX) -> int:
     """Lock a file and return a descriptor that holds the lock until it is closed; waits unless `mode` has LOCK_NB.
 
     Raises:
         BlockingIOError: with LOCK_NB, if the lock is taken.
+        OSError: if the file system has no locks.
     """
     # O_CLOEXEC: a child process that inherited the descriptor would keep the lock
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         fcntl.flock(descriptor, mode)
+    except OSError as error:
+        os.close(descriptor)
+        if error.errno in NO_LOCKS:
+            raise OSError(error.errno, f"{LACKS_LOCKS} ({error.strerror})", str(path)) from None
+        raise
     except BaseException:  # including Ctrl-C while it waits: close the file, then propagate
         os.close(descriptor)
         raise

@@ -150,7 +150,7 @@ def _part(runs: Runs, group: pd.DataFrame) -> Runs:
             same &= runs.frame[name].isin(group[name].unique())
     frame, sweep = runs.frame[same], runs.sweep
     if not (frame["stage"] == "teacher").any() and "reference_latency_p50_ms" in group.columns:
-        # The median: each candidate was timed beside the teacher, which drifts with the machine.
+        # The median, in case the sweeps taken together have scales of their own.
         teacher = {**sweep["teacher"], "latency_p50_ms": float(group["reference_latency_p50_ms"].median())}
         sweep = {**sweep, "teacher": teacher}
     return dataclasses.replace(runs, frame=frame, sweeps={**runs.sweeps, runs.name: sweep})

@@ -16,10 +16,12 @@ from analysis.pages.markdown import safe
 from analysis.pages.markdown import table as markdown_table
 from analysis.pages.terminal import open_table
 from analysis.plots.front import DPI, GREY, INK, OKABE_ITO, head, save
+from analysis.reading.doors import write_csv
 from analysis.reading.facts import dataset_of, device_of, images_of
 from analysis.reading.rows import finished_runs
 from analysis.reading.runs import Runs
 from analysis.reading.wording import MB, plain_number
+from trainables.files import write_text
 
 METRICS = ("test_accuracy", "val_accuracy", "latency_p50_ms", "size_bytes")
 # Metric -> heading with its unit, factor to that unit, format.
@@ -75,8 +77,8 @@ def write_ablation(runs: Runs, by: Sequence[str], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     table = cells(runs.frame, by)
     paths = [folder / "ablation.csv", folder / "ablation.md"]
-    table.to_csv(paths[0], index=False)
-    paths[1].write_text(_markdown(table, by, runs), encoding="utf-8")
+    write_csv(table, paths[0], index=False)
+    write_text(paths[1], _markdown(table, by, runs))
     if table.empty:
         return paths
     done = runs.frame[runs.frame["stage"] == "candidate"]

@@ -8,6 +8,7 @@ from analysis.findings.front import choose, competing, front_members, hypervolum
 from analysis.plots.detail import hypervolume_png, latency_png
 from analysis.plots.front import metrics_grid_png, pareto_png
 from analysis.plots.page import pareto_html
+from analysis.reading.doors import write_csv
 from analysis.reading.runs import Runs
 from trainables.layout import FRONT_PAGE, FRONT_TABLE
 
@@ -27,7 +28,7 @@ def write_tables(runs: Runs, folder: Path) -> list[Path]:
     paths = [folder / FRONT_TABLE, folder / "candidates.csv"]
     for table, path in zip((front_members(runs), marked), paths, strict=True):
         # In a frame, a count is a float if another row lacks it; `convert_dtypes` writes it as 20, not 20.0.
-        table.convert_dtypes().to_csv(path)
+        write_csv(table.convert_dtypes(), path, index=True)
     return paths
 
 
@@ -62,7 +63,7 @@ def write_controls(table: pd.DataFrame, folder: Path) -> list[Path]:
     if table.empty:
         return []
     path = folder / "controls.csv"
-    table.convert_dtypes().to_csv(path, index=False)
+    write_csv(table.convert_dtypes(), path, index=False)
     return [path]
 
 

@@ -57,7 +57,10 @@ def page(text: str, title: str, folder: Path) -> str:
     for picture in sorted(folder.glob("*.png")):
         content = base64.b64encode(picture.read_bytes()).decode()
         body = body.replace(f'src="{picture.name}"', f'src="data:image/png;base64,{content}"')
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
+    # no picture or script from elsewhere, whatever a text from outside has made of itself
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">'
+    head += f'<meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
     body = f"<body>\n{body}</body>"
     return f'<!doctype html>\n<html lang="en">\n<head>{head}<style>{STYLE}</style></head>\n{body}\n</html>\n'
 

@@ -1,7 +1,6 @@
 """One page about a sweep: the verdict first, then all that it is based on; as Markdown and as one HTML file."""
 
 import json
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,11 @@ from analysis.pages import ablation
 from analysis.pages.front_files import write_controls, write_front
 from analysis.pages.markdown import number, page, percent, safe, table
 from analysis.pages.model_card import card
-from analysis.reading.facts import dataset_of, device_of, first_known
+from analysis.reading.facts import dataset_of, device_of, first_known, stood_still
 from analysis.reading.rows import finished_runs, row_of
 from analysis.reading.runs import Runs
-from analysis.reading.wording import MB, differences, merged_names, plain_number, trial_label
+from analysis.reading.wording import MB, differences, merged_names, of_teacher, plain_number, trial_label
+from trainables.files import copy_file, write_text
 
 
 def write_report(runs: Runs, folder: Path, *, drawn: Sequence[Path] = ()) -> list[Path]:
@@ -35,14 +35,14 @@ def write_report(runs: Runs, folder: Path, *, drawn: Sequence[Path] = ()) -> lis
         ValueError: if no candidate has finished.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    made = [Path(shutil.copy(path, folder)) for path in drawn]
+    made = [copy_file(path, folder / path.name) for path in drawn]
     made = made or [*write_front(runs, folder), *write_controls(controls(runs.frame), folder)]
     by = _ablated(runs)
     made += ablation.write_ablation(runs, by, folder) if by else []
     text = markdown(runs, by)
     paths = [folder / "report.md", folder / "report.html"]
-    paths[0].write_text(text, encoding="utf-8")
-    paths[1].write_text(page(text, f"Report of sweep {runs.name}", folder), encoding="utf-8")
+    write_text(paths[0], text)
+    write_text(paths[1], page(text, f"Report of sweep {runs.name}", folder))
     return paths + made
 
 
@@ -127,8 +127,8 @@ def _sentence(row: "pd.Series[Any]", teacher: "pd.Series[Any]", runs: Runs) -> s
     smaller = teacher["size_bytes"] / row["size_bytes"]
     return (
         f"{trial_label(row)} has {100 * accuracy:.2f} %{sure} on the {'test' if split == 'test' else 'validation'}"
-        f" images,"
-        f" {against}; p50 {row['latency_p50_ms']:#.3g} ms{tail} on {safe(device_of(runs.frame, runs.sweep))};"
+        f" images, {against}; p50 {row['latency_p50_ms']:#.3g} ms{of_teacher(row)}{tail} on"
+        f" {safe(device_of(runs.frame, runs.sweep))};"
         f" {row['size_bytes'] / MB:#.3g} MB, {smaller:.3g} times smaller than the teacher."
     )
 
@@ -257,16 +257,17 @@ def _latency(runs: Runs) -> Iterable[str]:
     )
     if "latency_n" in done.columns:
         said += f" {done['latency_n'].min():,.0f} to {done['latency_n'].max():,.0f} timed runs per file."
-    if "reference_latency_raw_p50_ms" in done.columns and done["reference_latency_raw_p50_ms"].notna().any():
-        beside = done["reference_latency_raw_p50_ms"]
-        # Before drift was recorded, all of it was subtracted; since then, half.
-        now = "latency_drift" in done.columns and done["latency_drift"].notna().all()
-        said += f" The teacher's p50 beside them ranged from {beside.min():#.3g} to {beside.max():#.3g} ms: " + (
-            "half of that drift is subtracted, and a file with more than 5 % of drift is called contaminated."
-            if now
-            else "that drift is subtracted."
-        )
+    if (most := done.get("latency_pooled", pd.Series(dtype="float64")).max()) > 1:
+        said += f" Files of one shape share one p50, pooled from up to {most:.0f} measurements."
     yield said
+    beside = done.get("reference_latency_beside_p50_ms", pd.Series(dtype="float64")).dropna()
+    if len(beside):
+        yield (
+            f"The teacher's p50 beside them ranged from {beside.min():#.3g} to {beside.max():#.3g} ms; no latency"
+            " depends on that, and ratios to the teacher come from pairs of neighbouring blocks."
+        )
+    if still := stood_still(runs.frame, runs.busy_s):
+        yield f"{still[0].upper()}{still[1:]}."
     if "latency_verdict" in done.columns:
         counts = done["latency_verdict"].fillna("not recorded").str.partition(":")[0].value_counts()
         yield "Measurements: " + ", ".join(f"{count} {safe(name)}" for name, count in counts.items()) + "."

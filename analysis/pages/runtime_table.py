@@ -7,7 +7,9 @@ from typing import Any
 import pandas as pd
 
 from analysis.pages.markdown import frame_table
+from analysis.reading.doors import write_csv
 from analysis.reading.wording import MB
+from trainables.files import write_text
 from trainables.layout import recorded
 from trainables.records.trial import TrialRecord, read_trial
 
@@ -136,12 +138,12 @@ def write_runtime_table(frame: pd.DataFrame, folder: Path, *, heading: str) -> l
     """Write `runtimes.csv` (all cells and columns) and `runtimes.md` (columns to compare, then the absent cells)."""
     folder.mkdir(parents=True, exist_ok=True)
     csv, markdown = folder / "runtimes.csv", folder / "runtimes.md"
-    frame.to_csv(csv, index=False)
+    write_csv(frame, csv, index=False)
     absent = frame["status"] == "infeasible"
     lines = [f"# {heading}", "", _table(frame[~absent], list(COLUMNS)), "", NOTES]
     if absent.any():
         lines += ["", "## Absent", "", _table(_together(frame[absent]), [*ABSENT, "batch_images", "diagnosis"])]
-    markdown.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(markdown, "\n".join(lines) + "\n")
     return [csv, markdown]
 
 

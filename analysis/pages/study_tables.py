@@ -12,15 +12,17 @@ from matplotlib.figure import Figure
 
 from analysis.pages.markdown import frame_table
 from analysis.plots.front import DPI, GREY, OKABE_ITO, head, save
+from analysis.reading.doors import write_csv
 from analysis.reading.rows import finished_runs
 from analysis.reading.runs import Runs
 from analysis.reading.wording import MB
 from trainables.config.flags import flag_name
 from trainables.config.training import TRAIN_PRECISIONS
+from trainables.files import write_text
 
 # FP32's bytes per parameter: papers print that size, which is not the size of the file.
 BYTES_A_PARAM = 4
-VERDICT_NOTE = "Verdict: of the timing; do not compare noisy or contaminated rows closely."
+VERDICT_NOTE = "Verdict: of the timing; do not compare rows closely that are not clean."
 # The stage whose epochs the table of training precisions compares.
 CURVE = "student"
 
@@ -90,7 +92,7 @@ def _inference(row: "pd.Series[Any]") -> dict[str, Any]:
 
 
 def _verdict(verdicts: "pd.Series[Any]") -> str:
-    """`clean`, or how many of a row's measurements were noisy, contaminated or not recorded."""
+    """`clean`, or how many of a row's measurements were not, and why."""
     kinds = verdicts.astype(object).fillna("not recorded").str.partition(":")[0]
     doubtful = kinds[kinds != "clean"]
     return "clean" if doubtful.empty else f"{len(doubtful)} of {len(kinds)} {'/'.join(sorted(set(doubtful)))}"
@@ -253,10 +255,10 @@ def write_study(table: StudyTable, folder: Path, *, made_by: Sequence[str]) -> l
     """
     folder.mkdir(parents=True, exist_ok=True)
     csv, markdown = folder / f"{table.file}.csv", folder / f"{table.file}.md"
-    table.frame.to_csv(csv, index=False)
+    write_csv(table.frame, csv, index=False)
     cells = frame_table(table.frame, {name: name for name in table.frame.columns}, lambda _, value: _text(value))
     lines = [f"# {table.heading}", "", cells, "", table.notes, "", *(f"    {command}" for command in made_by)]
-    markdown.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(markdown, "\n".join(lines) + "\n")
     return [csv, markdown, *bars_png(table, folder / f"{table.picture}.png")]
 
 

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from analysis.disk import Usage
@@ -46,10 +45,11 @@ def front_table(frame: pd.DataFrame, *, variants: Mapping[str, str] | None = Non
     several = "student_model" in rows.columns and rows.loc[rows["stage"] != "teacher", "student_model"].nunique() > 1
     table.add_column("student, ratio" if several else "pruning", no_wrap=True)
     speed = latency_ratio(rows, teacher) if teacher else pd.Series(np.nan, index=rows.index)
+    speed = rows.get("latency_vs_teacher", speed).fillna(speed)
     for ratio, out, (_, row) in zip(speed, ruled_out, rows.iterrows(), strict=True):
         is_teacher = row["stage"] == "teacher"
         table.add_row(
-            "teacher" if is_teacher else escape(trial_label(row).removeprefix("trial ")) + "~" * bool(out),
+            "teacher" if is_teacher else trial_label(row).removeprefix("trial ") + "~" * bool(out),
             _text(100 * _float(row.get("val_accuracy")), ".2f"),
             _text(100 * _float(row.get("test_accuracy")), ".2f"),
             _text(row.get("latency_p50_ms"), "#.3g"),
@@ -59,7 +59,7 @@ def front_table(frame: pd.DataFrame, *, variants: Mapping[str, str] | None = Non
             # Without the teacher's loss (alpha 0), the temperature does nothing.
             "" if is_teacher else "-" if row.get("alpha") == 0 else _text(row.get("temperature"), "g"),
             "" if is_teacher else _text(row.get("alpha"), "g"),
-            "" if is_teacher else escape(_recipe(row, several=several)),
+            "" if is_teacher else _recipe(row, several=several),
             style="dim" if is_teacher else None,
         )
     return table
@@ -86,7 +86,7 @@ def print_controls(console: Console, table: pd.DataFrame) -> None:
         shown.add_row(trial, row["arm"].replace("_", " "), str(row["n"]), *numbers)
     console.print(shown)
     for _, row in table[table["verdict"].notna()].iterrows():
-        console.print(f"Trial {row['champion']:.0f}: {row['verdict']}", markup=False)
+        console.print(f"Trial {row['champion']:.0f}: {row['verdict']}")
 
 
 def importance_table(table: pd.DataFrame, *, trials: int, evaluator: str) -> Table:
@@ -103,7 +103,7 @@ def importance_table(table: pd.DataFrame, *, trials: int, evaluator: str) -> Tab
     for target in table.columns:
         shown.add_column(TARGETS[target], justify="right", no_wrap=True)
     for name, row in table.iterrows():
-        shown.add_row(escape(str(name)), *(share_text(value) for value in row))
+        shown.add_row(str(name), *(share_text(value) for value in row))
     return shown
 
 
@@ -114,7 +114,7 @@ def usage_table(rows: Sequence[Usage]) -> Table:
     for heading in ("MB", "alone", "files"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(escape(row.place), f"{row.bytes / MB:,.1f}", f"{row.own_bytes / MB:,.1f}", f"{row.files:,}")
+        table.add_row(row.place, f"{row.bytes / MB:,.1f}", f"{row.own_bytes / MB:,.1f}", f"{row.files:,}")
     return table
 
 

@@ -20,6 +20,7 @@ from analysis.findings.confidence import half_width_95
 from analysis.plots.axes import log_ticks, needs_log_axis, staircase
 from analysis.reading.facts import dataset_of, device_of, images_of, models_of
 from analysis.reading.wording import MB, kinds_of, merged_names, pruning_of, trial_label
+from trainables.files import replacing
 
 INK = "#1a1a1a"
 GREY = "#8c8c8c"
@@ -117,7 +118,8 @@ def save(figure: Figure, path: Path) -> list[Path]:
     """Write a figure as PNG and, beside it, as SVG; returns both files."""
     paths = [path, path.with_suffix(".svg")]
     for target in paths:
-        figure.savefig(target)
+        with replacing(target) as file:
+            figure.savefig(file, format=target.suffix[1:])
     return paths
 
 

@@ -16,6 +16,7 @@ import pandas as pd
 from analysis.plots.axes import log_ticks, needs_log_axis, staircase
 from analysis.reading.facts import dataset_of, device_of, images_of, models_of
 from analysis.reading.wording import MB, kinds_of, plain_number, trial_label
+from trainables.files import write_text
 
 PAGE = Path(__file__).with_name("front_page.html")
 # Metric, label, factor, decimals, unit.
@@ -71,7 +72,7 @@ def pareto_html(
         plotly=_packed(_plotly().read_bytes()),
         data=_packed(json.dumps(content, allow_nan=False).encode()),  # no browser parses NaN
     )
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
     return path
 
 

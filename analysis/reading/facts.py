@@ -43,6 +43,18 @@ def images_of(split: str, frame: pd.DataFrame, sweep: Mapping[str, Any]) -> str:
     return f"{name}, n = {int(count):,}" if count else f"{name}, n not recorded"
 
 
+def stood_still(frame: pd.DataFrame, busy_s: float) -> str | None:
+    """How long trials paused for measurements, in words; None if that was not recorded.
+
+    Args:
+        busy_s: seconds in which a trial ran.
+    """
+    if "latency_alone_s" not in frame.columns or not busy_s > 0:
+        return None
+    alone_s = float(frame["latency_alone_s"].sum())
+    return f"measuring: trials stood still for {alone_s:,.1f} s, {100 * alone_s / busy_s:.1f} % of the sweep"
+
+
 def device_of(frame: pd.DataFrame, sweep: Mapping[str, Any]) -> str:
     """The device that the latencies were measured on."""
     device = first_known("latency_device", frame, sweep)

@@ -154,6 +154,7 @@ def _row(run: Any) -> Row:
         run_id=run.info.run_id,
         experiment_id=run.info.experiment_id,
         started=run.info.start_time or 0,
+        ended=run.info.end_time or 0,
         artifacts=run.info.artifact_uri,
         tags=run.data.tags,
         params=run.data.params,

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 from analysis.reading.rows import Row
-from trainables.layout import run_artifacts
+from trainables.layout import SQLITE, database_path, run_artifacts
 
 CHILDREN = """
     SELECT parent.run_uuid FROM tags AS parent JOIN tags AS kind ON kind.run_uuid = parent.run_uuid
@@ -68,7 +68,7 @@ class SqliteStore:
         """The runs whose ids the query `which` selects."""
         with _reading(self._database) as connection:
             runs = connection.execute(
-                f"SELECT run_uuid, experiment_id, start_time, artifact_uri FROM runs"
+                f"SELECT run_uuid, experiment_id, start_time, end_time, artifact_uri FROM runs"
                 f" WHERE lifecycle_stage = 'active' AND run_uuid IN ({which})",
                 values,
             ).fetchall()
@@ -86,12 +86,13 @@ class SqliteStore:
                 run_id=run_id,
                 experiment_id=str(experiment_id),
                 started=started or 0,
+                ended=ended or 0,
                 artifacts=artifacts,
                 tags=tags[run_id],
                 params=params[run_id],
                 metrics=metrics[run_id],
             )
-            for run_id, experiment_id, started, artifacts in runs
+            for run_id, experiment_id, started, ended, artifacts in runs
         ]
 
 
@@ -108,8 +109,8 @@ def check_sqlite(tracking_uri: str) -> Path:
     Raises:
         ValueError: if there is no such file, or it holds no MLflow tables.
     """
-    database = Path(tracking_uri.partition("?")[0].removeprefix("sqlite:///"))
-    if not tracking_uri.startswith("sqlite:///") or not database.is_file():
+    database = database_path(tracking_uri)
+    if not tracking_uri.startswith(SQLITE) or not database.is_file():
         raise ValueError(f"No MLflow store at tracking_uri={tracking_uri!r}: the file does not exist.")
     try:
         with _reading(database) as connection:

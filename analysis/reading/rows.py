@@ -11,7 +11,7 @@ import pandas as pd
 TAGS = ("sweep", "key", "trial_number", "stage", "status", "control")
 # Tags that say where a latency was measured or why there is none, and the float layers of an INT8 file: columns only
 # where some run has them.
-MEASURED_ON = ("latency_device", "latency_provider", "latency_verdict", "reason", "kept_in_float")
+MEASURED_ON = ("latency_device", "latency_provider", "latency_verdict", "latency_shape", "reason", "kept_in_float")
 # Whole numbers, like every name that starts with `num_`; MLflow stores all metrics as floats.
 COUNTS = ("size_bytes", "macs", "latency_n", "trial_number")
 # MLflow's databases hold no infinity: its client writes the largest float, about 1.797e308, in its place.
@@ -26,6 +26,8 @@ class Row:
     experiment_id: str
     started: int
     """Unix time, milliseconds."""
+    ended: int
+    """The same; 0 while it runs."""
     artifacts: str
     """URI of its artifact folder."""
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -58,6 +60,15 @@ def frame_of(rows: Sequence[Row], params: Sequence[str], metrics: Sequence[str])
     is_trial = (frame["stage"] != "teacher").rename("is_trial")
     order = pd.concat([is_trial, frame["trial_number"]], axis=1).sort_values(["is_trial", "trial_number"])
     return frame.loc[order.index]
+
+
+def busy_seconds(rows: Sequence[Row]) -> float:
+    """Seconds in which at least one of these runs ran; one that has not ended does not count."""
+    total, until = 0.0, 0
+    for started, ended in sorted((row.started, row.ended) for row in rows):
+        total += max(0, ended - max(started, until)) / 1e3
+        until = max(until, ended)
+    return total
 
 
 def finished_runs(frame: pd.DataFrame, stage: str = "candidate") -> pd.DataFrame:

@@ -10,7 +10,9 @@ from typing import Any
 import pandas as pd
 
 from analysis.reading.mlflow_client import ClientStore, Store, first_line, open_store
-from analysis.reading.rows import Row, frame_of, names_of
+from analysis.reading.pooling import pool_latencies
+from analysis.reading.rows import Row, busy_seconds, frame_of, names_of
+from trainables.config.escaping import without_user
 from trainables.layout import SWEEP_JSON
 
 
@@ -22,7 +24,8 @@ class Runs:
     """The sweep's name; of several sweeps, their names joined by commas."""
     frame: pd.DataFrame
     """One row per child run, index `run_id`, in order of `trial_number`, the teacher first. Columns carry the names of
-    tags, parameters and metrics byte for byte; a metric that a run lacks is NaN."""
+    tags, parameters and metrics byte for byte; a metric that a run lacks is NaN. Latencies of one shape are pooled
+    (`analysis.reading.pooling`)."""
     params: tuple[str, ...]
     """Columns that are parameters: a candidate's recipe."""
     metrics: tuple[str, ...]
@@ -33,6 +36,8 @@ class Runs:
     """Where a browser finds MLflow: the tracking server, or the default address of `mlflow ui`."""
     parent_ids: tuple[str, ...] = ()
     """Ids of the MLflow runs that stand for the sweeps themselves."""
+    busy_s: float = 0.0
+    """Seconds in which a trial ran; time between two runs of the command does not count."""
 
     @property
     def sweep(self) -> dict[str, Any]:
@@ -123,7 +128,7 @@ def _runs(store: Store, parents: Sequence[Row], tracking_uri: str) -> Runs:
     contents = {parent.tags["sweep"]: _sweep_json(store, parent) for parent in parents}
     rows = [row for parent in parents for row in store.children(parent, "trial")]
     params, metrics = names_of(rows, "params"), names_of(rows, "metrics")
-    frame = frame_of(rows, params, metrics)
+    frame = pool_latencies(frame_of(rows, params, metrics))
     if len(contents) > 1:
         _check_together(contents)
         numbers = frame["trial_number"].map("{:.0f}".format, na_action="ignore")
@@ -135,7 +140,8 @@ def _runs(store: Store, parents: Sequence[Row], tracking_uri: str) -> Runs:
         metrics=metrics,
         sweeps=contents,
         parent_ids=tuple(parent.run_id for parent in parents),
-        **({"url": tracking_uri.rstrip("/")} if tracking_uri.startswith("http") else {}),
+        busy_s=busy_seconds(rows),
+        **({"url": without_user(tracking_uri).rstrip("/")} if tracking_uri.startswith("http") else {}),
     )
 
 

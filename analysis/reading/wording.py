@@ -83,3 +83,11 @@ def differences(row: "pd.Series[Any]", other: "pd.Series[Any]") -> str:
 
 def _count(row: "pd.Series[Any]", name: str) -> str:
     return f" (n = {int(row[name]):,})" if pd.notna(row.get(name)) else ""
+
+
+def of_teacher(row: "pd.Series[Any]") -> str:
+    """A latency's share of the teacher's with its 95 % interval, in brackets; empty if it was not measured so."""
+    ratio, half_width = row.get("latency_vs_teacher"), row.get("latency_vs_teacher_half_width")
+    if pd.isna(ratio) or pd.isna(half_width):
+        return ""
+    return f" ({ratio:.3f} ± {ratio * half_width:.3f} of the teacher's)"

@@ -8,13 +8,18 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from ray import tune
 from ray.tune import ResultGrid
+from ray.tune.experiment import Trial
+
+from sweeps.cluster.ray_private import dead_process, owns_ray
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # `timeout` and others signal both a process and its group: signals within this time count as one request.
 ONE_REQUEST_S = 0.5
+DYING_S = 3.0  # how long Ray's processes take to end after a signal
 
 
 class Interrupted(KeyboardInterrupt):
@@ -30,11 +35,34 @@ class Interrupted(KeyboardInterrupt):
         return 128 + self.number
 
 
+class RayDiedError(Interrupted):
+    """A process of this machine's own Ray has died, and with it every trial; the same command goes on."""
+
+    def __init__(self, process: str) -> None:
+        super().__init__()
+        self.process = process
+
+
+class WatchRay(tune.Callback):
+    """End a run of Tune when this machine's own Ray has died: Tune would wait for ever for its trials."""
+
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Tune: its loop goes on, ten times a second."""
+        raise_if_ray_died()
+        if _now.waits and time.monotonic() > _now.asked + DYING_S:
+            _now.waits = False
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+
 class _Stopping:
     """The signal received so far, and whether Tune runs."""
 
     number: int | None = None
+    asked = 0.0
+    """When it came, on the monotonic clock."""
     running = False
+    waits = False
+    """Whether Tune is told to stop only when it is clear that Ray has not died by the same signal."""
 
 
 _now = _Stopping()
@@ -47,7 +75,7 @@ class StoppableTuner(tune.Tuner):
         """As in Tune.
 
         Raises:
-            Interrupted: if the sweep was asked to stop, before or meanwhile.
+            Interrupted: if the sweep was asked to stop, before or meanwhile, or this machine's own Ray has died.
         """
         raise_if_asked()
         before = signal.getsignal(signal.SIGUSR1)  # Tune stops in order on this signal, and never restores its handler
@@ -58,13 +86,14 @@ class StoppableTuner(tune.Tuner):
             _now.running = False
             signal.signal(signal.SIGUSR1, before)
         raise_if_asked()
+        raise_if_ray_died()
         return results
 
 
 @contextmanager
 def stoppable() -> Generator[None, None, None]:
     """Handle both signals within; enter after `ray.init`, which installs its own handler of SIGTERM."""
-    _now.number = None
+    _now.number, _now.waits = None, False
     handlers = {number: signal.signal(number, _stop) for number in STOP_SIGNALS}
     handlers[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, lambda *_: raise_if_asked())  # until Tune takes it over
     try:
@@ -114,10 +143,21 @@ def raise_if_asked() -> None:
         raise Interrupted(_now.number)
 
 
+def raise_if_ray_died() -> None:
+    """Raise `Interrupted` if this machine's own Ray has died: by the signal that the sweep got, or by itself."""
+    if (process := dead_process()) is not None:
+        raise_if_asked()
+        raise RayDiedError(process)
+
+
 def _stop(number: int, frame: FrameType | None) -> None:
     if _now.number is not None:
         return  # `_listen` handles the second one
-    _now.number = number
+    _now.number, _now.asked = number, time.monotonic()
     if not _now.running:
         raise Interrupted(number)
-    os.kill(os.getpid(), signal.SIGUSR1)
+    # SIGTERM to the process group or the whole job ends our Ray, too, and Tune's own end would wait a minute for it;
+    # of Ctrl-C, Ray's processes hear nothing
+    _now.waits = number == signal.SIGTERM and owns_ray()
+    if not _now.waits:
+        os.kill(os.getpid(), signal.SIGUSR1)

@@ -5,7 +5,7 @@ import os
 import socket
 import uuid
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from sweeps.cluster.address import JOB
 from sweeps.cluster.interrupts import stoppable
 from sweeps.cluster.mps import client_environment
 from sweeps.cluster.mps_nodes import daemon_on_nodes
-from sweeps.cluster.ray_private import init_on_loopback
+from sweeps.cluster.ray_private import private_ray
 from sweeps.cluster.ray_settings import FOR_WORKERS
 from sweeps.search.config import SweepConfig
 from sweeps.search.devices import Devices
@@ -46,18 +46,14 @@ def ray_for(config: SweepConfig) -> Generator[None, None, None]:
         return
     # one path for all nodes, on which the driver's TMPDIR may not exist
     service = Path("/tmp") / f"mps-{uuid.uuid4().hex}" if config.devices.mps and config.devices.address else None
-    if config.devices.address is None:
-        _start(config.devices)
-    else:  # the job's environment tells the workers of all nodes, later ones included, where the service is
-        _join(config.devices.address, client_environment(service) if service else {})
-    try:
-        with stoppable():
-            if config.devices.address is not None:
-                _check_nodes(config)
-            with daemon_on_nodes(service) if service else nullcontext():
-                yield
-    finally:
-        ray.shutdown()
+    # the job's environment tells the workers of all nodes, later ones included, where the service is
+    settings = client_environment(service) if service else {}
+    address = config.devices.address
+    with _started(config.devices) if address is None else _joined(address, settings), stoppable():
+        if address is not None:
+            _check_nodes(config)
+        with daemon_on_nodes(service) if service else nullcontext():
+            yield
 
 
 def cores_of_a_node(devices: Devices) -> int:
@@ -68,9 +64,9 @@ def cores_of_a_node(devices: Devices) -> int:
     return int(min(devices.cpus, largest)) or devices.threads
 
 
-def _start(devices: Devices) -> None:
-    """Start a Ray of the sweep's size on this machine alone."""
-    init_on_loopback(
+def _started(devices: Devices) -> AbstractContextManager[None]:
+    """A Ray of the sweep's size on this machine alone."""
+    return private_ray(
         num_cpus=devices.cpus,
         num_gpus=devices.gpus,
         include_dashboard=False,
@@ -79,7 +75,8 @@ def _start(devices: Devices) -> None:
     )
 
 
-def _join(cluster: str, more_settings: Mapping[str, str]) -> None:
+@contextmanager
+def _joined(cluster: str, more_settings: Mapping[str, str]) -> Generator[None, None, None]:
     if cluster != "auto":
         _knock(cluster)
     try:
@@ -88,6 +85,10 @@ def _join(cluster: str, more_settings: Mapping[str, str]) -> None:
         )
     except Exception as error:  # Ray has a dozen kinds, and AssertionError among them
         raise InputError(f"--address {cluster}: {_why(error)}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def _knock(address: str) -> None:

@@ -1,18 +1,23 @@
 """The output of a sweep: to a person on a terminal or in a log, or to a program."""
 
 import json
+import os
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout, suppress
+from pathlib import Path
 from typing import Any, TextIO
 
-from rich.console import Console
 from rich.status import Status
+from rich.text import Text
+
+from analysis.reading.doors import Terminal
+from trainables.config.escaping import hide_password, plain
 
 MODES = ("people", "quiet", "json")
 
 
-class Screen(Console):
+class Screen(Terminal):
     """Standard output in the format that the command line asks for.
 
     people  a live view on a terminal, plain lines elsewhere, then the result
@@ -30,14 +35,29 @@ class Screen(Console):
         self.start_s: float | None = None
         """Seconds from launch to the first trial; None before that."""
         people = sys.stderr if mode == "json" else file
-        super().__init__(file=people, highlight=False, **settings)
+        super().__init__(file=people, **settings)
 
     def event(self, name: str, **fields: Any) -> None:
         """Write an event with its Unix time in seconds, for programs; does nothing in other modes than `json`."""
         if self.mode == "json":
-            row = {"event": name, "time": round(time.time(), 3), **fields}
-            self._events.write(json.dumps(row, default=str) + "\n")
-            self._events.flush()  # a program that follows the sweep must not wait for a full buffer
+            said = {key: hide_password(text) if isinstance(text, str) else text for key, text in fields.items()}
+            row = {"event": name, "time": round(time.time(), 3), **said}
+            try:
+                self._events.write(json.dumps(row, default=str) + "\n")
+                self._events.flush()  # a program that follows the sweep must not wait for a full buffer
+            except BrokenPipeError:
+                self.on_broken_pipe()
+
+    def alone(self) -> AbstractContextManager[object]:
+        """Keep other prints, such as those of the user's module, out of the events: they go to standard error."""
+        return redirect_stdout(sys.stderr) if self.mode == "json" else nullcontext()
+
+    def on_broken_pipe(self) -> None:
+        """Go on without a reader: of `| tee log`, Ctrl-C ends tee as well, and `| head` has seen enough."""
+        with Path(os.devnull).open("w") as nowhere, suppress(OSError, ValueError):
+            os.dup2(nowhere.fileno(), self._events.fileno())
+        with suppress(OSError):
+            sys.stderr.write("Nobody reads standard output any more; the sweep goes on without it.\n")
 
     def launch(self) -> None:
         """Start the clock of `start_s`."""
@@ -52,7 +72,7 @@ class Screen(Console):
         """Show a spinner with `text` on a terminal, until `go_on`."""
         self.go_on()
         if self.mode == "people" and self.is_terminal:
-            self._waiting = self.status(text)
+            self._waiting = self.status(Text(plain(text)))
             self._waiting.start()
 
     def go_on(self) -> None:
@@ -63,4 +83,4 @@ class Screen(Console):
 
     def busy(self, text: str) -> AbstractContextManager[object]:
         """A spinner with `text` for the length of a `with` block."""
-        return self.status(text) if self.mode == "people" else nullcontext()
+        return self.status(Text(plain(text))) if self.mode == "people" else nullcontext()

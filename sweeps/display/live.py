@@ -11,6 +11,8 @@ from rich.text import Text
 
 from sweeps.display.durations import Range, clock
 from sweeps.display.standing import STATES, Standing
+from trainables.config.escaping import plain
+from trainables.records.latency import teacher_ratio
 
 MB = 1e6
 # Only failures stand out: stopped and infeasible trials are a normal part of a search.
@@ -87,13 +89,12 @@ def front_so_far(front: pd.DataFrame, standing: Standing, rows: int) -> Table:
         table.add_column(header, justify="right", no_wrap=True)
     table.add_column("pruning", no_wrap=True)
     for label, row in shown.iterrows():
-        times = row["latency_p50_ms"] / row["reference_latency_p50_ms"]
         smaller = f"{row['size_bytes'] / teacher['size_bytes']:.2f}" if teacher else ""
         table.add_row(
             str(label),
             f"{100 * row['val_accuracy']:.2f}",
             f"{row['latency_p50_ms']:#.3g}",
-            f"{times:.2f}",
+            f"{teacher_ratio(row.to_dict()):.2f}",
             f"{row['size_bytes'] / MB:#.3g}",
             smaller,
             f"{row['temperature']:.3g}",
@@ -136,4 +137,4 @@ def _named(name: str, text: str) -> Text:
 
 
 def _line(text: str, style: str = "") -> Text:
-    return Text(text, style=style, no_wrap=True, overflow="ellipsis")
+    return Text(plain(text), style=style, no_wrap=True, overflow="ellipsis")

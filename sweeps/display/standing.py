@@ -1,9 +1,9 @@
 """The state of a running sweep: what has ended, what runs, the front so far, the time left."""
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,6 +16,7 @@ from sweeps.display.durations import Range
 from sweeps.display.time_left import Pace
 from sweeps.search.objectives import DIRECTIONS
 from trainables.layout import RECORD, TEACHER, TRIALS, has_record, recorded
+from trainables.records.encoding import read_json
 from trainables.records.trial import TrialRecord, read_trial
 from trainables.store.entries import made_since
 from trainables.store.results import Store
@@ -117,8 +118,11 @@ def label_seconds(store: Store | None, since: float) -> float:
     Labels that other nodes computed count only if a trial of this node has fetched them, which avoids network requests.
     """
     folders = [] if store is None else made_since(store.here, "soft_labels", since)
-    seconds = [json.loads((folder / RECORD).read_text("utf-8"))["seconds"] for folder in folders]
-    return float(median(seconds)) if seconds else 0.0
+    seconds = []
+    for folder in folders:
+        with suppress(FileNotFoundError, ValueError, KeyError, TypeError):  # damaged: it will be computed again
+            seconds.append(float(read_json(folder / RECORD)["seconds"]))
+    return median(seconds) if seconds else 0.0
 
 
 def _row(record: TrialRecord) -> dict[str, Any]:

@@ -62,7 +62,7 @@ class LineView:
         """Print what runs."""
         for line in (self._standing.title, self._standing.teacher):
             if line:
-                self._console.print(line, soft_wrap=True, markup=False)
+                self._console.print(line, soft_wrap=True)
 
     def ended(self, label: str, record: TrialRecord, score: float | None, summary: str) -> None:
         """Print a trial's result, and the time left."""
@@ -71,7 +71,7 @@ class LineView:
         style = {"finished": "", "failed": "yellow"}.get(record.status, "dim")
         left = now.left() if now.done < now.trials else None
         ahead = remaining(left) if left and left.high >= 1 else ""
-        self._console.print(f"{text}  {ahead}".rstrip(), style=style, markup=False, soft_wrap=True)
+        self._console.print(f"{text}  {ahead}".rstrip(), style=style, soft_wrap=True)
 
     def stop(self) -> None:
         """Nothing: the result follows."""
@@ -98,7 +98,7 @@ class LiveView:
         """Print why a trial has failed; other results are on the next redraw."""
         if record.status == "failed":
             text = f"trial {label}  failed: {record.reason}"
-            self._console.print(text, style="yellow", markup=False, soft_wrap=True)
+            self._console.print(text, style="yellow", soft_wrap=True)
 
     def stop(self) -> None:
         """Remove the screen: the result follows."""

@@ -129,7 +129,8 @@ def estimate(probe: Probe, config: SweepConfig, hits: Hits, *, start_s: float = 
     base = search.base
     trials = int(max(0, min(search.trials, size(search.space, base)) - hits.trials))
     at_once = max(1, min(concurrency, trials))
-    alone_s = 4 * base.measure.latency_seconds  # shape and file, each beside the teacher's file, with warm-up
+    # Shape and file, each beside the teacher's file, with warm-up; a file of a clean shape takes a quarter of its half.
+    alone_s = 4 * base.measure.latency_seconds
     fixed_s = 2 * probe.export_s
     epoch = Range.of(probe.student_step_s) * probe.steps + probe.student_check_s
     # A trial of the same network in another precision only writes a file.

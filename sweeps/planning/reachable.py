@@ -116,7 +116,8 @@ def time_alternating(
     For comparisons by hand; a sweep steers by latencies from a clean room. The two paths may be the same file.
     """
     ours, theirs = (_runner(path, threads) for path in (candidate_path, reference_path))
-    return alternate(ours, theirs, seconds=seconds)
+    took = alternate(ours, theirs, seconds=seconds)
+    return took.candidate, took.reference
 
 
 def _runner(path: Path, threads: int) -> Runner:

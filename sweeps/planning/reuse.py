@@ -25,7 +25,7 @@ def look_up(config: SweepConfig, dataset: DatasetRecord) -> Hits:
     folder = store.find(teacher_key(base, dataset))
     if folder is None:  # keys of students and soft labels contain the teacher's, so none of them can exist
         return Hits(trials=trials, champion_runs=runs, views_needed=views_needed, first_students=len(points))
-    teacher = read_model(folder)
+    teacher = read_model(folder, base.teacher.teacher_model)
     students = {student_key(c, dataset, teacher) for c in candidates or [base] if not c.cuts_teacher}
     views = [soft_labels_key(base, dataset, teacher, view=view) for view in range(views_needed)]
     return Hits(

@@ -25,6 +25,7 @@ from sweeps.running.tune.fixed_runs import FixedRuns
 from sweeps.running.tune.tuning import tuner
 from sweeps.search.config import SweepConfig
 from sweeps.search.objectives import DIRECTIONS, reference_point
+from sweeps.search.space import values_of
 from trainables.config.candidate import TEACHER_ITSELF, CandidateConfig
 from trainables.layout import CHAMPIONS, TRIALS, has_record, recorded
 from trainables.records.stages import DatasetRecord
@@ -72,7 +73,7 @@ class ArmDelivery(Delivery):
         """Tune: a run has ended. One without a record was cut off by the deadline; the next command runs it."""
         task = task_of(trial)
         if self._storage is not None:
-            fetch_record(task.folder, task.key, self._storage)
+            fetch_record(task, self._storage)
         if has_record(task.folder):
             super().on_trial_complete(iteration, trials, trial, **info)
 
@@ -95,6 +96,8 @@ def retrain(run: Run) -> int:
         Interrupted: if Ctrl-C or SIGTERM ended it early.
     """
     arms = arm_runs(run.config, run.teacher, run.dataset)
+    for arm in arms:  # of a champion that had the same number before its sweep's journal was cut short
+        _task(run, arm).clear_folder()
     missing = [arm for arm in arms if not arm.done]
     if missing and not _late(run):
         _train(run, missing, champions=len({arm.champion for arm in arms}))
@@ -139,7 +142,10 @@ def arm_runs(config: SweepConfig, teacher: TrialRecord, dataset: DatasetRecord) 
     """Every run of the sweep's champions and controls, done or not; after seed 0 of the search, seeds are 1 to S."""
     if not config.selection.champions:
         return []
-    records = [read_trial(trial) for trial in recorded(config.folder / TRIALS)]
+    # a record may not name a network, and so a module, that the sweep was not asked for
+    asked = values_of(config.search.space, config.search.base, "student_model")
+    read = [read_trial(trial) for trial in recorded(config.folder / TRIALS)]
+    records = [record for record in read if record.params.get("student_model") in asked]
     corner = reference_point(dataset.num_classes)
     chosen = choose_champions(records, teacher.metrics, corner, count=config.selection.champions)
     base, first = config.search.base, config.search.base.training.seed + 1
@@ -209,6 +215,7 @@ def _task(run: Run, arm: ArmRun) -> TrialTask:
         worker=worker_of(config),
         key=f"{config.name}/champions/{arm.folder.name}",
         folder=arm.folder.resolve(),
+        sweep_id=run.sweep_id,
         tags=arm.tags,
         teacher_val_accuracy=run.teacher.metrics["val_accuracy"],
         from_scratch=arm.arm == "from_scratch",

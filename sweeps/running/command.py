@@ -2,7 +2,6 @@
 
 import errno
 import shutil
-import tempfile
 from pathlib import Path
 
 from sweeps.cluster.address import check_shared
@@ -14,7 +13,8 @@ from sweeps.search.space import values_of
 from trainables.config.candidate import TEACHER_ITSELF
 from trainables.config.flags import OneLineParser, flag_name
 from trainables.config.limits import Limits
-from trainables.layout import ONNX_FILE, STORE, trial_folder
+from trainables.layout import ONNX_FILE, STORE, database_uri, trial_folder
+from trainables.locks import check_locks
 from trainables.records.stages import DatasetRecord
 from trainables.store.entries import check_format, moved_aside
 from trainables.store.results import store_below
@@ -23,7 +23,7 @@ FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 TRACKING_SCHEMES = ("sqlite:///", "http://", "https://", "postgresql", "mysql", "mssql")
 LEAST_FREE_BYTES = 100e6  # MLflow's database, a teacher and a few trials of the smallest sweep
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-EXIT_CODES = "exit codes: 0 all done, 1 some trials failed, 2 bad input, 130 or 143 interrupted"
+EXIT_CODES = "exit codes: 0 all done, 1 some trials failed or wait for MLflow, 2 bad input, 130 or 143 interrupted"
 
 
 def check(config: SweepConfig) -> None:
@@ -32,12 +32,11 @@ def check(config: SweepConfig) -> None:
     Raises:
         ValueError: naming the flag, what is wrong and the fix.
     """
-    # By writing a file: permission bits say nothing of read-only mounts or quotas.
+    # By locking a file: permission bits say nothing of read-only mounts or quotas.
     for folder, flag in ((config.places.out, "--out"), (config.places.data_dir, "--data-dir")):
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
+            check_locks(folder)
         except OSError as error:
             raise ValueError(f"{flag} {folder}: cannot be written ({error.strerror}); name a folder you own.") from None
     free = shutil.disk_usage(config.places.out).free
@@ -51,21 +50,18 @@ def check(config: SweepConfig) -> None:
     except ValueError as error:
         raise ValueError(f"--out {config.places.out}: {error}") from error
     check_shared(config.places.out, config.devices.address, config.places.storage)
-    uri = config.places.tracking_uri
-    if uri is not None and not uri.startswith(TRACKING_SCHEMES):
+    uri = config.places.tracking_uri or database_uri(config.places.out)
+    if not uri.startswith(TRACKING_SCHEMES):
         raise ValueError(f"--tracking-uri {uri}: must begin with {', '.join(TRACKING_SCHEMES)}.")
     import torch  # takes seconds: wrong paths and addresses are reported before
 
     from trainables.stages.models.build import check_model
     from trainables.stages.runtimes.absence import check_runtime
 
-    students = values_of(config.search.space, config.search.base, "student_model")
-    networks = {"teacher_model": [config.search.base.teacher.teacher_model], "student_model": students}
-    for field, names in networks.items():
+    for field, names in _networks(config).items():
         try:
             for name in names:
-                if name != TEACHER_ITSELF:
-                    check_model(name)
+                check_model(name)
         except ValueError as error:
             raise ValueError(f"{flag_name(field)}: {error}") from error
     _check_unlabeled(config)
@@ -77,6 +73,13 @@ def check(config: SweepConfig) -> None:
         )
 
 
+def _networks(config: SweepConfig) -> dict[str, list[str]]:
+    """Setting -> the names of the networks that it asks for."""
+    base = config.search.base
+    students = [name for name in values_of(config.search.space, base, "student_model") if name != TEACHER_ITSELF]
+    return {"teacher_model": [base.teacher.teacher_model], "student_model": students}
+
+
 def _check_unlabeled(config: SweepConfig) -> None:
     """Refuse images without labels if no value of the space has a teacher."""
     space, base = config.search.space, config.search.base
@@ -86,18 +89,27 @@ def _check_unlabeled(config: SweepConfig) -> None:
 
 
 def check_networks(config: SweepConfig, dataset: DatasetRecord, weights: str | None) -> None:
-    """Put the teacher's given weights into the store; refuse weights, layers to ignore and cuts that fit no network.
+    """Put the teacher's given weights into the store; refuse networks that cannot be trained, cut or exported.
+
+    Weights or layers to ignore that fit no network are refused, too.
 
     Args:
         weights: the file that the user has named.
     """
-    base = config.search.base
+    from trainables.stages.candidate.networks import check_network
     from trainables.stages.models.build import MODEL_NAMES
     from trainables.stages.models.stored import build_for
     from trainables.stages.models.weights import import_weights
     from trainables.stages.pruning.channels import check_ignored
     from trainables.stages.pruning.cuts import check_cut
 
+    base = config.search.base
+    for field, names in _networks(config).items():
+        try:
+            for name in names:
+                check_network(name, dataset, opset=base.export.opset)
+        except ValueError as error:
+            raise ValueError(f"{flag_name(field)}: {error}") from error
     if weights is not None:
         teacher = build_for(base.teacher.teacher_model, dataset)
         import_weights(Path(weights), teacher, store_below(config.places.out, config.places.storage))
@@ -130,9 +142,13 @@ def run(
     screen: Screen,
     *,
     deadline: Deadline | None = None,
+    retry_failed: bool = False,
 ) -> int:
     """Run a sweep; returns the exit code."""
-    from sweeps.cluster.interrupts import Interrupted  # Ray's import takes a second, which bad flags should not cost
+    from sweeps.cluster.interrupts import (
+        Interrupted,
+        RayDiedError,
+    )  # Ray's import takes a second, which bad flags should not cost
     from sweeps.running.launch import run_sweep
     from sweeps.search.folder import InputError
 
@@ -142,10 +158,17 @@ def run(
     screen.launch()
     screen.wait("Starting Ray and MLflow")
     try:
-        code = FAILED if run_sweep(config, dataset, screen, deadline=deadline) else 0
+        code = FAILED if run_sweep(config, dataset, screen, deadline=deadline, retry_failed=retry_failed) else 0
     except InputError as error:
         screen.go_on()
         parser.error(with_flags(str(error)))
+    except RayDiedError as died:
+        text = (
+            f"Ray's {died.process} has died, and all trials with it. What is finished is in {config.folder}; the same"
+            " command goes on from there."
+        )
+        screen.print(text, style="yellow", soft_wrap=True, markup=False)
+        code = FAILED
     except KeyboardInterrupt as stop:
         text = f"Stopped. What is finished is in {config.folder}; the same command goes on from there."
         screen.print(text, soft_wrap=True)

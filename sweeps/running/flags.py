@@ -71,6 +71,8 @@ def add_cost_flags(group: "argparse._ArgumentGroup") -> None:
         " after a crash has the rest of that time"
     )
     group.add_argument("--budget", type=duration, metavar="TIME", help=f"{text} (default: none)")
+    text = "Run the failed trials of a sweep again, once what made them fail is mended"
+    group.add_argument("--retry-failed", action="store_true", help=f"{text} (default: off)")
 
 
 def add_output_flags(group: "argparse._ArgumentGroup") -> None:

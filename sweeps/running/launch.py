@@ -18,21 +18,32 @@ from sweeps.running.run import Run, worker_of
 from sweeps.running.trials import run_trials
 from sweeps.running.tune.delivery import fetch_record
 from sweeps.running.tune.fixed_runs import FixedRuns
-from sweeps.running.tune.retry import SayRetry
+from sweeps.running.tune.retry import SayRetry, reason_in
 from sweeps.running.tune.tuning import tuner
 from sweeps.search.config import SweepConfig
 from sweeps.search.folder import InputError, NoRoomError, check_identity, no_room, sole_driver, write_sweep_json
 from trainables.layout import RECORD, SPENT, TEACHER, UNFINISHED, has_record
 from trainables.records.stages import DatasetRecord
-from trainables.records.trial import TrialRecord, read_trial
+from trainables.records.trial import TrialRecord, read_trial, set_damaged_aside
+from trainables.store.references import forget_failures
+from trainables.store.results import store_below
+from trainables.tracking.deliveries import outbox
 from trainables.trials.task import TrialTask
 from trainables.trials.teacher import TeacherTrial
 
 
 def run_sweep(
-    config: SweepConfig, dataset: DatasetRecord, console: Console, *, deadline: Deadline | None = None
+    config: SweepConfig,
+    dataset: DatasetRecord,
+    console: Console,
+    *,
+    deadline: Deadline | None = None,
+    retry_failed: bool = False,
 ) -> int:
-    """Run a sweep on a prepared data set, or resume it; returns how many trials failed.
+    """Run a sweep on a prepared data set, or resume it; returns how many trials failed or wait for MLflow.
+
+    Args:
+        retry_failed: run trials again that failed, and forget which results the store knows to fail.
 
     Raises:
         InputError: if the name belongs to another sweep or is in use, or the teacher fails.
@@ -43,14 +54,28 @@ def run_sweep(
         sweep_id = check_identity(config, dataset)
         # Until it is removed below, garbage collection keeps the store's entries that this sweep may still read.
         (config.folder / UNFINISHED).touch()
+        _note_use(config, sweep_id)
+        for record in set_damaged_aside(outbox(config.folder)):
+            text = f"{record} was damaged and is set aside: that run is made again, from what is in the store."
+            console.print(text, style="yellow", soft_wrap=True, markup=False)
+        if retry_failed:
+            forget_failures(store_below(config.places.out, config.places.storage))
         tracker = open_tracker(tracking_uri(config), config, dataset, sweep_id)
         if tracker.away:
-            console.print(f"MLflow is away ({tracker.away}); its records wait on disk.", style="yellow", markup=False)
+            console.print(f"MLflow is away ({tracker.away}); its records wait on disk.", style="yellow", soft_wrap=True)
         with _mps(config), ray_for(config):
-            teacher = _make_teacher(config, dataset, console, deadline)
+            task = _teacher_task(config, dataset, sweep_id)
+            teacher = _make_teacher(task, config, console, deadline)
             write_sweep_json(config, teacher, dataset)
             run = Run(
-                config=config, dataset=dataset, teacher=teacher, tracker=tracker, console=console, deadline=deadline
+                config=config,
+                dataset=dataset,
+                teacher=teacher,
+                sweep_id=sweep_id,
+                tracker=tracker,
+                console=console,
+                deadline=deadline,
+                retry_failed=retry_failed,
             )
             announce(run)
             try:
@@ -59,21 +84,34 @@ def run_sweep(
             except (Interrupted, NoRoomError):  # show what there is so far
                 finish(run, "interrupted")
                 raise
-            finish(run, "finished")
+            failed += finish(run, "finished")
             (config.folder / UNFINISHED).unlink(missing_ok=True)
             (config.folder / SPENT).unlink(missing_ok=True)
     return failed
 
 
-def _make_teacher(
-    config: SweepConfig, dataset: DatasetRecord, console: Console, deadline: Deadline | None
-) -> TrialRecord:
+def _note_use(config: SweepConfig, sweep_id: str) -> None:
+    """Put down in the store that this sweep uses it, so that nobody collects what it needs.
+
+    Raises:
+        InputError: if the storage does not answer.
+    """
+    try:
+        store_below(config.places.out, config.places.storage).note_user(config.folder, sweep_id)
+    except ConnectionError as error:
+        raise InputError(
+            f"--storage {config.places.storage}: {error}; run the same command when it answers."
+        ) from error
+
+
+def _make_teacher(task: TrialTask, config: SweepConfig, console: Console, deadline: Deadline | None) -> TrialRecord:
     """Train the teacher in a Tune run of its own, unless its record exists; returns the record."""
     folder = config.folder / TEACHER
+    task.clear_folder()
     if not has_record(folder):
-        _train_teacher(config, dataset, console, deadline)
+        _train_teacher(task, config, console, deadline)
     if config.places.storage is not None:
-        fetch_record(folder, f"{config.name}/teacher", config.places.storage)
+        fetch_record(task, config.places.storage)
     if not has_record(folder):
         raise Interrupted
     record = read_trial(folder)
@@ -83,17 +121,20 @@ def _make_teacher(
     return record
 
 
-def _train_teacher(config: SweepConfig, dataset: DatasetRecord, console: Console, deadline: Deadline | None) -> None:
-    base, cores = config.search.base, cores_of_a_node(config.devices)
-    task = TrialTask(
+def _teacher_task(config: SweepConfig, dataset: DatasetRecord, sweep_id: str) -> TrialTask:
+    return TrialTask(
         stage="teacher",
-        candidate=base.resolve(dataset, device=config.devices.device),
+        candidate=config.search.base.resolve(dataset, device=config.devices.device),
         # no other trial runs meanwhile, so it gets all cores and all memory
-        worker=dataclasses.replace(worker_of(config), threads=cores, memory_share=1.0),
+        worker=dataclasses.replace(worker_of(config), threads=cores_of_a_node(config.devices), memory_share=1.0),
         key=f"{config.name}/teacher",
         folder=(config.folder / TEACHER).resolve(),
+        sweep_id=sweep_id,
     )
-    title = f"Sweep {config.name}: first its teacher, {base.teacher.teacher_model}"
+
+
+def _train_teacher(task: TrialTask, config: SweepConfig, console: Console, deadline: Deadline | None) -> None:
+    title = f"Sweep {config.name}: first its teacher, {task.candidate.teacher.teacher_model}"
     gpus = config.devices.gpus
     progress = Progress(console, gpus=gpus > 0, phase="teacher", title=title, trials=1, done=0, concurrency=1)
     with progress:
@@ -103,12 +144,12 @@ def _train_teacher(config: SweepConfig, dataset: DatasetRecord, console: Console
             name="teacher",
             callbacks=[progress, SayRetry(console)],
             searcher=FixedRuns([task.tune_config()]),
-            resources={"cpu": cores, "gpu": min(1, gpus)},
+            resources={"cpu": task.worker.threads, "gpu": min(1, gpus)},
             seconds=deadline.left() if deadline else None,
             deadline=deadline,
         ).fit()
     if results.errors:
-        raise InputError(f"no teacher could be made: {str(results.errors[0]).strip().splitlines()[-1]}")
+        raise InputError(f"no teacher could be made: {reason_in(str(results.errors[0]))}")
     if full := (results[0].metrics or {}).get("full"):
         raise no_room(str(full))
 

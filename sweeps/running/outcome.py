@@ -13,6 +13,7 @@ from analysis.pages.front_files import write_controls, write_front
 from analysis.pages.mlflow_view import addresses, view_tags
 from analysis.pages.report import summary_of, write_report
 from analysis.pages.terminal import front_table, print_controls
+from analysis.reading.facts import stood_still
 from analysis.reading.runs import Runs, read_runs
 from analysis.reading.wording import in_words
 from sweeps.running.run import Run
@@ -22,20 +23,20 @@ from sweeps.search.space import values_of
 from trainables.config.candidate import TEACHER_ITSELF
 from trainables.layout import (
     ARTIFACTS,
-    DATABASE,
     FRONT,
     FRONT_PAGE,
     ONNX_FILE,
     REPORT,
     SWEEP_JSON,
     TEACHER,
+    database_uri,
     trial_folder,
 )
-from trainables.records.latency import doubts
+from trainables.records.latency import doubt
 from trainables.records.stages import DatasetRecord
 from trainables.records.trial import TrialRecord
-from trainables.tracking.deliveries import deliver_all, hide_password, note_where, outbox, scores_of
-from trainables.tracking.tracker import Tracker, TrackingError
+from trainables.tracking.deliveries import deliver_all, note_where, outbox, scores_of
+from trainables.tracking.tracker import DeletedError, Tracker, TrackingError
 
 
 def headline(config: SweepConfig) -> str:
@@ -52,7 +53,7 @@ def headline(config: SweepConfig) -> str:
 def teacher_line(config: SweepConfig, teacher: TrialRecord) -> str:
     """The teacher on one line."""
     metrics = teacher.metrics
-    said = f" ({', '.join(found)})" if (found := doubts(metrics)) else ""
+    said = f" ({why})" if (why := doubt(teacher.tags)) else ""
     return (
         f"teacher {config.search.base.teacher.teacher_model}: val {100 * metrics['val_accuracy']:.2f} %"
         f"  {metrics['latency_p50_ms']:.3f} ms{said}"
@@ -68,17 +69,19 @@ def open_tracker(uri: str, config: SweepConfig, dataset: DatasetRecord, sweep_id
     """
     experiment, artifacts = dataset.name.replace(":", "-"), config.places.out / ARTIFACTS
     # Written before the first connection: `analysis sync` delivers from it if MLflow stays away.
-    note_where(config.folder, uri, experiment=experiment, sweep=config.name, sweep_id=sweep_id, artifacts=artifacts)
+    note_where(config.folder, uri, experiment=experiment, sweep=config.name, sweep_id=sweep_id)
     try:
         return Tracker(uri, experiment=experiment, sweep=config.name, sweep_id=sweep_id, artifacts=artifacts)
+    except DeletedError as error:
+        raise InputError(f"--tracking-uri {uri}: {error}.") from error
     except TrackingError as error:
         fix = "start that server with --allowed-hosts" if " 403 " in str(error) else "name another store"
-        raise InputError(f"--tracking-uri {hide_password(uri)}: {error}; {fix}, or leave the flag out.") from error
+        raise InputError(f"--tracking-uri {uri}: {error}; {fix}, or leave the flag out.") from error
 
 
 def tracking_uri(config: SweepConfig) -> str:
     """The MLflow store of this sweep: the one asked for, or a SQLite database in OUT."""
-    return config.places.tracking_uri or f"sqlite:///{(config.places.out / DATABASE).resolve()}"
+    return config.places.tracking_uri or database_uri(config.places.out)
 
 
 def announce(run: Run) -> None:
@@ -91,20 +94,21 @@ def announce(run: Run) -> None:
     run.tracker.deliver(folder / TEACHER, scores_of(run.teacher, run.score))
 
 
-def finish(run: Run, status: str) -> None:
-    """Deliver what is left in the outbox, then publish and print the front."""
+def finish(run: Run, status: str) -> int:
+    """Deliver what is left in the outbox, then publish and print the front; returns how many records still wait."""
     config, tracker, console = run.config, run.tracker, run.console
     tracker.try_again()
     waiting = deliver_all(tracker, outbox(config.folder), run.score)
     if waiting:  # a front drawn now would lack those records
-        sync = f"python -m analysis sync --out {shlex.quote(str(config.places.out))}"
+        server = f" --tracking-uri {shlex.quote(uri)}" if (uri := config.places.tracking_uri) else ""
+        sync = f"python -m analysis sync --out {shlex.quote(str(config.places.out))}{server}"
         console.print(
             f"{waiting} records wait in {config.folder} for MLflow ({tracker.away}); `{sync}` or the same command"
             " delivers them.",
             style="yellow",
-            markup=False,
+            soft_wrap=True,
         )
-        return
+        return waiting
     uri = tracking_uri(config)
     try:
         tracker.sweep_artifacts([config.folder / SWEEP_JSON])
@@ -112,9 +116,10 @@ def finish(run: Run, status: str) -> None:
         tracker.close(status)
     except TrackingError as error:
         said = f"MLflow went away ({error}); the same command draws the front."
-        console.print(said, style="yellow", markup=False, soft_wrap=True)
-        return
+        console.print(said, style="yellow", soft_wrap=True)
+        return 1
     show(console, runs, uri, config.folder / FRONT)
+    return 0
 
 
 def publish(tracker: Tracker, tracking_uri: str, folder: Path) -> Runs:
@@ -162,7 +167,7 @@ def show(console: Console, runs: Runs, tracking_uri: str, folder: Path) -> None:
     # Champions and controls are reported apart: they are no results of the search.
     searched = runs.frame[(runs.frame["stage"] == "candidate") & ~retrained(runs.frame)]
     counts = ", ".join(f"{count} {status}" for status, count in searched["status"].value_counts().items())
-    console.print(f"\nSweep {runs.name}: {counts or 'no trials'}", soft_wrap=True, markup=False)
+    console.print(f"\nSweep {runs.name}: {counts or 'no trials'}", soft_wrap=True)
     if front.empty:
         console.print("No trial has finished, so there is no front yet.")
     else:
@@ -173,8 +178,10 @@ def show(console: Console, runs: Runs, tracking_uri: str, folder: Path) -> None:
             f"Best score {best['score']:.2f} points: trial {int(best['trial_number'])}, {model}", soft_wrap=True
         )
         console.print(str(reuse(runs.frame)), soft_wrap=True)
+        if still := stood_still(runs.frame, runs.busy_s):
+            console.print(still, soft_wrap=True, markup=False)
     print_controls(console, controls(runs.frame))
-    console.print(f"Front: {folder / FRONT_PAGE}")
+    console.print(f"Front: {folder / FRONT_PAGE}", soft_wrap=True)
     served = tracking_uri.startswith("http")
     browse = tracking_uri if served else f"mlflow ui --backend-store-uri {shlex.quote(tracking_uri)}"
     console.print(f"Browse: {browse}", soft_wrap=True)

@@ -10,6 +10,7 @@ from sweeps.search.config import SweepConfig
 from sweeps.search.objectives import composite_score
 from trainables.records.stages import DatasetRecord
 from trainables.records.trial import TrialRecord
+from trainables.stages.data.prepared import absolute
 from trainables.tracking.deliveries import Score
 from trainables.tracking.tracker import Tracker
 from trainables.trials.task import Worker
@@ -22,10 +23,13 @@ class Run:
     config: SweepConfig
     dataset: DatasetRecord
     teacher: TrialRecord
+    sweep_id: str
     tracker: Tracker
     console: Console
     deadline: Deadline | None = None
     """When it has to stop; None sets no limit."""
+    retry_failed: bool = False
+    """Whether trials that failed are run again, and reasons that the store remembers are forgotten."""
 
     @property
     def score(self) -> Score:
@@ -38,7 +42,7 @@ def worker_of(config: SweepConfig) -> Worker:
     """The settings of a trial's process: folders, data, device, threads and memory."""
     return Worker(
         out=config.places.out.resolve(),
-        data=config.search.base.data,
+        data=absolute(config.search.base.data),  # workers in a cluster have another working directory
         data_dir=config.places.data_dir.resolve(),
         storage=config.places.storage,
         device=config.devices.device,

@@ -21,12 +21,14 @@ from sweeps.running.tune.tuning import tuner
 from sweeps.search.config import Places, SweepConfig
 from sweeps.search.devices import Devices
 from trainables.config.candidate import DataConfig
-from trainables.layout import ARTIFACTS, CELLS, DELIVERED, has_record, recorded
-from trainables.records.trial import TrialRecord, read_trial
+from trainables.files import digest_of
+from trainables.layout import ARTIFACTS, CELLS, ONNX_FILE, has_record, recorded
+from trainables.records.trial import TrialRecord, read_trial, set_damaged_aside
 from trainables.stages.data.folders import PREFIX
 from trainables.stages.data.prepared import prepare, public_name
 from trainables.stages.runtimes.base import RUNTIMES
 from trainables.stages.runtimes.cell import Cell
+from trainables.store.results import store_below
 from trainables.tracking.tracker import Tracker, TrackingError
 from trainables.trials.runtime import RuntimeTrial
 from trainables.trials.task import RuntimeTask, Worker, task_of
@@ -49,15 +51,17 @@ def measure_cells(
         devices=Devices(gpus=flags.gpus if cuda else 0, cpus=max(1, flags.gpus)),
     )
     folder = config.folder / CELLS
-    asked = [_task(config, flags, model, cell) for model in models for cell in cells]
+    set_damaged_aside(recorded(folder))
+    asked = [_task(config, flags, model, cell, sweep_id) for model in models for cell in cells]
+    for task in asked:
+        task.clear_folder()
     tasks = [task for task in asked if not done(task.folder, again=flags.again)]
     if tasks:
         _prepare_images(models, flags)
-    for task in tasks:  # a cell measured again is delivered again
-        (task.folder / DELIVERED).unlink(missing_ok=True)
+        store_below(flags.out, None).note_user(config.folder, sweep_id)
     tracker = _tracker(config, models[0], sweep_id)
     asked_for = f"{_plural(len(models), 'model')}, {_plural(len(cells), 'cell')} each, {len(tasks)} to measure"
-    console.print(f"Runtimes of sweep {flags.name}: {asked_for}", markup=False, soft_wrap=True)
+    console.print(f"Runtimes of sweep {flags.name}: {asked_for}", soft_wrap=True)
     if tasks:
         with ray_for(config):
             tuner(
@@ -75,12 +79,14 @@ def measure_cells(
     try:
         tracker.sweep_artifacts(files)
     except TrackingError as error:
-        console.print(f"MLflow went away ({error}); the same command delivers the table.", style="yellow")
+        console.print(
+            f"MLflow went away ({error}); the same command delivers the table.", style="yellow", soft_wrap=True
+        )
     console.print(f"Table: {files[1]} and {files[0].name}", soft_wrap=True)
     return frame
 
 
-def _task(config: SweepConfig, flags: argparse.Namespace, model: Path, cell: Cell) -> RuntimeTask:
+def _task(config: SweepConfig, flags: argparse.Namespace, model: Path, cell: Cell, sweep_id: str) -> RuntimeTask:
     record = read_trial(model)
     folder = config.folder / CELLS / f"{model.name}-{cell.name}"
     name = _called(record, model)
@@ -97,11 +103,14 @@ def _task(config: SweepConfig, flags: argparse.Namespace, model: Path, cell: Cel
         ),
         key=f"{config.name}/runtimes/{folder.name}",
         folder=folder.resolve(),
+        sweep_id=sweep_id,
         tags=kind | pruning,
         cell=cell,
         model=name,
         source=model.resolve(),
+        model_digest=digest_of(model / ONNX_FILE, "model"),
         seconds=flags.seconds,
+        models=tuple(flags.models.split(",")) if flags.models else (),
     )
 
 
@@ -189,13 +198,13 @@ class _CellReports(tune.Callback):
         if record.status == "infeasible":  # a line each would bury the numbers: they are counted by reason
             self._absent[record.reason] += 1
         else:
-            self._console.print(f"[{self._done}/{self._cells}] {folder.name}  {told}", markup=False, soft_wrap=True)
+            self._console.print(f"[{self._done}/{self._cells}] {folder.name}  {told}", soft_wrap=True)
         self._tracker.deliver(folder, {})
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         """Tune: all cells are done. Print how many are not available on this machine or for this model, and why."""
         for reason, count in self._absent.most_common():
-            self._console.print(f"{_plural(count, 'cell')} absent: {reason}", markup=False, soft_wrap=True)
+            self._console.print(f"{_plural(count, 'cell')} absent: {reason}", soft_wrap=True)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Tune: the cell's process has died for good. Record that, print and deliver it."""

@@ -1,11 +1,11 @@
 """Run the search itself: propose the missing trials of a sweep, run them, stop the hopeless, deliver the results."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 from rich.console import Console
 
@@ -15,7 +15,7 @@ from sweeps.planning.budget import Deadline
 from sweeps.running.outcome import headline, teacher_line
 from sweeps.running.run import Run, worker_of
 from sweeps.running.tune.delivery import Delivery
-from sweeps.running.tune.recovery import TaskOf, fetch_late, recover, trial_dir
+from sweeps.running.tune.recovery import TaskOf, fetch_late, recover, to_repeat, trial_dir
 from sweeps.running.tune.retry import SayRetry
 from sweeps.running.tune.stopper import FrontStopper
 from sweeps.running.tune.tuning import tuner
@@ -31,24 +31,66 @@ from trainables.tracking.deliveries import Score
 from trainables.trials.candidate import CandidateTrial
 from trainables.trials.task import TrialTask
 
+# Trials that fail with one reason before the sweep stops: the machine or the data, and not the configurations.
+FAILED_ALIKE = 5
 
-class InTime(StudySearcher):
-    """A searcher that proposes no trial which would end after the deadline, if there is one."""
+
+class SweepSearcher(StudySearcher):
+    """A searcher that runs some trials again, and ends early: at a deadline, or when every trial fails alike."""
 
     def __init__(
-        self, study: optuna.Study, search: Search, *, task_of: TaskOf, score: Score, deadline: Deadline | None
+        self,
+        study: optuna.Study,
+        search: Search,
+        *,
+        task_of: TaskOf,
+        score: Score,
+        deadline: Deadline | None = None,
+        again: Sequence[FrozenTrial] = (),
     ) -> None:
+        """As in `StudySearcher`; the trials in `again` have ended in the study, which is not told of their new end."""
         super().__init__(study, search, tune_config=partial(_tune_config, task_of), score=score)
-        self._deadline = deadline
+        self._config_of = partial(_tune_config, task_of)
+        self._deadline, self._again, self._repeated = deadline, list(again), set[str]()
+        self._alike: list[str] | None = []
+        """The reasons of all trials so far; None once one has not failed."""
+        self.hopeless: str | None = None
+        """Why every trial of this command has failed, if that is one reason; after that nothing is proposed."""
 
     def late(self) -> bool:
         """Whether it is too late to start another trial."""
         return self._deadline is not None and self._deadline.over()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """As in `StudySearcher`, but FINISHED when it is too late for another trial."""
+        """As in `StudySearcher`, but FINISHED when it is too late for another trial, or of no use."""
         self.exhausted = self.exhausted or self.late()
-        return str(Searcher.FINISHED) if self.late() else super().suggest(trial_id)
+        if self.late() or self.hopeless is not None or self.full is not None:
+            return str(Searcher.FINISHED)
+        if not self._again:
+            return super().suggest(trial_id)
+        trial = self._again.pop(0)
+        self._repeated.add(trial_id)
+        return self._config_of(trial.number, trial.params)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """As in `StudySearcher`; then see whether all trials so far have failed for one reason."""
+        found = result or {}
+        reason = "its process died" if error else found.get("invalid")
+        if self._alike is not None:
+            self._alike = [*self._alike, str(reason)] if reason else None
+        if self._alike and len(self._alike) >= FAILED_ALIKE and len(set(self._alike)) == 1:
+            self.hopeless = self._alike[0]
+        if trial_id not in self._repeated:
+            super().on_trial_complete(trial_id, result, error)
+            return
+        self._repeated.remove(trial_id)
+        if found.get("full"):
+            self.full, self.exhausted = str(found["full"]), True
+
+    @property
+    def repeating(self) -> bool:
+        """Whether trials that were to run again have not ended."""
+        return bool(self._again or self._repeated)
 
 
 def run_trials(run: Run) -> int:
@@ -62,11 +104,13 @@ def run_trials(run: Run) -> int:
     config, console = run.config, run.console
     search, storage = config.search, config.places.storage
     study = open_study(config.folder / JOURNAL, config.name, search)
-    task_of = partial(_task, config, run.dataset, run.teacher)
-    searcher = InTime(study, search, task_of=task_of, score=run.score, deadline=run.deadline)
+    # Not of the whole run, whose connections Tune cannot pickle.
+    task_of = partial(_task, config, run.dataset, run.teacher, run.sweep_id)
+    again = to_repeat(study, config, failed=run.retry_failed)
+    searcher = SweepSearcher(study, search, task_of=task_of, score=run.score, deadline=run.deadline, again=again)
     # Before counting: a trial that had ended when its driver died must not be run again.
-    recover(study, searcher, config, task_of, teacher=run.teacher)
-    done = len(finished(study))
+    recover(study, searcher, config, task_of, teacher=run.teacher, again=again)
+    done = len(finished(study)) - len(again)
     if done >= search.trials:
         more = "" if search.sampler == "grid" else f"; --trials {done + 10} adds some"
         console.print(f"Sweep {config.name} has all its {done} trials{more}.", soft_wrap=True)
@@ -86,20 +130,32 @@ def run_trials(run: Run) -> int:
         ).fit()
     if searcher.full is not None:
         raise no_room(searcher.full)
-    away = fetch_late(study, config)
+    away = fetch_late(study, config, task_of)
     if away:
         text = f"{storage} does not answer: {away} finished trials are still there; the same command has them."
-        console.print(text, style="yellow", soft_wrap=True, markup=False)
+        console.print(text, style="yellow", soft_wrap=True)
+    if searcher.hopeless is not None:
+        text = f"Stopped: all trials of this command failed with one reason: {searcher.hopeless}"
+        console.print(text, style="yellow", soft_wrap=True)
+        console.print("When it is mended, the same command with --retry-failed tries them again.", soft_wrap=True)
+        return _count_failed(config) + away
     _say_end(config, study, searcher, console)
     return _count_failed(config) + away
 
 
 def _tune_config(task_of: TaskOf, number: int, params: Mapping[str, Any]) -> dict[str, Any]:
-    return task_of(number, params).tune_config()
+    task = task_of(number, params)
+    task.clear_folder()
+    return task.tune_config()
 
 
 def _task(
-    config: SweepConfig, dataset: DatasetRecord, teacher: TrialRecord, number: int, params: Mapping[str, Any]
+    config: SweepConfig,
+    dataset: DatasetRecord,
+    teacher: TrialRecord,
+    sweep_id: str,
+    number: int,
+    params: Mapping[str, Any],
 ) -> TrialTask:
     """The task of a trial of the search; the only place that turns proposed parameters into a configuration."""
     folder = trial_dir(config, number)
@@ -110,6 +166,7 @@ def _task(
         folder=folder.resolve(),
         trial_number=number,
         limits=config.limits,
+        sweep_id=sweep_id,
         teacher_val_accuracy=teacher.metrics["val_accuracy"],
         num_val=dataset.num_val,
     )
@@ -142,7 +199,7 @@ def _progress(run: Run, done: int) -> Progress:
     )
 
 
-def _say_end(config: SweepConfig, study: optuna.Study, searcher: InTime, console: Console) -> None:
+def _say_end(config: SweepConfig, study: optuna.Study, searcher: SweepSearcher, console: Console) -> None:
     """Print why there are fewer trials than asked for, if there are.
 
     Raises:
@@ -157,6 +214,8 @@ def _say_end(config: SweepConfig, study: optuna.Study, searcher: InTime, console
             text = f"The time is over; trials that were cut off: {len(running)}. The same command goes on with them."
             console.print(text, soft_wrap=True)
         return
+    if searcher.repeating:
+        raise Interrupted
     if done < wanted:
         if not searcher.exhausted or running:  # neither the time nor the space was over
             raise Interrupted

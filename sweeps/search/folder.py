@@ -19,10 +19,10 @@ from sweeps.search.config import SweepConfig
 from sweeps.search.objectives import DIRECTIONS, UNITS, reference_point
 from sweeps.search.space import describe
 from sweeps.search.study_file import contains, holds, write_anew
-from trainables.files import write_text
+from trainables.files import set_aside, write_text
 from trainables.layout import CHECKOUT, COMMANDS, DRIVER_LOCK, IDENTITY, JOURNAL, SWEEP_JSON
 from trainables.locks import file_lock_if_free
-from trainables.records.encoding import to_json
+from trainables.records.encoding import read_json, to_json
 from trainables.records.stages import DatasetRecord
 from trainables.records.trial import TrialRecord
 from trainables.stages.data.prepared import public_name
@@ -101,8 +101,12 @@ def check_identity(config: SweepConfig, dataset: DatasetRecord) -> str:
 def _read_identity(path: Path, name: str) -> dict[str, Any]:
     try:
         row: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return {**row, "settings": dict(row["settings"]), "sweep_id": str(row["sweep_id"])}
-    except (ValueError, KeyError, TypeError) as error:
+        settings = {part: dict(values) for part, values in row["settings"].items()}
+        spaces = {name: str(values) for name, values in row.get("space", {}).items()}
+        for values in spaces.values():
+            json_to_distribution(values)
+        return {"settings": settings, "space": spaces, "sweep_id": str(row["sweep_id"])}
+    except (RecursionError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"--name {name}: {path} cannot be read ({error}); restore it, or take another --name."
         ) from None
@@ -127,8 +131,7 @@ def write_sweep_json(config: SweepConfig, teacher: TrialRecord, dataset: Dataset
     path = config.folder / SWEEP_JSON
     settings = config.identity() | {"space": describe(config.search.space)}
     settings["base"] |= {"dataset": dataset.name, "unlabeled": dataset.unlabeled}
-    if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
+    if (before := _read_sweep_json(path)) is not None:
         if before["config"] != json.loads(to_json(settings)):  # the space has grown; the reference point stays
             write_text(path, to_json(before | {"config": settings}))
         return
@@ -144,6 +147,18 @@ def write_sweep_json(config: SweepConfig, teacher: TrialRecord, dataset: Dataset
         "command": typed_command(sys.argv),
     }
     write_text(path, to_json(content))
+
+
+def _read_sweep_json(path: Path) -> dict[str, Any] | None:
+    """What is written there; None if nothing is, or a damaged file had to be set aside."""
+    try:
+        row = read_json(path)
+        return {**row, "config": dict(row["config"])}
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        set_aside(path)
+        return None
 
 
 def typed_command(argv: Sequence[str]) -> str | None:

@@ -2,10 +2,10 @@ import os
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from analysis.disk import total, usage
 from analysis.pages.terminal import usage_table
+from analysis.reading.doors import Terminal
 
 
 def write(path: Path, size: int) -> Path:
@@ -34,7 +34,7 @@ def test_shared_files_count_once_and_belong_to_nobody_alone(tmp_path: Path) -> N
 
 def test_names_from_outside_are_no_markup(tmp_path: Path) -> None:
     write(tmp_path / "sweeps" / "[red]night" / "sweep.json", 1)
-    console = Console(width=80)
+    console = Terminal(width=80)
     with console.capture() as capture:
         console.print(usage_table(usage(tmp_path)))
     assert "sweeps/[red]night" in capture.get()

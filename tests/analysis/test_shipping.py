@@ -9,12 +9,15 @@ import onnx
 import pytest
 from mlflow import MlflowClient
 from onnx import TensorProto, helper
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from analysis.__main__ import main
 from analysis.shipping import PREDICT, stated_in
 from tests.analysis.conftest import log_sweep, teacher_rows, trial_rows
-from trainables.stages.data.decoding import to_array
+from tests.trainables.stages.data.sample_folders import POSTSCRIPT, fake_ghostscript
+from trainables.stages.data.decoding import FORMATS, to_array
+
+__all__ = ["fake_ghostscript"]
 
 SIZE = 8
 CLASSES = ["dark red", "<img src=x onerror=alert(1)> $(touch ran) ../../x", "grün"]
@@ -162,4 +165,43 @@ def test_a_model_that_does_not_tell_its_classes_is_refused(tmp_path: Path) -> No
 
 
 def test_predict_is_short() -> None:
-    assert len([line for line in io.StringIO(PREDICT) if line.strip()]) <= 25
+    assert len([line for line in io.StringIO(PREDICT) if line.strip()]) <= 30
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.torchscript.pt", "recipe.json"])
+def test_a_link_among_the_artifacts_is_not_followed(out: Path, tmp_path: Path, name: str, capsys) -> None:
+    """A copied folder of sweeps must not choose which file of this machine is shipped."""
+    client = MlflowClient(tracking_uri=f"sqlite:///{out / 'mlflow.db'}")
+    run = client.search_runs(["1"], "tags.trial_number = '1'")[0].info.run_id
+    file = out / "artifacts" / run / "artifacts" / name
+    kept = file.rename(file.with_suffix(".kept")) if file.exists() else None
+    file.symlink_to(linear_model(tmp_path / "secret"))
+    try:
+        assert main(["export", "night@1", "--to", str(tmp_path / "ship"), "--out", str(out)]) == 2
+    finally:
+        file.unlink()
+        if kept:
+            kept.rename(file)
+    assert f"{name} is a link, which is not followed" in capsys.readouterr().err
+    assert not (tmp_path / "ship").exists()
+
+
+def test_links_where_the_files_go_are_replaced_and_not_written_through(out: Path, tmp_path: Path) -> None:
+    (tmp_path / "ship").mkdir()
+    (tmp_path / "mine").write_text("mine")
+    names = ("model.onnx", "preprocessing.json", "labels.json", "predict.py", "README.md")
+    for name in names:
+        (tmp_path / "ship" / name).symlink_to(tmp_path / "mine")
+    assert main(["export", "night@1", "--to", str(tmp_path / "ship"), "--out", str(out)]) == 0
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert not any((tmp_path / "ship" / name).is_symlink() for name in names)
+
+
+def test_predict_reads_the_formats_of_training_and_starts_no_program(tmp_path: Path, fake_ghostscript: Path) -> None:
+    names: dict[str, object] = {}
+    exec(PREDICT.partition("here = ")[0], names)
+    assert tuple(names["KINDS"]) == FORMATS
+    (tmp_path / "a.jpg").write_bytes(POSTSCRIPT)
+    with pytest.raises(UnidentifiedImageError):
+        names["pixels"](tmp_path / "a.jpg", SIZE)
+    assert not fake_ghostscript.exists()

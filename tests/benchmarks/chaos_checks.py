@@ -33,6 +33,7 @@ def check_sweep(world: World, out: Path, name: str, *, trials: int, seen: dict[s
     """Everything that is wrong with a sweep that has ended, one line each."""
     folder = out / "sweeps" / name
     sync = [sys.executable, "-m", "analysis", "sync", "--out", str(out), "--name", name]
+    sync += ["--tracking-uri", world.tracking_uri]
     done = subprocess.run(sync, capture_output=True, text=True, env=world.environment)
     faults = [] if done.returncode == 0 else [f"sync said {done.stdout + done.stderr}"]
     records = finished_records(out, name)
@@ -43,7 +44,7 @@ def check_sweep(world: World, out: Path, name: str, *, trials: int, seen: dict[s
     faults += check_study(folder, name, trials) + check_tracking(world, folder, trials)
     faults += check_workers(world)
     faults += check_store(out, world.storage(int(name.rpartition("-")[2])))
-    faults += [f"sweep {other} still has a driver" for other in running(out / "sweeps")]
+    faults += [f"sweep {other} still has a driver" for other in running((out / "sweeps").glob("*"))]
     return faults
 
 
@@ -102,7 +103,7 @@ def check_store(out: Path, storage: str) -> list[str]:
     if remote:
         return faults + [f"lease {name} is left" for name in Objects(storage).sizes() if name.endswith(f"/{LEASE}")]
     for path in (Path(storage) / "store").glob(f"*/*/{MANIFEST}"):
-        manifest = parse(path.read_bytes(), str(path))
+        manifest = parse(path.read_bytes(), key=f"{path.parent.parent.name}/{path.parent.name}")
         if "." not in path.parent.name and (manifest is None or (said := fault(path.parent, manifest)) is not None):
             faults.append(f"{path.parent}: {'no manifest' if manifest is None else said}")
     return faults

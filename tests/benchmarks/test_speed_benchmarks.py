@@ -2,7 +2,6 @@
 
 import argparse
 import importlib
-import json
 import os
 import re
 import subprocess
@@ -101,17 +100,3 @@ def test_scale_takes_its_trials_to_a_front_in_mlflow(tmp_path: Path) -> None:
     heading, row = lines("scale.py", "--trials", "12", "--out", str(tmp_path / "scale"))
     assert heading.split()[:7] == ["trials", "MB", "propose", "stopper", "record", "tell", "deliver"]
     assert row.split()[0] == "12" and all(float(number) > 0 for number in row.split()[1:])
-
-
-def test_drift_finds_the_power_that_made_the_latencies(tmp_path: Path) -> None:
-    for number, drift in enumerate((-0.04, 0.0, 0.03, 0.2)):
-        folder = tmp_path / f"sweeps/one/trials/{number:05}"
-        folder.mkdir(parents=True)
-        own = {"reference_latency_p50_ms": 2.0, "reference_latency_raw_p50_ms": 2.0 * (1 + drift)}
-        metrics = {"num_params": 7, "latency_raw_p50_ms": (1 + drift) ** 0.5} | own
-        row = {"params": {"student_model": "a"}, "metrics": metrics, "tags": {"latency_verdict": "clean"}}
-        (folder / "record.json").write_text(json.dumps(row))
-    rows = lines("drift.py", str(tmp_path))
-    assert rows[0] == "4 measurements of 1 architectures"
-    assert [row.split()[:2] for row in rows[3:]] == [["any", "4"], ["15", "%"], ["10", "%"], ["5", "%"]]
-    assert all(row.split()[-6] == "0.0" and float(row.split()[-10]) > 0.5 for row in rows[3:])

@@ -214,8 +214,8 @@ def teacher_of(bench: Bench) -> ModelRecord:
     network = build_model(TEACHER, num_classes=CLASSES, image_size=bench.dataset.image_size)
     folder = bench.dataset.folder / "teacher"
     folder.mkdir()
-    write_model(network, folder, key=Key("teacher", "random"), name=TEACHER, dataset=bench.dataset, curve=())
-    return read_model(folder)
+    write_model(network, folder, key=Key("teacher", "0" * 24), name=TEACHER, dataset=bench.dataset, curve=())
+    return read_model(folder, TEACHER)
 
 
 ARMS: dict[str, Callable[[argparse.Namespace], float]] = {

@@ -91,8 +91,39 @@ def with_a_password(tmp: Path) -> None:
     """A sweep that has a record, whose driver is gone, delivered to an address with a password."""
     folder = tmp / "runs" / "sweeps" / "mine"
     written("runs/sweeps/mine/sweep.json", to_json({"teacher": {"size_bytes": 1}, "config": {"rates": {}}}))(tmp)
-    where = {"uri": "postgresql://me:***@db/x", "experiment": "e", "sweep": "mine", "sweep_id": "x", "artifacts": "a"}
+    where = {"uri": "postgresql://me:***@db/x", "experiment": "e", "sweep": "mine", "sweep_id": "x"}
     (folder / "tracking.json").write_text(json.dumps(where))
+
+
+def with_a_result(tmp: Path) -> None:
+    """A store with a result that no sweep is known to need."""
+    folder = tmp / "runs" / "store" / "student" / ("0" * 24)
+    files = {"record.json": b"{}"}
+    entries = {name: {"sha256": hashlib.sha256(text).hexdigest(), "size": len(text)} for name, text in files.items()}
+    manifest = {"key": f"student/{folder.name}", "version": 1, "seconds": 1.0, "reports": 1, "created": 0.0}
+    a_store(tmp)
+    for name, text in {**files, "manifest.json": json.dumps({**manifest, "files": entries, "format": 2})}.items():
+        written(f"runs/store/student/{folder.name}/{name}", text)(tmp)
+
+
+def used_elsewhere(tmp: Path) -> None:
+    """That store, and a sweep on another machine that uses it."""
+    with_a_result(tmp)
+    user = {"sweep": "night", "sweep_id": "x", "folder": "/home/them/runs/sweeps/night"}
+    written("runs/store/users/0.json", json.dumps(user))(tmp)
+
+
+def postscript(tmp: Path) -> None:
+    """A picture that would start Ghostscript."""
+    photos()(tmp)
+    (tmp / "photos" / "test" / "dog" / "3.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n")
+
+
+def one_that_needs(tmp: Path) -> None:
+    """A sweep whose teacher needs a result of that store."""
+    with_a_result(tmp)
+    row = {"status": "finished", "stage": "teacher", "keys": ["teacher/" + "1" * 24]}
+    written("runs/sweeps/mine/teacher/record.json", json.dumps(row))(tmp)
 
 
 a_store = written("runs/store/store.json", '{"format": 2}')

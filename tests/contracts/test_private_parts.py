@@ -21,13 +21,25 @@ HOMES = {
     "optuna": ("sweeps/search/optuna_private.py",),
     "ray": ("sweeps/cluster/ray_private.py",),
     "torch": ("trainables/stages/models/torch_private.py",),
-    "mlflow": ("analysis/reading/mlflow_sqlite.py", "analysis/pages/mlflow_view.py"),
+    "mlflow": (
+        "analysis/reading/mlflow_sqlite.py",
+        "analysis/pages/mlflow_view.py",
+        "trainables/tracking/local_store.py",
+    ),
 }
 """Library -> the modules that use its private parts; no other module may."""
 OWNED = {home for homes in HOMES.values() for home in homes}
 HIDDEN = ("system_attrs", "max_failures", "run_metadata", "num_failures", "update_resources")
 """Attributes of Optuna's and Ray's trials without an underscore that are undocumented or said to be experimental."""
-HIDDEN_TEXTS = ("sharedViewState", "viewStateShareKey", "experimentKind", "run_uuid", "torch._", "ray._")
+HIDDEN_TEXTS = (
+    "sharedViewState",
+    "viewStateShareKey",
+    "experimentKind",
+    "run_uuid",
+    "storage_location",
+    "torch._",
+    "ray._",
+)
 """Parts of strings that name something private."""
 STANDARD = {("os", "_exit"), ("super()", "_expand_help"), ("self", "_actions")}
 """Of the standard library: documented, and what argparse's own classes read of each other."""
@@ -220,7 +232,11 @@ def test_ray_has_what_we_use() -> None:
     there("ray", "ray._private.ray_constants", "ENABLE_RAY_CLUSTER")
     from sweeps.cluster.ray_private import allow_failures, give_resources
 
-    assert "_node_ip_address" in inspect.getsource(ray.init), moved("ray", "init(_node_ip_address=)")
+    there("ray", "ray._private.node", "Node")
+    there("ray", ray._private.node.Node, "start_api_server")
+    there("ray", "ray._raylet", "Config", "AuthenticationTokenLoader")
+    for name in ("_node_ip_address", "_temp_dir"):
+        assert name in inspect.getsource(ray.init), moved("ray", f"init({name}=)")
     trial = Trial("a trainable", stub=True)
     there("ray", trial, "max_failures", "num_failures", "update_resources")
     trial.run_metadata.num_failures = 1
@@ -257,7 +273,7 @@ def test_mlflow_has_what_we_use() -> None:
         "SqlParam": {"run_uuid", "key", "value"},
         "SqlLatestMetric": {"run_uuid", "key", "value", "is_nan"},
         "SqlMetric": {"run_uuid", "key", "value", "is_nan", "step"},
-        "SqlExperiment": set(),
+        "SqlExperiment": {"artifact_location"},
     }
     tables = {"SqlRun": "runs", "SqlTag": "tags", "SqlParam": "params", "SqlLatestMetric": "latest_metrics"}
     tables |= {"SqlMetric": "metrics", "SqlExperiment": "experiments"}
@@ -267,6 +283,11 @@ def test_mlflow_has_what_we_use() -> None:
         assert table.name == tables[name], moved("mlflow", f"table {tables[name]}")
         lost = wanted - set(table.columns.keys())
         assert not lost, moved("mlflow", f"{table.name}.{min(lost, default='')}")
+    there("mlflow", "mlflow.store.model_registry.dbmodels.models", "SqlModelVersion")
+    from mlflow.store.model_registry.dbmodels.models import SqlModelVersion
+
+    assert SqlModelVersion.__tablename__ == "model_versions", moved("mlflow", "table model_versions")
+    there("mlflow", SqlModelVersion, "source", "storage_location")
     pages = Path(mlflow.server.__file__).parent / "js/build/static/js"
     scripts = [script.read_text(encoding="utf-8") for script in sorted(pages.rglob("*.js"))]
     for word in ("mlflow.sharedViewState", "viewStateShareKey", "mlflow.experimentKind", "custom_model_development"):

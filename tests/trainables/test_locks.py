@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from trainables.locks import DeviceLock, is_locked
+from trainables.locks import DeviceLock, check_locks, is_locked
 
 HOLDER = """
 import sys, time
@@ -160,3 +162,15 @@ def _seconds(lease: DeviceLock) -> float:
     with lease.shared():
         pass
     return time.perf_counter() - start
+
+
+def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Lustre is where it is mounted without `-o flock`."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(OSError, match="its file system has no file locks"):
+        check_locks(tmp_path)
+    assert not list(tmp_path.iterdir())

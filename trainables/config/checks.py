@@ -54,3 +54,12 @@ def at_default(config: type, names: Collection[str]) -> dict[str, Any]:
     """The default of each named field of a dataclass, by name."""
     assert dataclasses.is_dataclass(config)
     return {field.name: field.default for field in dataclasses.fields(config) if field.name in names}
+
+
+def is_text(name: str) -> bool:
+    """Whether a name can be written as UTF-8; names of other bytes, or in an ASCII locale, cannot."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -5,6 +5,7 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import os
 import re
 import sys
 import textwrap
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from trainables.config.candidate import CandidateConfig
+from trainables.config.checks import is_text
+from trainables.config.escaping import plain
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -26,11 +29,15 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print `message` on one line and exit with code 2."""
-        sys.stderr.write(f"{self.prog}: {' '.join(message.split())}\n")
+        sys.stderr.write(plain(f"{self.prog}: {' '.join(message.split())}\n"))
         raise SystemExit(2)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse like argparse, but suggest the closest known flag for an unknown one."""
+        """Parse like argparse, but suggest the closest known flag for an unknown one, and refuse what is no text."""
+        for word in (*(sys.argv[1:] if args is None else args), str(Path.cwd())):
+            if not is_text(word):
+                name = os.fsencode(word)
+                self.error(f"{name!r} is no text in this locale; set PYTHONUTF8=1, and give files UTF-8 names.")
         flags, unknown = self.parse_known_args(args, namespace)
         if unknown:
             known = [option for action in self._actions for option in action.option_strings if option.startswith("--")]

@@ -1,12 +1,17 @@
-"""Retries and timeouts of MLflow's client, for writing and for reading; set nowhere else.
+"""Retries and timeouts of MLflow's client, for writing and for reading; and no telemetry. Set nowhere else.
 
-MLflow reads them from environment variables at every request. They are set only around our own calls: if they were set
-for the whole process, the module imported first would decide their values.
+MLflow reads the former from environment variables at every request. They are set only around our own calls: if they
+were set for the whole process, the module imported first would decide their values. Telemetry is decided when MLflow
+and ONNX Runtime are imported: commands import this module before them, and other processes inherit it.
 """
 
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+
+NO_TELEMETRY = {"MLFLOW_DISABLE_TELEMETRY": "true", "ORT_DISABLE_TELEMETRY": "1"}
+for _name, _value in NO_TELEMETRY.items():
+    os.environ.setdefault(_name, _value)
 
 QUIET = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "1",

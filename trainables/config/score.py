@@ -24,8 +24,8 @@ class ExchangeRates:
 def composite_score(metrics: Mapping[str, float], *, teacher_size_bytes: float, rates: ExchangeRates) -> float:
     """100 * val_accuracy - latency_points * log2(latency / teacher) - size_points * log2(size / teacher), in points.
 
-    The teacher's latency is the p50 that the candidate's latency was corrected with for drift. The teacher itself
-    scores 100 times its accuracy.
+    The teacher's latency is its own p50, one number for all candidates of a sweep: a ratio of its own for each would
+    add the teacher's noise. The teacher itself scores 100 times its accuracy.
     """
     # MnasNet's product with exponent -0.07 (arXiv:1807.11626) would always pick the tiniest model on an easy data set.
     latency = math.log2(metrics["latency_p50_ms"] / metrics["reference_latency_p50_ms"])

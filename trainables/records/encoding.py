@@ -38,7 +38,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_bytes())
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
         raise UndecodableError(f"{path} cannot be read: {error}") from error
 
 

@@ -1,8 +1,10 @@
 """The latency of one file and the conditions under which it was measured (standard library only)."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,15 +22,23 @@ class ConditionsRecord:
     cpu_mhz: float | None = None
     """Mean clock of those CPUs at the end, as the kernel reports it; in a virtual machine often the nominal clock."""
     waited_share: float | None = None
-    """Share of the measured time during which the process was runnable but not scheduled."""
+    """Share of the kept blocks' time during which the process was runnable but not scheduled."""
     others_share: float | None = None
-    """Share of its CPUs' time that other processes and interrupts used; counted in ticks of 10 ms."""
+    """Share of its CPUs' time that others and interrupts used without making it wait; counted in ticks of 10 ms."""
     steal_share: float | None = None
     """Share of its CPUs' time that the hypervisor gave to other virtual machines."""
     elsewhere_share: float | None = None
     """Share of all other CPUs' time that was used: they share caches, memory and clock with its own."""
-    drift: float | None = None
-    """Slowdown of the reference file in this alternation, relative to its own p50; negative if it was faster."""
+    clock_share: float | None = None
+    """Share of the file's blocks that were slow while a fixed loop in the L1 cache was slow as well."""
+    memory_share: float | None = None
+    """Share of the file's blocks that were slow while copying memory was slow as well."""
+    waited_blocks_share: float | None = None
+    """Share of the file's blocks that were dropped because others ran in the process's place."""
+    clock_probe_ms: float | None = None
+    """Time of that loop at the speed that it mostly had."""
+    memory_probe_ms: float | None = None
+    """Time of that copy at the speed that it mostly had."""
     memory_stall_share: float | None = None
     """Share of the measured time during which some process on the machine waited for memory to be freed."""
     busiest: str = ""
@@ -51,68 +61,47 @@ class ConditionsRecord:
         return {f"latency_{name}": float(value) for name, value in values.items() if value is not None}
 
 
-def doubts(metrics: Mapping[str, float]) -> list[str]:
-    """The reasons to distrust a latency, from a record's metrics: `noisy`, `contaminated`, both or none."""
-    return [word for word in ("noisy", "contaminated") if metrics.get(f"latency_{word}")]
-
-
-# Half-width of the 95 % interval of p50, relative to p50: a wider one is called noisy.
+# Half-width of the 95 % interval of p50, relative to p50: a wider one is not clean.
 HALF_WIDTH = 0.02
+# Share of the time allowed that is enough for a file whose shape was measured before.
+KNOWN_SHARE = 0.25
+CLEAN = "clean"
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatencyRecord:
-    """Latency of one image through one file, in milliseconds.
-
-    Percentiles are corrected for drift: the measured value times the square root of (the reference file's own p50 / its
-    p50 in alternation with this file), so that a file looks at most half as slow because the machine had a slow minute.
-    `latency_raw_p50_ms` is the uncorrected time.
-    """
+    """Latency of one image through one file, in milliseconds, as the clock said it: nothing is corrected."""
 
     latency_p50_ms: float
     latency_p90_ms: float
     latency_p99_ms: float
-    latency_raw_p50_ms: float
-    """As measured, drift included."""
     latency_p90_bound_ms: float | None
     """Upper bound of the 90th percentile at 99 % confidence, for any distribution; None under 44 runs."""
     latency_n: int
-    """Timed runs."""
+    """Timed runs, those of dropped blocks excluded."""
     latency_half_width: float
     """Half-width of the 95 % block-bootstrap interval of p50, relative to p50."""
-    latency_noisy: bool
-    """Whether time ran out before the half-width was within 2 %, before 8 blocks, or before warm-up had settled; for
-    the teacher's own p50, whether no two processes agreed."""
     latency_device: str
     """The device it ran on, such as `cpu:1` for one CPU thread."""
     latency_provider: str
     """The execution provider that the session actually used."""
-    latency_contaminated: str = ""
-    """Why the machine was not quiet, even in the best attempt; empty if it was."""
+    latency_doubt: str = ""
+    """What is wrong with it, a short name and after a colon the facts; empty if nothing is."""
+    latency_disturbed: bool = False
+    """Whether that came from outside, so that measuring again may help; else the file or the time allowed is why."""
     latency_attempts: int = 1
     """Fresh processes that measured it; more than one if other processes disturbed the first."""
     latency_alone_s: float = 0.0
-    """Seconds for which all other work on the device was paused, over all attempts."""
+    """Seconds for which all other work on the device was paused, over all attempts; 0 if it was found in the store."""
     conditions: ConditionsRecord | None = None
     """None for files timed outside the clean room."""
-
-    def scaled(self, factor: float) -> "LatencyRecord":
-        """A copy with percentiles multiplied by `factor`; the raw p50 stays."""
-        bound = self.latency_p90_bound_ms
-        return dataclasses.replace(
-            self,
-            latency_p50_ms=factor * self.latency_p50_ms,
-            latency_p90_ms=factor * self.latency_p90_ms,
-            latency_p99_ms=factor * self.latency_p99_ms,
-            latency_p90_bound_ms=None if bound is None else factor * bound,
-        )
 
     def metrics(self) -> dict[str, float]:
         """Every number by its name in Optuna, MLflow and CSV; true is 1, false is 0."""
         # MLflow metrics are numbers: the texts go into `tags` and `verdict`
-        words = ("latency_device", "latency_provider", "conditions", "latency_contaminated")
+        words = ("latency_device", "latency_provider", "conditions", "latency_doubt", "latency_disturbed")
         row = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in words}
-        row["latency_contaminated"] = bool(self.latency_contaminated)
+        row["latency_clean"] = not self.latency_doubt
         known = {name: float(value) for name, value in row.items() if value is not None}
         return known | (self.conditions.metrics() if self.conditions else {})
 
@@ -125,9 +114,20 @@ class LatencyRecord:
 
     @property
     def verdict(self) -> str:
-        """`clean`, or the reasons to distrust it."""
-        wide = self.latency_half_width > HALF_WIDTH
-        why = f"p50 within {100 * self.latency_half_width:.1f} %" if wide else "too few runs, or not yet steady"
-        noisy = f"noisy: {why}" if self.latency_noisy else ""
-        contaminated = f"contaminated: {self.latency_contaminated}" if self.latency_contaminated else ""
-        return "; ".join(filter(None, (noisy, contaminated))) or "clean"
+        """`clean`, or the one reason to distrust it."""
+        return self.latency_doubt or CLEAN
+
+
+def doubt(tags: Mapping[str, str]) -> str:
+    """The short name of what is wrong with a trial's latency, from its record's tags; empty if nothing is.
+
+    Records of older versions name `noisy` or `contaminated`.
+    """
+    name = tags.get("latency_verdict", CLEAN).partition(":")[0]
+    return "" if name == CLEAN else name
+
+
+def teacher_ratio(metrics: Mapping[Any, float]) -> float:
+    """A file's time by the teacher's: from their pairs, or of two p50 in records of older versions and of shapes."""
+    paired = metrics.get("latency_vs_teacher", math.nan)
+    return paired if paired == paired else metrics["latency_p50_ms"] / metrics["reference_latency_p50_ms"]

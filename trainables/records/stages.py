@@ -118,10 +118,16 @@ class Measurement:
     test_accuracy: float
     """The same on the test split, read once; no decision depends on it."""
     latency: LatencyRecord
+    shape: str
+    """Digest of the file's graph without its weights: latencies of files that share it differ by noise alone."""
     reference_latency_p50_ms: float
-    """The teacher's own p50 on this machine, the same for all files compared with it."""
-    reference_latency_raw_p50_ms: float
-    """The teacher's p50 in alternation with this file, drift included."""
+    """The teacher's own p50 on this machine: one scale for all files of a sweep."""
+    reference_latency_beside_p50_ms: float
+    """The teacher's p50 in alternation with this file."""
+    latency_vs_teacher: float
+    """This file's time by the teacher's, from pairs of neighbouring blocks in that alternation."""
+    latency_vs_teacher_half_width: float
+    """Half-width of its 95 % interval, relative to it."""
     throughput_64_ips: float
     """Images per second on the same device, in consecutive calls of 64 images."""
     size_bytes: int
@@ -136,18 +142,22 @@ class ShapeRecord:
 
     channel_ratio: float
     """Fraction of channels to remove per layer; 0 if none are removed."""
+    shape: str
+    """Digest of its file's graph without the weights."""
     latency_p50_ms: float
-    reference_latency_p50_ms: float
-    """The teacher's own p50, the same for all candidates."""
+    latency_half_width: float
+    """Half-width of the 95 % interval of p50, relative to p50."""
     latency_verdict: str
-    """`clean`, or the reasons to distrust the latency."""
-    latency_alone_s: float
-    """Seconds for which all other work on the device was paused."""
+    """`clean`, or the reason to distrust the latency."""
     size_bytes: int
     num_params: int
     macs: int
-    seconds: float
+    latency_alone_s: float = 0.0
+    """Seconds for which all other work on the device was paused; 0 if it was found in the store."""
+    seconds: float = 0.0
     """Wall seconds that this measurement took."""
+    reference_latency_p50_ms: float = 0.0
+    """The teacher's own p50, the same for all candidates."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,23 +180,29 @@ class CandidateRecord:
     """Training seconds of its stages (the teacher's excluded), in this sweep or an earlier one."""
     reused_time_s: float
     """Training seconds, the teacher's included, that were saved because the result was in the store."""
+    shape_alone_s: float = 0.0
+    """Seconds for which all other work on the device was paused for its untrained shape."""
     keys: tuple[str, ...] = ()
     """Store keys of the results of its stages, including the teacher's and the reference's."""
 
     def tags(self) -> dict[str, str]:
-        """The device of its latency, whether that can be trusted, and the float layers of an INT8 file."""
+        """The device of its latency, whether that can be trusted, the shape of its file, and float layers of INT8."""
         kept = self.export.kept_in_float
-        return self.measurement.latency.tags() | ({"kept_in_float": ",".join(kept)} if kept else {})
+        tags = self.measurement.latency.tags() | {"latency_shape": self.measurement.shape}
+        return tags | ({"kept_in_float": ",".join(kept)} if kept else {})
 
     def metrics(self) -> dict[str, float]:
         """Every final number by its name in Optuna, MLflow and CSV."""
         measured, kept = self.measurement, self.export.kept_in_float
         return {
             **measured.latency.metrics(),
+            "latency_alone_s": measured.latency.latency_alone_s + self.shape_alone_s,
+            "latency_vs_teacher": measured.latency_vs_teacher,
+            "latency_vs_teacher_half_width": measured.latency_vs_teacher_half_width,
             "val_accuracy": measured.val_accuracy,
             "test_accuracy": measured.test_accuracy,
             "reference_latency_p50_ms": measured.reference_latency_p50_ms,
-            "reference_latency_raw_p50_ms": measured.reference_latency_raw_p50_ms,
+            "reference_latency_beside_p50_ms": measured.reference_latency_beside_p50_ms,
             "throughput_64_ips": measured.throughput_64_ips,
             "size_bytes": measured.size_bytes,
             "num_params": measured.num_params,
@@ -203,20 +219,21 @@ class CandidateRecord:
         }
 
 
-def read_model(folder: Path) -> ModelRecord:
-    """Read the `ModelRecord` that a stage wrote into this folder of the store."""
-    # the folder replaces the one in the file: a result may have been computed on another node
-    return read_record(ModelRecord, folder, extra={"folder": folder})
+def read_model(folder: Path, name: str) -> ModelRecord:
+    """Read the `ModelRecord` that a stage wrote into this folder of the store.
+
+    Args:
+        folder: the result.
+        name: the network's name as the user gave it. It replaces the one in the file: a name is imported, and a store
+            may hold what others have written.
+    """
+    # the folder replaces the one in the file, too: a result may have been computed on another node
+    return read_record(ModelRecord, folder, extra={"folder": folder, "model_name": name})
 
 
 def read_export(folder: Path) -> ExportRecord:
     """Read the `ExportRecord` that the export stage wrote into this folder of the store."""
     return read_record(ExportRecord, folder, extra={"folder": folder})
-
-
-def read_measurement(folder: Path) -> Measurement:
-    """Read the `Measurement` that the measuring stage wrote into this folder of the store."""
-    return read_record(Measurement, folder)
 
 
 def read_shape(folder: Path) -> ShapeRecord:

@@ -1,16 +1,21 @@
 """python -m trainables.store ls|du|gc: what the store holds, what it cost, and taking out what nobody needs."""
 
 import argparse
+import contextlib
+import shlex
+import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from trainables.config.flags import OneLineParser
-from trainables.layout import STORE, SWEEPS
+from trainables.layout import IDENTITY, STORE, SWEEPS
+from trainables.records.trial import read_sweep_id
+from trainables.store.entries import FORMAT_FILE
 from trainables.store.inventory import Leftover, LocalShelf, RemoteShelf, Shelf
-from trainables.store.manifest import Manifest
-from trainables.store.references import Reference, references, running, unfinished
+from trainables.store.manifest import FORMAT, Manifest
+from trainables.store.references import Reference, readable, references, running, unfinished, users
 
 # Leftovers of an interrupted sweep are kept for a day, so that it can resume from them.
 ABANDONED_S = 24 * 3600
@@ -18,24 +23,48 @@ ABANDONED_S = 24 * 3600
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    parser = _parser()
-    flags = parser.parse_args(argv)
-    where = flags.store or str(flags.out / STORE)
-    sweeps = flags.out / SWEEPS
+    parser, words = _parser(), sys.argv[1:] if argv is None else argv
+    flags = parser.parse_args(words)
     try:
-        shelf: Shelf = RemoteShelf(where) if "://" in where else LocalShelf(Path(where))
-        if "://" not in where and not Path(where).is_dir():
-            raise ValueError(f"there is no store in {where}; name the folder of the sweeps with --out.")
+        where, shelf = _open(flags)
         if flags.command == "gc":
-            return _gc(shelf, sweeps, flags)
+            return _gc(shelf, where, flags, words)
         shelf.check()
         if flags.command == "ls":
-            _ls(shelf, references(sweeps))
+            sweeps = _below(flags.out)
+            with contextlib.suppress(ValueError):  # `gc` says which user cannot be seen
+                sweeps += users(shelf, where)[0]
+            _ls(shelf, readable(dict.fromkeys(sweeps)))
         else:
             _du(shelf)
     except ValueError as error:
         parser.error(str(error))
     return 0
+
+
+def _open(flags: argparse.Namespace) -> tuple[str, Shelf]:
+    """The store that the flags name, and where it lies.
+
+    Raises:
+        ValueError: if there is none: nothing but a store is listed or collected.
+    """
+    where = flags.store or str(flags.out / STORE)
+    remote = "://" in where
+    shelf: Shelf = RemoteShelf(where) if remote else LocalShelf(Path(where))
+    if not remote and not Path(where).is_dir():
+        raise ValueError(f"there is no store in {where}; name the folder of the sweeps with --out.")
+    if not shelf.is_store():
+        below = "" if remote or not (Path(where) / STORE / FORMAT_FILE).exists() else f"{Path(where) / STORE}, or "
+        mark = f'{{"format": {FORMAT}}}'
+        raise ValueError(
+            f"{where} holds no sound {FORMAT_FILE} of a store; name {below}the folder of the sweeps with --out (if it"
+            f" is a store that has lost that file, write {mark} into it)."
+        )
+    return where, shelf
+
+
+def _below(out: Path) -> list[Path]:
+    return sorted(path.resolve() for path in (out / SWEEPS).glob("*") if path.is_dir())
 
 
 def format_bytes(count: float) -> str:
@@ -66,7 +95,7 @@ def _parser() -> OneLineParser:
     commands.add_parser("ls", parents=[shared], help="one line a result, the largest first")
     commands.add_parser("du", parents=[shared], help="space and cost by stage")
     gc = commands.add_parser(
-        "gc", parents=[shared], help="remove what no sweep below --out needs; never touches sweeps/"
+        "gc", parents=[shared], help="show what no sweep needs, ask, and remove it; never touches sweeps/"
     )
     gc.add_argument(
         "--keep",
@@ -75,6 +104,10 @@ def _parser() -> OneLineParser:
         help="besides teachers, champions and controls: front members or every trial (default: front)",
     )
     gc.add_argument("--dry-run", action="store_true", help="only say what would go")
+    gc.add_argument("--yes", action="store_true", help="remove it without asking")
+    gc.add_argument(
+        "--forget", action="append", default=[], metavar="NAME", help="a sweep that is gone and needs nothing any more"
+    )
     gc.add_argument("--failures", action="store_true", help="also forget which configurations are known to fail")
     gc.add_argument("--all", action="store_true", help="remove every result and remembered failure of any format")
     return parser
@@ -120,28 +153,86 @@ def _size(results: list[Manifest]) -> int:
     return sum(result.size_bytes for result in results)
 
 
-def _gc(shelf: Shelf, sweeps: Path, flags: argparse.Namespace) -> int:
-    if not flags.dry_run and (names := running(sweeps)):
-        raise ValueError(f"sweep {names[0]} is running and may need any result; collect when it has ended.")
-    if flags.all and not flags.dry_run:
+def _gc(shelf: Shelf, where: str, flags: argparse.Namespace, words: Sequence[str]) -> int:
+    shown = _doomed(shelf, where, flags)
+    if not flags.yes:
+        for part in shown:
+            free = shelf.is_free(part.key)
+            print(f"would remove {part.name}  {format_bytes(part.size_bytes)}" if free else f"kept {part.name}: in use")
+        _total("would free", [part for part in shown if shelf.is_free(part.key)])
+        if flags.failures:
+            print(f"would forget {shelf.failures()} failures")
+        if flags.dry_run or not (shown or flags.all or (flags.failures and shelf.failures())):
+            return 0
+        if not sys.stdin.isatty():
+            typed = shlex.join(["python", "-m", "trainables.store", *words, "--yes"])
+            raise ValueError(f"nothing was removed, as nobody can be asked here: `{typed}` removes it.")
+        if input("Remove this? [y/N] ").strip().lower() not in ("y", "yes"):
+            print("Nothing was removed.")
+            return 0
+        # again: a sweep may have begun while this one waited
+        names = {part.name for part in shown}
+        shown = [part for part in _doomed(shelf, where, flags) if part.name in names]
+    if flags.all:
         kept = shelf.clear()
         print("removed everything" + (f" but what is in use: {', '.join(kept)}" if kept else ""))
         return 0
-    # not earlier: `gc --all` must be able to empty a store in an old format
-    shelf.check()
-    found = [] if flags.all else references(sweeps)
-    freed, removed = 0, 0
-    going_on = unfinished(sweeps) and not flags.all
-    for part in _parts(shelf, found, keep=flags.keep, going_on=going_on, abandoned_s=0 if flags.all else ABANDONED_S):
-        if shelf.is_free(part.key) if flags.dry_run else shelf.remove(part.key, part.name):
-            freed, removed = freed + part.size_bytes, removed + 1
-            print(f"{'would remove' if flags.dry_run else 'removed'} {part.name}  {format_bytes(part.size_bytes)}")
-        else:
-            print(f"kept {part.name}: in use")
-    if flags.failures and not flags.dry_run:
+    removed = []
+    for part in shown:
+        gone = shelf.remove(part.key, part.name)
+        removed += [part] if gone else []
+        print(f"removed {part.name}  {format_bytes(part.size_bytes)}" if gone else f"kept {part.name}: in use")
+    if flags.failures:
         print(f"forgot {shelf.forget_failures()} failures")
-    print(f"{'would free' if flags.dry_run else 'freed'} {format_bytes(freed)} ({freed} bytes): {removed} parts")
+    for note in users(shelf, where, forget=flags.forget)[1]:
+        shelf.forget_user(note)
+    _total("freed", removed)
     return 0
+
+
+def _doomed(shelf: Shelf, where: str, flags: argparse.Namespace) -> list[Leftover]:
+    """What the flags ask to remove; nothing that a sweep needs which uses the store, here or elsewhere.
+
+    Raises:
+        ValueError: if a sweep is running, or what the sweeps need is not known.
+    """
+    below = _below(flags.out)
+    sweeps = sorted({*below, *users(shelf, where, forget=flags.forget)[0]})
+    if not flags.dry_run and (names := running(sweeps)):
+        raise ValueError(f"sweep {names[0]} is running and may need any result; collect when it has ended.")
+    if flags.all:
+        return _parts(shelf, [], keep=flags.keep, going_on=False, abandoned_s=0)
+    shelf.check()
+    found = references(sweeps)
+    if not found and shelf.results():
+        raise ValueError(
+            f"no sweep is known that uses {where}, so what is needed there is unknown; name the folder of its sweeps"
+            " with --out (`gc --all` would remove everything)."
+        )
+    beside = flags.store is None or Path(flags.store).resolve() == (flags.out / STORE).resolve()
+    if not beside and not shelf.notes_users():
+        mark = f'{{"format": {FORMAT}, "users": true}}'
+        raise ValueError(
+            f"{where} is older than the list of the sweeps that use it: if all of them lie below --out {flags.out},"
+            f" write {mark} into its {FORMAT_FILE}."
+        )
+    if not flags.dry_run:
+        _note(shelf, below, found)
+    return _parts(shelf, found, keep=flags.keep, going_on=unfinished(sweeps), abandoned_s=ABANDONED_S)
+
+
+def _note(shelf: Shelf, sweeps: Iterable[Path], found: Iterable[Reference]) -> None:
+    """Put down which of these sweeps use the store: a collector that starts elsewhere must know them."""
+    held = {result.key for result in shelf.results()}
+    using = {reference.sweep for reference in found if held.intersection(reference.keys)}
+    for sweep in sweeps:
+        if sweep.name in using and (sweep / IDENTITY).exists():
+            shelf.note_user(sweep, read_sweep_id(sweep))
+
+
+def _total(freed: str, parts: Sequence[Leftover]) -> None:
+    count = sum(part.size_bytes for part in parts)
+    print(f"{freed} {format_bytes(count)} ({count} bytes): {len(parts)} parts")
 
 
 def _parts(

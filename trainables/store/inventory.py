@@ -9,9 +9,20 @@ from pathlib import Path
 from typing import Protocol
 
 from trainables.locks import file_lock_if_free
-from trainables.store.entries import FORMAT_FILE, check_format
+from trainables.store.entries import (
+    FORMAT_FILE,
+    OWN_NAME,
+    USERS,
+    check_format,
+    is_marked,
+    manifest_in,
+    mark_format,
+    note_user,
+    own_paths,
+    read_mark,
+)
 from trainables.store.lease import lease_age
-from trainables.store.manifest import MANIFEST, Manifest, parse
+from trainables.store.manifest import KEY, MANIFEST, Manifest, check_key, parse
 from trainables.store.objects import Objects
 from trainables.store.remote import FAILED, LEASE
 
@@ -32,10 +43,25 @@ class Leftover:
 
 
 class Shelf(Protocol):
-    """A store as the garbage collector sees it."""
+    """A store as the garbage collector sees it: it lists and removes only what a store has written itself."""
 
     def check(self) -> None:
         """Raise ValueError if the store has another format."""
+
+    def is_store(self) -> bool:
+        """Whether the mark of a store lies here."""
+
+    def notes_users(self) -> bool:
+        """Whether every sweep that has ever opened the store is noted in it; not in stores of older versions."""
+
+    def users(self) -> dict[str, bytes]:
+        """The notes about sweeps that use the store: name -> content."""
+
+    def note_user(self, sweep: Path, sweep_id: str) -> None:
+        """Put down that a sweep uses the store."""
+
+    def forget_user(self, name: str) -> None:
+        """Remove one of the notes."""
 
     def results(self) -> list[Manifest]:
         """The manifests of all finished results."""
@@ -56,7 +82,7 @@ class Shelf(Protocol):
         """Remove a key's result or one of its leftovers; False if the key is in use."""
 
     def clear(self) -> list[str]:
-        """Remove everything, whatever its format; return the keys that are in use and stay."""
+        """Empty the store, whatever its format; return the keys that are in use and stay."""
 
 
 class LocalShelf:
@@ -69,21 +95,36 @@ class LocalShelf:
         """Raise ValueError if the store has another format."""
         check_format(self._root, None, str(self._root))
 
+    def is_store(self) -> bool:
+        """Whether the mark of a store lies here."""
+        return is_marked(self._root, None)
+
+    def notes_users(self) -> bool:
+        """Whether every sweep that has ever opened the store is noted in it; not in stores of older versions."""
+        return (read_mark(self._root, None) or {}).get("users") is True
+
+    def users(self) -> dict[str, bytes]:
+        """The notes about sweeps that use the store: name -> content."""
+        return {path.name: path.read_bytes() for path in sorted((self._root / USERS).glob("*.json"))}
+
+    def note_user(self, sweep: Path, sweep_id: str) -> None:
+        """Put down that a sweep uses the store."""
+        note_user(self._root, None, sweep, sweep_id)
+
+    def forget_user(self, name: str) -> None:
+        """Remove one of the notes."""
+        (self._root / USERS / name).unlink(missing_ok=True)
+
     def results(self) -> list[Manifest]:
         """The manifests of all finished results."""
-        paths = sorted(path for path in self._root.glob(f"*/*/{MANIFEST}") if "." not in path.parent.name)
-        manifests = []
-        for path in paths:
-            with contextlib.suppress(FileNotFoundError):  # a sweep that runs may replace what was just listed
-                manifests.append(parse(path.read_bytes(), str(path)))
-        return [manifest for manifest in manifests if manifest is not None]
+        found = [manifest_in(path) for path in own_paths(self._root) if "." not in path.name]
+        return [manifest for manifest in found if manifest is not None]
 
     def leftovers(self) -> list[Leftover]:
-        """Unfinished work, results moved aside, and half-removed ones that a killed collector left."""
+        """Unfinished work, damaged results, and half-removed ones that a killed collector left."""
         found = []
-        folders = sorted(path for path in self._root.glob("*/*") if path.is_dir())
-        for folder in folders:
-            if "." not in folder.name and (folder / MANIFEST).exists():
+        for folder in filter(Path.is_dir, own_paths(self._root)):
+            if "." not in folder.name and manifest_in(folder) is not None:
                 continue
             status = []
             for path in (folder, *folder.rglob("*")):
@@ -99,11 +140,11 @@ class LocalShelf:
 
     def failures(self) -> int:
         """The number of keys with a cached failure."""
-        return len(list(self._root.glob(f"*/*.{FAILED}")))
+        return len(self._failed())
 
     def forget_failures(self) -> int:
         """Let failed keys be tried again; return how many there were."""
-        paths = list(self._root.glob(f"*/*.{FAILED}"))
+        paths = self._failed()
         for path in paths:
             path.unlink(missing_ok=True)
         return len(paths)
@@ -118,6 +159,9 @@ class LocalShelf:
 
     def remove(self, key: str, name: str) -> bool:
         """Remove a key's result or one of its leftovers; False if the key is in use."""
+        stage, _, digest = check_key(key).partition("/")
+        assert name.startswith(f"{stage}/{digest}"), f"{name} is no part of {key}"
+        assert OWN_NAME.fullmatch(name.partition("/")[2]), f"{name} is no part of a store"
         with file_lock_if_free(self._root / f"{key}.lock") as free:
             if free:
                 _remove(self._root / name)
@@ -126,9 +170,9 @@ class LocalShelf:
         return free
 
     def clear(self) -> list[str]:
-        """Remove everything, whatever its format; return the keys that are in use and stay."""
+        """Empty the store, whatever its format; return the keys that are in use and stay."""
         paths: dict[str, list[Path]] = {}
-        for path in sorted(self._root.glob("*/*")):
+        for path in list(own_paths(self._root)):
             paths.setdefault(f"{path.parent.name}/{path.name.partition('.')[0]}", []).append(path)
         kept = []
         for key, parts in paths.items():
@@ -138,7 +182,11 @@ class LocalShelf:
             kept += [] if free else [key]
         if not kept:
             (self._root / FORMAT_FILE).unlink(missing_ok=True)
+            mark_format(self._root, None)
         return kept
+
+    def _failed(self) -> list[Path]:
+        return [path for path in own_paths(self._root) if path.name.endswith(f".{FAILED}")]
 
 
 class RemoteShelf:
@@ -151,10 +199,31 @@ class RemoteShelf:
         """Raise ValueError if the store has another format."""
         check_format(None, self._objects, self._url)
 
+    def is_store(self) -> bool:
+        """Whether the mark of a store lies here."""
+        return is_marked(None, self._objects)
+
+    def notes_users(self) -> bool:
+        """Whether every sweep that has ever opened the store is noted in it; not in stores of older versions."""
+        return (read_mark(None, self._objects) or {}).get("users") is True
+
+    def users(self) -> dict[str, bytes]:
+        """The notes about sweeps that use the store: name -> content."""
+        names = [name for name in self._objects.sizes(f"{USERS}/") if name.endswith(".json")]
+        return {name.partition("/")[2]: self._objects.read(name) or b"" for name in names}
+
+    def note_user(self, sweep: Path, sweep_id: str) -> None:
+        """Put down that a sweep uses the store."""
+        note_user(None, self._objects, sweep, sweep_id)
+
+    def forget_user(self, name: str) -> None:
+        """Remove one of the notes."""
+        self._objects.delete([f"{USERS}/{name}"])
+
     def results(self) -> list[Manifest]:
         """The manifests of all finished results."""
-        names = [name for name in self._objects.sizes() if name.endswith(f"/{MANIFEST}")]
-        read = [parse(self._objects.read(name) or b"", name) for name in names]
+        keys = [key for key, sizes in self._keys().items() if f"{key}/{MANIFEST}" in sizes]
+        read = [parse(self._objects.read(f"{key}/{MANIFEST}") or b"", key=key) for key in keys]
         return [manifest for manifest in read if manifest is not None]
 
     def leftovers(self) -> list[Leftover]:
@@ -170,11 +239,11 @@ class RemoteShelf:
 
     def failures(self) -> int:
         """The number of keys with a cached failure."""
-        return sum(name.endswith(f"/{FAILED}") for name in self._objects.sizes())
+        return len(self._failed())
 
     def forget_failures(self) -> int:
         """Let failed keys be tried again and return how many; failures in the nodes' own caches stay."""
-        names = [name for name in self._objects.sizes() if name.endswith(f"/{FAILED}")]
+        names = self._failed()
         self._objects.delete(names)
         return len(names)
 
@@ -185,7 +254,7 @@ class RemoteShelf:
 
     def remove(self, key: str, name: str) -> bool:
         """Remove a key's objects; False if the key is in use."""
-        if not self.is_free(key):
+        if not self.is_free(check_key(key)):
             return False
         # manifest first: without it the rest is no result, so that an interruption leaves no half of one
         names = sorted(self._objects.sizes(f"{key}/"), key=lambda name: not name.endswith(MANIFEST))
@@ -193,17 +262,22 @@ class RemoteShelf:
         return True
 
     def clear(self) -> list[str]:
-        """Remove everything, whatever its format; return the keys that are in use and stay."""
+        """Empty the store, whatever its format; return the keys that are in use and stay."""
         kept = [key for key in self._keys() if not self.remove(key, key)]
         if not kept:
             self._objects.delete([FORMAT_FILE])
+            mark_format(None, self._objects)
         return kept
+
+    def _failed(self) -> list[str]:
+        return [name for sizes in self._keys().values() for name in sizes if name.endswith(f"/{FAILED}")]
 
     def _keys(self) -> dict[str, dict[str, int]]:
         keys: dict[str, dict[str, int]] = {}
         for name, size in self._objects.sizes().items():
-            if name.count("/") >= 2:  # STAGE/DIGEST/FILE; the format file lies at the top
-                keys.setdefault("/".join(name.split("/")[:2]), {})[name] = size
+            key, slash, _ = name.rpartition("/")
+            if slash and KEY.fullmatch(key):
+                keys.setdefault(key, {})[name] = size
         return keys
 
 

@@ -1,6 +1,7 @@
 """The manifest of a stored result: size and SHA-256 of every file, and its cost (standard library only)."""
 
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from trainables.records.encoding import decode
 # Version of the store's layout; version 1 had no manifests.
 FORMAT = 2
 MANIFEST = "manifest.json"
+STAGE_NAME = re.compile(r"[a-z][a-z0-9_]*")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+KEY = re.compile(rf"{STAGE_NAME.pattern}/[0-9a-f]{{16,64}}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,25 +68,32 @@ def result_files(folder: Path) -> Iterator[Path]:
 
 
 def is_scratch(path: Path) -> bool:
-    """Whether a file is a writer's temporary file: `.name` or `name.tmp`."""
-    return path.name.startswith(".") or path.suffix == ".tmp"
+    """Whether a file is a writer's temporary file, `.name` or `name.tmp`, or a damaged one that was set aside."""
+    return path.name.startswith(".") or path.suffix == ".tmp" or ".corrupt-" in path.name
 
 
-def parse(text: str | bytes, where: str) -> Manifest | None:
-    """Parse a manifest that `to_json` wrote; None if the text is not a manifest.
+def parse(text: str | bytes, *, key: str) -> Manifest | None:
+    """Parse the manifest of `key` that `to_json` wrote; None if the text is anything else."""
+    try:
+        manifest = decode(Manifest, json.loads(text), where=key)
+        # a manifest names what it describes: one that was copied, or made up, must not speak for another place
+        sound = (manifest.format, manifest.key) == (FORMAT, key) and all(map(inside, manifest.files))
+        sound = sound and all(SHA256.fullmatch(entry.sha256) for entry in manifest.files.values())
+    except (RecursionError, ValueError):  # a damaged text may be any JSON, or no JSON at all
+        return None
+    return manifest if sound else None
+
+
+def check_key(key: str) -> str:
+    """The key itself, once it is known to be `STAGE/DIGEST` and no other path.
 
     Raises:
-        ValueError: if it is a manifest of another format.
+        ValueError: if it is not.
     """
-    try:
-        row = json.loads(text)
-        found = row["format"]
-        if found == FORMAT:
-            manifest = decode(Manifest, row, where=where)
-            return manifest if all(map(inside, manifest.files)) else None
-    except (KeyError, TypeError, ValueError):  # a damaged text may be any JSON, or no JSON at all
-        return None
-    raise ValueError(other_format(where, found))
+    # keys are read from manifests and records, and name folders that are written and removed
+    if not KEY.fullmatch(key):
+        raise ValueError(f"{key!r} is no key of the store.")
+    return key
 
 
 def inside(name: str) -> str:

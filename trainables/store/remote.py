@@ -33,7 +33,7 @@ class Remote:
     def manifest(self, name: str = MANIFEST) -> Manifest | None:
         """The manifest of the result, or of the unfinished work (`PARTIAL`); None if missing or unreadable."""
         text = self._objects.read(f"{self._key}/{name}")
-        return None if text is None else parse(text, f"{self._key}/{name}")
+        return None if text is None else parse(text, key=self._key)
 
     def push(self, folder: Path, manifest: Manifest, name: str) -> None:
         """Upload the missing contents, commit them by writing the manifest, then delete those it replaces."""

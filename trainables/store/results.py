@@ -27,7 +27,7 @@ from trainables.locks import file_lock, file_lock_if_free
 from trainables.records.encoding import to_json
 from trainables.store import entries
 from trainables.store.lease import Lease
-from trainables.store.manifest import MANIFEST
+from trainables.store.manifest import MANIFEST, check_key
 from trainables.store.objects import Objects
 from trainables.store.remote import FAILED, LEASE, PARTIAL, Remote
 
@@ -44,6 +44,9 @@ class Key:
     digest: str
     version: int = field(default=0, compare=False)
     """Version of the stage's code; part of the digest, repeated here for people to read."""
+
+    def __post_init__(self) -> None:
+        check_key(str(self))
 
     def __str__(self) -> str:
         return f"{self.stage}/{self.digest}"
@@ -95,17 +98,17 @@ class Store:
         self.root = root
         self._objects: Objects | None = None
         if isinstance(root, Path) or "://" not in root:
-            self._local = Path(root)
+            self.here = Path(root)
+            """The folder on this node: the store itself, or the cache of a store under a URL."""
         elif cache is None:
             raise ValueError(f"the store {root} needs a local folder, but got {cache=}: Store({root!r}, cache=FOLDER).")
         else:
-            self._local, self._objects = cache, Objects(root)
+            self.here, self._objects = cache, Objects(root)
         self._stale_s, self._checked = stale_s, False
 
-    @property
-    def here(self) -> Path:
-        """The folder on this node: the store itself, or the cache of a store under a URL."""
-        return self._local
+    def note_user(self, sweep: Path, sweep_id: str) -> None:
+        """Put down that the sweep in this folder uses the store: nobody may collect what it needs."""
+        entries.note_user(self.here, self._objects, sweep, sweep_id)
 
     def find(self, key: Key) -> Path | None:
         """Find a finished, intact result, download it if needed and return its folder on this node; or None.
@@ -130,10 +133,9 @@ class Store:
     def failure(self, key: Key) -> str | None:
         """The reason why computing `key` always fails, if that is known; or None."""
         path = self._beside(key, f".{FAILED}")
-        text: str | bytes | None = path.read_text(encoding="utf-8") if path.exists() else None
-        if text is None and self._objects is not None:
-            text = self._objects.read(f"{key}/{FAILED}")
-        return None if text is None else str(json.loads(text)["reason"])
+        reason = entries.failure_in(path.read_bytes() if path.exists() else None)
+        there = self._objects.read(f"{key}/{FAILED}") if reason is None and self._objects is not None else None
+        return reason or entries.failure_in(there)
 
     def obtain(self, key: Key, compute: Compute[Report]) -> Generator[Report, None, Path]:
         """Return the folder of the result of `key`, computing it if it is missing; yields the reports of `compute`.
@@ -152,15 +154,14 @@ class Store:
         if (found := self.find(key)) is not None:
             return found
         self._raise_cached_failure(key)
-        with self._work(key) as work:
-            # both checks again: another process may have finished or failed while this one waited for the lock
+        with self._work(key) as work:  # both again: another process may have done it while this one waited
             if (found := self._find_or_move_aside(work)) is not None:
                 return found
             self._raise_cached_failure(key)
             if work.remote is not None:
                 entries.take_newest(work.remote, work.partial)
             work.partial.mkdir(parents=True, exist_ok=True)
-            if not has_record(work.partial):  # with a record, an earlier attempt died just before `_finish`
+            if not entries.is_finished(work.partial):  # else an earlier attempt died just before `_finish`
                 yield from self._compute(work, compute)
             return self._finish(work)
 
@@ -236,10 +237,10 @@ class Store:
         return folder if manifest is not None and remote.pull(manifest, folder, MANIFEST) else None
 
     def _cache_failure(self, key: Key, reason: str) -> None:
-        row = {"key": str(key), "version": key.version, "reason": reason, "created": time.time()}
-        write_text(self._beside(key, f".{FAILED}"), to_json(row))
+        text = to_json({"key": str(key), "version": key.version, "reason": reason, "created": time.time()})
+        write_text(self._beside(key, f".{FAILED}"), text)
         if self._objects is not None:
-            self._objects.write(f"{key}/{FAILED}", to_json(row).encode())
+            self._objects.write(f"{key}/{FAILED}", text.encode())
 
     def _raise_cached_failure(self, key: Key) -> None:
         if (reason := self.failure(key)) is not None:
@@ -248,7 +249,7 @@ class Store:
 
     def _check_format(self) -> None:
         if not self._checked:
-            entries.check_format(self._local, self._objects, str(self.root))
+            entries.check_format(self.here, self._objects, str(self.root))
             self._checked = True
 
     @contextmanager
@@ -256,7 +257,7 @@ class Store:
         """Hold the exclusive right to compute `key`: a lock on this node, and a lease between nodes."""
         partial = self._beside(key, ".partial")
         with file_lock(self._beside(key, ".lock")):
-            entries.mark_format(self._local, self._objects)
+            entries.mark_format(self.here, self._objects)
             if self._objects is None:
                 yield _Work(key, partial)
                 return
@@ -268,10 +269,10 @@ class Store:
                 lease.release()
 
     def _folder(self, key: Key) -> Path:
-        return self._local / key.stage / key.digest
+        return self.here / key.stage / key.digest
 
     def _beside(self, key: Key, suffix: str) -> Path:
-        return self._local / key.stage / (key.digest + suffix)
+        return self.here / key.stage / (key.digest + suffix)
 
 
 @dataclass(frozen=True)

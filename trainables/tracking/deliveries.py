@@ -1,19 +1,28 @@
 """Find a sweep's records and deliver them to MLflow, each trial exactly once."""
 
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from trainables.config.escaping import hide_password
 from trainables.files import write_text
-from trainables.layout import CELLS, CHAMPIONS, TEACHER, TRACKING, TRIALS, has_record, recorded
+from trainables.layout import (
+    ARTIFACTS,
+    CELLS,
+    CHAMPIONS,
+    TEACHER,
+    TRACKING,
+    TRIALS,
+    database_uri,
+    has_record,
+    out_of,
+    recorded,
+)
 from trainables.records.encoding import to_json
 from trainables.records.trial import TrialRecord, read_trial
 from trainables.tracking.tracker import Tracker
 
 Score = Callable[[Mapping[str, float]], float]
-# The last @ ends the password, which may contain others.
-_PASSWORD = re.compile(r"(?<=://)([^:/@]*):.*@(?=[^@]*$)")
 
 
 def outbox(folder: Path) -> list[Path]:
@@ -33,35 +42,28 @@ def deliver_all(tracker: Tracker, folders: Iterable[Path], score: Score) -> int:
     return sum(not tracker.deliver(folder, scores_of(read_trial(folder), score)) for folder in folders)
 
 
-def note_where(folder: Path, uri: str, *, experiment: str, sweep: str, sweep_id: str, artifacts: Path) -> None:
-    """Write the address that a sweep is delivered to into its folder, without the password."""
-    row = {"uri": hide_password(uri), "experiment": experiment, "sweep": sweep, "sweep_id": sweep_id}
-    write_text(folder / TRACKING, to_json({**row, "artifacts": str(artifacts.resolve())}))
+def note_where(folder: Path, uri: str, *, experiment: str, sweep: str, sweep_id: str) -> None:
+    """Write where a sweep is delivered to into its folder, without the password; null is the database in OUT."""
+    noted = None if uri == database_uri(out_of(folder)) else hide_password(uri)
+    row = {"uri": noted, "experiment": experiment, "sweep": sweep, "sweep_id": sweep_id}
+    write_text(folder / TRACKING, to_json(row))
 
 
 def open_noted(folder: Path, uri: str | None) -> Tracker:
-    """Open the tracker that `note_where` described, at `uri` if one is given.
+    """Open the tracker that `note_where` described, at `uri` or else in the database in OUT.
 
     Raises:
-        ValueError: if no address was written, or it had a password.
+        ValueError: if nothing is noted, or another store: the user has to name it, because a folder from elsewhere
+            must not choose who gets the records and the credentials of this machine.
         TrackingError: if that store cannot be used.
     """
+    out = out_of(folder)
+    own = database_uri(out)
     try:
         row = json.loads((folder / TRACKING).read_text(encoding="utf-8"))
-        noted, rest = str(row.pop("uri")), {**row, "artifacts": Path(row["artifacts"])}
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        noted, names = row["uri"], {name: str(row[name]) for name in ("experiment", "sweep", "sweep_id")}
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{folder} does not say where it is delivered to; run the sweep's own command.") from None
-    # an address that hiding changes was written without its password, so that it cannot be opened
-    if uri is None and noted != hide_password(noted, mark=""):
-        raise ValueError(f"{folder.name} was delivered to {noted}; name that store, with password, by --tracking-uri.")
-    return Tracker(uri or noted, **rest)
-
-
-def hide_password(uri: str, *, mark: str = "***") -> str:
-    """An address with its password replaced by `mark`.
-
-    Example:
-        >>> hide_password("postgresql://me:secret@db/mlflow"), hide_password("http://head:5000")
-        ('postgresql://me:***@db/mlflow', 'http://head:5000')
-    """
-    return _PASSWORD.sub(rf"\1:{mark}@", uri)
+    if uri is None and noted not in (None, own):
+        raise ValueError(f"{folder.name} was delivered to {noted}; if that store is yours, name it by --tracking-uri.")
+    return Tracker(uri or own, **names, artifacts=out / ARTIFACTS)

@@ -4,7 +4,6 @@ Runs on the driver. Trials write records and files to disk (the outbox) and neve
 that is down only delays their delivery.
 """
 
-import json
 import sqlite3
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -16,11 +15,13 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
+from trainables.config.escaping import hide_password
 from trainables.config.mlflow_settings import WRITING, mlflow_settings
-from trainables.files import write_text
-from trainables.layout import DELIVERED
+from trainables.files import sha256, write_text
+from trainables.layout import DELIVERED, RECORD
 from trainables.records.encoding import to_json
-from trainables.records.trial import TrialRecord, read_trial
+from trainables.records.trial import TrialRecord, read_delivered, read_trial
+from trainables.tracking.local_store import opening
 from trainables.tracking.registry import register
 from trainables.tracking.run_fields import STATUS, curve, trial_tags
 
@@ -32,6 +33,10 @@ REASON_LETTERS = 4000  # MLflow limits the length of a tag
 
 class TrackingError(Exception):
     """The MLflow store cannot be used; the message says why, on one line."""
+
+
+class DeletedError(TrackingError):
+    """Somebody has deleted the experiment; the message says how to have it back."""
 
 
 class AwayError(TrackingError):
@@ -62,9 +67,7 @@ class Tracker:
         self.away: str | None = None
         """Why the last attempt to reach the server failed; None if it succeeded."""
         try:
-            with self._translate_errors():
-                if uri.startswith("sqlite:///"):
-                    _enable_wal(Path(uri.removeprefix("sqlite:///").partition("?")[0]))
+            with self._translate_errors(), opening(uri, artifacts, connect=_connect_once):
                 self._client = mlflow.MlflowClient(uri)
                 self._connect()
         except AwayError as error:
@@ -100,7 +103,7 @@ class Tracker:
             with self._translate_errors():
                 self._connect()
                 if not self._is_delivered(folder):
-                    self._deliver(folder, read_trial(folder), scores)
+                    self._deliver(folder, self._read(folder), scores)
         except TrackingError as error:
             self._back_off(error)
             return False
@@ -187,15 +190,20 @@ class Tracker:
                 found = self._client.get_experiment_by_name(self._experiment)
                 if found is None:
                     raise
-        return str(found.experiment_id)
+        number = str(found.experiment_id)
+        if found.lifecycle_stage != "active":
+            raise DeletedError(
+                f"its experiment {self._experiment} was deleted; bring it back by `mlflow experiments restore"
+                f" --experiment-id {number}`, or end it by `mlflow gc --experiment-ids {number}`"
+            )
+        return number
 
     def _deliver(self, folder: Path, record: TrialRecord, scores: Mapping[str, float]) -> None:
         experiment, parent = self._connect()
-        where = f"tags.key = '{record.key}' AND tags.`mlflow.parentRunId` = '{parent}'"
         tags = trial_tags(record) | {"sweep": self._sweep, "mlflow.parentRunId": parent}
         name = record.key.rpartition("/")[2]
         # a driver that died before it wrote delivered.json may have created the run
-        known = self._find(experiment, where)
+        known = self._known(record)
         run_id = known or self._create(experiment, name, tags, started=record.started)
         ended = int(record.ended * 1000)
         final = {**record.metrics, **scores}
@@ -213,12 +221,34 @@ class Tracker:
         for name in record.files:
             self._client.log_artifact(run_id, str(folder / name))
         self._client.set_terminated(run_id, STATUS[record.status], end_time=ended)
-        write_text(folder / DELIVERED, to_json({"run_id": run_id, "parent_id": parent}))
+        row = {"run_id": run_id, "parent_id": parent, "record": sha256(folder / RECORD)}
+        write_text(folder / DELIVERED, to_json(row))
+
+    def _read(self, folder: Path) -> TrialRecord:
+        """The record of a folder; raises `TrackingError` if another sweep wrote it, or it is damaged."""
+        try:
+            record = read_trial(folder)
+        except ValueError as error:
+            raise TrackingError(str(error)) from error
+        if record.sweep_id not in ("", self._sweep_id):
+            raise TrackingError(f"{folder} is the result of another sweep (id {record.sweep_id}); move it away")
+        return record
+
+    def _known(self, record: TrialRecord) -> str | None:
+        """The run of a record, if there is one; that of another configuration under its key is marked as replaced."""
+        experiment, parent = self._connect()
+        where = f"tags.key = '{record.key}' AND tags.`mlflow.parentRunId` = '{parent}' AND tags.kind != 'replaced'"
+        known = self._find(experiment, where)
+        had = self._client.get_run(known).data.params if known else {}
+        if known and any(had.get(name, str(value)) != str(value) for name, value in record.params.items()):
+            self._client.set_tag(known, "kind", "replaced")
+            return None
+        return known
 
     def _is_delivered(self, folder: Path) -> bool:
-        """Whether the folder's record has been delivered to this store, rather than to another one."""
-        marker = folder / DELIVERED
-        return marker.exists() and bool(json.loads(marker.read_text("utf-8")).get("parent_id") == self.parent_id)
+        """Whether this record of the folder, and no earlier one, has been delivered to this store."""
+        row = read_delivered(folder)
+        return row.get("parent_id") == self.parent_id and row.get("record") == sha256(folder / RECORD)
 
     def _find(self, experiment: str, where: str) -> str | None:
         runs = self._client.search_runs([experiment], where, max_results=1)
@@ -252,7 +282,7 @@ class Tracker:
                 yield
         except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
             kind = AwayError if self._served and _is_outage(error) else TrackingError
-            raise kind((str(error).splitlines() or [type(error).__name__])[0]) from error
+            raise kind(hide_password((str(error).splitlines() or [type(error).__name__])[0])) from error
         except ImportError as error:
             raise TrackingError(f"needs the module {error.name}; install it") from error
 
@@ -264,11 +294,5 @@ def _is_outage(error: Exception) -> bool:
     return status >= 500 and "not in a valid JSON format" not in str(error)
 
 
-def _enable_wal(database: Path) -> None:
-    """Switch a SQLite file to write-ahead logging: 8 instead of 24 ms per batch, and readers do not block."""
-    database.parent.mkdir(parents=True, exist_ok=True)
-    connection = sqlite3.connect(database, timeout=20)
-    try:
-        connection.execute("PRAGMA journal_mode=WAL")
-    finally:
-        connection.close()
+def _connect_once(uri: str) -> None:
+    mlflow.MlflowClient(uri).search_experiments(max_results=1)

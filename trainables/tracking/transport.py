@@ -1,18 +1,22 @@
 """Send a trial's folder from its node to the driver, through storage that both share.
 
-STORAGE/outbox/SWEEP/00012/   the files, named by digest, and a manifest that is written last: complete or absent
+STORAGE/outbox/SWEEP/ID/00012/   the files, named by digest, and a manifest that is written last: complete or absent
 """
 
+import logging
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from trainables.files import sha256
 from trainables.layout import RECORD, has_record
-from trainables.records.trial import read_trial
+from trainables.records.trial import TrialRecord, read_trial
 from trainables.store.manifest import MANIFEST, FileEntry, Manifest
 from trainables.store.objects import Objects
 from trainables.store.remote import Remote
+
+log = logging.getLogger(__name__)
 
 INCOMING = ".incoming"
 
@@ -22,7 +26,7 @@ def send(folder: Path, key: str, storage: str) -> None:
 
     Args:
         folder: the trial's folder on this node.
-        key: `SWEEP/00012`.
+        key: `SWEEP/ID/00012`.
         storage: a shared folder or a URL.
     """
     names = (RECORD, *read_trial(folder).files)
@@ -32,13 +36,16 @@ def send(folder: Path, key: str, storage: str) -> None:
     _remote(key, storage, patience_s=300.0).push(folder, about, MANIFEST)
 
 
-def fetch(folder: Path, key: str, storage: str, *, patience_s: float = 0.0) -> bool:
-    """Download a trial's record and files into `folder`, all or none; False if they are missing or damaged.
+def fetch(
+    folder: Path, key: str, storage: str, *, fits: Callable[[TrialRecord], bool], patience_s: float = 0.0
+) -> bool:
+    """Download a trial's record and files into `folder`, all or none; False if missing, damaged or another trial's.
 
     Args:
         folder: the trial's folder on this machine.
-        key: `SWEEP/00012`.
+        key: `SWEEP/ID/00012`.
         storage: a shared folder or a URL.
+        fits: whether a record is of the trial that is looked for.
         patience_s: seconds to wait for a storage that does not answer.
 
     Raises:
@@ -51,6 +58,15 @@ def fetch(folder: Path, key: str, storage: str, *, patience_s: float = 0.0) -> b
     # one level deeper than the trials, so that listing them never finds a partial download
     coming = folder.parent / INCOMING / folder.name
     if manifest is None or not remote.pull(manifest, coming, MANIFEST):
+        return False
+    try:
+        ours = fits(read_trial(coming))
+    except (OSError, ValueError) as error:
+        log.warning("%s in %s cannot be read: %s", key, storage, error)
+        ours = False
+    if not ours:
+        log.warning("%s in %s is the result of another trial; it is not taken", key, storage)
+        shutil.rmtree(coming)
         return False
     shutil.rmtree(folder, ignore_errors=True)
     coming.rename(folder)

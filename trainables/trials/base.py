@@ -10,6 +10,7 @@ import gc
 import os
 import shutil
 import time
+import traceback
 from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -21,6 +22,7 @@ from trainables.files import write_text
 from trainables.layout import ONNX_FILE, RECIPE, RECORD, TORCHSCRIPT_FILE
 from trainables.records.encoding import to_json
 from trainables.records.stages import CandidateRecord, EpochRecord, ShapeRecord
+from trainables.stages.models.inspection import describe_error
 from trainables.stages.models.placement import release_memory
 from trainables.stages.workspace import Workspace
 from trainables.tracking.transport import send
@@ -29,7 +31,14 @@ from trainables.trials.task import TASK, Task, TrialTask
 AnyTask = TypeVar("AnyTask", bound=Task)
 FULL = (errno.ENOSPC, errno.EDQUOT)  # no space left, or the user's quota is used up
 # The metrics of a candidate that are known before it is trained.
-SHAPE_METRICS = ("latency_p50_ms", "reference_latency_p50_ms", "size_bytes", "num_params", "macs")
+SHAPE_METRICS = (
+    "latency_p50_ms",
+    "reference_latency_p50_ms",
+    "latency_alone_s",
+    "size_bytes",
+    "num_params",
+    "macs",
+)
 
 
 class StageTrial(tune.Trainable, Generic[AnyTask]):
@@ -79,6 +88,12 @@ class StageTrial(tune.Trainable, Generic[AnyTask]):
         except ValueError as error:  # after InfeasibleError, which is one too
             self.refuse("failed", str(error), {})
             return {"invalid": str(error), "final": False, "done": True}
+        except SystemExit as error:  # Ray would take it for an order to end this process, and Tune would start another
+            if _is_rays(error):
+                raise
+            reason = f"the network's code ends the process ({describe_error(error)})"
+            self.refuse("failed", reason, {})
+            return {"invalid": reason, "final": False, "done": True}
         except OSError as error:
             if error.errno not in FULL:
                 raise
@@ -128,7 +143,7 @@ class OutboxTrial(StageTrial[AnyTask]):
         record = task.record(started=self._started, ended=time.time(), **result)
         write_text(task.folder / RECORD, to_json(record))
         if task.worker.storage:
-            send(task.folder, task.key, task.worker.storage)
+            send(task.folder, task.address, task.worker.storage)
 
 
 class ChainTrial(OutboxTrial[TrialTask]):
@@ -179,6 +194,12 @@ class ChainTrial(OutboxTrial[TrialTask]):
         # with several cuts, recovery between them changes which channels are removed
         prune = self.task.candidate.prune
         return not prune.shape_needs_weights or prune.pruning_steps == 1
+
+
+def _is_rays(error: SystemExit) -> bool:
+    """Whether Ray ends this process, as on SIGTERM."""
+    *_, innermost = (frame.f_globals["__name__"] for frame, _ in traceback.walk_tb(error.__traceback__))
+    return str(innermost).startswith("ray.")
 
 
 def link(source: Path, target: Path) -> None:

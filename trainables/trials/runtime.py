@@ -27,7 +27,15 @@ class RuntimeTrial(OutboxTrial[RuntimeTask]):
         trial = read_trial(task.source)
         try:
             with tempfile.TemporaryDirectory() as scratch:
-                return measure_cell(task.cell, trial, task.source, place, scratch=Path(scratch), seconds=task.seconds)
+                return measure_cell(
+                    task.cell,
+                    trial,
+                    task.source,
+                    place,
+                    scratch=Path(scratch),
+                    seconds=task.seconds,
+                    models=task.models,
+                )
         except AbsentError as error:
             return str(error)
         except BrokenRoomError as error:

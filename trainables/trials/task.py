@@ -1,6 +1,9 @@
 """Tasks that the driver sends to workers: the work, the resources, and where to put the result."""
 
 import dataclasses
+import json
+import logging
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,16 +11,21 @@ from types import MappingProxyType
 from typing import Any
 
 from trainables.config.candidate import Candidate, DataConfig
+from trainables.config.escaping import hide_password
 from trainables.config.limits import Limits
-from trainables.layout import LEASES
+from trainables.layout import LEASES, REPLACED, has_record
+from trainables.records.encoding import to_json
 from trainables.records.stages import EpochRecord
-from trainables.records.trial import TrialRecord
+from trainables.records.trial import TrialRecord, read_trial
 from trainables.stages.runtimes.cell import Cell
 from trainables.stages.workspace import Workspace
 from trainables.store.results import store_below
 
+log = logging.getLogger(__name__)
+
 # The only entry of a Tune config: the trial's `Task`.
 TASK = "task"
+OF_DEVICE = "train_precision"  # chosen by the device, so that a sweep may go on on another one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +70,8 @@ class Task:
     """Its outbox, absolute: receives the record and the files to ship."""
     stage: str
     """`candidate`, `teacher` or `runtime`."""
+    sweep_id: str = ""
+    """Id of the sweep: its name may be that of another one in the same storage. Empty outside a sweep."""
     trial_number: int | None = None
     """Number in the Optuna study; None if the search did not propose it."""
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -93,7 +103,7 @@ class Task:
             trial_number=self.trial_number,
             stage=self.stage,
             status=status,
-            reason=reason,
+            reason=hide_password(reason),  # it is uploaded
             params=self.row() if params is None else params,
             metrics=dict(metrics),
             tags={**tags, **self.tags},
@@ -102,7 +112,33 @@ class Task:
             started=started,
             ended=ended,
             keys=keys,
+            sweep_id=self.sweep_id,
         )
+
+    @property
+    def address(self) -> str:
+        """Where its result lies in a storage that sweeps share: `SWEEP/ID/00012`."""
+        sweep, _, run = self.key.partition("/")
+        return "/".join(part for part in (sweep, self.sweep_id, run) if part)
+
+    def fits(self, record: TrialRecord) -> bool:
+        """Whether a record is the result of this task: of the same sweep, number and configuration."""
+        mine = json.loads(to_json(self.row()))  # as it is read back: tuples are lists
+        same = all(record.params.get(name, value) == value for name, value in mine.items() if name != OF_DEVICE)
+        return same and record.key == self.key and record.sweep_id in ("", self.sweep_id)
+
+    def clear_folder(self) -> None:
+        """Move a result that is not this task's out of its folder; a journal cut short may leave one there."""
+        if not has_record(self.folder):
+            return
+        try:
+            if self.fits(read_trial(self.folder)):
+                return
+        except ValueError as error:
+            log.warning("%s", error)
+        aside = self.folder.parent / REPLACED / f"{self.folder.name}-{uuid.uuid4().hex[:8]}"
+        aside.parent.mkdir(exist_ok=True)
+        self.folder.rename(aside)
 
     def with_whole_gpu(self) -> "Task":
         """A copy for the next attempt, after it ran out of memory on a shared GPU."""
@@ -145,11 +181,16 @@ class RuntimeTask(Task):
     """Folder of the trial that made the network."""
     seconds: float
     """Upper bound of the timing, seconds."""
+    model_digest: str
+    """Of its ONNX file, because another network may come to have the same name."""
+    models: tuple[str, ...] = ()
+    """Functions of the user's own that may be imported to build the network."""
     stage: str = "runtime"
 
     def row(self) -> dict[str, Any]:
-        """The cell, the network's name and its trial."""
-        return {**vars(self.cell), "model": self.model, "of_trial": self.source.name}
+        """The cell, the network's name and digest, and its trial."""
+        network = {"model": self.model, "of_trial": self.source.name, "model_digest": self.model_digest}
+        return {**vars(self.cell), **network}
 
 
 def task_of(trial: Any) -> Any:

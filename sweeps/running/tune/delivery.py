@@ -11,14 +11,15 @@ from typing import Any
 from ray import tune
 from ray.tune.experiment import Trial
 
-from sweeps.cluster.ray_private import allow_failures
+from sweeps.cluster.ray_private import allow_failures, failures
 from sweeps.display.progress import Progress
 from sweeps.planning.budget import Deadline
+from sweeps.running.tune.retry import last_failure, reason_in
 from trainables.config.candidate import TEACHER_ITSELF
 from trainables.files import write_text
 from trainables.layout import RECORD, has_record
 from trainables.records.encoding import to_json
-from trainables.records.latency import doubts
+from trainables.records.latency import doubt, teacher_ratio
 from trainables.records.stages import EpochRecord
 from trainables.records.trial import TrialRecord, read_trial
 from trainables.tracking.deliveries import Score, scores_of
@@ -58,7 +59,7 @@ class Delivery(tune.Callback):
         task, seen = task_of(trial), trial.last_result or {}
         folder = task.folder
         reports = list(self._seen.pop(trial.trial_id, {}).values())
-        if self._storage is not None and not fetch_record(folder, task.key, self._storage) and left_record(seen):
+        if self._storage is not None and not fetch_record(task, self._storage) and left_record(seen):
             return  # the storage does not answer: fetched and delivered when the sweep ends or resumes
         if not has_record(folder):
             if "full" in seen:  # its disk was full: the next command runs it again
@@ -70,7 +71,9 @@ class Delivery(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Tune: a trial has failed for good. Write its record, with the reason, and deliver it."""
         reports = list(self._seen.pop(trial.trial_id, {}).values())
-        task, reason = task_of(trial), _last_line(trial.error_file)
+        task, reason = task_of(trial), reason_in(last_failure(trial))
+        if trial.error_file:
+            reason += f" ({failures(trial)} attempts; all of it: {trial.error_file})"
         write_record(task, status="failed", reason=reason, seconds=_seconds(trial), reports=reports)
         self._deliver(task.folder)
 
@@ -86,17 +89,24 @@ class Delivery(tune.Callback):
 
 
 class Allowance(tune.Callback):
-    """Give a trial new attempts after every epoch: preemption is not a failure, dying without progress is."""
+    """Give a trial new attempts after every new epoch: preemption is not a failure, dying without progress is."""
 
     def __init__(self, attempts: int) -> None:
         """`attempts` is how many times in a row a trial may die without finishing an epoch."""
         self._attempts = attempts
+        self._stored: dict[str, set[tuple[str, int]]] = {}
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: Mapping[str, Any], **info: Any
     ) -> None:
-        """Tune: an epoch is over. Count attempts from here."""
-        allow_failures(trial, self._attempts)
+        """Tune: a trial has reported. If an epoch was trained for the first time, count attempts from here."""
+        if "train_loss" not in result:  # a measured shape, or a result: every attempt reports those again
+            return
+        stored = self._stored.setdefault(trial.trial_id, set())
+        epoch = str(result["stage"]), int(result["epoch"])
+        if epoch not in stored:
+            stored.add(epoch)
+            allow_failures(trial, self._attempts)
 
 
 class Timesheet(tune.Callback):
@@ -114,12 +124,12 @@ class Timesheet(tune.Callback):
             write_text(self._path, to_json({"seconds": round(self._deadline.spent(), 1)}))
 
 
-def fetch_record(folder: Path, key: str, storage: str) -> bool:
+def fetch_record(task: Task, storage: str) -> bool:
     """Fetch a trial's record from the storage unless it is on this machine; returns whether it is there now."""
     try:
-        return fetch(folder, key, storage)
+        return fetch(task.folder, task.address, storage, fits=task.fits)
     except OSError as error:
-        log.warning("trial %s was not fetched: %s", key, error)
+        log.warning("trial %s was not fetched: %s", task.key, error)
         return False
 
 
@@ -152,10 +162,10 @@ def write_record(
 def summary(record: TrialRecord, score: float) -> str:
     """A finished trial on one line."""
     metrics, params = record.metrics, record.params
-    speed = metrics["latency_p50_ms"] / metrics["reference_latency_p50_ms"]
+    times = f"{teacher_ratio(metrics):.2f} x teacher"
     return (
         f"score {score:.2f}  val {100 * metrics['val_accuracy']:.2f} %  {metrics['latency_p50_ms']:.3f} ms"
-        f" ({', '.join([f'{speed:.2f} x teacher', *doubts(metrics)])})  {metrics['size_bytes'] / 1e6:.2f} MB"
+        f" ({', '.join(filter(None, (times, doubt(record.tags))))})  {metrics['size_bytes'] / 1e6:.2f} MB"
         f"   {_recipe(params)}"
     )
 
@@ -168,10 +178,3 @@ def _recipe(params: Mapping[str, Any]) -> str:
     taught = f"T={params['temperature']:g} alpha={params['alpha']:g}" if params["alpha"] else "alpha=0"
     loss = "" if params["kd_loss"] in ("kd", "none") else f"{params['kd_loss']} "
     return f"{what} {loss}{taught} lr={params['learning_rate']:g}"
-
-
-def _last_line(error_file: str | None) -> str:
-    if error_file is None or not Path(error_file).exists():
-        return "its process died"
-    lines = [line.strip() for line in Path(error_file).read_text(encoding="utf-8").splitlines() if line.strip()]
-    return f"{lines[-1]} (all of it: {error_file})" if lines else "its process died"

@@ -18,6 +18,13 @@ OUT_OF_MEMORY = (
     "Failed to allocate memory",  # ONNX Runtime, in the process that measures
 )
 
+# Ray's words -> ours, for failures that leave no exception.
+DEATHS = {
+    "node has died": "its node died",
+    "owner has died": "Ray died",
+    "worker process has died": "its process was killed, as for lack of memory, or crashed",
+}
+
 
 class RetryAlone(FIFOScheduler):
     """First come, first served; a trial that ran out of memory gets more resources for its next attempt."""
@@ -51,7 +58,7 @@ class SayRetry(tune.Callback):
         if self._console is None:
             return
         task = task_of(trial)
-        text = "was cut off; it goes on where it was"
+        text = f"was cut off ({reason_in(last_failure(trial))}); it goes on where it was"
         if task.alone and ran_out_of_memory(trial):
             text = "ran out of memory beside others; it runs again with a GPU of its own"
         who = "teacher" if task.trial_number is None else f"trial {task.trial_number}"
@@ -60,7 +67,21 @@ class SayRetry(tune.Callback):
 
 def ran_out_of_memory(trial: Trial) -> bool:
     """Whether the trial's last attempt failed for lack of memory."""
-    if not trial.error_file or not Path(trial.error_file).exists():
-        return False
-    last = Path(trial.error_file).read_text(encoding="utf-8", errors="replace").rpartition("Failure #")[2]
+    last = last_failure(trial)
     return any(name in last for name in OUT_OF_MEMORY)
+
+
+def last_failure(trial: Trial) -> str:
+    """What Tune has written of the trial's last failure; empty if it has written nothing."""
+    if not trial.error_file or not Path(trial.error_file).exists():
+        return ""
+    return Path(trial.error_file).read_text(encoding="utf-8", errors="replace").rpartition("Failure #")[2]
+
+
+def reason_in(failure: str) -> str:
+    """Why a trial's process failed, on one line, from Ray's description of the failure."""
+    for words, reason in DEATHS.items():
+        if words in failure:
+            return reason
+    lines = [line.strip() for line in failure.splitlines() if line.strip()]
+    return lines[-1] if lines else "its process died"

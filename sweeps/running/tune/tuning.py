@@ -6,7 +6,7 @@ from typing import Any
 from ray import tune
 from ray.tune.search import Searcher
 
-from sweeps.cluster.interrupts import StoppableTuner
+from sweeps.cluster.interrupts import StoppableTuner, WatchRay
 from sweeps.planning.budget import Deadline
 from sweeps.running.tune.delivery import Allowance, Timesheet
 from sweeps.running.tune.retry import RetryAlone
@@ -57,7 +57,7 @@ def tuner(
         run_config=tune.RunConfig(
             name=name,
             storage_path=str((config.folder / TUNE).resolve()),
-            callbacks=[*callbacks, Allowance(MAX_FAILURES), *timesheet],
+            callbacks=[*callbacks, Allowance(MAX_FAILURES), WatchRay(), *timesheet],
             verbose=0,  # the sweep has a display of its own
             failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
             # Stages checkpoint to the store themselves; a Tune checkpoint would be a second copy.

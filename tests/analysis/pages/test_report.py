@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from analysis.findings.front import choose, front_members
+from analysis.findings.front import choose, competing, front_members
 from analysis.pages.model_card import model_card
 from analysis.pages.report import markdown, summary_of, write_report
 from analysis.reading.runs import Runs, read_runs
@@ -110,3 +110,24 @@ def test_the_sweeps_command_is_told_and_cannot_leave_its_block(runs: Runs) -> No
     text = markdown(dataclasses.replace(runs, sweeps={runs.name: sweep}))
     assert "```\npython sweeps/kd_prune.py --preset quick '''\n```" in text
     assert "sweeps/kd_prune.py" not in markdown(runs)
+
+
+def test_the_report_says_how_latency_was_measured_and_what_that_cost(runs: Runs) -> None:
+    frame = runs.frame.assign(
+        latency_verdict="clean",
+        reference_latency_beside_p50_ms=6.5,
+        latency_pooled=4.0,
+        latency_vs_teacher=0.25,
+        latency_vs_teacher_half_width=0.04,
+        latency_alone_s=2.0,
+    )
+    first = competing(runs).index[0]
+    frame.loc[first, "latency_verdict"] = "CPU shared: others ran in its place for 6 % of the time"
+    frame.loc[first, "reference_latency_beside_p50_ms"] = 4.7
+    busy_s = 2.0 * len(frame) / 0.05
+    text = markdown(dataclasses.replace(runs, frame=frame, busy_s=busy_s))
+    assert " ms (0.250 ± 0.010 of the teacher's)" in text.partition("## The front")[0]
+    assert "one p50, pooled from up to 4 measurements" in text
+    assert "The teacher's p50 beside them ranged from 4.70 to 6.50 ms; no latency depends on that" in text
+    assert f"Measuring: trials stood still for {2 * len(frame):.1f} s, 5.0 % of the sweep." in text
+    assert "Measurements: " in text and " clean, 1 CPU shared." in text

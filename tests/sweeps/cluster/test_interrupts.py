@@ -1,8 +1,10 @@
+import os
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import pytest
 
@@ -69,3 +71,70 @@ def test_the_first_signal_ends_in_order_and_the_second_at_once(first: signal.Sig
         process.send_signal(second)
         assert process.wait(timeout=10) == 128 + second
         assert time.monotonic() - started < 5
+
+
+TUNED = """
+    import time
+    import sweeps
+    import ray
+    from ray import tune
+    from sweeps.cluster.interrupts import Interrupted, StoppableTuner, WatchRay, stoppable
+    from sweeps.cluster.ray_private import private_ray
+
+    class Endless(tune.Trainable):
+        def step(self):
+            open(sys.argv[1] + "/ready", "w").close()
+            time.sleep(0.2)
+            return {}
+
+    settings = dict(num_cpus=1, num_gpus=0, include_dashboard=False, log_to_driver=False, logging_level=40)
+    with private_ray(**settings), stoppable():
+        try:
+            settings = tune.RunConfig(
+                storage_path=sys.argv[1],
+                verbose=0,
+                callbacks=[WatchRay()],
+                failure_config=tune.FailureConfig(max_failures=-1),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            )
+            StoppableTuner(Endless, run_config=settings).fit()
+        except Interrupted as stop:
+            print(type(stop).__name__, stop.code, getattr(stop, "process", ""), flush=True)
+"""
+
+
+def children(pid: int) -> dict[str, int]:
+    """Program's name -> process, of all children of a process."""
+    found = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == pid:
+                found[Path(stat.with_name("cmdline").read_text().split("\0")[0]).name] = int(stat.parent.name)
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("victim", "said"), [("raylet", "RayDiedError 130 raylet"), ("", "Interrupted 143 ")], ids=["raylet", "the group"]
+)
+def test_a_driver_whose_own_ray_dies_says_so_and_ends(victim: str, said: str, tmp_path: Path) -> None:
+    """By itself, or because a signal for the driver went to the whole process group: then Ray dies first."""
+    script = textwrap.dedent(TUNED).replace("sys.argv[1]", repr(str(tmp_path)))
+    words = [sys.executable, "-c", script]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, start_new_session=True) as driver:
+        for _ in range(2400):
+            if (tmp_path / "ready").exists():
+                break
+            time.sleep(0.05)
+        started = time.monotonic()
+        if victim:
+            os.kill(children(driver.pid)[victim], signal.SIGKILL)
+        else:
+            os.killpg(driver.pid, signal.SIGTERM)
+        assert driver.stdout is not None
+        assert any(line.rstrip("\n") == said for line in driver.stdout)  # Ray writes there, too
+        assert time.monotonic() - started < 30
+        assert driver.wait(timeout=60) == 0

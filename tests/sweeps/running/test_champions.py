@@ -253,6 +253,7 @@ def test_when_the_time_is_over_the_arms_are_left_to_the_next_command(
         config=searched(tmp_path),
         dataset=small[2],
         teacher=record(0, 0.95, 4.0, 16e6, stage="teacher"),
+        sweep_id="",
         tracker=Any,
         console=console,
         deadline=Deadline(at=0.0, trial_s=1.0),

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import optuna
+import pytest
 
 from sweeps.search.study_file import KernelLock, open_journal
 from trainables.files import drop_half_line
@@ -67,3 +68,19 @@ def test_reading_on_keeps_the_place_of_one_line_and_misses_none(tmp_path: Path) 
     assert len(backend._log_number_offset) == 2
     assert len(list(backend.read_logs(0))) == len(path.read_text().splitlines())
     assert list(backend.read_logs(5)) == list(backend.read_logs(0))[5:], "also from a line whose place is forgotten"
+
+
+@pytest.mark.parametrize("damage", [b"\0" * 40, b"[1]", b"null", b'{"op_code": "x"}', b"[" * 100_000, b"\xff"])
+def test_a_journal_goes_on_from_its_sound_part_and_the_damaged_one_is_kept(tmp_path: Path, damage: bytes) -> None:
+    path = tmp_path / "study.journal"
+    study = study_in(path)
+    for value in (1.0, 2.0):
+        study.tell(study.ask(), value)
+    lines = path.read_bytes().splitlines(keepends=True)
+    harmed = b"".join([*lines[:3], damage + b"\n", *lines[4:]])
+    path.write_bytes(harmed)
+    again = study_in(path)
+    assert [trial.value for trial in again.trials] == [1.0]
+    again.tell(again.ask(), 3.0)
+    assert [trial.value for trial in study_in(path).trials] == [1.0, 3.0]
+    assert path.with_name("study.journal.corrupt-1").read_bytes() == harmed

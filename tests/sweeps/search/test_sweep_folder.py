@@ -1,10 +1,14 @@
+import json
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from sweeps import kd_prune
-from sweeps.search.folder import typed_command
+from sweeps.search.folder import InputError, check_identity, typed_command, write_sweep_json
+from sweeps.search.presets import quick
+from trainables.records.stages import DatasetRecord
 
 SCRIPT = kd_prune.__file__
 
@@ -28,3 +32,43 @@ def test_a_command_is_told_without_the_places_of_its_machine(words: str, told: s
 
 def test_a_program_that_calls_the_sweep_has_no_command_to_tell(tmp_path: Path) -> None:
     assert typed_command([str(tmp_path / "mine.py"), "--trials", "3"]) is None
+
+
+DATASET = DatasetRecord(
+    name="digits",
+    folder=Path(),
+    fingerprint="f" * 64,
+    class_names=("0", "1"),
+    image_size=32,
+    num_train=1,
+    num_val=1,
+    num_test=1,
+    mean=(0, 0, 0),
+    std=(1, 1, 1),
+)
+
+
+@pytest.mark.parametrize("damage", ["", "{", "null", "[1]", '{"config": 1}', "[" * 100_000])
+def test_a_damaged_description_is_written_again(tmp_path: Path, damage: str) -> None:
+    config = quick().replace(name="night", out=tmp_path)
+    config.folder.mkdir(parents=True)
+    teacher = SimpleNamespace(metrics={"size_bytes": 1.0})
+    write_sweep_json(config, teacher, DATASET)
+    path = config.folder / "sweep.json"
+    before = json.loads(path.read_text())
+    path.write_text(damage)
+    write_sweep_json(config, teacher, DATASET)
+    assert json.loads(path.read_text()) == before
+    assert path.with_name("sweep.json.corrupt-1").read_text() == damage
+
+
+@pytest.mark.parametrize(
+    "damage", ["", "{", "null", "[1]", '{"settings": 1}', '{"sweep_id": "x", "settings": {"base": 1}}', "[" * 100_000]
+)
+def test_a_damaged_identity_is_one_line_that_names_the_file(tmp_path: Path, damage: str) -> None:
+    config = quick().replace(name="night", out=tmp_path)
+    config.folder.mkdir(parents=True)
+    check_identity(config, DATASET)
+    (config.folder / "identity.json").write_text(damage)
+    with pytest.raises(InputError, match=r"--name night: .*identity\.json cannot be read .*; restore it, or take"):
+        check_identity(config, DATASET)

@@ -171,10 +171,10 @@ def test_fields_below_a_union_with_none_are_named_too() -> None:
     seen = ConditionsRecord(cores=(1,), seconds=1.0, nice=0, load_1m=0.5)
     took = {f.name: 1.0 for f in dataclasses.fields(LatencyRecord)} | {
         "latency_n": 3,
-        "latency_noisy": False,
+        "latency_disturbed": False,
         "latency_device": "cpu:1",
         "latency_provider": "CPU",
-        "latency_contaminated": "",
+        "latency_doubt": "",
         "latency_attempts": 1,
         "conditions": seen,
     }
@@ -197,13 +197,13 @@ def test_an_older_record_lacks_what_has_a_default_and_nothing_else() -> None:
 @pytest.mark.parametrize("text", ["", "{", "\xff\xfe", "null", '{"key": "a"}'])
 def test_a_damaged_record_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "record.json").write_bytes(text.encode("latin-1"))
-    for read in (read_trial, read_model):
+    for read in (read_trial, lambda folder: read_model(folder, "resnet18")):
         with pytest.raises(ValueError, match=str(tmp_path / "record.json")):
             read(tmp_path)
 
 
 def test_a_record_that_is_not_there_is_not_found(tmp_path: Path) -> None:
-    for read in (read_trial, read_model):
+    for read in (read_trial, lambda folder: read_model(folder, "resnet18")):
         with pytest.raises(FileNotFoundError):
             read(tmp_path)
     with pytest.raises(FileNotFoundError):
@@ -229,7 +229,7 @@ def test_a_result_that_was_moved_lies_where_it_is_found(tmp_path: Path) -> None:
         (tmp_path / "record.json").write_text(
             json.dumps({name: row[name] for name in row if name != "folder"} | folder)
         )
-        assert read_model(tmp_path) == dataclasses.replace(model, folder=tmp_path)
+        assert read_model(tmp_path, "resnet20") == dataclasses.replace(model, folder=tmp_path, model_name="resnet20")
 
 
 def test_numbers_stay_as_they_were_written(tmp_path: Path) -> None:

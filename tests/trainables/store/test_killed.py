@@ -41,7 +41,7 @@ TRAIN = """
     for name, pause in ("killed", 0.2), ("killed", 0.0), ("whole", 0.0):
         if (child := os.fork()) == 0:  # torch is imported once for three workers
             print("worker", os.getpid(), flush=True)
-            for report in Store(Path(sys.argv[1]) / name).obtain(Key("student", "k"), compute):
+            for report in Store(Path(sys.argv[1]) / name).obtain(Key("student", "0" * 24), compute):
                 print("stored", report.epoch, flush=True)
             os._exit(0)
         os.waitpid(child, 0)
@@ -63,6 +63,6 @@ def test_a_student_killed_in_mid_stage_repeats_no_stored_epoch(tmp_path: Path) -
     killed, second, _ = workers
     assert killed[1:] == ["begins 1", "stored 1", "begins 2", "stored 2", "begins 3"]
     assert [line for line in second if "begins" in line] == ["begins 3", "begins 4", "begins 5"]
-    weights = [torch.load(tmp_path / name / "student" / "k" / "weights.pt") for name in ("killed", "whole")]
+    weights = [torch.load(tmp_path / name / "student" / ("0" * 24) / "weights.pt") for name in ("killed", "whole")]
     for name, value in weights[0].items():
         torch.testing.assert_close(value, weights[1][name], rtol=0, atol=0)

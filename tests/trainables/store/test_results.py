@@ -56,7 +56,7 @@ SLOW = """
         yield "started"
         time.sleep(float(sys.argv[2]))
         (folder / "record.json").write_text("{}")
-    for report in Store(Path(sys.argv[1])).obtain(Key("s", "k"), compute):
+    for report in Store(Path(sys.argv[1])).obtain(Key("s", "0" * 24), compute):
         print(report, flush=True)
     print("has it", flush=True)
 """
@@ -72,7 +72,7 @@ def test_processes_that_need_one_key_compute_it_once(tmp_path: Path) -> None:
     outputs = [process.communicate(timeout=30)[0] for process in processes]
     assert all(output.endswith("has it\n") for output in outputs)
     assert sum("started" in output for output in outputs) == 1
-    assert (tmp_path / "s" / "k" / "starts").read_text() == "x"
+    assert (tmp_path / "s" / ("0" * 24) / "starts").read_text() == "x"
 
 
 def test_kill_9_of_the_process_that_computes_lets_the_next_one_in(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_kill_9_of_the_process_that_computes_lets_the_next_one_in(tmp_path: Path
     assert waiting.poll() is None
     os.kill(victim.pid, signal.SIGKILL)
     assert waiting.communicate(timeout=30)[0] == "started\nhas it\n"
-    assert Store(tmp_path).find(Key("s", "k")) is not None
+    assert Store(tmp_path).find(Key("s", "0" * 24)) is not None
 
 
 def test_a_result_names_its_files_its_cost_and_its_version(tmp_path: Path) -> None:
@@ -307,3 +307,81 @@ def test_a_quota_on_files_leaves_no_result(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert Store(tmp_path).find(KEY) is None
     assert run(Store(tmp_path).obtain(KEY, heavy))[0] == [0]
+
+
+DAMAGES = {
+    "empty": lambda content: b"",
+    "half": lambda content: content[: len(content) // 2],
+    "zeros": lambda content: bytes(len(content)),
+    "other JSON": lambda content: b"null",
+    "a list": lambda content: b"[1]",
+    "an object": lambda content: b'{"a": NaN}',
+    "no text": lambda content: b"\xff\xfe\x00" + content,
+    "deep": lambda content: b"[" * 100_000,
+    "numbers": lambda content: content.replace(b"1", b"1e999"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["store.json", "{key}/manifest.json", "{key}/record.json", "{key}/steps"])
+def test_no_damage_to_a_finished_result_is_taken_for_it_or_raises(tmp_path: Path, damage: str, name: str) -> None:
+    _, folder = run(Store(tmp_path).obtain(KEY, counting))
+    path = tmp_path / name.format(key=KEY)
+    harmed = DAMAGES[damage](path.read_bytes())
+    whole = harmed == path.read_bytes()
+    path.write_bytes(harmed)
+    reports, again = run(Store(tmp_path).obtain(KEY, counting))
+    assert (reports, again) == ([] if whole or name == "store.json" else [0, 1, 2], folder)
+    assert run(Store(tmp_path).obtain(KEY, counting)) == ([], folder)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", [".progress.json", "record.json"])
+def test_no_damage_to_unfinished_work_stops_it(tmp_path: Path, damage: str, name: str) -> None:
+    attempt = Store(tmp_path).obtain(KEY, counting)
+    assert [next(attempt), next(attempt)] == [0, 1]
+    attempt.close()
+    partial = tmp_path / f"{KEY}.partial"
+    if name == "record.json":
+        assert len(list(counting(partial))) == 1  # killed just before the result was put in place
+    (partial / name).write_bytes(DAMAGES[damage]((partial / name).read_bytes()))
+    reports, folder = run(Store(tmp_path).obtain(KEY, counting))
+    assert reports in ([], [2])
+    assert isinstance(json.loads((folder / "record.json").read_text()), dict)
+    assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "record.json", "steps"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("url", [False, True])
+def test_a_damaged_failure_is_none(tmp_path: Path, damage: str, url: bool) -> None:
+    where = f"file://{tmp_path}/shared" if url else tmp_path / "here"
+    store = Store(where, cache=tmp_path / "here" if url else None)
+    with pytest.raises(ValueError, match="diverged"):
+        run(store.obtain(KEY, Failing(ValueError("diverged"))))
+    for path in tmp_path.rglob("*failed.json"):
+        path.write_bytes(DAMAGES[damage](path.read_bytes()))
+    if (reason := store.failure(KEY)) is None:
+        assert run(store.obtain(KEY, counting))[0] == [0, 1, 2]
+    assert reason in (None, "diverged")
+
+
+@pytest.mark.parametrize("content", ["", "{", "null", '{"format": "x"}'])
+def test_a_damaged_mark_of_a_sound_store_is_written_again(tmp_path: Path, content: str) -> None:
+    run(Store(tmp_path).obtain(KEY, counting))
+    (tmp_path / "store.json").write_text(content)
+    run(Store(tmp_path).obtain(stage_key("student", version=1, alpha=0.8), counting))
+    assert json.loads((tmp_path / "store.json").read_text())["format"] == 2
+    assert (tmp_path / "store.json.corrupt-1").read_text() == content
+
+
+def test_a_result_that_was_copied_to_another_key_is_not_taken_for_it(tmp_path: Path) -> None:
+    _, folder = run(Store(tmp_path).obtain(KEY, counting))
+    other = stage_key("student", version=1, alpha=0.8)
+    folder.rename(tmp_path / str(other))
+    assert Store(tmp_path).find(other) is None
+
+
+@pytest.mark.parametrize("digest", ["../../victim", "x", "", "0" * 24 + "/..", "0" * 15])
+def test_a_key_names_no_other_path(digest: str) -> None:
+    with pytest.raises(ValueError, match="is no key of the store"):
+        Key("student", digest)

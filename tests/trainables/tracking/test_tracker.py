@@ -1,11 +1,15 @@
 import dataclasses
 import http.server
 import json
+import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import mlflow
@@ -21,7 +25,7 @@ from trainables.records.encoding import to_json
 from trainables.records.stages import EpochRecord
 from trainables.records.trial import TrialRecord
 from trainables.tracking import tracker as tracker_module
-from trainables.tracking.tracker import AwayError, Tracker, TrackingError
+from trainables.tracking.tracker import AwayError, DeletedError, Tracker, TrackingError
 
 PARAMS = {"temperature": 4.0, "alpha": 0.9, "pruning_method": "structured", "image_size": None, "flip": True}
 METRICS = {"val_accuracy": 0.91, "latency_p50_ms": 1.25, "size_bytes": 1_400_000}
@@ -123,6 +127,90 @@ def test_delivered_twice_is_one_complete_run(tracker: Tracker, client: mlflow.Ml
     assert "control" not in run.data.tags
 
 
+def test_a_folder_whose_record_has_changed_is_delivered_again(
+    tracker: Tracker, client: mlflow.MlflowClient, left: Left
+) -> None:
+    """`delivered.json` is believed for the record that it was written for, and for no other one."""
+    folder = left()
+    assert tracker.deliver(folder, {})
+    row = json.loads((folder / "record.json").read_text())
+    (folder / "record.json").write_text(json.dumps(row | {"params": {**PARAMS, "alpha": 0.1}, "metrics": {"x": 1.0}}))
+    assert tracker.deliver(folder, {})
+    old, new = sorted(runs_of(client, folder), key=lambda run: run.data.tags["kind"])
+    assert (old.data.tags["kind"], old.data.params["alpha"]) == ("replaced", "0.9")
+    assert (new.data.tags["kind"], new.data.params["alpha"], new.data.metrics["x"]) == ("trial", "0.1", 1.0)
+    assert json.loads((folder / DELIVERED).read_text())["run_id"] == new.info.run_id
+
+
+@pytest.mark.parametrize("damage", [b"", b'{"run_id": "a', b"\0" * 40, b"[]"])
+def test_a_damaged_marker_of_delivery_is_written_anew(
+    tracker: Tracker, client: mlflow.MlflowClient, left: Left, damage: bytes
+) -> None:
+    folder = left()
+    assert tracker.deliver(folder, {})
+    (folder / DELIVERED).write_bytes(damage)
+    assert tracker.deliver(folder, {})
+    (run,) = runs_of(client, folder)
+    assert json.loads((folder / DELIVERED).read_text())["run_id"] == run.info.run_id
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [({"sweep_id": "theirs"}, r"is the result of another sweep \(id theirs\); move it away"), ({"files": 1}, "files")],
+)
+def test_what_another_sweep_wrote_or_nobody_can_read_is_refused(
+    uri: str, out: Path, client: mlflow.MlflowClient, left: Left, damage: dict[str, Any], reason: str
+) -> None:
+    folder, tracker = left(), open_tracker(uri, out)
+    row = json.loads((folder / "record.json").read_text())
+    (folder / "record.json").write_text(json.dumps(row | damage))
+    assert not tracker.deliver(folder, {})
+    assert re.search(reason, tracker.away or "")
+    assert runs_of(client, folder) == []
+
+
+def test_two_sweeps_that_start_at_once_make_one_database(tmp_path: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from trainables.tracking.tracker import Tracker
+out, name = Path(sys.argv[1]), sys.argv[2]
+input()
+Tracker(f"sqlite:///{out}/mlflow.db", experiment="digits", sweep=name, sweep_id=name, artifacts=out / "artifacts")
+"""
+    words = [sys.executable, "-c", code, str(tmp_path)]
+    both = [subprocess.Popen([*words, name], stdin=PIPE, stderr=PIPE, text=True) for name in ("one", "two")]
+    for process in both:
+        assert process.stdin
+        process.stdin.write("\n")
+        process.stdin.flush()
+    errors = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], errors
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    (experiment,) = (found for found in client.search_experiments() if found.name == "digits")
+    assert len(client.search_runs([experiment.experiment_id])) == 2
+
+
+def test_a_deleted_experiment_is_told_with_the_way_back(out: Path, uri: str, client: mlflow.MlflowClient) -> None:
+    number = client.create_experiment("gone")
+    client.delete_experiment(number)
+    with pytest.raises(DeletedError, match=f"gone was deleted; bring it back by .* --experiment-id {number}`"):
+        open_tracker(uri, out, experiment="gone")
+    client.restore_experiment(number)
+    assert open_tracker(uri, out, experiment="gone").experiment_id == number
+
+
+def test_a_database_of_several_folders_keeps_the_places_of_their_artifacts(
+    uri: str, out: Path, client: mlflow.MlflowClient, tmp_path: Path
+) -> None:
+    """Only what lies beside OUT/artifacts is OUT's own, and follows it when OUT is moved."""
+    open_tracker(uri, out)
+    before = client.get_experiment_by_name("digits")
+    open_tracker(uri, tmp_path)
+    after = client.get_experiment_by_name("digits")
+    assert before and after and before.artifact_location == after.artifact_location == (out / "artifacts").as_uri()
+
+
 def test_curves_have_one_point_an_epoch(tracker: Tracker, client: mlflow.MlflowClient, left: Left) -> None:
     folder = left(curve=curve(3) + curve(2, "recovery"))
     assert tracker.deliver(folder, {})
@@ -145,17 +233,22 @@ def test_artifacts_are_the_files_of_the_record(
     assert stored.read_text() == "content of model.onnx"
 
 
-def test_a_lost_marker_does_not_make_a_second_run(uri: str, client: mlflow.MlflowClient, left: Left, out: Path) -> None:
+@pytest.mark.parametrize("marker", [None, "", "{", "null", "[1]"])
+def test_a_lost_or_damaged_marker_does_not_make_a_second_run(
+    uri: str, client: mlflow.MlflowClient, left: Left, out: Path, marker: str | None
+) -> None:
     folder = left()
     assert open_tracker(uri, out).deliver(folder, {"score": 91.5})
     (before,) = runs_of(client, folder)
     assert json.loads((folder / DELIVERED).read_text())["run_id"] == before.info.run_id
     (folder / DELIVERED).unlink()
+    if marker is not None:
+        (folder / DELIVERED).write_text(marker)
     assert open_tracker(uri, out).deliver(folder, {"score": 91.5})
     (after,) = runs_of(client, folder)
     assert (after.info.run_id, after.info.status) == (before.info.run_id, "FINISHED")
     assert len(client.get_metric_history(after.info.run_id, "student_val_loss")) == 3
-    assert (folder / DELIVERED).exists()
+    assert json.loads((folder / DELIVERED).read_text())["run_id"] == before.info.run_id
 
 
 def test_a_delivery_cut_off_by_kill_9_is_completed(tracker: Tracker, client: mlflow.MlflowClient, left: Left) -> None:

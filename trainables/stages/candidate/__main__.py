@@ -6,20 +6,24 @@ python -m trainables.stages.candidate --dataset digits --teacher-model alexnet -
 import argparse
 import os
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import torch
 
+from trainables.config import mlflow_settings  # noqa: F401 - before ONNX Runtime, whose telemetry it ends
 from trainables.config.candidate import CandidateConfig
 from trainables.config.flags import OneLineParser, add_config_flags, config_from_flags, with_flags
 from trainables.files import digest_of
 from trainables.layout import LEASES, STORE
+from trainables.locks import check_locks
 from trainables.records.encoding import to_json
 from trainables.records.stages import (
     CandidateRecord,
     ShapeRecord,
 )
 from trainables.stages.candidate.chain import Steps, make_candidate
+from trainables.stages.candidate.networks import check_network
 from trainables.stages.models.build import check_model
 from trainables.stages.models.stored import build_for
 from trainables.stages.models.weights import import_weights
@@ -57,12 +61,44 @@ def _check(flags: argparse.Namespace, config: CandidateConfig) -> None:
     for folder, flag in ((flags.out, "--out"), (flags.data_dir, "--data-dir")):
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            check_locks(folder)
         except OSError as error:
             raise ValueError(f"{flag} {folder}: cannot be written ({error.strerror}); name a folder you own.") from None
     config.check_unlabeled()
     check_runtime(config.measure.latency_runtime, on_gpu=flags.device == "cuda")
     check_model(config.teacher.teacher_model)
     check_model(config.network)
+
+
+def _make(flags: argparse.Namespace) -> CandidateRecord:
+    """Make the candidate that the flags describe.
+
+    Raises:
+        ValueError: if it cannot be made.
+    """
+    weights = flags.teacher_weights
+    if weights is not None:
+        flags.teacher_weights = digest_of(Path(weights), "teacher_weights")
+    config = config_from_flags(CandidateConfig(), flags)
+    _check(flags, config)
+    place = Workspace(
+        store=Store(flags.out / STORE),
+        data=config.data,
+        data_dir=flags.data_dir,
+        device=flags.device,
+        threads=flags.threads,
+        lock_dir=flags.out / LEASES,
+    )
+    place.enter()
+    for name in (config.teacher.teacher_model, config.network):
+        check_network(name, place.dataset(), opset=config.export.opset)
+    if weights is not None:
+        model = build_for(config.teacher.teacher_model, place.dataset())
+        import_weights(Path(weights), model, place.store)
+    check_cut(config.network, config.prune, place.dataset())
+    if config.prune.ignored:
+        check_ignored([build_for(config.network, place.dataset())], config.prune.ignored)
+    return _show(make_candidate(config.resolve(place.dataset(), device=flags.device), place))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -77,27 +113,8 @@ def main(argv: list[str] | None = None) -> int:
     add_config_flags(parser, CandidateConfig())
     flags = parser.parse_args(argv)
     try:
-        weights = flags.teacher_weights
-        if weights is not None:
-            flags.teacher_weights = digest_of(Path(weights), "teacher_weights")
-        config = config_from_flags(CandidateConfig(), flags)
-        _check(flags, config)
-        place = Workspace(
-            store=Store(flags.out / STORE),
-            data=config.data,
-            data_dir=flags.data_dir,
-            device=flags.device,
-            threads=flags.threads,
-            lock_dir=flags.out / LEASES,
-        )
-        place.enter()
-        if weights is not None:
-            model = build_for(config.teacher.teacher_model, place.dataset())
-            import_weights(Path(weights), model, place.store)
-        check_cut(config.network, config.prune, place.dataset())
-        if config.prune.ignored:
-            check_ignored([build_for(config.network, place.dataset())], config.prune.ignored)
-        record = _show(make_candidate(config.resolve(place.dataset(), device=flags.device), place))
+        with redirect_stdout(sys.stderr):  # for what the user's module prints
+            record = _make(flags)
     except ValueError as error:
         parser.error(with_flags(str(error), list(CandidateConfig().flat())))
     print(to_json(record.metrics()))

@@ -43,7 +43,7 @@ def make_candidate(
     chain = Chain(Bench.of(candidate, place))
     teacher = yield from chain.spend(train_teacher(chain.bench))
     reference = export_teacher(chain.bench, teacher)
-    shape = measure_shape(chain.bench, reference)
+    shape = chain.measure_shape(reference)
     yield shape
     if not candidate.prune.shape_needs_weights:
         check_shape(shape, limits)
@@ -65,6 +65,14 @@ class Chain:
         self.bench = bench
         self._spent = 0.0
         """Seconds of training since the chain began; what its networks took beyond that was found in the store."""
+        self._shape: ShapeRecord | None = None
+        self._shape_alone_s = 0.0
+
+    def measure_shape(self, reference: ExportRecord, *, plan: Mapping[str, int] | None = None) -> ShapeRecord:
+        """Measure the untrained shape or find it, and count the seconds for which other trials paused."""
+        self._shape = measure_shape(self.bench, reference, plan=plan)
+        self._shape_alone_s += self._shape.latency_alone_s
+        return self._shape
 
     def spend(self, stage: Epochs) -> Epochs:
         """Pass a stage's epochs on, and count their seconds."""
@@ -89,7 +97,7 @@ class Chain:
         student = yield from self.spend(train_student(bench, teacher))
         if prune.shape_needs_weights:
             plan = plan_cut(bench, student, channel_ratio=shape.channel_ratio)
-            shape = measure_shape(bench, reference, plan=plan)
+            shape = self.measure_shape(reference, plan=plan)
             yield shape
             if prune.pruning_steps == 1:  # recovery between cuts changes which channels go
                 check_shape(shape, limits)
@@ -116,7 +124,7 @@ class Chain:
         reference: ExportRecord,
     ) -> CandidateRecord:
         """Measure the file of the last network, and put down what came of all of them."""
-        measurement, stands_on = measure_file(self.bench, networks[-1], files, reference)
+        measurement, stands_on = measure_file(self.bench, networks[-1], files, reference, shape=self._shape)
         is_teacher = stage == "teacher"
         own = networks if is_teacher else [model for model in networks if model is not teacher]
         train_time_s = sum(model.train_time_s for model in own)
@@ -132,6 +140,7 @@ class Chain:
             num_test=self.bench.dataset.num_test,
             train_time_s=train_time_s,
             reused_time_s=max(0.0, needed_s - self._spent),
+            shape_alone_s=self._shape_alone_s,
             keys=tuple(dict.fromkeys((*models, reference.key, files.key, *stands_on))),
         )
 
@@ -145,4 +154,4 @@ def check_shape(shape: ShapeRecord, limits: Limits) -> None:
     measured = {"latency_p50_ms": shape.latency_p50_ms, "size_bytes": shape.size_bytes, "macs": shape.macs}
     excess = limits.excess(measured)
     if any(over > 0 for over in excess.values()):
-        raise InfeasibleError(excess, measured)
+        raise InfeasibleError(excess, measured | {"latency_alone_s": shape.latency_alone_s})

@@ -6,7 +6,8 @@ And folders of images without labels, whatever lies where in them.
 import functools
 import hashlib
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,10 +15,12 @@ import numpy as np
 from PIL import Image
 
 from trainables.config.candidate import DataConfig
-from trainables.stages.data.decoding import READ_ERRORS, RawDataset, RawSplit
+from trainables.config.checks import is_text
+from trainables.stages.data.decoding import READ_ERRORS, RawDataset, RawSplit, open_image, readable_formats
 
 PREFIX = "folder:"
-_SPLITS = ("train", "test", "val")
+_SPLITS: Mapping[str, tuple[str, ...]] = {"train": ("train",), "test": ("test",), "val": ("val", "valid", "validation")}
+"""Split -> the folder's names."""
 
 
 class _File(NamedTuple):
@@ -89,9 +92,12 @@ def _list_splits(dataset: str) -> dict[str, tuple[tuple[str, ...], list[_File]]]
     if not root.is_dir():
         raise _error(dataset, "no such folder; give an existing one with train/<class>/ and test/<class>/ in it")
     found = {}
-    for split in _SPLITS:
-        if (root / split).is_dir():
-            found[split] = _list_split(dataset, root, split)
+    for split, names in _SPLITS.items():
+        there = [name for name in names if (root / name).is_dir()]
+        if len(there) > 1:
+            raise _error(dataset, f"{' and '.join(there)} are one split; keep one of these folders")
+        if there:
+            found[split] = _list_split(dataset, root, there[0])
         elif split != "val":
             raise _error(dataset, f"no folder {split!r} in it; put images in {split}/<class>/")
     return found
@@ -102,6 +108,9 @@ def _list_split(dataset: str, root: Path, split: str) -> tuple[tuple[str, ...], 
     classes = tuple(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
     if not classes:
         raise _error(dataset, f"no class folder in {split}/; put images in {split}/<class>/")
+    for name in classes:
+        if not is_text(name):
+            raise _error(dataset, f"the class folder {os.fsencode(name)!r} in {split}/ has no UTF-8 name; rename it")
     files: list[_File] = []
     for label, name in enumerate(classes):
         entries_of_class = sorted(_find_images(str(root / split / name)), key=lambda entry: entry.path)
@@ -109,6 +118,22 @@ def _list_split(dataset: str, root: Path, split: str) -> tuple[tuple[str, ...], 
             raise _error(dataset, f"no images in {split}/{name}/; add some or remove the folder")
         files += [_stat_file(f"--dataset {dataset}", root, entry, label) for entry in entries_of_class]
     return classes, files
+
+
+def left_out(dataset: str) -> str | None:
+    """Say how many files of `folder:PATH` are not read, by suffix; None if all are."""
+    paths = [
+        path for names in _SPLITS.values() for name in names for path in (folder_of(dataset) / name).glob("*/**/*")
+    ]
+    files = [path for path in paths if path.is_file() and not path.name.startswith(".")]
+    other = Counter(path.suffix.lower() or "no suffix" for path in files if path.suffix.lower() not in _suffixes())
+    if not other:
+        return None
+    kinds = ", ".join(f"{count} {suffix}" for suffix, count in other.most_common(5))
+    return (
+        f"--dataset {dataset}: {other.total()} of {len(files)} files are left out ({kinds}): Pillow opens no files of"
+        " these names; convert those that are pictures, as to .png or .jpg."
+    )
 
 
 def _find_images(folder: str) -> Iterator[os.DirEntry[str]]:
@@ -134,13 +159,13 @@ def _stat_file(flag: str, root: Path, entry: os.DirEntry[str], label: int) -> _F
 
 @functools.cache
 def _suffixes() -> frozenset[str]:
-    """Return the suffixes, such as `.jpg`, of all formats that Pillow opens."""
-    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN)
+    """Return the suffixes, such as `.jpg`, of all formats that are read."""
+    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in readable_formats())
 
 
 def _make_split(files: list[_File]) -> RawSplit:
     labels = np.array([file.label for file in files], dtype=np.int64)
-    return RawSplit(labels, [file.relative for file in files], lambda i: Image.open(files[i].path))
+    return RawSplit(labels, [file.relative for file in files], lambda i: open_image(files[i].path))
 
 
 def _find_common_size(dataset: str, files: list[_File]) -> int:
@@ -152,7 +177,7 @@ def _find_common_size(dataset: str, files: list[_File]) -> int:
     first: tuple[int, int] | None = None
     for file in files:
         try:
-            with Image.open(file.path) as image:
+            with open_image(file.path) as image:
                 size = image.size
         except READ_ERRORS as error:
             problem = f"cannot read image {file.relative} ({' '.join(str(error).split())}); replace it or remove it"

@@ -3,15 +3,17 @@
 import dataclasses
 import hashlib
 import json
+import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trainables.config.candidate import DataConfig
-from trainables.files import write_text
+from trainables.files import sync, write_text
 from trainables.locks import file_lock
 from trainables.records import encoding
 from trainables.records.stages import DatasetRecord
@@ -20,14 +22,20 @@ from trainables.stages.data.decoding import RawDataset, RawSplit, create, decode
 from trainables.stages.data.readers import OWN_SIZE, Reader, find_reader
 from trainables.stages.data.splits import cut_validation, limit_training
 
-DECODER_VERSION = 1  # to be incremented when the same files would decode to other pixels or another split
+DECODER_VERSION = 2  # to be incremented when the same files would decode to other pixels or another split
 _RECORD = "dataset.json"
+_FILES = "files"  # in the record, beside the fields of `DatasetRecord`: size and modification time of the arrays
+_SPLITS = ("train", "val", "test")
 _STUDENTS_IMAGES = "students_images.npy"
 _OF_UNLABELED = ("unlabeled", "num_unlabeled", "unlabeled_folder")  # fields that are no part of `_RECORD`
+log = logging.getLogger(__name__)
 _prepared: dict[tuple[DataConfig, Path], DatasetRecord] = {}
+_LEAST_STD = 1 / 255
 _CHUNK = 4096  # images per step of the statistics: bounds their memory on any data set
 _Triple = tuple[float, float, float]
 """One number each for R, G and B."""
+_Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
+"""Images and labels of a split."""
 
 
 def prepare(config: DataConfig, data_dir: Path) -> DatasetRecord:
@@ -45,8 +53,8 @@ def prepare(config: DataConfig, data_dir: Path) -> DatasetRecord:
     data_dir = data_dir.resolve()
     labelled = dataclasses.replace(config, unlabeled=None)
     folder = data_dir / "decoded" / _digest(labelled)
-    _make_once(folder, lambda part: _decode(labelled, reader, data_dir, part))
-    record = _read_record(folder)
+    _make_once(folder, lambda part: _decode(labelled, reader, data_dir, part), _is_whole)
+    record = _read(folder)[0]
     return record if config.unlabeled is None else _add_unlabeled(record, config.unlabeled)
 
 
@@ -54,8 +62,8 @@ def prepare_once(config: DataConfig, data_dir: Path) -> DatasetRecord:
     """Call `prepare` once per process: trials of a sweep share the images, and checking 60,000 files takes a second."""
     key = (config, data_dir.resolve())
     there = _prepared.get(key)
-    folders_of = () if there is None else (there.folder, there.unlabeled_folder or there.folder)
-    if not folders_of or not all((folder / _RECORD).exists() for folder in folders_of):
+    more = None if there is None else there.unlabeled_folder
+    if there is None or not _is_whole(there.folder) or (more is not None and not _is_unchanged(more)):
         _prepared[key] = prepare(config, data_dir)
     return _prepared[key]
 
@@ -66,7 +74,7 @@ def load(record: DatasetRecord, split: str) -> tuple[NDArray[np.uint8], NDArray[
     H = W = image_size, except for training images of a named data set that `image_size` enlarges. They keep their
     own size and are resized on the device (`trainables.stages.data.augment.views`): CIFAR-10 at 224 would take 7.5 GB.
     """
-    if split not in ("train", "val", "test"):
+    if split not in _SPLITS:
         raise ValueError(f"`split` must be one of train, val, test, but got {split!r}.")
     return _open(record.folder, split)
 
@@ -90,6 +98,18 @@ def public_name(dataset: str) -> str:
     return dataset
 
 
+def absolute(config: DataConfig) -> DataConfig:
+    """The configuration with the absolute path of a folder data set."""
+    if not config.dataset.startswith(folders.PREFIX):
+        return config
+    return dataclasses.replace(config, dataset=f"{folders.PREFIX}{folders.folder_of(config.dataset)}")
+
+
+def left_out(dataset: str) -> str | None:
+    """Say which files of a folder data set are not read; None if all are, or if it is no folder."""
+    return folders.left_out(dataset) if dataset.startswith(folders.PREFIX) else None
+
+
 def _open(folder: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     images = np.load(folder / f"{split}_images.npy", mmap_mode="r")
     return images, np.load(folder / f"{split}_labels.npy", mmap_mode="r")
@@ -108,13 +128,16 @@ def _is_enlarged(config: DataConfig) -> bool:
     return config.dataset in OWN_SIZE and (config.image_size or 0) > OWN_SIZE[config.dataset]
 
 
-def _make_once(folder: Path, make: Callable[[Path], None]) -> None:
-    """Make a folder with a record in it unless it is there: in one process, under another name until it is complete."""
-    if (folder / _RECORD).exists():
+def _make_once(folder: Path, make: Callable[[Path], None], is_whole: Callable[[Path], bool]) -> None:
+    """Make a folder with a record in it unless it is there and whole: in one process, under another name until then."""
+    if is_whole(folder):
         return
     with file_lock(folder.with_name(f"{folder.name}.lock")):
-        if (folder / _RECORD).exists():
+        if is_whole(folder):
             return
+        if folder.exists():
+            log.warning("%s is damaged: its images are decoded again.", folder)
+            shutil.rmtree(folder)
         part = folder.with_name(f"{folder.name}.part")
         shutil.rmtree(part, ignore_errors=True)  # left by a killed process: no other one can hold the lock now
         part.mkdir()
@@ -123,6 +146,13 @@ def _make_once(folder: Path, make: Callable[[Path], None]) -> None:
             part.rename(folder)
         finally:
             shutil.rmtree(part, ignore_errors=True)
+
+
+def _write_record(part: Path, row: Mapping[str, object]) -> None:
+    """Write the record of finished arrays, which promises their contents, also after a power loss."""
+    for path in part.iterdir():
+        sync(path)
+    write_text(part / _RECORD, json.dumps({**row, _FILES: _stamps(part)}, indent=1))
 
 
 def _decode(config: DataConfig, reader: Reader, data_dir: Path, part: Path) -> None:
@@ -136,7 +166,7 @@ def _decode(config: DataConfig, reader: Reader, data_dir: Path, part: Path) -> N
     record = dataclasses.asdict(_describe(config, raw, part))
     for name in ("folder", *_OF_UNLABELED):  # the data directory may move
         del record[name]
-    write_text(part / _RECORD, json.dumps(record, indent=1))
+    _write_record(part, record)
 
 
 def _add_unlabeled(record: DatasetRecord, source: str) -> DatasetRecord:
@@ -154,11 +184,11 @@ def _add_unlabeled(record: DatasetRecord, source: str) -> DatasetRecord:
         images.flush()
         digest = hashlib.sha256(f"{count} {size}".encode())
         digest.update(images[len(labelled) :].data)
-        row = {"unlabeled": digest.hexdigest()[:16], "num_unlabeled": count}
-        write_text(part / _RECORD, json.dumps(row, indent=1))
+        _write_record(part, {"unlabeled": digest.hexdigest()[:16], "num_unlabeled": count})
 
-    _make_once(folder, make)
+    _make_once(folder, make, _is_unchanged)
     row = encoding.read_json(folder / _RECORD)
+    del row[_FILES]
     return dataclasses.replace(record, **row, unlabeled_folder=folder)
 
 
@@ -175,17 +205,18 @@ def _split(config: DataConfig, raw: RawDataset) -> dict[str, tuple[RawSplit, NDA
 
 
 def _describe(config: DataConfig, raw: RawDataset, folder: Path) -> DatasetRecord:
-    arrays = {split: _open(folder, split) for split in ("train", "val", "test")}
-    digest = hashlib.sha256(json.dumps([raw.class_names, raw.image_size]).encode())
-    for split, (images, labels) in arrays.items():
-        digest.update(f"{split} {images.shape}".encode())
-        digest.update(images.data)
-        digest.update(labels.data)
+    arrays = {split: _open(folder, split) for split in _SPLITS}
     mean, std = _compute_statistics(arrays["train"][0])
+    if max(std) <= _LEAST_STD:
+        colour = tuple(round(255 * value) for value in mean)
+        raise ValueError(
+            f"--dataset {config.dataset}: all training images come in as one colour, RGB {colour}; convert them to"
+            " 8-bit PNG or JPEG."
+        )
     return DatasetRecord(
         name=public_name(config.dataset),
         folder=folder,
-        fingerprint=digest.hexdigest(),
+        fingerprint=_fingerprint(raw.class_names, raw.image_size, arrays),
         class_names=raw.class_names,
         image_size=raw.image_size,
         num_train=len(arrays["train"][1]),
@@ -194,6 +225,15 @@ def _describe(config: DataConfig, raw: RawDataset, folder: Path) -> DatasetRecor
         mean=mean,
         std=std,
     )
+
+
+def _fingerprint(class_names: Sequence[str], image_size: int, arrays: Mapping[str, _Arrays]) -> str:
+    digest = hashlib.sha256(json.dumps([class_names, image_size]).encode())
+    for split, (images, labels) in arrays.items():
+        digest.update(f"{split} {images.shape}".encode())
+        digest.update(images.data)
+        digest.update(labels.data)
+    return digest.hexdigest()
 
 
 def _compute_statistics(images_N3HW: NDArray[np.uint8]) -> tuple[_Triple, _Triple]:
@@ -208,8 +248,7 @@ def _compute_statistics(images_N3HW: NDArray[np.uint8]) -> tuple[_Triple, _Tripl
     mean = weights @ levels
     variance = (weights * (levels - mean[:, None]) ** 2).sum(axis=1)
     # at least one grey level, so that normalising a constant channel (all images black) does not divide by zero
-    std = np.maximum(np.sqrt(variance), 1 / 255)
-    return _triple(mean), _triple(std)
+    return _triple(mean), _triple(np.maximum(np.sqrt(variance), _LEAST_STD))
 
 
 def _triple(values: NDArray[np.float64]) -> _Triple:
@@ -217,6 +256,45 @@ def _triple(values: NDArray[np.float64]) -> _Triple:
     return red, green, blue
 
 
-def _read_record(folder: Path) -> DatasetRecord:
+def _stamps(folder: Path) -> dict[str, list[int]]:
+    """Size and modification time of every array."""
+    found = {path.name: path.stat() for path in sorted(folder.glob("*.npy"))}
+    return {name: [status.st_size, status.st_mtime_ns] for name, status in found.items()}
+
+
+def _read(folder: Path) -> tuple[DatasetRecord, dict[str, list[int]]]:
+    """The record of decoded images, and the stamps of their files when they were written."""
     path = folder / _RECORD
-    return encoding.decode(DatasetRecord, encoding.read_json(path), where=path, extra={"folder": folder})
+    row = encoding.read_json(path)
+    stamps = row.pop(_FILES, {}) if isinstance(row, dict) else {}
+    return encoding.decode(DatasetRecord, row, where=path, extra={"folder": folder}), stamps
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether decoded images are there as they were written.
+
+    Files that have changed since, or were copied, are read once and compared with the fingerprint.
+    """
+    try:
+        record, stamps = _read(folder)
+        now = _stamps(folder)
+        if stamps == now:
+            return True
+        arrays = {split: _open(folder, split) for split in _SPLITS}
+        whole = _fingerprint(record.class_names, record.image_size, arrays) == record.fingerprint
+    except (FileNotFoundError, ValueError, EOFError, SyntaxError, MemoryError):  # numpy raises any of them for a header
+        return False
+    if whole:
+        with suppress(OSError):  # a folder that others own is compared every time
+            row = encoding.read_json(folder / _RECORD)
+            write_text(folder / _RECORD, json.dumps(row | {_FILES: now}, indent=1))
+    return whole
+
+
+def _is_unchanged(folder: Path) -> bool:
+    """Whether the arrays beside a record are the files that it was written for."""
+    try:
+        row = encoding.read_json(folder / _RECORD)
+    except (FileNotFoundError, ValueError):
+        return False
+    return isinstance(row, dict) and row.get(_FILES) == _stamps(folder)

@@ -1,102 +1,136 @@
-"""Time a file beside the teacher's and correct for drift: the only place where a time becomes a reported latency."""
+"""Time a file beside the teacher's, and find what was measured before."""
 
 import dataclasses
+import hashlib
+from collections.abc import Callable
 from pathlib import Path
+
+import onnx
 
 from trainables.config.candidate import MeasureConfig
 from trainables.layout import ONNX_FILE
-from trainables.records.latency import LatencyRecord
-from trainables.records.stages import ExportRecord
+from trainables.records.latency import HALF_WIDTH, KNOWN_SHARE, LatencyRecord
+from trainables.records.stages import ExportRecord, ShapeRecord
 from trainables.stages.measuring.clean_room import Job, Measured, measure_apart
 from trainables.stages.models.devices import gpu_name, processor_name
 from trainables.stages.runtimes.base import RUNTIMES, Artifact
 from trainables.stages.workspace import Workspace
+from trainables.store.results import Key, Store
 
-# Exponent of the drift correction. A lower clock slows both files alike (1); a neighbour in the cache slows only the
-# larger one (0). One half is off by at most half the drift, 2.5 % within `DRIFT_LIMIT`. tests/benchmarks/drift.py
-# estimates it from a machine's own sweeps.
-CORRECTED = 0.5
+TAKES = 3  # at most this often a result that is not clean is measured anew when it is found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Timed:
-    """The times of a file beside the reference."""
+class Found:
+    """A measurement in the store."""
 
-    latency: LatencyRecord
-    reference_latency_p50_ms: float
-    """The reference's own p50, the same for all files that are compared with it."""
-    reference_latency_raw_p50_ms: float
-    """Its p50 in alternation with this file, drift included."""
-    throughput_ips: float | None
+    folder: Path
+    keys: tuple[Key, ...]
+    """Its key, and before it those of earlier takes that were not clean: takes are found by counting."""
+    fresh: bool
+    """Whether it was measured now."""
 
 
 def time_beside(
     measure: MeasureConfig,
     path: Path,
     reference: ExportRecord,
-    own: LatencyRecord,
     place: Workspace,
     *,
-    throughput_batch: int | None = None,
-) -> Timed:
-    """Measure the latency of one image through `path`, in alternation with the reference's file, alone on the node.
-
-    A slow machine slows both files, though not equally: percentiles are multiplied by `correction`. A drift of more
-    than `DRIFT_LIMIT` counts as contamination and is measured again.
-
-    Args:
-        own: the reference's own latency, from `find_scale`.
-        throughput_batch: images per call for the throughput; None skips that.
-    """
-    own_ms = own.latency_raw_p50_ms
-    found = measure_beside(
-        measure,
-        path,
-        reference.folder / ONNX_FILE,
-        place,
-        reference_own_ms=own_ms,
-        throughput_batch=throughput_batch,
-    )
-    beside_ms = found.reference.latency_raw_p50_ms
-    return Timed(
-        latency=found.candidate.scaled(correction(own_ms, beside_ms)),
-        reference_latency_p50_ms=own_ms,
-        reference_latency_raw_p50_ms=beside_ms,
-        throughput_ips=found.throughput_ips,
-    )
-
-
-def correction(own_ms: float, beside_ms: float) -> float:
-    """The factor for a time that was taken while the reference took `beside_ms` instead of `own_ms`."""
-    return float((own_ms / beside_ms) ** CORRECTED)
-
-
-def measure_beside(
-    measure: MeasureConfig,
-    path: Path,
-    reference: Path,
-    place: Workspace,
-    *,
-    reference_own_ms: float | None = None,
+    known: ShapeRecord | None = None,
     throughput_batch: int | None = None,
 ) -> Measured:
-    """Measure both files in alternation in a clean room, without drift correction.
+    """Measure one image through `path` in alternation with the reference's file, alone on the node.
+
+    A file of a shape that was measured before needs a quarter of the time: it differs by noise alone. If it is off by
+    more, it is measured again, in all of the time.
 
     Args:
-        reference_own_ms: the reference's own p50, against which drift is judged; None if unknown.
+        known: the clean measurement of a file of the same shape; None if there is none.
+        throughput_batch: images per call for the throughput; None skips that.
     """
     job = Job(
         candidate=Artifact(onnx=path),
-        reference=Artifact(onnx=reference),
+        reference=Artifact(onnx=reference.folder / ONNX_FILE),
         runtime=measure.latency_runtime,
         threads=measure.latency_threads,
         seconds=measure.latency_seconds,
         attempts=measure.latency_max_attempts,
-        reference_own_ms=reference_own_ms,
         throughput_batch=throughput_batch,
     )
     place.make_room()
-    return measure_apart(job, place.device_lock())
+    if known is None:
+        return measure_apart(job, place.device_lock())
+    first = measure_apart(dataclasses.replace(job, seconds=KNOWN_SHARE * job.seconds), place.device_lock())
+    if not needs_another(first.candidate, known):
+        return first
+    again = measure_apart(job, place.device_lock())
+    candidate = dataclasses.replace(
+        again.candidate,
+        latency_attempts=first.candidate.latency_attempts + again.candidate.latency_attempts,
+        latency_alone_s=first.candidate.latency_alone_s + again.candidate.latency_alone_s,
+    )
+    return dataclasses.replace(again, candidate=candidate)
+
+
+def needs_another(latency: LatencyRecord, known: ShapeRecord) -> bool:
+    """Whether a short measurement does not do: it is doubtful in itself, or off its shape's p50 by more than noise.
+
+    Noise is the 95 % interval of the difference, and 2 % for what differs from process to process. One that was
+    disturbed has had its attempts.
+    """
+    if latency.latency_disturbed:
+        return False
+    noise = float((latency.latency_half_width**2 + known.latency_half_width**2) ** 0.5) + HALF_WIDTH
+    return bool(latency.latency_doubt) or abs(latency.latency_p50_ms / known.latency_p50_ms - 1) > noise
+
+
+def find_or_measure(
+    store: Store,
+    key_of: Callable[[int], Key],
+    compute: Callable[[Path], None],
+    is_clean: Callable[[Path], bool],
+    *,
+    again: bool = True,
+) -> Found:
+    """Find the newest take in the store; measure if there is none, or if none is clean and `TAKES` are not used up.
+
+    Args:
+        key_of: the store key of each take, counted from 0.
+        compute: writes the record of a take into a folder of the store.
+        again: whether a take that is not clean is followed by another.
+    """
+    fresh = False
+
+    def run(folder: Path) -> None:
+        nonlocal fresh
+        fresh = True
+        compute(folder)
+
+    keys = [key_of(0)]
+    folder = store.once(keys[0], run)
+    while not fresh and not is_clean(folder) and len(keys) < TAKES:
+        following = key_of(len(keys))
+        if (found := store.find(following)) is None and not again:
+            break
+        keys.append(following)
+        folder = found or store.once(following, run)
+    return Found(folder=folder, keys=tuple(keys), fresh=fresh)
+
+
+def shape_digest(path: Path) -> str:
+    """A digest of an ONNX file's graph without the numbers of its weights: files that share it are equally fast."""
+    graph = onnx.load(path, load_external_data=False).graph
+    digest = hashlib.sha256()
+    for node in graph.node:
+        plain = [
+            (attribute.name, "" if attribute.HasField("t") else attribute.SerializeToString(deterministic=True).hex())
+            for attribute in node.attribute
+        ]
+        digest.update(repr((node.domain, node.op_type, list(node.input), list(node.output), plain)).encode())
+    for tensor in sorted(graph.initializer, key=lambda tensor: tensor.name):
+        digest.update(repr((tensor.name, tensor.data_type, list(tensor.dims))).encode())
+    return digest.hexdigest()[:12]
 
 
 def hardware(runtime: str) -> str:

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
@@ -23,8 +23,9 @@ from typing import IO, Any
 from trainables.layout import CHECKOUT
 from trainables.locks import DeviceLock
 from trainables.records.encoding import decode, to_json
-from trainables.records.latency import LatencyRecord
-from trainables.stages.measuring.machine import Counters, bind, conditions, contamination, disturbance, normal_priority
+from trainables.records.latency import ConditionsRecord, LatencyRecord
+from trainables.stages.measuring.machine import Counters, bind, conditions, disturbance, disturbed_by, normal_priority
+from trainables.stages.measuring.probes import Probes
 from trainables.stages.measuring.timing import EXTENSION, alternate, throughput_ips
 from trainables.stages.models.devices import GpuState, measure_others_on_gpu
 from trainables.stages.runtimes.base import RUNTIMES, AbsentError, Artifact, Opened
@@ -61,8 +62,6 @@ class Job:
     """Times that both are measured at most."""
     reference_runtime: str | None = None
     """Runtime of the reference; None means the same as the candidate's."""
-    reference_own_ms: float | None = None
-    """The reference's own p50, from which its p50 beside the candidate may drift only a little; None if unknown."""
     batch: int = 1
     """Images per call."""
     throughput_batch: int | None = None
@@ -75,6 +74,10 @@ class Measured:
 
     candidate: LatencyRecord
     reference: LatencyRecord
+    ratio: float
+    """Candidate's time by the reference's, from pairs of neighbouring blocks."""
+    ratio_half_width: float
+    """Half-width of its 95 % interval, relative to it."""
     throughput_ips: float | None
     """Images per second in calls of `throughput_batch` images."""
 
@@ -121,7 +124,7 @@ def _settled(tries: Sequence[Measured]) -> bool:
 
 def _disturbance(measured: Measured) -> float:
     seen = measured.candidate.conditions
-    return disturbance(seen) if measured.candidate.latency_contaminated and seen else 0.0
+    return disturbance(seen) if measured.candidate.latency_disturbed and seen else 0.0
 
 
 class _Room:
@@ -206,28 +209,31 @@ def _environment(threads: int) -> dict[str, str]:
     return {**ours, **fixed, "PYTHONPATH": path, "OMP_WAIT_POLICY": "PASSIVE"}
 
 
-def _measure(job: Job, candidate: Opened, reference: Opened, wide: Opened | None) -> Measured:
+def _measure(job: Job, probes: Probes, candidate: Opened, reference: Opened, wide: Opened | None) -> Measured:
     """Time both files, and read the machine's counters before and after."""
     cores = bind(job.threads)
     on_gpu = RUNTIMES[job.runtime].device == "cuda"
     gpu_others_share = measure_others_on_gpu() if on_gpu else None
     before = Counters.now()
-    ours, theirs = alternate(candidate.runner, reference.runner, seconds=job.seconds)
+    took = alternate(candidate.runner, reference.runner, seconds=job.seconds, probes=probes, threads=job.threads)
     gpu = GpuState.now() if on_gpu else None  # read at once: throttling ends within moments
-    own = job.reference_own_ms
-    seen = conditions(
-        before,
-        Counters.now(),
-        cores,
-        drift=None if own is None else theirs.latency_p50_ms / own - 1,
-        gpu=gpu,
-        gpu_others_share=gpu_others_share,
-    )
-    why = contamination(seen)
+    seen = conditions(before, Counters.now(), cores, gpu=gpu, gpu_others_share=gpu_others_share)
     return Measured(
-        candidate=dataclasses.replace(ours, conditions=seen, latency_contaminated=why),
-        reference=dataclasses.replace(theirs, conditions=seen, latency_contaminated=why),
-        throughput_ips=throughput_ips(wide.runner, seconds=job.seconds / 4) if wide else None,
+        candidate=_judge(took.candidate, seen, took.candidate_conditions),
+        reference=_judge(took.reference, seen, took.reference_conditions),
+        ratio=took.ratio,
+        ratio_half_width=took.ratio_half_width,
+        throughput_ips=throughput_ips(wide.runner, seconds=job.seconds / 10) if wide else None,
+    )
+
+
+def _judge(latency: LatencyRecord, machine: ConditionsRecord, probed: Mapping[str, float]) -> LatencyRecord:
+    """Add the conditions; what came from outside outranks what the file's own blocks say."""
+    fields: dict[str, Any] = dict(probed)
+    seen = dataclasses.replace(machine, **fields)
+    why = disturbed_by(seen)
+    return dataclasses.replace(
+        latency, conditions=seen, latency_doubt=why or latency.latency_doubt, latency_disturbed=bool(why)
     )
 
 
@@ -271,7 +277,7 @@ def main() -> int:
     job = decode(Job, json.loads(sys.stdin.readline()), where="the job")
     with _channel() as channel:
         try:
-            opened = _open(job)
+            opened, probes = _open(job), Probes()
         except AbsentError as error:
             channel.write(json.dumps({"absent": str(error)}) + "\n")
             return 0
@@ -281,7 +287,7 @@ def main() -> int:
             return 1
         _end_with_caller()
         normal_priority()
-        measured = _measure(job, *opened)
+        measured = _measure(job, probes, *opened)
         channel.write(json.dumps(json.loads(to_json(measured))) + "\n")
         channel.flush()
         os._exit(0)  # skip a tidy shutdown: the whole node waits for the lease

@@ -1,67 +1,121 @@
-"""Measure a finished, exported file on this machine, once per file."""
+"""Measure a finished, exported file: accuracy once per file, latency once per file and machine."""
 
+import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 
 from trainables.files import write_text
 from trainables.layout import ONNX_FILE, RECORD
-from trainables.records.encoding import to_json
-from trainables.records.stages import ExportRecord, Measurement, ModelRecord, read_measurement
+from trainables.records.encoding import read_record, to_json
+from trainables.records.latency import CLEAN
+from trainables.records.stages import ExportRecord, Measurement, ModelRecord, ShapeRecord
 from trainables.stages.data import prepared
 from trainables.stages.export.session import accuracy, open_session
-from trainables.stages.measuring.beside_teacher import Timed, hardware, time_beside
+from trainables.stages.measuring.beside_teacher import Found, find_or_measure, hardware, shape_digest, time_beside
+from trainables.stages.measuring.clean_room import Measured
 from trainables.stages.measuring.teacher_scale import find_scale
 from trainables.stages.workspace import Bench
-from trainables.store.results import stage_key
+from trainables.store.results import Key, stage_key
 
-VERSION = 4
+ACCURACY_VERSION, LATENCY_VERSION = 1, 1
 THROUGHPUT_BATCH = 64
 
 
+@dataclass(frozen=True, kw_only=True)
+class Accuracies:
+    """The accuracies of a file, 0 to 1."""
+
+    val_accuracy: float
+    test_accuracy: float
+
+
 def measure_file(
-    bench: Bench, model: ModelRecord, files: ExportRecord, reference: ExportRecord
+    bench: Bench, model: ModelRecord, files: ExportRecord, reference: ExportRecord, *, shape: ShapeRecord | None = None
 ) -> tuple[Measurement, tuple[str, ...]]:
     """Measure accuracy and latency of an exported file, or find both in the store.
 
     Accuracy is measured on validation and, once, on test; latency in alternation with the teacher's file, alone on the
-    node. The teacher's own latency is the scale of all others; timing the teacher beside itself would add only noise.
-    The teacher is measured when a sweep begins, so its measurement also checks the scale.
+    node. The teacher's row has the latency that is the scale of its sweep: a second timing would differ by noise.
+
+    Args:
+        shape: the measurement of the untrained shape, which shortens this one if the file has that shape.
 
     Returns:
-        The measurement, and the store keys it depends on: its own and those of the scales.
+        The measurement, and the store keys it depends on.
     """
-    measure, dataset, place = bench.candidate.measure, bench.dataset, bench.place
     is_teacher = files.onnx_sha256 == reference.onnx_sha256
-    scale = find_scale(measure, reference, place, check=is_teacher)
+    digest = shape_digest(files.folder / ONNX_FILE)
+    scale = find_scale(bench.candidate.measure, reference, bench.place, check=is_teacher)
+    tested, key = _test(bench, files)
+    found = _time(bench, files, reference, same_shape(shape, digest))
+    took = read_record(Measured, found.folder)
+    latency = took.candidate if found.fresh else dataclasses.replace(took.candidate, latency_alone_s=0.0)
+    if is_teacher:
+        alone_s = latency.latency_alone_s + scale.own.latency_alone_s
+        latency = dataclasses.replace(scale.own, latency_alone_s=alone_s)
+    assert took.throughput_ips is not None
+    measurement = Measurement(
+        val_accuracy=tested.val_accuracy,
+        test_accuracy=tested.test_accuracy,
+        latency=latency,
+        shape=digest,
+        reference_latency_p50_ms=scale.own.latency_p50_ms,
+        reference_latency_beside_p50_ms=took.reference.latency_p50_ms,
+        latency_vs_teacher=1.0 if is_teacher else took.ratio,
+        latency_vs_teacher_half_width=0.0 if is_teacher else took.ratio_half_width,
+        throughput_64_ips=took.throughput_ips,
+        size_bytes=files.size_bytes,
+        num_params=model.num_params,
+        num_nonzero_params=model.num_nonzero_params,
+        macs=model.macs,
+    )
+    return measurement, (str(key), *map(str, found.keys), *map(str, scale.keys))
+
+
+def same_shape(shape: ShapeRecord | None, digest: str) -> ShapeRecord | None:
+    """The measurement of an untrained shape, if it is clean and the shape is that of the file with this digest."""
+    return shape if shape is not None and shape.shape == digest and shape.latency_verdict == CLEAN else None
+
+
+def _test(bench: Bench, files: ExportRecord) -> tuple[Accuracies, Key]:
+    dataset, place = bench.dataset, bench.place
     key = stage_key(
-        "measured",
-        version=VERSION,
-        parents=[files.onnx_sha256, reference.onnx_sha256, dataset.fingerprint, str(scale.keys[-1])],
-        processor=hardware(measure.latency_runtime),
-        **measure.key_parts(),
+        "accuracy",
+        version=ACCURACY_VERSION,
+        parents=[files.onnx_sha256, dataset.fingerprint],
+        processor=hardware("onnxruntime_cpu"),
     )
 
     def compute(folder: Path) -> None:
-        onnx_path = files.folder / ONNX_FILE
-        session = open_session(onnx_path, threads=place.threads)
-        # Accuracy does not depend on the load, so trainings may go on beside it; latency below takes the node alone.
+        session = open_session(files.folder / ONNX_FILE, threads=place.threads)
+        # Accuracy does not depend on the load, so trainings may go on beside it; a latency takes the node alone.
         with place.device_lock().shared():
             val_accuracy = accuracy(session, *prepared.load(dataset, "val"))
             test_accuracy = accuracy(session, *prepared.load(dataset, "test"))
-        took: Timed = time_beside(measure, onnx_path, reference, scale.own, place, throughput_batch=THROUGHPUT_BATCH)
-        assert took.throughput_ips is not None
-        record = Measurement(
-            val_accuracy=val_accuracy,
-            test_accuracy=test_accuracy,
-            # The teacher's own scale, not a second timing: otherwise its row would differ from the scale by noise.
-            latency=scale.own if is_teacher else took.latency,
-            reference_latency_p50_ms=took.reference_latency_p50_ms,
-            reference_latency_raw_p50_ms=took.reference_latency_raw_p50_ms,
-            throughput_64_ips=took.throughput_ips,
-            size_bytes=files.size_bytes,
-            num_params=model.num_params,
-            num_nonzero_params=model.num_nonzero_params,
-            macs=model.macs,
-        )
-        write_text(folder / RECORD, to_json(record))
+        write_text(folder / RECORD, to_json(Accuracies(val_accuracy=val_accuracy, test_accuracy=test_accuracy)))
 
-    return read_measurement(place.store.once(key, compute)), (str(key), *map(str, scale.keys))
+    return read_record(Accuracies, place.store.once(key, compute)), key
+
+
+def _time(bench: Bench, files: ExportRecord, reference: ExportRecord, known: ShapeRecord | None) -> Found:
+    measure, place = bench.candidate.measure, bench.place
+
+    def key_of(take: int) -> Key:
+        return stage_key(
+            "latency",
+            version=LATENCY_VERSION,
+            parents=[files.onnx_sha256, reference.onnx_sha256],
+            processor=hardware(measure.latency_runtime),
+            take=take,
+            **measure.key_parts(),
+        )
+
+    def compute(folder: Path) -> None:
+        path = files.folder / ONNX_FILE
+        took = time_beside(measure, path, reference, place, known=known, throughput_batch=THROUGHPUT_BATCH)
+        write_text(folder / RECORD, to_json(took))
+
+    def is_clean(folder: Path) -> bool:
+        return read_record(Measured, folder).candidate.verdict == CLEAN
+
+    return find_or_measure(place.store, key_of, compute, is_clean)

@@ -1,4 +1,4 @@
-"""Observe what else the machine does during a measurement, and decide whether that contaminates it (no torch)."""
+"""Observe what else the machine does during a measurement, and say what came between (no torch)."""
 
 import contextlib
 import os
@@ -26,9 +26,11 @@ ELSEWHERE_LIMIT = 0.25
 MEMORY_STALL_LIMIT = 0.01
 # Kernels of other processes run before ours: as with WAITED_LIMIT.
 GPU_OTHERS_LIMIT = 0.02
-# A slow machine slows no two files alike (tests/benchmarks/LOG.md, drift), so correcting for a larger drift would be a
-# guess. Drift also reveals neighbours that no counter of this machine shows.
-DRIFT_LIMIT = 0.05
+# Blocks of the file that were slow beside a slow probe: up to a quarter is dropped, more is no clean measurement.
+PROBED_LIMIT = 0.25
+CPU_SHARED, MACHINE_BUSY = "CPU shared", "machine busy"
+# What another process does: its name helps whoever wants it quiet.
+BY_A_PROCESS = (CPU_SHARED, MACHINE_BUSY)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +62,7 @@ class Counters:
             busy=busy,
             stolen=stolen,
             own_s=time.process_time(),
-            waited_s=_waited_s(),
+            waited_s=waited_s(),
             memory_stall_s=_memory_stall_s(),
             processes=others,
         )
@@ -71,7 +73,6 @@ def conditions(
     after: Counters,
     cores: Collection[int],
     *,
-    drift: float | None = None,
     gpu: GpuState | None = None,
     gpu_others_share: float | None = None,
 ) -> ConditionsRecord:
@@ -81,7 +82,9 @@ def conditions(
     rest = [core for core in after.busy if core not in ours]
     busy = {core: after.busy[core] - before.busy.get(core, 0.0) for core in after.busy}
     stolen = sum(after.stolen[core] - before.stolen.get(core, 0.0) for core in ours if core in after.stolen)
-    own = after.own_s - before.own_s
+    waited = 0.0 if before.waited_s is None or after.waited_s is None else after.waited_s - before.waited_s
+    # What made this process wait is counted to the nanosecond; the rest ran while it slept, or interrupted it.
+    own = after.own_s - before.own_s + waited
     # Without counters of all our CPUs the difference to our own time would mean nothing.
     known = bool(busy) and all(core in busy for core in ours)
     span = seconds * max(len(ours), 1)
@@ -95,7 +98,6 @@ def conditions(
         others_share=max(0.0, sum(busy[core] for core in ours) - own) / span if known else None,
         steal_share=stolen / span if known else None,
         elsewhere_share=sum(busy[core] for core in rest) / (seconds * len(rest)) if rest else None,
-        drift=drift,
         memory_stall_share=_rate(before.memory_stall_s, after.memory_stall_s, seconds),
         busiest=_busiest(before, after, ours),
         gpu_mhz=gpu.mhz if gpu else None,
@@ -106,37 +108,39 @@ def conditions(
     )
 
 
-def contamination(seen: ConditionsRecord) -> str:
-    """Why a latency taken under these conditions cannot be trusted; empty if it can.
+def disturbed_by(seen: ConditionsRecord) -> str:
+    """The worst thing that came between, as `NAME: facts`; empty if the machine was quiet.
 
     Counters that the system lacks count as quiet.
     """
-    reasons = [what.format(f"{100 * share:.0f} %") for share, limit, what in _rules(seen) if share > limit]
     if seen.gpu_throttled:
-        reasons.append(f"the GPU was throttled: {seen.gpu_throttled}")
-    if reasons and seen.busiest:
-        reasons.append(seen.busiest)
-    return ", ".join(reasons)
+        return f"GPU throttled: {seen.gpu_throttled}"
+    share, limit, name, facts = max(_rules(seen), key=lambda rule: rule[0] / rule[1], default=(0.0, 1.0, "", ""))
+    if share <= limit:
+        return ""
+    who = f"; {seen.busiest}" if name in BY_A_PROCESS and seen.busiest else ""
+    return f"{name}: {facts.format(f'{100 * share:.0f} %')}{who}"
 
 
 def disturbance(seen: ConditionsRecord) -> float:
     """The worst share as a multiple of its limit, for comparing attempts; 0 if nothing is known."""
-    return max((share / limit for share, limit, _ in _rules(seen)), default=0.0) + bool(seen.gpu_throttled)
+    return max((share / limit for share, limit, *_ in _rules(seen)), default=0.0) + bool(seen.gpu_throttled)
 
 
-def _rules(seen: ConditionsRecord) -> list[tuple[float, float, str]]:
-    """(share, limit, message) of every share that is known."""
-    drift = seen.drift or 0.0
+def _rules(seen: ConditionsRecord) -> list[tuple[float, float, str, str]]:
+    """(share, limit, name, facts) of every share that is known."""
+    slow = "{} of its blocks were slow, and with them"
     rules = (
-        (seen.waited_share, WAITED_LIMIT, "{} of the time others ran in its place"),
-        (seen.steal_share, STEAL_LIMIT, "{} of the time the hypervisor ran other machines"),
-        (seen.others_share, OTHERS_LIMIT, "{} of its CPUs were used by others"),
-        (seen.elsewhere_share, ELSEWHERE_LIMIT, "{} of the other CPUs were busy"),
-        (seen.memory_stall_share, MEMORY_STALL_LIMIT, "{} of the time the machine was short of memory"),
-        (abs(drift), DRIFT_LIMIT, f"the reference took {{}} {'more' if drift > 0 else 'less'} than its own time"),
-        (seen.gpu_others_share, GPU_OTHERS_LIMIT, "{} of the time others used the GPU"),
+        (seen.waited_share, WAITED_LIMIT, CPU_SHARED, "others ran in its place for {} of the time"),
+        (seen.steal_share, STEAL_LIMIT, "CPU stolen", "the hypervisor ran other machines for {} of the time"),
+        (seen.others_share, OTHERS_LIMIT, CPU_SHARED, "others used {} of its CPUs' time besides"),
+        (seen.elsewhere_share, ELSEWHERE_LIMIT, MACHINE_BUSY, "{} of the other CPUs' time was used"),
+        (seen.memory_stall_share, MEMORY_STALL_LIMIT, "memory short", "processes waited for it {} of the time"),
+        (seen.gpu_others_share, GPU_OTHERS_LIMIT, "GPU shared", "others used it {} of the time"),
+        (seen.clock_share, PROBED_LIMIT, "clock unsteady", f"{slow} a loop that needs no memory"),
+        (seen.memory_share, PROBED_LIMIT, "memory busy", f"{slow} copying memory"),
     )
-    return [(share, limit, what) for share, limit, what in rules if share is not None]
+    return [(share, limit, name, facts) for share, limit, name, facts in rules if share is not None]
 
 
 def bind(threads: int, *, sample_s: float = 0.05) -> tuple[int, ...]:
@@ -175,7 +179,7 @@ def normal_priority() -> None:
             os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
-def _waited_s() -> float | None:
+def waited_s() -> float | None:
     """Seconds that threads of this process waited in the run queue."""
     total = 0
     try:

@@ -3,7 +3,7 @@
 import dataclasses
 import gc
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow
 
+from trainables.config.candidate import TEACHER_ITSELF
 from trainables.files import sha256, write_text
 from trainables.layout import ONNX_FILE, RECORD, TORCHSCRIPT_FILE, WEIGHTS
 from trainables.records.encoding import read_record, to_json
@@ -49,7 +50,14 @@ class CellRecord:
 
 
 def measure_cell(
-    cell: Cell, trial: TrialRecord, folder: Path, place: Workspace, *, scratch: Path, seconds: float
+    cell: Cell,
+    trial: TrialRecord,
+    folder: Path,
+    place: Workspace,
+    *,
+    scratch: Path,
+    seconds: float,
+    models: Collection[str] = (),
 ) -> CellRecord:
     """Measure test accuracy, parity, size and latency of a finished trial's network in one cell.
 
@@ -61,13 +69,17 @@ def measure_cell(
         trial: its record, and `folder` where its files lie.
         scratch: an empty folder for files of other precisions.
         seconds: time limit for timing.
+        models: names `package.module:function` that may be imported. A record's word for it is not enough: whoever
+            wrote it chooses what runs.
 
     Raises:
         AbsentError: if this cell cannot exist here; the message says why.
         ValueError: if the network cannot be written in this precision.
     """
     dataset = place.dataset()
-    plain = artifact_of(trial, folder, dataset, place.store)
+    plain = artifact_of(trial, folder, dataset, place.store, models)
+    if RUNTIMES[cell.runtime].source == "network" and not _may_build(name := _name(trial), models):
+        raise AbsentError(f"PyTorch would have to import {name}, which only a record names: add --models {name}")
     shipped = str(trial.params.get("precision", "fp32"))
     if shipped == "fp32":
         artifact = convert_for_cell(plain, cell, dataset, scratch)
@@ -93,8 +105,10 @@ def measure_cell(
     return CellRecord(latency=took, metrics=metrics | speedup)
 
 
-def artifact_of(trial: TrialRecord, folder: Path, dataset: DatasetRecord, store: Store) -> Artifact:
-    """The files of a finished trial, and its weights where the store still has them."""
+def artifact_of(
+    trial: TrialRecord, folder: Path, dataset: DatasetRecord, store: Store, models: Collection[str] = ()
+) -> Artifact:
+    """The files of a finished trial, and its weights where the store still has them and the network may be built."""
     script = folder / TORCHSCRIPT_FILE
     artifact = Artifact(
         onnx=folder / ONNX_FILE,
@@ -104,7 +118,7 @@ def artifact_of(trial: TrialRecord, folder: Path, dataset: DatasetRecord, store:
         mean=dataset.mean,
         std=dataset.std,
     )
-    network = _network(trial, store)
+    network = _network(trial, store) if _may_build(_name(trial), models) else None
     if network is None:
         return artifact
     return dataclasses.replace(artifact, weights=network.folder / WEIGHTS, model_name=network.model_name)
@@ -148,6 +162,17 @@ def _convert(source: Path, cell: Cell, dataset: DatasetRecord, scratch: Path) ->
     return target
 
 
+def _name(trial: TrialRecord) -> str:
+    """The name of the architecture that a trial's last network has."""
+    student = str(trial.params.get("student_model", TEACHER_ITSELF))
+    is_teacher = trial.stage == "teacher" or student == TEACHER_ITSELF
+    return str(trial.params.get("teacher_model", "")) if is_teacher else student
+
+
+def _may_build(name: str, models: Collection[str]) -> bool:
+    return ":" not in name or name in models
+
+
 def _network(trial: TrialRecord, store: Store) -> ModelRecord | None:
     """The last network that the trial trained, or None if the store no longer has it.
 
@@ -158,7 +183,7 @@ def _network(trial: TrialRecord, store: Store) -> ModelRecord | None:
         return None
     stage, _, digest = trained[-1].partition("/")
     found = store.find(Key(stage, digest))
-    return read_model(found) if found is not None and (found / WEIGHTS).exists() else None
+    return read_model(found, _name(trial)) if found is not None and (found / WEIGHTS).exists() else None
 
 
 def _test(
@@ -239,8 +264,7 @@ def _time(
     }
     place.make_room()
     found = measure_apart(Job(**job), place.device_lock())
-    ratio = found.reference.latency_p50_ms / found.candidate.latency_p50_ms
-    return found.candidate, {"speedup": ratio} if eager else {}
+    return found.candidate, {"speedup": 1 / found.ratio, "speedup_half_width": found.ratio_half_width} if eager else {}
 
 
 def _file(cell: Cell, artifact: Artifact) -> Path:

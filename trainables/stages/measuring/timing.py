@@ -3,12 +3,14 @@
 import gc
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 
 from trainables.records.latency import HALF_WIDTH, LatencyRecord
+from trainables.stages.measuring.probes import SPELL_SHARE, Block, Probes, Reading, Sorted, slow_spells, sort_blocks
 from trainables.stages.runtimes.base import Runner
 
 CONFIDENCE = 0.99  # of the upper bound on the 90th percentile, as in MLPerf
@@ -17,23 +19,46 @@ EXTENSION = 4  # a file too slow for `MIN_BLOCKS` within the time limit may take
 
 # Target length of a warm-up window, 3 to 20 runs: long compared with the switch to a file that was not running.
 _WINDOW_MS = 250.0
-# Target length of a timed block: long compared with the switch between files, short compared with machine drift.
-_BLOCK_MS = 25.0
+# Target length of a timed block at most: long compared with the switch between files, short compared with a machine's
+# slow spells. A time limit that is too short for 40 such blocks of each file gets shorter ones.
+_BLOCK_MS, _BLOCKS = 25.0, 40
 # Runs per block: with six, eight blocks are enough for a bound on p90; only two if a run takes `_SLOW_MS` or more.
 _FEWEST, _MOST, _SLOW_MS = 6, 1000, 100.0
 
 
-def alternate(candidate: Runner, reference: Runner, *, seconds: float) -> tuple[LatencyRecord, LatencyRecord]:
-    """Measure the latency of both files in turn (A B B A), so that a slow minute of the machine affects both.
+@dataclass(frozen=True, kw_only=True)
+class Alternation:
+    """Two files timed in turn."""
 
-    Time blocks of about 25 ms, each after one untimed run that refills the caches, until the 95 % block-bootstrap
-    half-width of both p50 is within 2 % or `seconds` are over (four times that for files too slow for `MIN_BLOCKS`; at
-    least one A B B A). Warm-up comes before: at most half of `seconds`, but at least three runs of each file.
+    candidate: LatencyRecord
+    reference: LatencyRecord
+    ratio: float
+    """Candidate's time by the reference's: median over pairs of neighbouring blocks."""
+    ratio_half_width: float
+    """Half-width of its 95 % bootstrap interval, relative to it."""
+    candidate_conditions: Mapping[str, float]
+    """What the probes found about the candidate's blocks, by its name in `ConditionsRecord`; empty without probes."""
+    reference_conditions: Mapping[str, float]
+
+
+def alternate(
+    candidate: Runner, reference: Runner, *, seconds: float, probes: Probes | None = None, threads: int = 1
+) -> Alternation:
+    """Measure the latency of both files in turn (A B B A), with the probes before and after every block.
+
+    Time blocks, each after one untimed run that refills the caches, until the candidate has `MIN_BLOCKS` undisturbed
+    ones that give its p50 within 2 % (95 % block-bootstrap half-width), or `seconds` are over (four times that for
+    files too slow for so many; at least one A B B A). The reference may be as unsteady as it likes: that costs no time
+    and shows in the interval of the ratio. Warm-up comes before: at most half of `seconds`, but at least three runs of
+    each file.
+
+    Args:
+        probes: what watches the machine; None times without watching.
+        threads: of this process that may run at once.
     """
-    sides = [_Side(candidate), _Side(reference)]
-    ours, theirs = sides
+    ours, theirs = (_Side(runner, probes, seconds, threads) for runner in (candidate, reference))
     with _no_gc():
-        for side in sides:
+        for side in (ours, theirs):
             side.warm_up(seconds / 4)
         began = time.perf_counter()
         next_check = MIN_BLOCKS
@@ -43,11 +68,20 @@ def alternate(candidate: Runner, reference: Runner, *, seconds: float) -> tuple[
             if time.perf_counter() - began >= seconds * (1 if len(ours.blocks) >= MIN_BLOCKS else EXTENSION):
                 break
             if len(ours.blocks) >= next_check:
-                if all(median_half_width(side.blocks) <= HALF_WIDTH for side in sides):
+                kept = ours.sorted().kept
+                if len(kept) >= MIN_BLOCKS and median_half_width(kept) <= HALF_WIDTH:
                     break
                 # a bootstrap takes longer than a block: check ever more rarely
                 next_check = int(1.25 * next_check) + 1
-    return ours.record(), theirs.record()
+    ratio, half_width = paired_ratio(ours, theirs)
+    return Alternation(
+        candidate=ours.record(),
+        reference=theirs.record(),
+        ratio=ratio,
+        ratio_half_width=half_width,
+        candidate_conditions=ours.sorted().conditions(),
+        reference_conditions=theirs.sorted().conditions(),
+    )
 
 
 def throughput_ips(runner: Runner, *, seconds: float) -> float:
@@ -61,17 +95,21 @@ def throughput_ips(runner: Runner, *, seconds: float) -> float:
     return runner.batch / (float(np.median(times)) / 1e3)
 
 
-def median_half_width(blocks: Sequence[Sequence[float]], *, resamples: int = 200) -> float:
+def median_half_width(blocks: Sequence[Block]) -> float:
     """Half the 95 % interval of the median, relative to the median.
 
     Whole blocks are resampled, because neighbouring runs are alike.
     """
-    times = np.asarray(blocks)
+    return _half_width([block.times_ms for block in blocks])
+
+
+def _half_width(rows: Sequence[Sequence[float]], *, resamples: int = 200) -> float:
+    values = np.asarray(rows)
     rng = np.random.default_rng(0)
-    picks = rng.integers(0, len(times), size=(resamples, len(times)))
-    medians = np.median(times[picks].reshape(resamples, -1), axis=1)
+    picks = rng.integers(0, len(values), size=(resamples, len(values)))
+    medians = np.median(values[picks].reshape(resamples, -1), axis=1)
     low, high = np.percentile(medians, [2.5, 97.5])
-    return float((high - low) / 2 / np.median(times))
+    return float((high - low) / 2 / np.median(values))
 
 
 def p90_bound(times: Sequence[float]) -> float | None:
@@ -100,11 +138,11 @@ def p90_bound(times: Sequence[float]) -> float | None:
 class _Side:
     """One side of the comparison."""
 
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
+    def __init__(self, runner: Runner, probes: Probes | None, seconds: float, threads: int) -> None:
+        self._runner, self._probes, self._threads = runner, probes, threads
+        self._block_ms = min(_BLOCK_MS, 1e3 * seconds / 2 / _BLOCKS)
         self._runs = 5
-        self._settled = False
-        self.blocks: list[list[float]] = []
+        self.blocks: list[Block] = []
 
     def warm_up(self, seconds: float) -> None:
         """Run until the medians of two successive windows differ by less than 5 %, or `seconds` are over."""
@@ -112,31 +150,62 @@ class _Side:
         now = min(_times(self._runner, 3))
         window = int(np.clip(_WINDOW_MS / now, 3, 20))
         last = np.inf
-        while not self._settled and (last == np.inf or time.perf_counter() < deadline):
+        while last == np.inf or (abs(now - last) >= 0.05 * now and time.perf_counter() < deadline):
             last, now = now, float(np.median(_times(self._runner, window)))
-            self._settled = abs(now - last) < 0.05 * now
-        self._runs = int(np.clip(_BLOCK_MS / now, _FEWEST if now < _SLOW_MS else 2, _MOST))
+        self._runs = int(np.clip(self._block_ms / now, _FEWEST if now < _SLOW_MS else 2, _MOST))
 
     def time_block(self) -> None:
-        _times(self._runner, 1)  # untimed: the other file has just emptied the caches
-        self.blocks.append(_times(self._runner, self._runs))
+        before = self._read()
+        _times(self._runner, 1)  # untimed: the other file and the probes have just emptied the caches
+        times = _times(self._runner, self._runs)
+        self.blocks.append(Block(times_ms=times, before=before, after=self._read()))
+
+    def _read(self) -> Reading | None:
+        return self._probes.read() if self._probes is not None else None
+
+    def sorted(self) -> Sorted:
+        return sort_blocks(self.blocks, threads=self._threads)
 
     def record(self) -> LatencyRecord:
-        times = np.concatenate([np.asarray(block) for block in self.blocks])
+        kept = self.sorted().kept
+        times = np.concatenate([np.asarray(block.times_ms) for block in kept])
         p50, p90, p99 = (float(p) for p in np.percentile(times, [50, 90, 99]))
-        half_width = median_half_width(self.blocks)
         return LatencyRecord(
             latency_p50_ms=p50,
             latency_p90_ms=p90,
             latency_p99_ms=p99,
-            latency_raw_p50_ms=p50,
             latency_p90_bound_ms=p90_bound(times.tolist()),
             latency_n=len(times),
-            latency_half_width=half_width,
-            latency_noisy=half_width > HALF_WIDTH or len(self.blocks) < MIN_BLOCKS or not self._settled,
+            latency_half_width=median_half_width(kept),
+            latency_doubt=doubt_of(kept),
             latency_device=self._runner.device,
             latency_provider=self._runner.provider,
         )
+
+
+def doubt_of(blocks: Sequence[Block]) -> str:
+    """What makes a p50 of these blocks doubtful, as `NAME: facts`; empty if it is known within 2 %."""
+    share, times = slow_spells(blocks)
+    half_width = median_half_width(blocks)
+    if share > SPELL_SHARE:
+        return f"slow spells: {100 * share:.0f} % of its blocks took {times:.2f} times as long as the fast ones"
+    if len(blocks) < MIN_BLOCKS:
+        return f"too few runs: {len(blocks)} blocks instead of {MIN_BLOCKS}; give it more --latency-seconds"
+    if half_width > HALF_WIDTH:
+        return f"p50 uncertain: known within {100 * half_width:.1f} %; give it more --latency-seconds"
+    return ""
+
+
+def paired_ratio(ours: _Side, theirs: _Side) -> tuple[float, float]:
+    """The median of our time by theirs over pairs of neighbouring blocks, and its relative 95 % half-width.
+
+    What hits both blocks of a pair leaves the ratio alone. Pairs with a disturbed block are left out, if others remain.
+    """
+    pairs = list(zip(ours.blocks, theirs.blocks, strict=True))  # A B B A: the first two are neighbours, and the last
+    good = [{id(block) for block in side.sorted().kept} for side in (ours, theirs)]
+    undisturbed = [pair for pair in pairs if id(pair[0]) in good[0] and id(pair[1]) in good[1]]
+    ratios = [[one.p50_ms / other.p50_ms] for one, other in undisturbed or pairs]
+    return float(np.median(ratios)), _half_width(ratios)
 
 
 def _times(runner: Runner, runs: int) -> list[float]:

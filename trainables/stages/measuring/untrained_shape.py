@@ -1,5 +1,6 @@
 """Measure before training: cost of a pruned student from its untrained shape, found once for all trials."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -12,18 +13,20 @@ from trainables.config.candidate import Candidate
 from trainables.files import write_text
 from trainables.layout import RECORD
 from trainables.records.encoding import to_json
+from trainables.records.latency import CLEAN
 from trainables.records.stages import ExportRecord, ShapeRecord, read_shape
 from trainables.stages.export.scheme import scheme_for
 from trainables.stages.export.stage import convert
 from trainables.stages.export.writer import export_untrained
-from trainables.stages.measuring.beside_teacher import Timed, hardware, time_beside
+from trainables.stages.measuring.beside_teacher import find_or_measure, hardware, shape_digest, time_beside
+from trainables.stages.measuring.clean_room import Measured
 from trainables.stages.measuring.teacher_scale import find_scale
 from trainables.stages.models.build import source_digest
 from trainables.stages.models.inspection import count
 from trainables.stages.models.stored import build_for
 from trainables.stages.pruning.cuts import cut_untrained
 from trainables.stages.workspace import Bench
-from trainables.store.results import stage_key
+from trainables.store.results import Key, stage_key
 
 VERSION = 5
 BISECTIONS = 8  # 1/256 of the channels is finer than any layer
@@ -42,32 +45,41 @@ def measure_shape(bench: Bench, reference: ExportRecord, *, plan: Mapping[str, i
     candidate, dataset, place = bench.candidate, bench.dataset, bench.place
     structured = candidate.prune.removes_channels
     scale = find_scale(candidate.measure, reference, place)
-    key = stage_key(
-        "shape",
-        version=VERSION,
-        parents=[reference.onnx_sha256, str(scale.keys[-1])],
-        student_model=candidate.network,
-        model_source=source_digest(candidate.network),
-        num_classes=dataset.num_classes,
-        image_size=dataset.image_size,
-        pruning_ratio=candidate.prune.pruning_ratio if structured else 0.0,
-        pruning_of=candidate.prune.pruning_of if structured else "channels",
-        processor=hardware(candidate.measure.latency_runtime),
-        **_extra_key_parts(candidate, plan),
-        **candidate.measure.key_parts(),
-    )
+    own_ms = scale.own.latency_p50_ms
+
+    def key_of(take: int) -> Key:
+        return stage_key(
+            "shape",
+            version=VERSION,
+            parents=[reference.onnx_sha256],
+            student_model=candidate.network,
+            model_source=source_digest(candidate.network),
+            num_classes=dataset.num_classes,
+            image_size=dataset.image_size,
+            pruning_ratio=candidate.prune.pruning_ratio if structured else 0.0,
+            pruning_of=candidate.prune.pruning_of if structured else "channels",
+            processor=hardware(candidate.measure.latency_runtime),
+            take=take,
+            **_extra_key_parts(candidate, plan),
+            **candidate.measure.key_parts(),
+        )
 
     def compute(folder: Path) -> None:
         started = time.perf_counter()
-        timing = partial(time_beside, candidate.measure, reference=reference, own=scale.own, place=place)
+        timing = partial(time_beside, candidate.measure, reference=reference, place=place)
         sketch = _Sketch(bench, folder / "untrained.onnx", timing, plan)
         # Methods that zero weights keep the dense shape, hence ratio 0.
         record = sketch.measure(sketch.channel_ratio() if structured else 0.0)
         sketch.path.unlink()  # the numbers stay in the store; the file has random weights and no use
-        seconds = time.perf_counter() - started
-        write_text(folder / RECORD, to_json(vars(record) | {"seconds": seconds}))
+        spent = {"seconds": time.perf_counter() - started, "latency_alone_s": sketch.alone_s}
+        write_text(folder / RECORD, to_json(vars(record) | spent))
 
-    return read_shape(place.store.once(key, compute))
+    def is_clean(folder: Path) -> bool:
+        return read_shape(folder).latency_verdict == CLEAN
+
+    found = find_or_measure(place.store, key_of, compute, is_clean)
+    record = dataclasses.replace(read_shape(found.folder), reference_latency_p50_ms=own_ms)
+    return record if found.fresh else dataclasses.replace(record, latency_alone_s=0.0)
 
 
 def _extra_key_parts(candidate: Candidate, plan: Mapping[str, int] | None) -> dict[str, Any]:
@@ -107,10 +119,12 @@ class _Sketch:
     """An untrained student that can be built, pruned and measured at any channel ratio."""
 
     def __init__(
-        self, bench: Bench, path: Path, timing: Callable[[Path], Timed], plan: Mapping[str, int] | None
+        self, bench: Bench, path: Path, timing: Callable[[Path], Measured], plan: Mapping[str, int] | None
     ) -> None:
         self.path, self._timing, self._plan = path, timing, plan
         self._candidate, self._dataset, self._place = bench.candidate, bench.dataset, bench.place
+        self.alone_s = 0.0
+        """Seconds for which its measurements had the node alone."""
 
     def channel_ratio(self) -> float:
         """Find the ratio of channels that `pruning_of` and `pruning_ratio` ask for."""
@@ -132,17 +146,17 @@ class _Sketch:
             model = self._model(ratio)
             num_params, _, macs = count(model, self._dataset.image_size)
             size_bytes = self._export(model)
-        took = self._timing(self.path)
+        took = self._timing(self.path).candidate
+        self.alone_s += took.latency_alone_s
         return ShapeRecord(
             channel_ratio=ratio,
-            latency_p50_ms=took.latency.latency_p50_ms,
-            reference_latency_p50_ms=took.reference_latency_p50_ms,
-            latency_verdict=took.latency.verdict,
-            latency_alone_s=took.latency.latency_alone_s,
+            shape=shape_digest(self.path),
+            latency_p50_ms=took.latency_p50_ms,
+            latency_half_width=took.latency_half_width,
+            latency_verdict=took.verdict,
             size_bytes=size_bytes,
             num_params=num_params,
             macs=macs,
-            seconds=0.0,  # `measure_shape` fills in the time of the whole search
         )
 
     def _amount(self, what: str, ratio: float) -> float:
@@ -150,8 +164,7 @@ class _Sketch:
             return count(self._model(ratio), self._dataset.image_size)[2]
         if what == "size":
             return self._export(self._model(ratio))
-        record = self.measure(ratio)
-        return record.latency_p50_ms / record.reference_latency_p50_ms
+        return self.measure(ratio).latency_p50_ms
 
     def _model(self, ratio: float) -> torch.nn.Module:
         torch.manual_seed(0)  # equal random weights for every ratio, so that only the shape differs

@@ -15,7 +15,7 @@ import torchvision
 from torch import nn
 
 from trainables.files import sha256
-from trainables.stages.models.inspection import OUT_OF_MEMORY, check_logits, describe_error
+from trainables.stages.models.inspection import OUT_OF_MEMORY, USERS_ERRORS, check_logits, describe_error
 from trainables.stages.models.small_images import (
     LATER,
     SMALL_IMAGE,
@@ -36,6 +36,8 @@ FOR_CIFAR: Mapping[str, Callable[[int, int], nn.Module]] = {
 }
 # The networks that suit small images too; any torchvision classifier and `package.module:function` work as well.
 MODEL_NAMES = ("resnet18", "mobilenet_v3_small", "alexnet", *FOR_CIFAR, *LATER)
+
+OURS = ("analysis", "sweeps", "trainables")
 
 
 def build_model(name: str, *, num_classes: int, image_size: int, pretrained: bool = False) -> nn.Module:
@@ -93,9 +95,11 @@ def source_digest(name: str) -> str:
 
 def _import_users_function(name: str) -> Callable[..., Any]:
     module_name, _, attribute = name.partition(":")
+    if module_name.partition(".")[0] in OURS:
+        raise ValueError(f"Model {name!r}: {module_name!r} is a module of this tool; give yours another name.")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # the user's module may raise anything while it is imported
+    except USERS_ERRORS as error:  # the user's module may raise anything while it is imported
         raise ValueError(
             f"Model {name!r}: cannot import {module_name!r} ({describe_error(error)}); is its folder on PYTHONPATH?"
         ) from error
@@ -113,7 +117,7 @@ def _build_users_model(name: str, *, num_classes: int, pretrained: bool) -> nn.M
         model = _import_users_function(name)(num_classes=num_classes)
     except OUT_OF_MEMORY:
         raise
-    except Exception as error:  # the user's function may raise anything
+    except USERS_ERRORS as error:  # the user's function may raise anything
         raise ValueError(f"Model {name!r}: the function raised {describe_error(error)}.") from error
     if not isinstance(model, nn.Module):
         raise ValueError(f"Model {name!r} must return a torch.nn.Module, but got {type(model).__name__}.")

@@ -1,16 +1,27 @@
 """Inspect a network: check its logits, count its parameters and MACs, recalibrate its BatchNorm statistics."""
 
 import math
+import sysconfig
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from trainables.layout import CHECKOUT
 from trainables.stages.models.torch_private import BatchNorm
 
 # Transient, so never turned into a ValueError, which stands for a failure that repeats.
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
+# What a user's module may raise while it is imported or runs: SystemExit is no `Exception`.
+USERS_ERRORS = (Exception, SystemExit)
+# Code that is not the user's: installed libraries, Python's own, and ours.
+NOT_THE_USERS = (
+    *(Path(sysconfig.get_path(name)) for name in ("purelib", "platlib", "stdlib")),
+    CHECKOUT / "trainables",
+)
 
 
 def check_logits(model: nn.Module, *, name: str, num_classes: int, image_size: int) -> None:
@@ -25,7 +36,7 @@ def check_logits(model: nn.Module, *, name: str, num_classes: int, image_size: i
             logits = model(image)
         except OUT_OF_MEMORY:
             raise
-        except Exception as error:  # the user's forward() may raise anything
+        except USERS_ERRORS as error:  # the user's forward() may raise anything
             reason = describe_error(error)
             raise ValueError(f"Model {name!r} fails on one image of image_size={image_size}: {reason}") from error
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -132,6 +143,16 @@ def _device(model: nn.Module) -> torch.device:
 
 
 def describe_error(error: BaseException) -> str:
-    """Describe an error on one line: its type and the first line of its message."""
+    """Describe an error on one line: its type, the first line of its message, and the user's line that raised it."""
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return f"{text}, in {line}" if (line := _users_line(error)) else text
+
+
+def _users_line(error: BaseException) -> str | None:
+    """The innermost line of the user's own code in a traceback."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if path.is_file() and not any(path.is_relative_to(folder) for folder in NOT_THE_USERS):
+            return f"line {frame.lineno} of {path}: {frame.line}"
+    return None

@@ -5,6 +5,8 @@ tests/contracts/test_private_parts.py fails when one of them moves.
 
 import sys
 
+import torch
+from torch import Tensor, nn
 from torch.nn.modules import batchnorm
 
 BatchNorm = batchnorm._BatchNorm
@@ -27,3 +29,14 @@ def compiler_in_use() -> bool:
     """Check whether this process has imported torch's compiler."""
     # `torch.compiler.reset` would import it, which takes seconds
     return "torch._dynamo" in sys.modules
+
+
+def untraceable_line(model: nn.Module, images: Tensor) -> str | None:
+    """Find the line of a network's code that torch.export cannot follow for any number of images; None if none."""
+    # this report knows the line also where the exporter only says that a dimension became constant
+    try:
+        program = torch.export.draft_export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        frame = program._report.failures[0].data["user_stack"][-1]  # type: ignore[attr-defined]  # torch's own types lack it
+        return f"line {frame['line']}: {frame['loc']}"  # a process's second report leaves out names of files
+    except Exception:  # it raises anything on code that it cannot follow either, and a report may be empty
+        return None

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainables.stages.models.inspection import OUT_OF_MEMORY, check_logits, evaluating
+from trainables.stages.models.inspection import OUT_OF_MEMORY, check_logits, describe_error, evaluating
 from trainables.stages.models.torch_private import BatchNorm
 from trainables.stages.models.weights import check_reload, is_scale
 from trainables.stages.pruning.allocation import (
@@ -28,6 +28,8 @@ from trainables.stages.pruning.criteria import Batches, Score, add_gradients, sc
 from trainables.stages.pruning.equivalence import Slice, check_equivalence
 
 HARM_BATCHES = 4  # of images, for `sensitivity`
+# Layers with one number per channel for which the graph has rules that do not fit ours.
+_UNKNOWN = (nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.PReLU)
 
 
 class _RefusedError(ValueError):
@@ -84,8 +86,7 @@ def remove_channels(
     except (*OUT_OF_MEMORY, _RefusedError):
         raise
     except Exception as error:  # the tracer raises anything on an architecture it does not know
-        kind = type(error).__name__
-        raise ValueError(f"Structured pruning cannot handle this architecture ({kind}: {error}).") from error
+        raise ValueError(f"Structured pruning cannot handle this architecture ({describe_error(error)}).") from error
     model.zero_grad(set_to_none=True)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)
@@ -226,7 +227,10 @@ def _check_layers(model: nn.Module) -> None:
     """
     for name, layer in model.named_modules():
         sizes = [parameter.shape for parameter in layer.parameters(recurse=False)]
-        if not isinstance(layer, nn.Conv2d | BatchNorm | nn.Linear | nn.LayerNorm) and not all(map(is_scale, sizes)):
+        fit = all(map(is_scale, sizes)) and not (
+            isinstance(layer, _UNKNOWN) and any(size.numel() > 1 for size in sizes)
+        )
+        if not isinstance(layer, nn.Conv2d | BatchNorm | nn.Linear | nn.LayerNorm) and not fit:
             raise ValueError(
                 "Structured pruning handles Conv2d, BatchNorm, LayerNorm and Linear layers, but got "
                 f"{name or 'a model'} of type {type(layer).__name__}; take pruning_method='l1_unstructured'."

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from trainables.config.candidate import Candidate
+from trainables.files import whole_archive
 from trainables.records.stages import EpochRecord, ModelRecord
 from trainables.stages.models.inspection import count
 from trainables.stages.models.placement import move
@@ -98,7 +99,7 @@ class _Cuts:
 
     def _cut(self, model: nn.Module, step: int, kept: Path | None) -> None:
         """Cut, or load the cut weights from `kept`: gradients on a GPU may select other channels the second time."""
-        if kept is not None and kept.exists():
+        if kept is not None and whole_archive(kept):
             load_weights(model, kept)
             return
         bench, prune = self.bench, self.bench.candidate.prune

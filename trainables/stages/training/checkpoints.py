@@ -8,7 +8,7 @@ from pickle import UnpicklingError
 import torch
 from torch import nn
 
-from trainables.files import replacing
+from trainables.files import replacing, set_aside, whole_archive
 from trainables.records.encoding import decode
 from trainables.records.stages import EpochRecord
 
@@ -21,15 +21,20 @@ def save(model: nn.Module, optimizer: torch.optim.Optimizer, curve: list[EpochRe
 
 
 def resume(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path, device: torch.device) -> list[EpochRecord]:
-    """Load the state if there is one, and return the records of its epochs."""
-    if not path.exists():
+    """Load the state if there is one, and return the records of its epochs; a damaged one is set aside."""
+    if not whole_archive(path):
         return []
     try:
         state = torch.load(path, map_location=device, weights_only=True)
+        curve = list(decode(tuple[EpochRecord, ...], json.loads(state["curve"]), where=path))
+        own = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        if {name: tensor.shape for name, tensor in state["model"].items()} != own:
+            raise ValueError("it is the state of another network")
+        optimizer.load_state_dict(state["optimizer"])  # changes nothing if it does not fit
     except torch.OutOfMemoryError:  # also a RuntimeError, but the file is intact
         raise
-    except (RuntimeError, EOFError, UnpicklingError):  # damaged by a power loss: start over
+    except (RuntimeError, EOFError, UnpicklingError, ValueError, LookupError, TypeError, AttributeError):
+        set_aside(path)  # no state of ours, or not of this training: start over
         return []
     model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    return list(decode(tuple[EpochRecord, ...], json.loads(state["curve"]), where=path))
+    return curve

@@ -35,7 +35,7 @@ def obtain_model(bench: Bench, key: Key, name: str, make: Callable[[Path], Made]
         model, curve = yield from make(folder)
         write_model(model, folder, key=key, name=name, dataset=bench.dataset, curve=curve)
 
-    return read_model((yield from bench.place.store.obtain(key, compute)))
+    return read_model((yield from bench.place.store.obtain(key, compute)), name)
 
 
 def fit(bench: Bench, model: nn.Module, loop: Loop, lesson: Lesson, folder: Path, masks: Masks = NO_MASKS) -> Curve:

@@ -1,6 +1,9 @@
 """Trial folders and study agree again, wherever the driver died between the two."""
 
+import dataclasses
+import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,19 +14,21 @@ from ray.tune.experiment import Trial
 from s3fs import S3FileSystem
 
 from sweeps.running.run import worker_of
+from sweeps.running.trials import FAILED_ALIKE, SweepSearcher
 from sweeps.running.tune import recovery
-from sweeps.running.tune.delivery import Allowance, left_record, write_record
-from sweeps.running.tune.recovery import fetch_late, recover
-from sweeps.search.config import SweepConfig
+from sweeps.running.tune.delivery import Allowance, fetch_record, left_record, write_record
+from sweeps.running.tune.recovery import fetch_late, recover, to_repeat
+from sweeps.running.tune.retry import reason_in
+from sweeps.search.config import Search, SweepConfig
 from sweeps.search.folder import InputError
 from sweeps.search.presets import quick
 from tests.sweeps.search.sampling.test_searcher import FINAL, ask, driver, space_of
 from trainables.config.limits import Limits
 from trainables.records.encoding import to_json
-from trainables.records.trial import TrialRecord, read_trial
+from trainables.records.trial import TrialRecord, read_trial, set_damaged_aside
 from trainables.tracking.deliveries import outbox
 from trainables.tracking.transport import INCOMING, fetch, send
-from trainables.trials.task import TrialTask
+from trainables.trials.task import TrialTask, task_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 SPACE = space_of(alpha="0.5:0.9", pruning_ratio="0.2:0.4")
@@ -146,7 +151,7 @@ def test_what_the_storage_did_not_give_is_fetched_later_and_never_taken_for_lost
     study, searcher = driver(config.folder, SPACE)
     ask(searcher, 1)
     searcher.on_trial_complete("t0", FINAL)
-    assert fetch_late(study, away) == 1
+    assert fetch_late(study, away, partial(task, away)) == 1
     with pytest.raises(InputError, match=r"--storage s3://bucket/runs: .* run the same command"):
         recovered(tmp_path, away)
     assert not (config.folder / "trials" / "00000").exists()
@@ -154,18 +159,87 @@ def test_what_the_storage_did_not_give_is_fetched_later_and_never_taken_for_lost
     shared.mkdir()
     record(elsewhere, 0, "finished", val_accuracy=0.9)
     send(elsewhere, "night/00000", str(shared))
-    assert fetch_late(study, config.replace(storage=str(shared))) == 0
+    near = config.replace(storage=str(shared))
+    assert fetch_late(study, near, partial(task, near)) == 0
     assert read_trial(config.folder / "trials" / "00000") == read_trial(elsewhere)
 
 
 def test_dying_is_no_failure_as_long_as_epochs_are_finished_in_between() -> None:
     trial, allowance = Trial("a trainable", stub=True, max_failures=3), Allowance(3)
-    for _ in range(5):
+    for epoch in range(5):
         trial.run_metadata.num_failures += 3
         assert trial.should_recover()
-        allowance.on_trial_result(0, [trial], trial, {"epoch": 1})
+        allowance.on_trial_result(0, [trial], trial, {"stage": "student", "epoch": epoch, "train_loss": 1.0})
     trial.run_metadata.num_failures += 4
     assert not trial.should_recover()
+
+
+@pytest.mark.parametrize("other", ["a configuration", "a sweep"])
+def test_the_record_of_another_trial_under_the_same_number_is_not_taken(
+    tmp_path: Path, config: SweepConfig, other: str
+) -> None:
+    """A journal that was cut short proposes a number again; another sweep of the name left its folder here."""
+    _, searcher = driver(config.folder, SPACE)
+    ask(searcher, 1)
+    asked = study_params(config)[0]
+    folder = config.folder / "trials" / "00000"
+    record(folder, 0, "finished", **{name: value for name, value in FINAL.items() if name != "final"})
+    left = json.loads((folder / "record.json").read_text())
+    changes = {"params": {"alpha": asked["alpha"] + 0.1}} if other == "a configuration" else {"sweep_id": "theirs"}
+    (folder / "record.json").write_text(json.dumps(left | changes))
+    study, searcher = recovered(tmp_path, config)
+    assert study.trials[0].state == TrialState.RUNNING
+    assert not folder.exists()
+    (aside,) = (config.folder / "trials" / ".replaced").iterdir()
+    assert (aside / "record.json").exists()
+    assert outbox(config.folder) == []
+    assert ask(searcher, 1, name="next")[0]["trial_number"] == 0
+
+
+def test_another_sweep_of_the_name_in_the_storage_is_not_taken_for_this_one(
+    tmp_path: Path, config: SweepConfig
+) -> None:
+    """Two people, one bucket, one name: neither overwrites the other, nor is given the other's result."""
+    shared = tmp_path / "shared"
+    mine, theirs = (dataclasses.replace(task(config, 0, {}), sweep_id=sweep_id) for sweep_id in ("a", "b"))
+    shared.mkdir()
+    for task_, accuracy in ((theirs, 0.1), (mine, 0.9)):
+        node = tmp_path / task_.sweep_id / "00000"
+        node.mkdir(parents=True)
+        made = task_.record(status="finished", started=1.0, ended=2.0, metrics={"val_accuracy": accuracy})
+        (node / "record.json").write_text(to_json(made))
+        send(node, task_.address, str(shared))
+        if task_ is theirs:
+            assert not fetch_record(mine, str(shared))
+    assert fetch_record(mine, str(shared))
+    assert read_trial(mine.folder).metrics["val_accuracy"] == 0.9
+    (mine.folder / "record.json").unlink()
+    other = dataclasses.replace(task(config, 0, {"learning_rate": 0.5}), sweep_id="a")
+    assert not fetch_record(other, str(shared))
+    assert not (mine.folder / "record.json").exists()
+
+
+@pytest.mark.parametrize("report", [{"stage": "shape"}, {"stage": "student", "epoch": 1, "train_loss": 1.0}])
+def test_what_every_attempt_reports_again_is_no_progress(report: dict[str, Any]) -> None:
+    trial, allowance = Trial("a trainable", stub=True, max_failures=3), Allowance(3)
+    for _ in range(4):
+        allowance.on_trial_result(0, [trial], trial, report)
+        trial.run_metadata.num_failures += 1
+    assert not trial.should_recover()
+
+
+@pytest.mark.parametrize(
+    ("failure", "reason"),
+    [
+        ("Traceback\n  File\nTypeError: no tuple\n", "TypeError: no tuple"),
+        ("The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR", "was killed"),
+        ("The actor died because its node has died. Node Id: 1", "its node died"),
+        ("", "its process died"),
+    ],
+)
+def test_the_reason_of_a_failure_is_one_line(failure: str, reason: str) -> None:
+    assert reason in reason_in(failure)
+    assert "\n" not in reason_in(failure)
 
 
 def test_half_a_trial_on_its_way_is_no_trial(tmp_path: Path, config: SweepConfig) -> None:
@@ -178,7 +252,7 @@ def test_half_a_trial_on_its_way_is_no_trial(tmp_path: Path, config: SweepConfig
     half = folder.parent / INCOMING / "00000.download"
     record(half, 0, "finished", val_accuracy=0.1)
     assert outbox(config.folder) == list(config.folder.glob("trials/*/record.json")) == []
-    assert fetch(folder, "night/00000", str(shared))
+    assert fetch(folder, "night/00000", str(shared), fits=lambda record: True)
     assert outbox(config.folder) == [folder]
     assert read_trial(folder) == read_trial(elsewhere)
     assert not half.exists()
@@ -215,3 +289,75 @@ def test_a_record_that_the_driver_writes_hides_local_paths(tmp_path: Path, confi
     written = read_trial(config.folder / "trials" / "00003")
     assert written.params["dataset"] == "folder:photos"
     assert written.ended - written.started == pytest.approx(2.0)
+
+
+def new_driver(config: SweepConfig, *, failed: bool = False) -> tuple[SweepSearcher, list[int]]:
+    """The searcher of a sweep's next command, and the numbers of the trials that it runs again."""
+    study, _ = driver(config.folder, SPACE)
+    again = to_repeat(study, config, failed=failed)
+    made = SweepSearcher(
+        study,
+        Search(space=SPACE, objective="composite", reuse_probability=0.0),
+        task_of=lambda number, params: task(config, number, params),
+        score=lambda metrics: 90.0,
+        again=again,
+    )
+    return made, [trial.number for trial in again]
+
+
+def numbers(searcher: SweepSearcher, count: int) -> list[int]:
+    return [task_of(SimpleNamespace(config=config)).trial_number for config in ask(searcher, count, name="again")]
+
+
+@pytest.mark.parametrize("damage", ["", "{", "null", '{"key": 1}'])
+def test_a_finished_trial_whose_record_is_damaged_is_made_again_under_its_number(
+    config: SweepConfig, damage: str
+) -> None:
+    _, searcher = driver(config.folder, SPACE)
+    ask(searcher, 2)
+    for number in range(2):
+        searcher.on_trial_complete(f"t{number}", FINAL)
+        record(config.folder / "trials" / f"{number:05}", number, "finished", val_accuracy=0.9)
+    folder = config.folder / "trials" / "00001"
+    (folder / "record.json").write_text(damage)
+    (folder / "delivered.json").write_text("{}")
+    assert set_damaged_aside(outbox(config.folder)) == [folder / "record.json.corrupt-1"]
+    before = driver(config.folder, SPACE)[0].trials
+    again, which = new_driver(config)
+    assert which == [1]
+    assert numbers(again, 2)[0] == 1
+    assert again.repeating
+    again.on_trial_complete("again0", FINAL)
+    assert not again.repeating
+    assert not (folder / "delivered.json").exists()
+    assert driver(config.folder, SPACE)[0].trials[:2] == before[:2]
+
+
+def test_failed_trials_run_again_if_asked_for_also_after_a_crash(config: SweepConfig) -> None:
+    _, searcher = driver(config.folder, SPACE)
+    ask(searcher, 3)
+    searcher.on_trial_complete("t0", FINAL)
+    searcher.on_trial_complete("t1", {"invalid": "because", "final": False})
+    searcher.on_trial_complete("t2", error=True)
+    for number, status in enumerate(("finished", "failed", "failed")):
+        record(config.folder / "trials" / f"{number:05}", number, status)
+    assert new_driver(config)[1] == []
+    assert new_driver(config, failed=True)[1] == [1, 2]
+    again, which = new_driver(config)  # the driver that should have run them died
+    assert which == [1, 2]
+    assert numbers(again, 2) == [1, 2]
+
+
+def test_a_sweep_whose_trials_all_fail_alike_stops_and_says_why(config: SweepConfig) -> None:
+    for reasons, said in (
+        (["no such file"] * FAILED_ALIKE, "no such file"),
+        (["no such file"] * (FAILED_ALIKE - 1) + ["diverged"] * FAILED_ALIKE, None),
+        ([None] + ["no such file"] * FAILED_ALIKE, None),
+    ):
+        searcher, _ = new_driver(config)
+        for reason in reasons:
+            assert searcher.hopeless is None
+            ask(searcher, 1)
+            searcher.on_trial_complete("t0", {"invalid": reason, "final": False} if reason else FINAL)
+        assert searcher.hopeless == said
+        assert (searcher.suggest("next") == "FINISHED") == (said is not None)

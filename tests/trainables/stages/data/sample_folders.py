@@ -1,9 +1,11 @@
 """Small folder data sets for tests."""
 
+import os
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+import pytest
+from PIL import EpsImagePlugin, Image
 
 from trainables.config.candidate import DataConfig
 
@@ -22,3 +24,18 @@ def make_folder(root: Path, *, per_class: int = 10, classes: tuple[str, ...] = (
 
 def folder_config(root: Path, **changes: object) -> DataConfig:
     return DataConfig(**{"dataset": f"folder:{root}", "val_fraction": 0.2, **changes})
+
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+@pytest.fixture
+def fake_ghostscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that exists once somebody has started `gs`."""
+    started = tmp_path / "ghostscript_was_started"
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "gs").write_text(f"#!/bin/sh\ntouch {started}\necho 10.0\n")
+    (tmp_path / "bin" / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # looked for anew
+    return started

@@ -212,3 +212,42 @@ def test_record_on_disk_is_the_record_that_is_returned(tmp_path: Path) -> None:
     row = json.loads((record.folder / "dataset.json").read_text())
     assert row["fingerprint"] == record.fingerprint
     assert "folder" not in row
+
+
+@pytest.mark.parametrize("name", ["dataset.json", "train_images.npy", "val_labels.npy"])
+@pytest.mark.parametrize("damage", ["empty", "half", "zeros", "flip", "other", "gone"])
+@pytest.mark.parametrize("again", [prepare, prepared.prepare_once])
+def test_damaged_images_are_decoded_again(tmp_path: Path, name: str, damage: str, again) -> None:
+    """A cut array failed every trial, for good; and zeros would have been trained on."""
+    config = folder_config(make_folder(tmp_path / "photos", per_class=5))
+    record = again(config, tmp_path)
+    path = record.folder / name
+    whole = path.read_bytes()
+    harmed = {
+        "empty": b"",
+        "half": whole[: len(whole) // 2],
+        "zeros": whole[:-64] + bytes(64),
+        "flip": whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:],
+        "other": b"[" * 100_000,
+        "gone": b"",
+    }
+    time.sleep(0.02)  # later than the file system's clock tick, as any disk would be
+    path.write_bytes(harmed[damage])
+    if damage == "gone":
+        path.unlink()
+    assert again(config, tmp_path) == record
+    assert [len(load(record, split)[0]) for split in SPLITS] == [record.num_train, record.num_val, record.num_test]
+    assert prepared._fingerprint(
+        record.class_names, record.image_size, {split: load(record, split) for split in SPLITS}
+    ) == (record.fingerprint)
+
+
+def test_copied_images_are_compared_once_and_not_decoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = folder_config(make_folder(tmp_path / "photos", per_class=5))
+    record = prepare(config, tmp_path)
+    row = json.loads((record.folder / "dataset.json").read_text())
+    (record.folder / "dataset.json").write_text(json.dumps({key: row[key] for key in row if key != "files"}))  # older
+    monkeypatch.setattr(prepared, "_decode", None)
+    assert prepare(config, tmp_path) == record
+    monkeypatch.setattr(prepared, "_fingerprint", None)
+    assert prepare(config, tmp_path) == record

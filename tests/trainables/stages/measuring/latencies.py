@@ -6,24 +6,35 @@ from tests.trainables.stages.measuring.linear_onnx import linear_model, random_w
 from trainables.config.candidate import DataConfig
 from trainables.records.latency import LatencyRecord
 from trainables.records.stages import ExportRecord
+from trainables.stages.measuring.clean_room import Measured
 from trainables.stages.workspace import Workspace
 from trainables.store.results import Store
 
 
-def latency(p50_ms: float, *, noisy: bool = False, contaminated: str = "", half_width: float = 0.01) -> LatencyRecord:
+def latency(p50_ms: float, *, doubt: str = "", disturbed: bool = False, half_width: float = 0.01) -> LatencyRecord:
     return LatencyRecord(
         latency_p50_ms=p50_ms,
         latency_p90_ms=p50_ms,
         latency_p99_ms=p50_ms,
-        latency_raw_p50_ms=p50_ms,
         latency_p90_bound_ms=None,
         latency_n=100,
         latency_half_width=half_width,
-        latency_noisy=noisy,
         latency_device="cpu:1",
         latency_provider="CPUExecutionProvider",
-        latency_contaminated=contaminated,
+        latency_doubt=doubt,
+        latency_disturbed=disturbed,
         latency_alone_s=1.0,
+    )
+
+
+def measured(took: LatencyRecord) -> Measured:
+    """That latency beside a teacher of 2 ms."""
+    return Measured(
+        candidate=took,
+        reference=latency(2.0),
+        ratio=took.latency_p50_ms / 2,
+        ratio_half_width=0.01,
+        throughput_ips=1.0,
     )
 
 

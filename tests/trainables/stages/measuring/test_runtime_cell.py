@@ -66,6 +66,8 @@ def measure(
     gone: bool = False,
     ships: str = "fp32",
     last: tuple[str, ...] = (),
+    model: str = "",
+    models: tuple[str, ...] = (),
     **cell: object,
 ) -> CellRecord:
     trial = TrialRecord(
@@ -74,7 +76,7 @@ def measure(
         stage="teacher",
         status="finished",
         reason="",
-        params={"precision": ships},
+        params={"precision": ships, "teacher_model": model or CONFIG.flat()["teacher_model"]},
         metrics={},
         tags={},
         curve=(),
@@ -84,7 +86,28 @@ def measure(
         keys=() if gone else (*made.keys, *last),
     )
     words = {"precision": "fp32", "batch_images": 1, "runtime_threads": 1, **cell}
-    return measure_cell(Cell(**words), trial, made.export.folder, place, scratch=folder, seconds=0.1)
+    return measure_cell(Cell(**words), trial, made.export.folder, place, scratch=folder, seconds=0.1, models=models)
+
+
+def test_a_record_alone_imports_nothing(
+    made: CandidateRecord, place: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever wrote a record, or a copied folder of a sweep, must not choose the module that runs here."""
+    (tmp_path / "strange_nets.py").write_text(
+        "from pathlib import Path\nfrom torchvision.models import alexnet\n"
+        f"Path({str(tmp_path / 'was_run')!r}).touch()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    model = "strange_nets:alexnet"
+    with pytest.raises(AbsentError, match=f"which only a record names: add --models {model}"):
+        measure(made, place, tmp_path, runtime="eager_cpu", model=model)
+    measure(made, place, tmp_path, runtime="onnxruntime_cpu", model=model)
+    assert not (tmp_path / "was_run").exists()
+    with pytest.raises(
+        ValueError, match="fails on one image of image_size=32"
+    ):  # named, it is imported, and does not fit
+        measure(made, place, tmp_path, runtime="eager_cpu", model=model, models=(model,))
+    assert (tmp_path / "was_run").exists()
 
 
 @pytest.mark.parametrize("runtime", ["torchscript_cpu", "eager_cpu", "openvino"])

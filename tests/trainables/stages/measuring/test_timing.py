@@ -6,6 +6,7 @@ import pytest
 
 from trainables.records.latency import HALF_WIDTH
 from trainables.stages.measuring import timing
+from trainables.stages.measuring.probes import Block, Probes, Reading
 from trainables.stages.measuring.timing import MIN_BLOCKS, alternate, median_half_width, p90_bound, throughput_ips
 from trainables.stages.runtimes.base import Runner
 
@@ -39,15 +40,19 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return fake
 
 
+def half_width(rows: list[list[float]]) -> float:
+    return median_half_width([Block(times_ms=row) for row in rows])
+
+
 def test_half_width_of_equal_times_is_zero() -> None:
-    assert median_half_width([[2.0] * 5] * 8) == 0
+    assert half_width([[2.0] * 5] * 8) == 0
 
 
 def test_half_width_sees_drift_between_blocks() -> None:
     # within a block nothing varies: resampling single runs would claim a far tighter interval than blocks do
     drifting = [[1.0 + 0.1 * block] * 50 for block in range(10)]
     shuffled = np.random.default_rng(0).permutation(np.concatenate(drifting)).reshape(10, 50).tolist()
-    assert median_half_width(drifting) > 2 * median_half_width(shuffled)
+    assert half_width(drifting) > 2 * half_width(shuffled)
 
 
 def test_the_bound_is_the_order_statistic_of_the_binomial() -> None:
@@ -66,41 +71,58 @@ def test_the_bound_is_above_the_90th_percentile_in_99_of_100_cases(count: int) -
     assert 0.985 <= covered <= 1  # at least 0.99, within three standard errors of 2,000 trials
 
 
-def test_noisy_is_said_of_what_the_time_did_not_suffice_for(clock: Clock) -> None:
-    ours, _ = alternate(clock.runner(30), clock.runner(30), seconds=0.05)
-    assert ours.latency_noisy  # one A B B A has too few blocks, however alike they are
-    assert ours.verdict == "noisy: too few runs, or not yet steady"
+def test_too_few_runs_are_told(clock: Clock) -> None:
+    ours = alternate(clock.runner(30), clock.runner(30), seconds=0.05).candidate
+    # one A B B A has too few blocks, however alike they are
+    assert ours.verdict == "too few runs: 2 blocks instead of 8; give it more --latency-seconds"
 
 
 def test_alternation_ends_when_p50_is_known(clock: Clock) -> None:
-    ours, theirs = alternate(clock.runner(2), clock.runner(1), seconds=30)
+    took = alternate(clock.runner(2), clock.runner(1), seconds=30)
     assert clock.perf_counter() < 3
-    assert (ours.latency_p50_ms, theirs.latency_p50_ms) == (2, 1)
-    assert ours.verdict == "clean"
-    assert ours.latency_n == MIN_BLOCKS * 12  # 25 ms a block
+    assert (took.candidate.latency_p50_ms, took.reference.latency_p50_ms) == (2, 1)
+    assert (took.ratio, took.ratio_half_width) == (2, 0)
+    assert took.candidate.verdict == "clean"
+    assert took.candidate.latency_n == MIN_BLOCKS * 12  # 25 ms a block
+
+
+def test_a_teacher_that_wanders_costs_no_time_and_makes_no_file_doubtful(clock: Clock) -> None:
+    """It shows in its own verdict and in the interval of the ratio."""
+    wandering = [0.5] * 50 + [0.65] * 51 + [0.47] * 49 + [0.6] * 53
+    took = alternate(clock.runner(0.1), clock.runner(*wandering), seconds=30)
+    assert clock.perf_counter() < 3
+    assert took.candidate.verdict == "clean"
+    assert took.candidate.latency_p50_ms == 0.1
+    assert took.reference.verdict != "clean"
+    assert took.ratio_half_width > HALF_WIDTH
 
 
 def test_alternation_goes_on_to_the_limit_while_p50_is_not_known(clock: Clock) -> None:
-    blocks = [1.0] * 60 + [1.5] * 60  # the machine changes its speed every 60 runs
-    ours, _ = alternate(clock.runner(*blocks), clock.runner(1), seconds=2)
+    blocks = [1.0] * 60 + [1.08] * 60  # the machine changes its speed every 60 runs
+    ours = alternate(clock.runner(*blocks), clock.runner(1), seconds=2).candidate
     assert 2 <= clock.perf_counter() < 4
     assert ours.latency_half_width > HALF_WIDTH
-    assert ours.latency_noisy and re.fullmatch(r"noisy: p50 within \d+\.\d %", ours.verdict)
+    assert re.fullmatch(r"p50 uncertain: known within \d+\.\d %; give it more --latency-seconds", ours.verdict)
+
+
+def test_a_file_with_two_speeds_is_told(clock: Clock) -> None:
+    ours = alternate(clock.runner(*[1.0] * 60, *[1.5] * 60), clock.runner(1), seconds=2).candidate
+    assert re.fullmatch(r"slow spells: \d\d % of its blocks took 1.50 times as long as the fast ones", ours.verdict)
 
 
 def test_slow_calls_get_the_time_for_enough_blocks_and_no_more(clock: Clock) -> None:
-    ours, _ = alternate(clock.runner(40), clock.runner(50), seconds=1)
+    ours = alternate(clock.runner(40), clock.runner(50), seconds=1).candidate
     assert ours.verdict == "clean"
     assert ours.latency_n == MIN_BLOCKS * 6
     assert ours.latency_p90_bound_ms == 40
     began = clock.perf_counter()
-    slower, _ = alternate(clock.runner(300), clock.runner(300), seconds=1)
-    assert slower.latency_noisy
+    slower = alternate(clock.runner(300), clock.runner(300), seconds=1).candidate
+    assert slower.verdict.startswith("too few runs: 4 blocks")
     assert clock.perf_counter() - began < 12  # warm-up 3.6 s, 4 s, and the A B B A of 3.6 s that was under way
 
 
-def test_drift_hits_both_files_alike(clock: Clock) -> None:
-    """The machine gets slower by 20 % a second, whichever file runs: the ratio stays."""
+def test_what_hits_both_files_leaves_their_ratio_alone(clock: Clock) -> None:
+    """The machine gets slower by 20 % a second, whichever file runs; the clock is reported, the ratio stays."""
 
     def drifting(milliseconds: float) -> Runner:
         def run() -> None:
@@ -108,9 +130,38 @@ def test_drift_hits_both_files_alike(clock: Clock) -> None:
 
         return Runner(run=run, provider="clock", device="cpu:1")
 
-    ours, theirs = alternate(drifting(2), drifting(1), seconds=3)
-    assert ours.latency_p50_ms > 2.2
-    assert ours.latency_p50_ms / theirs.latency_p50_ms == pytest.approx(2, rel=0.01)
+    took = alternate(drifting(2), drifting(1), seconds=3)
+    assert took.candidate.latency_p50_ms > 2.2
+    assert took.ratio == pytest.approx(2, rel=0.01)
+    assert took.ratio_half_width < HALF_WIDTH
+
+
+class Watching(Probes):
+    """Probes that read a machine whose clock falls by a fifth for 80 of every 240 ms."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    def slow(self) -> bool:
+        return int(self._clock.perf_counter() / 0.08) % 3 == 1
+
+    def read(self) -> Reading:
+        return Reading(clock_ms=0.05 * (1.25 if self.slow() else 1), memory_ms=0.3, waited_s=0.0)
+
+
+def test_blocks_beside_a_slow_clock_are_dropped_and_repeated_not_divided(clock: Clock) -> None:
+    watching = Watching(clock)
+
+    def run() -> None:
+        clock.ns += 1_250_000 if watching.slow() else 1_000_000
+
+    watched = Runner(run=run, provider="clock", device="cpu:1")
+    took = alternate(watched, clock.runner(1), seconds=2, probes=watching)
+    assert took.candidate.latency_p50_ms == took.candidate.latency_p90_ms == 1.0
+    assert 0.2 < took.candidate_conditions["clock_share"] < 0.4
+    assert took.candidate_conditions["memory_share"] == took.candidate_conditions["waited_share"] == 0
+    unwatched = alternate(watched, clock.runner(1), seconds=2)
+    assert unwatched.candidate_conditions == {} and unwatched.candidate.latency_p90_ms == 1.25
 
 
 def test_slow_calls_are_not_run_twenty_times_to_warm_up(clock: Clock) -> None:
@@ -120,11 +171,3 @@ def test_slow_calls_are_not_run_twenty_times_to_warm_up(clock: Clock) -> None:
 
 def test_throughput_is_images_over_time(clock: Clock) -> None:
     assert throughput_ips(clock.runner(5, batch=64), seconds=0.1) == pytest.approx(64 / 5e-3)
-
-
-def test_scaling_moves_every_percentile_but_what_the_clock_said(clock: Clock) -> None:
-    ours, _ = alternate(clock.runner(1), clock.runner(1), seconds=1)
-    doubled = ours.scaled(2.0)
-    assert doubled.latency_raw_p50_ms == ours.latency_raw_p50_ms
-    for name in ("latency_p50_ms", "latency_p90_ms", "latency_p99_ms", "latency_p90_bound_ms"):
-        assert getattr(doubled, name) == 2 * getattr(ours, name)

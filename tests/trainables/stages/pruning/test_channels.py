@@ -215,3 +215,35 @@ def test_sensitivity_leaves_the_weights_that_it_keeps_alone() -> None:
 def test_sensitivity_needs_images() -> None:
     with pytest.raises(ValueError, match="'sensitivity' needs images to measure harm on, but got 0"):
         cut(chain(), 0.5, scope="sensitivity")
+
+
+@pytest.mark.parametrize("layer", [nn.GroupNorm(4, 16), nn.InstanceNorm2d(16, affine=True), nn.PReLU(16)])
+def test_layers_of_other_kinds_are_refused_by_name(layer: nn.Module) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), layer, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
+    with pytest.raises(ValueError, match=f"but got 1 of type {type(layer).__name__}; take") as caught:
+        cut(net, 0.5)
+    assert "tensor(" not in str(caught.value)
+
+
+class Odd(nn.Module):
+    """A chain whose forward does something to its input first."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.chain, self.what = chain(), what
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.what == "writes":
+            x -= 0.5
+            return self.chain(x)
+        return self.chain(x) + float("nan")
+
+
+def test_a_forward_that_writes_into_its_input_is_pruned() -> None:
+    cut(odd := Odd("writes"), 0.5)
+    assert widths(odd)["chain.0"] == 32
+
+
+def test_nan_after_a_cut_is_called_nan() -> None:
+    with pytest.raises(ValueError, match="nan or inf"):
+        cut(Odd("nan"), 0.5)

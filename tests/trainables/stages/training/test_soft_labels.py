@@ -56,8 +56,8 @@ def teacher(dataset: DatasetRecord, images: Images, tmp_path_factory: pytest.Tem
         model.eval()
         spread = model(images.normalise(pixels)).std(dim=0).mean()
         model.classifier[-1].weight.mul_(2 / spread)
-    write_model(model, folder, key=Key("teacher", "t"), name="mobilenet_v3_small", dataset=dataset, curve=())
-    return read_model(folder)
+    write_model(model, folder, key=Key("teacher", "0" * 24), name="mobilenet_v3_small", dataset=dataset, curve=())
+    return read_model(folder, "mobilenet_v3_small")
 
 
 def bank_of(
@@ -72,7 +72,7 @@ def bank_of(
     settings = {"crop_padding": 2, "batch_size": 32, "student_epochs": 2, "recovery_epochs": 0, **changes}
     candidate = CandidateConfig().replace(**settings).resolve(dataset, device="cpu")
     place = Workspace(
-        store=store, data=candidate.data, data_dir=store._local, device="cpu", threads=1, lock_dir=store._local
+        store=store, data=candidate.data, data_dir=store.here, device="cpu", threads=1, lock_dir=store.here
     )
     return kind(Bench(candidate=candidate, dataset=dataset, images=images, place=place), teacher)
 
