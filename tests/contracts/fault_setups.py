@@ -2,9 +2,12 @@
 
 import fcntl
 import hashlib
+import importlib
 import io
 import json
+import os
 import pickle
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +30,34 @@ def photos(**changes: tuple[str, ...]) -> Prepare:
                 (tmp / "photos" / split / name).mkdir(parents=True)
                 for i in range(4):
                     Image.new("RGB", (16, 16), (i, 0, 0)).save(tmp / "photos" / split / name / f"{i}.png")
+
+    return prepare
+
+
+def in_black(tmp: Path) -> None:
+    """TMP/photos: all pixels are 0."""
+    photos()(tmp)
+    for path in (tmp / "photos").rglob("*.png"):
+        Image.new("L", (16, 16)).save(path)
+
+
+def latin_1(tmp: Path) -> None:
+    """TMP/photos: a class folder whose name is no UTF-8."""
+    photos()(tmp)
+    (tmp / "photos" / "train" / "cat").rename(tmp / "photos" / "train" / os.fsdecode(b"caf\xe9"))
+
+
+def network(body: str) -> Prepare:
+    """TMP/photos, and `odd:Net` on the path, with this forward."""
+
+    def prepare(tmp: Path) -> None:
+        photos()(tmp)
+        head = "from torch import nn\nclass Net(nn.Linear):\n    def __init__(self, num_classes):\n"
+        code = f"{head}        super().__init__(768, num_classes)\n    def forward(self, x):\n        {body}\n"
+        (tmp / "odd.py").write_text(code)
+        sys.modules.pop("odd", None)
+        sys.path.insert(0, str(tmp))
+        importlib.invalidate_caches()
 
     return prepare
 

@@ -21,8 +21,11 @@ from fault_setups import (
     a_store,
     and_then,
     hostile_archive,
+    in_black,
+    latin_1,
     locked,
     made,
+    network,
     one_that_needs,
     opened,
     photos,
@@ -234,6 +237,24 @@ FAULTS = (
     Fault("sync --out TMP/runs", "analysis", written("runs/sweeps/mine/sweep.json", ""), "a damaged sweep.json"),
     Fault("sync --out TMP/runs", "analysis", and_then(with_a_password, locked), "a sweep runs"),
     Fault("sync --out TMP/runs", "analysis", with_a_password, "a password that was not kept"),
+    Fault("--dataset folder:TMP/photos --val-fraction 0.25", prepare=in_black, what="images that come in black"),
+    Fault("--dataset folder:TMP/photos", prepare=latin_1, what="a class folder in Latin-1"),
+    Fault(
+        "--dataset folder:TMP/photos",
+        prepare=and_then(photos(), lambda tmp: [(tmp / "photos" / name).mkdir() for name in ("val", "valid")]),
+        what="val/ and valid/",
+    ),
+    *(
+        Fault(
+            "--dataset folder:TMP/photos --val-fraction 0.25 --student-model odd:Net", prepare=network(body), what=what
+        )
+        for what, body in (
+            ("a branch on pixels", "return super().forward(x.flatten(1) if x.mean() > 0 else -x.flatten(1))"),
+            ("a fixed number of images", "return super().forward(x.reshape(int(x.shape[0]), -1))"),
+            ("a tuple in training", "y = super().forward(x.flatten(1)); return (y, y) if self.training else y"),
+            ("an end of the process", "raise SystemExit(0)"),
+        )
+    ),
 )
 
 
