@@ -44,11 +44,10 @@ def pixels(path, size):
     image = Image.open(path, formats=[kind for kind in KINDS if kind in Image.OPEN])
     image.draft("RGB", (2 * size, 2 * size))
     image.load()
-    try:  # the rotation that EXIF asks for; none if its block cannot be read
-        turn = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}.get(image.getexif().get(0x0112))
+    try:
+        image = image.transpose({2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}[image.getexif().get(0x0112)])
     except Exception:
-        turn = None
-    image = image if turn is None else image.transpose(turn)
+        pass  # EXIF asks for no rotation, or its block cannot be read
     if image.mode[0] in "IF":
         values = np.nan_to_num(np.asarray(image).astype(np.float64))
         scale = (255 if values.max() <= 1 else 1) if image.mode == "F" else 1 if values.max() < 256 else 1 / 256

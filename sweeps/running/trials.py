@@ -106,7 +106,7 @@ def run_trials(run: Run) -> int:
     study = open_study(config.folder / JOURNAL, config.name, search)
     # Not of the whole run, whose connections Tune cannot pickle.
     task_of = partial(_task, config, run.dataset, run.teacher, run.sweep_id)
-    again = to_repeat(study, config, failed=run.retry_failed)
+    again = to_repeat(study, config, task_of, failed=run.retry_failed)
     searcher = SweepSearcher(study, search, task_of=task_of, score=run.score, deadline=run.deadline, again=again)
     # Before counting: a trial that had ended when its driver died must not be run again.
     recover(study, searcher, config, task_of, teacher=run.teacher, again=again)

@@ -1,6 +1,7 @@
 """Grids of an ablation, its cells and pictures; tests/sweeps/test_studies.py trains one."""
 
 from pathlib import Path
+from typing import IO
 
 import pandas as pd
 import pytest
@@ -46,10 +47,10 @@ def test_pictures_fit_a_page_and_hold_every_cell(tmp_path: Path, monkeypatch: py
     seen: list[str] = []
     save = Figure.savefig
 
-    def note(figure: Figure, path: Path) -> None:
-        if path.suffix == ".png":  # the same figure becomes an SVG
+    def note(figure: Figure, file: IO[bytes], *, format: str) -> None:
+        if format == "png":  # the same figure becomes an SVG
             seen.extend(text.get_text() for axes in figure.axes for text in axes.texts)
-        save(figure, path)
+        save(figure, file, format=format)
 
     monkeypatch.setattr(Figure, "savefig", note)
     frame = pd.DataFrame(

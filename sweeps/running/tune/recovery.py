@@ -60,7 +60,7 @@ def recover(
             write_record(task_of(trial.number, trial.params), status=status, reason=reason, seconds=0.0)
 
 
-def to_repeat(study: optuna.Study, config: SweepConfig, *, failed: bool) -> list[FrozenTrial]:
+def to_repeat(study: optuna.Study, config: SweepConfig, task_of: TaskOf, *, failed: bool) -> list[FrozenTrial]:
     """The trials that must run again under their numbers: finished ones without a record, and failed ones if asked for.
 
     Their stages are in the store as far as they got. Records of failed ones are renamed.
@@ -73,7 +73,7 @@ def to_repeat(study: optuna.Study, config: SweepConfig, *, failed: bool) -> list
         folder = trial_dir(config, trial.number)
         if not trial.params:
             continue
-        if not _has_record(config, trial.number):
+        if not _has_record(config, task_of(trial.number, trial.params)):
             lost = trial.state == optuna.trial.TrialState.COMPLETE or (folder / FAILED_RECORD).exists()
         else:
             lost = failed and read_trial(folder).status == "failed"

@@ -55,7 +55,7 @@ def test_two_nodes_compute_once_in_a_bucket(storage: str, tmp_path: Path) -> Non
 
 def test_a_record_comes_through_a_bucket(storage: str, tmp_path: Path) -> None:
     send(made(tmp_path / "node", "model.onnx"), "night/00003", storage)
-    assert fetch(tmp_path / "driver", "night/00003", storage)
+    assert fetch(tmp_path / "driver", "night/00003", storage, fits=lambda record: record.key == "night/00003")
     assert (tmp_path / "driver" / "model.onnx").read_text() == "weights"
 
 

@@ -67,7 +67,8 @@ def _advice(name: str | None) -> str:
 
 
 def _agree(one: Tensor, other: Tensor) -> bool:
-    return torch.allclose(one, other, rtol=TOLERANCE, atol=TOLERANCE * float(other.abs().max()))
+    largest = float(other.nan_to_num().abs().max())  # NaN in both is another fault, with a message of its own
+    return torch.allclose(one, other, rtol=TOLERANCE, atol=TOLERANCE * largest, equal_nan=True)
 
 
 def _logits(model: nn.Module, images: Tensor) -> Tensor:

@@ -294,11 +294,12 @@ def test_a_record_that_the_driver_writes_hides_local_paths(tmp_path: Path, confi
 def new_driver(config: SweepConfig, *, failed: bool = False) -> tuple[SweepSearcher, list[int]]:
     """The searcher of a sweep's next command, and the numbers of the trials that it runs again."""
     study, _ = driver(config.folder, SPACE)
-    again = to_repeat(study, config, failed=failed)
+    make_task = partial(task, config)
+    again = to_repeat(study, config, make_task, failed=failed)
     made = SweepSearcher(
         study,
         Search(space=SPACE, objective="composite", reuse_probability=0.0),
-        task_of=lambda number, params: task(config, number, params),
+        task_of=make_task,
         score=lambda metrics: 90.0,
         again=again,
     )

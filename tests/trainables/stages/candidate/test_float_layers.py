@@ -1,6 +1,7 @@
 """INT8 files of networks with layers that integers cannot hold: they are found, kept in float and named."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,6 +83,13 @@ def exported(place: Workspace, settings: CandidateConfig) -> tuple[Bench, ModelR
             return bench, end.value, export_model(bench, end.value, bench.candidate.recipe())
 
 
+def overwrite(path: Path, content: bytes) -> None:
+    """Replace a file's bytes, but not its time: data with changed files would be decoded again."""
+    times = path.stat()
+    path.write_bytes(content)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
 def val_accuracy(place: Workspace, file: Path | bytes) -> float:
     return accuracy(open_session(file, 1), *prepared.load(place.dataset(), "val"))
 
@@ -95,9 +103,10 @@ def test_a_layer_that_int8_ruins_is_kept_in_float_and_named(place: Workspace) ->
     assert whole.kept_in_float == ()
 
     test_images = place.dataset().folder / "test_images.npy"
-    hidden = test_images.rename(test_images.with_suffix(".hidden"))  # the choice may not look at them
+    pixels = test_images.read_bytes()
+    overwrite(test_images, bytes(len(pixels)))  # the choice may not read them: it would fail
     bench, network, mixed = exported(place, config("planted"))
-    hidden.rename(test_images)
+    overwrite(test_images, pixels)
     assert mixed.kept_in_float == ("0",)
     record = Chain(bench).finish("candidate", [network], network, mixed, export_teacher(bench, network))
     assert record.measurement.val_accuracy >= best - 0.01
