@@ -201,9 +201,9 @@ def test_lower_precisions_are_made_of_the_same_student(folders: list[str], capsy
     store = Path(folders[1]) / "store"
     known = {json.loads(path.read_text())["shape"] for path in store.glob("shape/*/record.json")}
     files = {shape_digest(path) for path in store.glob("*/*/model.onnx")}
-    teacher = {shape_digest(path) for path in store.glob("*/*/model.onnx") if path.stat().st_size > 10e6}
-    assert len(teacher) == 1 and len(files - teacher) >= 3
-    assert files - teacher <= known
+    teachers = {shape_digest(path) for path in store.glob("*/*/model.onnx") if path.stat().st_size > 10e6}
+    assert teachers and len(files - teachers) >= 3
+    assert files - teachers <= known
     again, told = run([*words, "--precision", "int8_qat"], capsys)
     assert [line.split()[0] for line in told.splitlines()] == ["shape"]
     assert again["val_accuracy"] == found["val_accuracy"]
