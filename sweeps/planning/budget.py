@@ -15,9 +15,10 @@ from trainables.records.encoding import to_json
 
 # Kept free at a budget's end: front, report and registered models took 5 to 10 s on two cores.
 FINISH_S = 10.0
-# A search of fewer trials shows little: epochs are shortened, to a quarter at most, so that this many trials fit.
-MIN_TRIALS = 10
-EPOCH_SHARES = (1.0, 0.75, 0.5, 0.25)
+# Epochs after the cut buy more than trials: LOG.md, 2026-11-29, "where to cut". They are shortened only so far that
+# this many networks are trained: four cuts of the teacher and two students.
+MIN_NETWORKS = 6
+EPOCH_SHARES = (4.0, 3.0, 2.0, 1.5, 1.0, 0.75, 0.5, 0.35, 0.25, 0.18, 0.12, 0.08)
 EPOCHS = ("student_epochs", "recovery_epochs")  # settings that are shortened
 
 
@@ -59,17 +60,19 @@ def fit_to_budget(
     budget_s: float,
     shares: Sequence[float] = EPOCH_SHARES,
 ) -> tuple[SweepConfig, Deadline]:
-    """Choose as many trials as fit until `at`, with fewer epochs if fewer than `MIN_TRIALS` whole ones would fit.
+    """Choose the epochs of a trial, then as many trials as fit until `at`.
 
-    Student and recovery epochs are shortened together. A sweep that has begun keeps its epochs. If an earlier command
-    was cut off and the rest of its budget is too short for a trial, no trial is added.
+    Student and recovery epochs are scaled together, by the largest share with which enough networks are trained:
+    `MIN_NETWORKS` with at most the epochs asked for, beyond them twice as many for twice the epochs. A sweep that has
+    begun keeps its epochs. If an earlier command was cut off and the rest of its budget is too short for a trial, no
+    trial is added.
 
     Args:
         config: with the epochs asked for.
         plan_of: a sweep -> its plan, and what exists of it already.
         at: on the clock of `time.monotonic`.
         budget_s: the budget asked for, in seconds.
-        shares: of the epochs, the largest first.
+        shares: of the epochs, the largest first; the last one is taken if none trains enough networks.
 
     Raises:
         ValueError: if not even one trial fits.
@@ -88,7 +91,7 @@ def fit_to_budget(
         )
         # `needs`, for the message: what the probe has used so far, and what is kept free at the end
         trials, needs = trials_within(deadline.left(), plan), budget_s - deadline.left()
-        if trials >= MIN_TRIALS:
+        if trials * plan.networks_per_trial >= MIN_NETWORKS * max(1.0, share):
             break
     if trials == 0 and not (hits.trials and spent_seconds(config.folder, budget_s)):
         raise ValueError(_too_short(plan, budget_s, needs))

@@ -1,7 +1,6 @@
 """Estimate what a sweep will cost in time, memory and disk, from a probe of a few steps."""
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,7 +19,6 @@ START_S = 15.0
 ARMS = 4  # runs per champion and seed: `sweeps.running.champions.arms`
 # Of the arms, those that train a student or a shape of their own; `not_pruned` finds the champion's in the store.
 ARM_STUDENTS = 3
-FIXED_SHARE = 1 / 3  # of an epoch's cost: images, the loss, waiting for measurements
 QAT_COST = 1.5  # a quantisation-aware epoch, in epochs of recovery
 
 
@@ -30,7 +28,7 @@ class Probe:
 
     teacher_step_s: Sequence[float]
     student_step_s: Sequence[float]
-    """Training with soft labels."""
+    """Training with soft labels, the dense students; the teacher as a student is cut as on average over the space."""
     labels_batch_s: Sequence[float]
     """The teacher's inference on `FILL_BATCH` images."""
     teacher_check_s: float
@@ -84,6 +82,8 @@ class Plan:
     labels_s: Range
     trial_s: Range
     """One whole trial that finds no student in the store."""
+    networks_per_trial: float
+    """Share of the trials that train a network; the others write the files of one in other precisions."""
     average_s: float
     """What one more trial adds: a network is trained once for all its files."""
     champion_runs: int
@@ -119,10 +119,10 @@ def distinct_students(space: Space, base: CandidateConfig, trials: float) -> flo
 def estimate(probe: Probe, config: SweepConfig, hits: Hits, *, start_s: float = START_S) -> Plan:
     """Estimate the cost of the missing part of a sweep.
 
-    A trial costs its student's epochs, recovery at the dense student's cost (pruned, it is a little cheaper; of the
-    teacher, what is left), its average share of quantisation-aware epochs, two exports and two measurements. Trials run
-    in parallel, measurements one after the other. Low is the probe's fastest steps and the expected number of different
-    students; high is the slowest steps and a student of its own for every trial.
+    A trial costs its student's epochs, recovery at the dense student's cost (pruned, it is a little cheaper; the
+    teacher was timed when it was cut), its average share of quantisation-aware epochs, two exports and two
+    measurements. Trials run in parallel, measurements one after the other. Low is the probe's fastest steps and the
+    expected number of different students; high is the slowest steps and a student of its own for every trial.
     Champions are trained `seeds` times, beside `ARMS - 1` controls each, without early stopping.
     """
     search, selection, concurrency = config.search, config.selection, config.devices.concurrency
@@ -145,12 +145,11 @@ def estimate(probe: Probe, config: SweepConfig, hits: Hits, *, start_s: float = 
     fresh = max(1.0, trials * (1 - search.reuse_probability)) if trials else 0.0
     expected = max(0.0, distinct_students(search.space, base, fresh) - hits.students)
     taught = epoch * base.student.student_epochs
-    left = 1 - cuts_teacher * (1 - _share_left(search))
     recovery = epoch * (base.prune.recovery_epochs + QAT_COST * qat_epochs(search))
-    whole = (taught + recovery) * left + fixed_s + alone_s
+    whole = taught + recovery + fixed_s + alone_s
     # The teacher as the student takes all epochs after the cut, every trial anew.
     after_cut = base.prune.recovery_epochs + cuts_teacher * base.student.student_epochs
-    recovered = epoch * (after_cut * trained + QAT_COST * qat_epochs(search)) * left + fixed_s
+    recovered = epoch * (after_cut * trained + QAT_COST * qat_epochs(search)) + fixed_s
     expected *= 1 - cuts_teacher
     work = Range(taught.low * expected, taught.expected * expected, taught.high * trials) + recovered * trials
     teacher_s = teacher_s * (not hits.teacher)
@@ -166,6 +165,7 @@ def estimate(probe: Probe, config: SweepConfig, hits: Hits, *, start_s: float = 
         teacher_s=teacher_s,
         labels_s=labels_s,
         trial_s=whole,
+        networks_per_trial=trained,
         average_s=(whole.expected - alone_s - fixed_s) * trained + fixed_s + alone_s,
         champion_runs=runs,
         champions_s=champions_s,
@@ -178,17 +178,6 @@ def estimate(probe: Probe, config: SweepConfig, hits: Hits, *, start_s: float = 
         + missing * probe.view_bytes
         + (not hits.teacher) * 3 * probe.teacher_bytes,
     )
-
-
-def _share_left(search: Search) -> float:
-    """Cost of an epoch after the cut, on average over the space, as a share of one of the dense network.
-
-    Without a ratio of the channels, about its square of the MACs is left; a third of the cost is not the network's.
-    """
-    if values_of(search.space, search.base, "pruning_method") != ["structured"]:
-        return 1.0
-    ratios = values_of(search.space, search.base, "pruning_ratio")
-    return FIXED_SHARE + (1 - FIXED_SHARE) * statistics.mean((1 - float(ratio)) ** 2 for ratio in ratios)
 
 
 def qat_epochs(search: Search) -> float:

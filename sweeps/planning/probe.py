@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from sweeps.planning.cost import Probe
-from sweeps.search.config import SweepConfig
+from sweeps.search.config import Search, SweepConfig
 from sweeps.search.space import values_of
 from trainables.config.candidate import Candidate
 from trainables.records.stages import DatasetRecord
@@ -26,6 +26,7 @@ from trainables.stages.export.stage import parity_images
 from trainables.stages.export.writer import export
 from trainables.stages.models import placement
 from trainables.stages.models.stored import build_for
+from trainables.stages.pruning.methods import prune
 from trainables.stages.training.lessons import Labels, LogitsAtHand
 from trainables.stages.training.loop import RECALIBRATION_IMAGES, Trainer
 from trainables.stages.training.soft_labels import FILL_BATCH, logits_of
@@ -92,7 +93,7 @@ def _time_stages(config: SweepConfig, dataset: DatasetRecord, images: tuple[Imag
     student_steps: list[float] = []
     checks, exports, sizes = list[float](), list[float](), list[int]()
     for candidate in candidates:  # an average trial is one of any of the students
-        student = build_for(candidate.network, dataset)
+        student = average_student(candidate, config.search, dataset)
         trainer = Trainer(student, replace(student_loop(candidate), epochs=1), few, lesson)
         student_steps += _warm(clock.steps(trainer.steps(1)))
         checks.append(clock.time(trainer.check))
@@ -118,6 +119,25 @@ def _time_stages(config: SweepConfig, dataset: DatasetRecord, images: tuple[Imag
         teacher_bytes=_weight_bytes(teacher),
         view_bytes=2 * len(whole.train_labels) * whole.num_classes,  # FP16: two bytes per logit
     )
+
+
+def average_student(candidate: Candidate, search: Search, dataset: DatasetRecord) -> nn.Module:
+    """The network that a trial trains: dense, but the teacher as a student is cut to its mean MACs over the space."""
+    student = build_for(candidate.network, dataset)
+    if candidate.cuts_teacher and values_of(search.space, search.base, "pruning_method") == ["structured"]:
+        left = [1 - float(ratio) for ratio in values_of(search.space, search.base, "pruning_ratio")]
+        of_channels = candidate.prune.pruning_of == "channels"
+        width = math.sqrt(statistics.mean(share**2 if of_channels else share for share in left))
+        prune(
+            student,
+            method="structured",
+            ratio=1 - width,
+            image_size=dataset.image_size,
+            num_classes=dataset.num_classes,
+            ignore=candidate.prune.prune_ignore,
+            must_remove=False,
+        )
+    return student
 
 
 def _export(student: nn.Module, candidate: Candidate, dataset: DatasetRecord, folder: Path) -> int:

@@ -3,9 +3,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sweeps.planning.probe import probe
+from sweeps.planning.probe import average_student, probe
 from sweeps.search.presets import quick
+from sweeps.search.space import parse
 from trainables.stages.data import prepared
+from trainables.stages.pruning.methods import count
 
 
 @pytest.mark.slow
@@ -30,3 +32,16 @@ def test_a_process_of_its_own_times_the_same_stages(tmp_path: Path) -> None:
         there.teacher_bytes,
     )
     assert here.student_bytes == pytest.approx(there.student_bytes, rel=0.01)
+
+
+@pytest.mark.parametrize(("of", "left"), [("channels", (1 + 0.25 + 0.0625) / 3), ("macs", (1 + 0.5 + 0.25) / 3)])
+def test_the_teacher_as_a_student_is_timed_with_its_mean_macs(tmp_path: Path, of: str, left: float) -> None:
+    base = quick().search.base.replace(train_limit=100, student_model="teacher", pruning_of=of)
+    config = quick().replace(base=base, space={"pruning_ratio": parse("pruning_ratio", "0,0.5,0.75")})
+    dataset = prepared.prepare(base.data, tmp_path)
+    zeroed = config.replace(base=base.replace(pruning_method="l1_unstructured", pruning_of="channels"))
+    dense, cut = (
+        average_student(sweep.search.base.resolve(dataset, device="cpu"), sweep.search, dataset)
+        for sweep in (zeroed, config)
+    )
+    assert count(cut, 32)[2] / count(dense, 32)[2] == pytest.approx(left, abs=0.06)
