@@ -43,7 +43,7 @@ EXAMPLES = f"""\
 examples:
   python sweeps/kd_prune.py --preset quick          CPU, four minutes
   python sweeps/kd_prune.py --gpus 4 --plan         what it would cost
-  python sweeps/kd_prune.py --gpus 4 --budget 6h    as many trials as fit
+  python sweeps/kd_prune.py --gpus 4 --budget 6h    epochs and trials that fit
   python sweeps/kd_prune.py --gpus 4 --gpus-per-trial 0.25 --trials 200
   python sweeps/kd_prune.py --dataset folder:photos --image-size 64
   python sweeps/kd_prune.py --max-latency-ms 5 --max-size-mb 2 --max-drop 1

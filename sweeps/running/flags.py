@@ -67,8 +67,8 @@ def add_cost_flags(group: "argparse._ArgumentGroup") -> None:
     text = "Say what the sweep would cost in time, memory and disk, after a probe of a few steps; train nothing"
     group.add_argument("--plan", action="store_true", help=f"{text} (default: off)")
     text = (
-        "Run as many trials as fit into 6h, 90m, 1h30m or 45s, with more or fewer epochs each unless they are given; the"
-        " same command goes on with those it cuts off, and after a crash has the rest of that time"
+        "Run as many trials as fit into 6h, 90m, 1h30m or 45s, with more or fewer epochs each unless they are given;"
+        " the same command goes on with those it cuts off, and after a crash has the rest of that time"
     )
     group.add_argument("--budget", type=duration, metavar="TIME", help=f"{text} (default: none)")
     text = "Run the failed trials of a sweep again, once what made them fail is mended"
