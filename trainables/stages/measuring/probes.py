@@ -26,10 +26,8 @@ SPELL, SPELL_SHARE = 1.1, 0.25
 FAST = 25.0
 
 _L1_BYTES = 16 * 1024  # half of the smallest L1 data cache in use
-_MEMORY_BYTES, _PIECE_BYTES = (
-    64 * 2**20,
-    2 * 2**20,
-)  # each piece comes round again after 62 MB: no longer in most caches
+_PIECE_BYTES = 2 * 2**20
+_MEMORY_BYTES = 32 * _PIECE_BYTES  # a piece comes round again after 62 MB: no longer in most caches
 
 
 @dataclass(frozen=True, kw_only=True)
