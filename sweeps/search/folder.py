@@ -78,7 +78,7 @@ def check_identity(config: SweepConfig, dataset: DatasetRecord) -> str:
         sweep_id = uuid.uuid4().hex
         write_text(path, to_json({"sweep_id": sweep_id, "settings": mine, "space": spaces}))
         return sweep_id
-    stored = _read_identity(path, config.name)
+    stored = read_identity(path, config.name)
     theirs = stored["settings"]
     grown = _sound_changes(config, theirs, stored.get("space", {}))
     for part in mine | theirs:
@@ -98,7 +98,12 @@ def check_identity(config: SweepConfig, dataset: DatasetRecord) -> str:
     return str(stored["sweep_id"])
 
 
-def _read_identity(path: Path, name: str) -> dict[str, Any]:
+def read_identity(path: Path, name: str) -> dict[str, Any]:
+    """What a sweep's identity.json says.
+
+    Raises:
+        InputError: if it is damaged.
+    """
     try:
         row: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         settings = {part: dict(values) for part, values in row["settings"].items()}

@@ -4,11 +4,13 @@ tests/contracts/test_private_parts.py fails when one of them changes.
 """
 
 import copy
+import json
 from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import optuna
 from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal._storage import JournalStorageReplayResult
 from optuna.trial import FrozenTrial, TrialState
 
 
@@ -46,6 +48,21 @@ class PartOfStudy:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._study, name)
+
+
+class Replay:
+    """Reads a journal line after line, as Optuna does when it opens one."""
+
+    def __init__(self) -> None:
+        self._result = JournalStorageReplayResult("")
+
+    def takes(self, line: bytes) -> bool:
+        """Read one more line; False if it is none of Optuna's, or does not fit those before it."""
+        try:
+            self._result.apply_logs([json.loads(line)])
+        except Exception:  # whatever a damaged line makes Optuna raise
+            return False
+        return True
 
 
 class Forward(JournalFileBackend):

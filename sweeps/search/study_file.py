@@ -5,7 +5,6 @@ the number of objectives of a study can grow. Trials keep their metrics as attri
 all of them, under the same numbers, as if the study had been so from the start.
 """
 
-import json
 import logging
 import os
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sweeps.search.config import Search
 from sweeps.search.objectives import DIRECTIONS, study_directions, study_values
-from sweeps.search.optuna_private import Forward
+from sweeps.search.optuna_private import Forward, Replay
 from sweeps.search.space import active
 from trainables.files import drop_half_line, set_aside, write_bytes
 from trainables.locks import open_locked
@@ -53,30 +52,22 @@ def open_journal(path: Path) -> JournalStorage:
 
 
 def drop_damaged_end(path: Path) -> None:
-    """Keep a journal up to its first line that is none of Optuna's; if there is one, the whole file is kept beside it.
+    """Keep a journal up to its first line that Optuna cannot read; if there is one, the whole file is kept beside it.
 
     What came after cannot be told from it: lines build on those before them.
     """
     if not path.exists():
         return
-    whole = 0
+    whole, replay = 0, Replay()
     with path.open("rb") as file:
         for line in file:
-            if not _is_log(line):
+            if not replay.takes(line):
                 break
             whole += len(line)
     if whole < path.stat().st_size:
         content = path.read_bytes()[:whole]
         log.warning("%s is damaged: it is kept as %s, and goes on from its sound part.", path, set_aside(path).name)
         write_bytes(path, content)
-
-
-def _is_log(line: bytes) -> bool:
-    try:
-        row = json.loads(line)
-    except (RecursionError, ValueError):
-        return False
-    return isinstance(row, dict) and type(row.get("op_code")) is int and isinstance(row.get("worker_id"), str)
 
 
 def holds(new: BaseDistribution, old: BaseDistribution) -> bool:

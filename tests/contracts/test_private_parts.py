@@ -207,6 +207,7 @@ def test_optuna_has_what_we_use() -> None:
     study.tell(trial, 1.0)
     assert study.trials[0].user_attrs == {"seen": True}
     assert [one.number for one in cached_trials(study)] == [0]
+    there("optuna", "optuna.storages.journal._storage", "JournalStorageReplayResult")
     assert "_log_number_offset" in inspect.getsource(JournalFileBackend), moved(
         "optuna", "JournalFileBackend._log_number_offset"
     )

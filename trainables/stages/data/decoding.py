@@ -7,6 +7,7 @@ import functools
 import io
 import os
 import struct
+import tokenize
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -19,6 +20,8 @@ from PIL import ExifTags, Image
 
 # Raised by Pillow for files that are not images, truncated or extremely large.
 READ_ERRORS = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+# What numpy raises for a damaged array, whose header Python parses.
+ARRAY_ERRORS = (ValueError, TypeError, EOFError, SyntaxError, MemoryError, RecursionError, tokenize.TokenError)
 # Formats that Pillow decodes by itself. What a file is called says nothing: a `.jpg` that is PostScript would start
 # Ghostscript, and run.
 FORMATS = (

@@ -18,7 +18,7 @@ from trainables.locks import file_lock
 from trainables.records import encoding
 from trainables.records.stages import DatasetRecord
 from trainables.stages.data import folders
-from trainables.stages.data.decoding import RawDataset, RawSplit, create, decode
+from trainables.stages.data.decoding import ARRAY_ERRORS, RawDataset, RawSplit, create, decode
 from trainables.stages.data.readers import OWN_SIZE, Reader, find_reader
 from trainables.stages.data.splits import cut_validation, limit_training
 
@@ -282,7 +282,7 @@ def _is_whole(folder: Path) -> bool:
             return True
         arrays = {split: _open(folder, split) for split in _SPLITS}
         whole = _fingerprint(record.class_names, record.image_size, arrays) == record.fingerprint
-    except (FileNotFoundError, ValueError, EOFError, SyntaxError, MemoryError):  # numpy raises any of them for a header
+    except (FileNotFoundError, *ARRAY_ERRORS):
         return False
     if whole:
         with suppress(OSError):  # a folder that others own is compared every time
@@ -295,6 +295,6 @@ def _is_unchanged(folder: Path) -> bool:
     """Whether the arrays beside a record are the files that it was written for."""
     try:
         row = encoding.read_json(folder / _RECORD)
-    except (FileNotFoundError, ValueError):
+        return bool(row[_FILES] == _stamps(folder))
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return False
-    return isinstance(row, dict) and row.get(_FILES) == _stamps(folder)
