@@ -1,56 +1,20 @@
-"""Read facts about this machine's processor and GPUs (no torch).
+"""Read facts about this machine's GPUs through NVML (no torch).
 
-They come from the kernel's files and NVML, not from psutil: stages also run on a machine that has only torch,
-torchvision, onnx and onnxruntime, and psutil reports neither the processor's instruction sets nor its name.
+They come from NVML, not from torch: a process that measures has no torch, and may run where NVML is absent.
 """
 
 import importlib
 import os
-import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-CPUINFO, STAT = Path("/proc/cpuinfo"), Path("/proc/stat")
-TICK_S = 1 / os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 0.01
 # Reasons for a lower clock that spoil a latency; idleness and clocks set by the owner do not.
 THROTTLES = ("SwPowerCap", "HwSlowdown", "SyncBoost", "SwThermalSlowdown", "HwThermalSlowdown", "HwPowerBrakeSlowdown")
 # NVML's utilisation looks back up to one second, so it may still show a process that has just paused.
 QUIET_S = 1.5
-
-
-def processor_name() -> str:
-    """Return the processor's name."""
-    return next(iter(read_cpuinfo("model name")), "") or platform.processor() or platform.machine()
-
-
-def read_cpuinfo(field: str) -> list[str]:
-    """Read a field of /proc/cpuinfo, such as `flags` or `cpu MHz`, for every CPU in order; empty if it is absent."""
-    rows = (line.partition(":") for line in (read_kernel_file(CPUINFO) or "").splitlines())
-    return [value.strip() for name, _, value in rows if name.strip() == field]
-
-
-def cpu_seconds() -> tuple[dict[int, float], dict[int, float]]:
-    """Read busy seconds and seconds taken by the hypervisor, both by CPU, since boot; empty without /proc/stat."""
-    busy, stolen = {}, {}
-    for line in (read_kernel_file(STAT) or "").splitlines():
-        name, *values = line.split()
-        if name.startswith("cpu") and name != "cpu":
-            user, nice, system, _, _, hard, soft, steal = (int(value) * TICK_S for value in values[:8])
-            busy[int(name[3:])] = user + nice + system + hard + soft
-            stolen[int(name[3:])] = steal
-    return busy, stolen
-
-
-def read_kernel_file(path: Path) -> str | None:
-    """Read one of the kernel's text files; None if it does not exist."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return None
 
 
 @dataclass(frozen=True, kw_only=True)
