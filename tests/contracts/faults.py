@@ -119,6 +119,10 @@ more
 --split-seed -1
 --image-size 4
 --opset 11
+--measure-on raspberrypi
+--measure-on ssh://pi:secret@raspberrypi
+--measure-on ssh://-oProxyCommand=x
+--measure-on ssh://pi@raspberrypi --latency-runtime tensorrt
 --crop zoom
 --teacher-model resnet81
 --student-model nowhere.nets:tiny

@@ -24,6 +24,7 @@ from trainables.records.latency import ConditionsRecord, LatencyRecord
 from trainables.stages.measuring.machine import Counters, bind, conditions, disturbed_by, normal_priority
 from trainables.stages.measuring.probes import Probes
 from trainables.stages.measuring.timing import alternate, throughput_ips
+from trainables.stages.models.devices.energy import open_meter
 from trainables.stages.models.devices.gpu import GpuState, measure_others_on_gpu
 from trainables.stages.runtimes.base import RUNTIMES, AbsentError, Artifact, Opened
 from trainables.stages.runtimes.opening import open_runtime
@@ -77,7 +78,15 @@ def _measure(job: Job, probes: Probes, candidate: Opened, reference: Opened, wid
     on_gpu = RUNTIMES[job.runtime].device == "cuda"
     gpu_others_share = measure_others_on_gpu() if on_gpu else None
     before = Counters.now()
-    took = alternate(candidate.runner, reference.runner, seconds=job.seconds, probes=probes, threads=job.threads)
+    with open_meter(on_gpu=on_gpu) as meter:
+        took = alternate(
+            candidate.runner,
+            reference.runner,
+            seconds=job.seconds,
+            probes=probes,
+            threads=job.threads,
+            meter=meter,
+        )
     gpu = GpuState.now() if on_gpu else None  # read at once: throttling ends within moments
     seen = conditions(before, Counters.now(), cores, gpu=gpu, gpu_others_share=gpu_others_share)
     return Measured(

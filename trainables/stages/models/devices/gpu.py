@@ -37,11 +37,11 @@ class GpuState:
         Args:
             index: the device's CUDA index in this process, with `CUDA_VISIBLE_DEVICES` applied.
         """
-        with _open_nvml() as nvml:
+        with open_nvml() as nvml:
             if nvml is None:
                 return None
             try:
-                return cls._read(nvml, _find_handle(nvml, index))
+                return cls._read(nvml, find_handle(nvml, index))
             except nvml.NVMLError:
                 return None
 
@@ -69,7 +69,7 @@ class GpuUse:
 
 def read_gpu_use() -> list[GpuUse] | None:
     """Read how busy every GPU of the machine is; None if NVML is absent or does not know, as with MIG."""
-    with _open_nvml() as nvml:
+    with open_nvml() as nvml:
         if nvml is None:
             return None
         try:
@@ -102,17 +102,17 @@ def measure_others_on_gpu(index: int = 0) -> float | None:
 
 def gpu_name(index: int = 0) -> str:
     """Return the GPU's product name; empty without a GPU or NVML."""
-    with _open_nvml() as nvml:
+    with open_nvml() as nvml:
         if nvml is None:
             return ""
         try:
-            return str(nvml.nvmlDeviceGetName(_find_handle(nvml, index)))
+            return str(nvml.nvmlDeviceGetName(find_handle(nvml, index)))
         except nvml.NVMLError:
             return ""
 
 
 @contextmanager
-def _open_nvml() -> Iterator[Any]:
+def open_nvml() -> Iterator[Any]:
     """Open NVML; yield its module, or None if the package or the driver is absent."""
     try:
         nvml: Any = importlib.import_module("pynvml")
@@ -126,7 +126,7 @@ def _open_nvml() -> Iterator[Any]:
         nvml.nvmlShutdown()
 
 
-def _find_handle(nvml: Any, index: int) -> Any:
+def find_handle(nvml: Any, index: int) -> Any:
     """Return NVML's handle of a CUDA device."""
     # NVML counts all GPUs of the machine, CUDA only those in CUDA_VISIBLE_DEVICES
     visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
