@@ -119,10 +119,6 @@ more
 --split-seed -1
 --image-size 4
 --opset 11
---measure-on raspberrypi
---measure-on ssh://pi:secret@raspberrypi
---measure-on ssh://-oProxyCommand=x
---measure-on ssh://pi@raspberrypi --latency-runtime tensorrt
 --crop zoom
 --teacher-model resnet81
 --student-model nowhere.nets:tiny
@@ -259,6 +255,11 @@ FAULTS = (
             ("an end of the process", "raise SystemExit(0)"),
         )
     ),
+    Fault("--measure-on raspberrypi"),
+    Fault("--measure-on ssh://pi:secret@raspberrypi"),
+    Fault("--measure-on ssh://-oProxyCommand=x"),
+    Fault("--measure-on ssh://pi@raspberrypi --latency-runtime tensorrt"),
+    Fault("--measure-on pi", "candidate"),
 )
 
 
