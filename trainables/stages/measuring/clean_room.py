@@ -73,7 +73,7 @@ def measure_apart(job: Job, lease: DeviceLock) -> Measured:
     alone_s = 0.0
     for attempt in range(job.attempts):
         time.sleep(attempt * PAUSE_S)  # none before the first; outside the lease, so that others can work
-        measured, seconds = persist(partial(_attempt, job, lease))
+        measured, seconds = persist(job.address, partial(_attempt, job, lease))
         tries.append(measured)
         alone_s += seconds
         if _settled(tries):
@@ -181,7 +181,7 @@ class _Room:
         """How the process ended, and the last line it wrote to standard error."""
         code, said = self._process.wait(), last_words(self._errors)
         if self._job.address is not None and is_lost(self._process):
-            return LostError(f"{self._job.address} went away during a measurement ({said})")
+            return LostError(f"it went away during a measurement ({said})")
         how = f"with code {code}" if code >= 0 else f"by signal {-code}"
         return BrokenRoomError(f"the measuring process ended {how}: {said}")
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import onnxruntime
@@ -25,7 +25,7 @@ from trainables.stages.measuring import beside_teacher, clean_room
 from trainables.stages.measuring.beside_teacher import find_scale, hardware, timed_on
 from trainables.stages.measuring.clean_room import BrokenRoomError, measure_apart
 from trainables.stages.measuring.process import Job, Measured
-from trainables.stages.models.devices import elsewhere
+from trainables.stages.models.devices import elsewhere, receiver
 from trainables.stages.models.devices.elsewhere import ask, check_elsewhere, facts_of
 from trainables.stages.models.devices.processor import processor_name
 from trainables.stages.runtimes.base import Artifact
@@ -120,9 +120,9 @@ def test_callers_of_several_nodes_take_turns(job: Job, lease: DeviceLock, there:
     theirs = DeviceLock(there.cache / LEASES, "cpu")
     done: list[Measured] = []
     mine = threading.Thread(target=lambda: done.append(measure_apart(job, lease)))
-    with theirs.alone():
+    with theirs.shared():  # another file is being opened
         mine.start()
-        mine.join(3)
+        mine.join(4)
         assert not done
     mine.join(30)
     assert done
@@ -131,27 +131,21 @@ def test_callers_of_several_nodes_take_turns(job: Job, lease: DeviceLock, there:
 def test_kill_9_of_the_caller_ends_the_process_there_and_frees_its_lock(
     job: Job, tmp_path: Path, there: Machine
 ) -> None:
-    words = [sys.executable, "-c", CALLER, str(job.candidate.onnx), str(tmp_path / "leases"), there.address]
-    caller = subprocess.Popen(words, stderr=subprocess.DEVNULL)
     gate = there.cache / LEASES / "cpu.gate"
-    wait_until(lambda: is_locked(gate) and is_measuring(there), 30)
-    os.kill(caller.pid, signal.SIGKILL)
-    caller.wait()
-    wait_until(lambda: not is_locked(gate), 10)
+    words = [sys.executable, "-c", CALLER, str(job.candidate.onnx), str(tmp_path / "leases"), there.address]
+    with DeviceLock(there.cache / LEASES, "cpu").shared():  # so that it waits, with the gate closed
+        caller = subprocess.Popen(words, stderr=subprocess.DEVNULL)
+        wait_until(lambda: is_locked(gate), 30)
+        time.sleep(0.2)
+        assert is_locked(gate)
+        os.kill(caller.pid, signal.SIGKILL)
+        caller.wait()
+        wait_until(lambda: not is_locked(gate), 10)
 
 
-def is_measuring(there: Machine) -> bool:
-    """Whether the room is taken for longer than a file takes to open."""
-    room = there.cache / LEASES / "cpu.room"
-    if not is_locked(room):
-        return False
-    time.sleep(1)
-    return is_locked(room)
-
-
-def wait_until(holds: object, seconds: float) -> None:
+def wait_until(holds: Callable[[], bool], seconds: float) -> None:
     deadline = time.monotonic() + seconds
-    while not holds():  # type: ignore[operator]
+    while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -176,7 +170,7 @@ def test_a_machine_that_stays_away_is_told_and_not_remembered_as_a_failure(
 ) -> None:
     there.stop()
     try:
-        with pytest.raises(ValueError, match=r"no connection .*Connection refused") as told:
+        with pytest.raises(ValueError, match=f"measure_on={there.address}: no connection .*Connection refused") as told:
             measure_apart(job, lease)
         assert told.value.__cause__ is not None  # the store caches plain ones alone
         with pytest.raises(ValueError, match=f"measure_on={there.address}: no connection .* log in once by hand"):
@@ -210,11 +204,19 @@ def test_what_the_machine_lacks_is_one_line_before_anything_is_trained(
     there.be_known()
     try:
         there.install("numpy")
-        assert "its python3 has no onnxruntime; `cd ~/.cache/compression-sweeps && python3 -m venv" in told()
+        assert (
+            "its python3 has no onnxruntime; it is looked for in ~/.cache/compression-sweeps/venv first: make" in told()
+        )
         (there.cache / "venv").rename(there.cache / "gone")
         assert "it has no python3; " in told()
     finally:
         there.install("numpy", "onnxruntime")
+
+
+def test_a_python_that_is_too_old_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receiver, "LEAST", (4, 0))
+    have = ".".join(map(str, sys.version_info[:2]))
+    assert receiver._find_lacking(["numpy"]) == f"its python3 is {have}, and 4.0 is needed"
 
 
 def test_measurements_are_asked_for_at_the_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,11 @@ Result = TypeVar("Result")
 FOLDER = ".cache/compression-sweeps"
 NEEDS = ("numpy", "onnxruntime")
 PACKAGE = "trainables"
+LEAST = ".".join(map(str, receiver.LEAST))
+FIX = (
+    f"it is looked for in ~/{FOLDER}/venv first: make that of Python {LEAST} or newer by `python3 -m venv`, and"
+    f" `pip install {' '.join(NEEDS)}` in it"
+)
 # A line that is dead, and a machine that is, are noticed within 15 s.
 _OPTIONS = {"BatchMode": "yes", "ConnectTimeout": "10", "ServerAliveInterval": "5", "ServerAliveCountMax": "3"}
 # Time limits: for the first answer, which includes the connection and a start of Python; and for sending files.
@@ -48,7 +53,7 @@ class LostError(ConnectionError):
 
 
 class LackingError(RuntimeError):
-    """The machine answers, but lacks what measuring needs."""
+    """The machine answers, but lacks what measuring needs; the message ends with the fix."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,14 +90,13 @@ def check_elsewhere(address: str) -> None:
         fix = f"`ssh {address} true` must work without a question, so log in once by hand, with a key"
         raise ValueError(f"measure_on={address}: {error}; {fix}.") from error
     except LackingError as error:
-        fix = f"`cd ~/{FOLDER} && python3 -m venv venv && venv/bin/pip install {' '.join(NEEDS)}` there brings it"
-        raise ValueError(f"measure_on={address}: {error}; {fix}.") from error
+        raise ValueError(f"measure_on={address}: {error}.") from error
 
 
 @cache
 def facts_of(address: str) -> Facts:
     """The facts about a machine, asked once per process; raises like `persist`."""
-    return persist(lambda: ask(address))
+    return persist(address, lambda: ask(address))
 
 
 def ask(address: str) -> Facts:
@@ -113,8 +117,8 @@ def ask(address: str) -> Facts:
             process.kill()
 
 
-def persist(action: Callable[[], Result]) -> Result:
-    """Return the result of an action that needs another machine; repeat it after a pause when the connection is lost.
+def persist(address: str | None, action: Callable[[], Result]) -> Result:
+    """Return the result of an action, repeated after a pause as often as the connection to that machine is lost.
 
     Raises:
         ValueError: if the machine stays away or lacks something. The store does not remember that as a failure.
@@ -124,11 +128,11 @@ def persist(action: Callable[[], Result]) -> Result:
             return action()
         except LostError as error:
             if pause is None:
-                raise ValueError(str(error)) from error
-            log.warning("%s; again in %.0f s", error, pause)
+                raise ValueError(f"measure_on={address}: {error}") from error
+            log.warning("%s: %s; again in %.0f s", address, error, pause)
             time.sleep(pause)
         except LackingError as error:
-            raise ValueError(str(error)) from error
+            raise ValueError(f"measure_on={address}: {error}") from error
     raise AssertionError
 
 
@@ -163,7 +167,7 @@ def start(
             start_new_session=True,
         )
     except FileNotFoundError:
-        raise LackingError("this machine has no ssh (OpenSSH's client)") from None
+        raise LackingError("this machine has no ssh; install OpenSSH's client") from None
     try:
         name, package = _package()
         request = {
@@ -197,7 +201,7 @@ def _hand_over(
             raise _ended(process, errors)
         answer = json.loads(line)
         if "lacking" in answer:
-            raise LackingError(answer["lacking"])
+            raise LackingError(f"{answer['lacking']}; {FIX}")
         with open(process.stdin.fileno(), "wb", closefd=False) as stream:
             for content in map(contents.__getitem__, answer["missing"]):
                 stream.write(content if isinstance(content, bytes) else content.read_bytes())
@@ -236,7 +240,7 @@ def _ended(process: subprocess.Popen[str], errors: IO[bytes]) -> Exception:
     lost, code, said = is_lost(process), process.returncode, last_words(errors)
     if lost:
         return LostError(f"no connection ({said})" if code == 255 else "no answer in time")
-    return LackingError("it has no python3" if code == 127 else f"python3 fails there ({said})")
+    return LackingError(f"{'it has no python3' if code == 127 else f'its python3 fails ({said})'}; {FIX}")
 
 
 @cache
