@@ -253,7 +253,7 @@ def _latency(runs: Runs) -> Iterable[str]:
         f"One image through the exported ONNX file on {safe(device_of(runs.frame, runs.sweep))}"
         f"{f', {int(threads)} thread' + 's' * (int(threads) > 1) if threads else ''}, provider"
         f" {safe(first_known('latency_provider', runs.frame, runs.sweep) or 'not recorded')},"
-        " in alternation with the teacher's file, while other trials on the machine pause."
+        " in alternation with the teacher's file, while no trial uses that machine."
     )
     if "latency_n" in done.columns:
         said += f" {done['latency_n'].min():,.0f} to {done['latency_n'].max():,.0f} timed runs per file."
