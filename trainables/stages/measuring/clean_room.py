@@ -45,7 +45,6 @@ SLACK_S = 120.0
 # The same on another machine, where measurements of other nodes may come first.
 QUEUE_S = 900.0
 MODULE = "trainables.stages.measuring.process"
-THERE_LOCKS = Path(LEASES)
 
 
 class BrokenRoomError(RuntimeError):
@@ -122,7 +121,7 @@ class _Room:
         if job.address is not None:
             self._job, files = _as_there(job)
             settings = _thread_settings(job.threads)
-            self._process = start(job.address, [MODULE, str(THERE_LOCKS)], files, settings, self._errors)
+            self._process = start(job.address, [MODULE, LEASES], files, settings, self._errors)
             return
         self._process = subprocess.Popen(
             [sys.executable, "-m", MODULE],

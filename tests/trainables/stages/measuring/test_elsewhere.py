@@ -13,6 +13,7 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
+from sweeps.kd_prune import main as sweep
 from tests.trainables.stages.measuring.latencies import linear_file, node
 from tests.trainables.stages.measuring.linear_onnx import linear_model, random_weight
 from tests.trainables.stages.measuring.sshd import MISSING, Machine, machine
@@ -189,10 +190,10 @@ def test_a_file_that_cannot_be_opened_there_is_told(job: Job, lease: DeviceLock)
 def test_what_the_machine_lacks_is_one_line_before_anything_is_trained(
     there: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def told() -> str:
+    def told(command: Callable[[list[str]], int] = candidate) -> str:
         words = ["--dataset", "digits", "--out", str(tmp_path), "--data-dir", str(tmp_path)]
         with pytest.raises(SystemExit) as end:
-            candidate([*words, "--measure-on", there.address])
+            command([*words, "--measure-on", there.address])
         said = capsys.readouterr().err
         assert (end.value.code, said.count("\n")) == (2, 1)
         assert f"--measure-on {there.address}: " in said
@@ -201,6 +202,7 @@ def test_what_the_machine_lacks_is_one_line_before_anything_is_trained(
 
     there.be_unknown()
     assert "no connection (Host key verification failed.)" in told()
+    assert "no connection (Host key verification failed.)" in told(sweep)
     there.be_known()
     try:
         there.install("numpy")
