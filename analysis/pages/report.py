@@ -142,7 +142,8 @@ def _nearest(others: pd.DataFrame, row: "pd.Series[Any]") -> str:
 
 
 def _front_table(runs: Runs, front: pd.DataFrame, names: Mapping[str, str]) -> str:
-    rows = []
+    rows: list[list[str]] = []
+    energy = {"energy_per_image_mj": "mJ"} if "energy_per_image_mj" in runs.frame.columns else {}
     for run_id, row in with_teacher(runs, front).iterrows():
         doubt = "" if row["stage"] == "teacher" or row["may_be_optimal"] else " (ruled out)"
         recipe = [f"{name} {plain_number(row[name])}" for name in _varied(runs) if pd.notna(row.get(name))]
@@ -152,13 +153,12 @@ def _front_table(runs: Runs, front: pd.DataFrame, names: Mapping[str, str]) -> s
                 names.get(str(run_id), ""),
                 percent(row.get("val_accuracy")),
                 percent(row.get("test_accuracy")),
-                number(row.get("latency_p50_ms"), "#.3g"),
-                number(row.get("latency_p90_ms"), "#.3g"),
+                *(number(row.get(name), "#.3g") for name in ("latency_p50_ms", "latency_p90_ms", *energy)),
                 number(row["size_bytes"] / MB, "#.3g"),
                 "" if row["stage"] == "teacher" else ", ".join(recipe),
             ]
         )
-    return table(["", "chosen as", "val %", "test %", "p50 ms", "p90 ms", "MB", "recipe"], rows)
+    return table(["", "chosen as", "val %", "test %", "p50 ms", "p90 ms", *energy.values(), "MB", "recipe"], rows)
 
 
 def _where(runs: Runs) -> Iterable[str]:
@@ -253,7 +253,7 @@ def _latency(runs: Runs) -> Iterable[str]:
         f"One image through the exported ONNX file on {safe(device_of(runs.frame, runs.sweep))}"
         f"{f', {int(threads)} thread' + 's' * (int(threads) > 1) if threads else ''}, provider"
         f" {safe(first_known('latency_provider', runs.frame, runs.sweep) or 'not recorded')},"
-        " in alternation with the teacher's file, while other trials on the machine pause."
+        " in alternation with the teacher's file, while no trial uses that machine."
     )
     if "latency_n" in done.columns:
         said += f" {done['latency_n'].min():,.0f} to {done['latency_n'].max():,.0f} timed runs per file."

@@ -24,6 +24,7 @@ COLUMNS = {
     "latency_p50_ms": "p50 ms",
     "latency_p90_ms": "p90 ms",
     "latency_p99_ms": "p99 ms",
+    "energy_per_image_mj": "mJ/image",
     "throughput_ips": "images/s",
     "speedup": "x eager",
     "file_bytes": "MB",

@@ -27,6 +27,7 @@ MEASURED = (
     ("latency_p90_ms", "latency p90", 1.0, 3, "ms"),
     ("latency_p99_ms", "latency p99", 1.0, 3, "ms"),
     ("reference_latency_p50_ms", "teacher's own p50", 1.0, 3, "ms"),
+    ("energy_per_image_mj", "energy", 1.0, 3, "mJ"),
     ("size_bytes", "size", 1 / MB, 3, "MB"),
     ("num_params", "parameters", 1.0, 0, ""),
     ("num_nonzero_params", "not zero", 1.0, 0, ""),

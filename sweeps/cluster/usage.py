@@ -5,7 +5,7 @@ import threading
 
 import psutil
 
-from trainables.stages.models.devices import read_gpu_use
+from trainables.stages.models.devices.gpu import read_gpu_use
 
 SAMPLE_S = 3.0
 

@@ -40,8 +40,9 @@ def check_reach(config: SweepConfig, dataset: DatasetRecord) -> None:
         ValueError: naming the limit, the narrowest student's value, and what to change.
     """
     search, limits = config.search, config.limits
-    # only ONNX Runtime on the CPU can be timed in this process; another runtime's latency is unknown here
-    here = ["max_latency_ms"] if search.base.measure.latency_runtime == "onnxruntime_cpu" else []
+    # only ONNX Runtime on this CPU can be timed in this process; any other latency is unknown here
+    measure = search.base.measure
+    here = ["max_latency_ms"] if measure.latency_runtime == "onnxruntime_cpu" and measure.measure_on is None else []
     bounded = [name for name in (*here, "max_size_mb", "max_macs") if getattr(limits, name) is not None]
     scopes = values_of(search.space, search.base, "pruning_scope")
     if not bounded or search.base.prune.pruning_of != "channels" or scopes != ["layer"]:

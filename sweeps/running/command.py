@@ -16,6 +16,7 @@ from trainables.config.limits import Limits
 from trainables.layout import ONNX_FILE, STORE, database_uri, trial_folder
 from trainables.locks import check_locks
 from trainables.records.stages import DatasetRecord
+from trainables.stages.models.devices.elsewhere import check_elsewhere
 from trainables.store.entries import check_format, moved_aside
 from trainables.store.results import store_below
 
@@ -53,6 +54,8 @@ def check(config: SweepConfig) -> None:
     uri = config.places.tracking_uri or database_uri(config.places.out)
     if not uri.startswith(TRACKING_SCHEMES):
         raise ValueError(f"--tracking-uri {uri}: must begin with {', '.join(TRACKING_SCHEMES)}.")
+    if config.search.base.measure.measure_on is not None:
+        check_elsewhere(config.search.base.measure.measure_on)
     import torch  # takes seconds: wrong paths and addresses are reported before
 
     from trainables.stages.models.build import check_model

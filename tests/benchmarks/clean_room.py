@@ -28,9 +28,10 @@ from torch import nn
 
 from trainables.locks import DeviceLock
 from trainables.stages.export.writer import export_untrained
-from trainables.stages.measuring.clean_room import Job, Measured, measure_apart
+from trainables.stages.measuring.clean_room import measure_apart
+from trainables.stages.measuring.process import Job, Measured
 from trainables.stages.models.build import build_model
-from trainables.stages.models.devices import processor_name
+from trainables.stages.models.devices.processor import processor_name
 from trainables.stages.runtimes.base import Artifact
 
 IMAGE_SIZE, CLASSES = 32, 10

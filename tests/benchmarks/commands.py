@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-from trainables.stages.models.devices import processor_name
+from trainables.stages.models.devices.processor import processor_name
 
 STOP_S = 120.0
 """What a command gets to end in order."""

@@ -255,6 +255,11 @@ FAULTS = (
             ("an end of the process", "raise SystemExit(0)"),
         )
     ),
+    Fault("--measure-on raspberrypi"),
+    Fault("--measure-on ssh://pi:secret@raspberrypi"),
+    Fault("--measure-on ssh://-oProxyCommand=x"),
+    Fault("--measure-on ssh://pi@raspberrypi --latency-runtime tensorrt"),
+    Fault("--measure-on pi", "candidate"),
 )
 
 

@@ -1,10 +1,12 @@
 """How a student is pruned, and the file to ship is written and timed: three parts of a candidate's configuration."""
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from trainables.config.checks import at_default, check_epochs, check_positive, check_word
+from trainables.config.escaping import hide_password
 
 PRUNING_METHODS = ("l1_unstructured", "structured", "l1_global", "nm_2_4")
 PRUNING_CRITERIA = ("magnitude", "lamp", "taylor", "bn_scale")
@@ -12,6 +14,8 @@ PRUNING_SCOPES = ("layer", "global", "sensitivity")
 PRUNED_SHARES = ("channels", "macs", "size", "latency")
 PRECISIONS = ("fp32", "fp16", "int8_ptq", "int8_qat")
 LATENCY_RUNTIMES = ("onnxruntime_cpu", "onnxruntime_cuda", "tensorrt", "openvino")
+# None of its parts can be taken for an option of ssh.
+ADDRESS = r"ssh://(\w[\w.-]*@)?(\w[\w.-]*|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,8 +161,13 @@ class MeasureConfig:
     latency_seconds: float = 2.0
     """Time spent on timing one file, at most; less if its p50 is known within 2 % before, up to four times that if its
     calls are too slow for 8 blocks."""
+    measure_on: str | None = None
+    """ssh://[USER@]HOST[:PORT] of the machine that times the files; it needs python3, onnxruntime and numpy, and lets
+    this one (in a cluster, every node) in with a key. Accuracy is measured here. None means here."""
 
     def __post_init__(self) -> None:
+        if self.measure_on is not None:
+            self._check_elsewhere(self.measure_on)
         if self.latency_runtime not in LATENCY_RUNTIMES:
             known, value = ", ".join(LATENCY_RUNTIMES), self.latency_runtime
             raise ValueError(f"`latency_runtime` must be one of {known}, but got latency_runtime={value!r}.")
@@ -170,9 +179,22 @@ class MeasureConfig:
             )
         check_positive("latency_seconds", self.latency_seconds)
 
+    def _check_elsewhere(self, address: str) -> None:
+        if not re.fullmatch(ADDRESS, address, re.ASCII):
+            shown = hide_password(address)
+            raise ValueError(f"measure_on={shown}: must be ssh://[USER@]HOST[:PORT], such as ssh://pi@raspberrypi.")
+        if self.latency_runtime != "onnxruntime_cpu":
+            raise ValueError(
+                f"measure_on={address} and latency_runtime={self.latency_runtime}: another machine has onnxruntime_cpu"
+                " alone; leave one of them out."
+            )
+
     def key_parts(self) -> dict[str, Any]:
-        """The settings for store keys; `latency_max_attempts`, which older keys lack, is left out at its default."""
-        row = dict(vars(self))
+        """The settings for store keys; `latency_max_attempts`, which older keys lack, is left out at its default.
+
+        So is `measure_on`: keys hold what is there, its processor.
+        """
+        row = {name: value for name, value in vars(self).items() if name != "measure_on"}
         if self.latency_max_attempts == MeasureConfig.latency_max_attempts:
             del row["latency_max_attempts"]
         return row

@@ -93,6 +93,9 @@ class LatencyRecord:
     """Fresh processes that measured it; more than one if other processes disturbed the first."""
     latency_alone_s: float = 0.0
     """Seconds for which all other work on the device was paused, over all attempts; 0 if it was found in the store."""
+    energy_per_image_mj: float | None = None
+    """Millijoules that all processor packages, or the GPU, used for an image, idle power included; None if the machine
+    does not tell."""
     conditions: ConditionsRecord | None = None
     """None for files timed outside the clean room."""
 

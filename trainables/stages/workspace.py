@@ -37,11 +37,16 @@ class Workspace:
         """The prepared images, decoded first if necessary; remembered for the life of the process."""
         return prepared.prepare_once(self.data, self.data_dir)
 
-    def device_lock(self) -> DeviceLock:
+    def device_lock(self, elsewhere: str | None = None) -> DeviceLock:
         """The lock for computing on this node: shared for training, exclusive for measuring.
 
         There is one per node, whatever device a trial trains on: latency is measured on the CPU, which all trials use.
+
+        Args:
+            elsewhere: address of another machine that this node measures on; nobody here trains there.
         """
+        if elsewhere is not None:
+            return DeviceLock(self.lock_dir, elsewhere)
         return DeviceLock(self.lock_dir, "cpu", drain=torch.cuda.synchronize if self.device == "cuda" else None)
 
     def make_room(self) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Never
 
 from trainables.records.trial import read_trial
-from trainables.stages.export.scheme import has_vnni
 from trainables.stages.measuring.clean_room import BrokenRoomError
 from trainables.stages.measuring.runtime_cell import CellRecord, measure_cell
+from trainables.stages.models.devices.processor import has_vnni
 from trainables.stages.runtimes.base import AbsentError
 from trainables.stages.workspace import Workspace
 from trainables.trials.base import OutboxTrial

@@ -131,3 +131,12 @@ def test_the_report_says_how_latency_was_measured_and_what_that_cost(runs: Runs)
     assert "The teacher's p50 beside them ranged from 4.70 to 6.50 ms; no latency depends on that" in text
     assert f"Measuring: trials stood still for {2 * len(frame):.1f} s, 5.0 % of the sweep." in text
     assert "Measurements: " in text and " clean, 1 CPU shared." in text
+
+
+def test_energy_is_a_column_where_a_trial_has_it(runs: Runs) -> None:
+    front = [str(member) for member in front_members(runs).index]
+    frame = runs.frame.assign(energy_per_image_mj=float("nan"))
+    frame.loc[front[0], "energy_per_image_mj"] = 12.34
+    text = markdown(dataclasses.replace(runs, frame=frame)).partition("## The front")[2].partition("\n## ")[0]
+    assert "| p90 ms | mJ | MB |" in text and "| 12.3 |" in text
+    assert "mJ" not in markdown(runs)

@@ -66,6 +66,8 @@ def test_the_true_value_lies_in_the_interval_in_95_of_100_cases() -> None:
 def test_shapes_devices_and_sweeps_stay_apart_and_only_clean_measurements_count() -> None:
     apart = pd.concat([trials([1.0, 1.1]), trials([2.0], shape="b"), trials([3.0]).assign(sweep="day")])
     assert pool_latencies(apart.reset_index(drop=True))["latency_p50_ms"].round(2).tolist() == [1.05, 1.05, 2.0, 3.0]
+    there = trials([9.0]).assign(latency_device="cpu:1 of pi4, Raspberry Pi 4, onnxruntime 1.27.0")
+    assert pool_latencies(pd.concat([apart, there], ignore_index=True))["latency_p50_ms"].iloc[-1] == 9.0
     busy = pd.concat([trials([1.0]), trials([1.5], verdict="CPU shared: others ran in its place")], ignore_index=True)
     assert pool_latencies(busy)["latency_p50_ms"].tolist() == pytest.approx([1.0, 1.0])
     assert pool_latencies(busy)["latency_pooled"].tolist() == [1, 1]

@@ -46,6 +46,7 @@ def test_a_latency_must_be_out_of_reach_by_a_margin(digits: DatasetRecord) -> No
     check_reach(sweep(max_latency_ms=1e3), digits)
     on_gpu = sweep(max_latency_ms=1e-6)  # nobody has timed it there yet
     check_reach(on_gpu.replace(base=on_gpu.search.base.replace(latency_runtime="onnxruntime_cuda")), digits)
+    check_reach(on_gpu.replace(base=on_gpu.search.base.replace(measure_on="ssh://pi")), digits)
 
 
 def test_what_is_pruned_to_a_share_or_has_no_such_limit_is_not_refused(digits: DatasetRecord) -> None:

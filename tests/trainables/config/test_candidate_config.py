@@ -8,6 +8,7 @@ from trainables.config.candidate import (
     AugmentConfig,
     CandidateConfig,
     DataConfig,
+    MeasureConfig,
     StudentConfig,
     TeacherConfig,
 )
@@ -275,6 +276,7 @@ def test_what_older_stores_hold_is_found_again() -> None:
     later = {"pruning_criterion", "pruning_scope", "pruning_steps", "prune_ignore"}
     assert not later & key_parts(PruneConfig()).keys()
     assert key_parts(PruneConfig(pruning_scope="global"))["pruning_scope"] == "global"
+    assert "measure_on" not in {**MeasureConfig().key_parts(), **MeasureConfig(measure_on="ssh://pi").key_parts()}
     student = SimpleNamespace(key="student/s")
     old = {"pruning_method": "structured", "pruning_ratio": 0.3, "pruning_of": "channels"}
     old |= {"recovery_epochs": 4, "recovery_learning_rate_factor": 0.3}

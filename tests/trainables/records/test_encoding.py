@@ -18,7 +18,7 @@ from trainables.records.encoding import UndecodableError, decode, read_json, rea
 from trainables.records.latency import ConditionsRecord, LatencyRecord
 from trainables.records.stages import EpochRecord, ModelRecord, read_model
 from trainables.records.trial import TrialRecord, read_trial
-from trainables.stages.measuring.clean_room import Job, Measured
+from trainables.stages.measuring.process import Job, Measured
 from trainables.stages.measuring.runtime_cell import CellRecord
 from trainables.stages.runtimes.base import Artifact
 from trainables.stages.runtimes.cell import Cell

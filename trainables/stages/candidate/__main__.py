@@ -25,6 +25,7 @@ from trainables.records.stages import (
 from trainables.stages.candidate.chain import Steps, make_candidate
 from trainables.stages.candidate.networks import check_network
 from trainables.stages.models.build import check_model
+from trainables.stages.models.devices.elsewhere import check_elsewhere
 from trainables.stages.models.stored import build_for
 from trainables.stages.models.weights import import_weights
 from trainables.stages.pruning.channels import check_ignored
@@ -64,6 +65,8 @@ def _check(flags: argparse.Namespace, config: CandidateConfig) -> None:
             check_locks(folder)
         except OSError as error:
             raise ValueError(f"{flag} {folder}: cannot be written ({error.strerror}); name a folder you own.") from None
+    if config.measure.measure_on is not None:
+        check_elsewhere(config.measure.measure_on)
     config.check_unlabeled()
     check_runtime(config.measure.latency_runtime, on_gpu=flags.device == "cuda")
     check_model(config.teacher.teacher_model)

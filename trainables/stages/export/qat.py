@@ -5,7 +5,7 @@ from pathlib import Path
 from trainables.config.candidate import Candidate
 from trainables.records.stages import ModelRecord
 from trainables.stages.export import fake_quantize
-from trainables.stages.export.scheme import scheme_for
+from trainables.stages.export.scheme import scheme_of
 from trainables.stages.models.placement import move
 from trainables.stages.models.stored import load_model
 from trainables.stages.pruning.methods import masks
@@ -29,7 +29,7 @@ def qat_key(candidate: Candidate, model: ModelRecord) -> Key:
         qat_epochs=candidate.export.qat_epochs,
         # the key of a trained student says how it is taught; that of the uncut teacher does not
         **(candidate.data.unlabeled_key() if candidate.needs_training else candidate.teaching_key()),
-        **vars(scheme_for(candidate.measure.latency_runtime)),
+        **vars(scheme_of(candidate.measure)),
     )
 
 
@@ -49,7 +49,7 @@ def train_quantised(bench: Bench, teacher: ModelRecord, pruned: ModelRecord) -> 
             name.replace(".weight", ".parametrizations.weight.original"): zero
             for name, zero in masks(model, candidate.prune.pruning_method).items()
         }
-        inserted = fake_quantize.insert(model, scheme_for(candidate.measure.latency_runtime))
+        inserted = fake_quantize.insert(model, scheme_of(candidate.measure))
         loop = Loop(
             stage="qat",
             epochs=candidate.export.qat_epochs,

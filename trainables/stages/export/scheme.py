@@ -3,7 +3,9 @@
 import platform
 from dataclasses import dataclass
 
-from trainables.stages.models.devices import read_cpuinfo
+from trainables.config.candidate import MeasureConfig
+from trainables.stages.models.devices.elsewhere import facts_of
+from trainables.stages.models.devices.processor import has_vnni
 
 TARGETS = ("onnxruntime_cpu", "openvino", "onnxruntime_cuda", "tensorrt")
 
@@ -20,6 +22,14 @@ class Scheme:
     """Whether weights have 7 bits: x86 without VNNI adds pairs of products in 16 bits, which 8-bit weights overflow."""
 
 
+def scheme_of(measure: MeasureConfig) -> Scheme:
+    """The scheme that is fast where files are timed; raises like `facts_of` if that is another machine."""
+    if measure.measure_on is None:
+        return scheme_for(measure.latency_runtime)
+    there = facts_of(measure.measure_on)
+    return _scheme(measure.latency_runtime, machine=there.machine, vnni=there.vnni)
+
+
 def scheme_for(target: str) -> Scheme:
     """The scheme that a runtime (`--latency-runtime`) runs fast on this machine.
 
@@ -30,14 +40,12 @@ def scheme_for(target: str) -> Scheme:
     """
     if target not in TARGETS:
         raise ValueError(f"`target` must be one of {', '.join(TARGETS)}, but got {target=}.")
+    return _scheme(target, machine=platform.machine(), vnni=has_vnni())
+
+
+def _scheme(target: str, *, machine: str, vnni: bool) -> Scheme:
     # Measured speeds behind this choice: `export.convert`.
-    arm = platform.machine().lower() in ("arm64", "aarch64")
+    arm = machine.lower() in ("arm64", "aarch64")
     if target in ("onnxruntime_cuda", "tensorrt") or (target == "onnxruntime_cpu" and arm):
         return Scheme(activation="int8", symmetric=True, reduce_range=False)
-    return Scheme(activation="uint8", symmetric=False, reduce_range=not has_vnni())
-
-
-def has_vnni() -> bool:
-    """Whether this processor multiplies 8-bit integers into 32 bits in one step; False if unknown."""
-    # a wrong False costs one bit of the weights, a wrong True overflows
-    return any(name in flags for flags in read_cpuinfo("flags") for name in ("avx512_vnni", "avx_vnni"))
+    return Scheme(activation="uint8", symmetric=False, reduce_range=not vnni)

@@ -24,7 +24,7 @@ from trainables.stages.data.splits import sample_evenly
 from trainables.stages.export.convert import Int8Converter, convert_fp16, quantize_int8
 from trainables.stages.export.float_layers import keep_in_float
 from trainables.stages.export.onnx_files import describe, pad
-from trainables.stages.export.scheme import scheme_for
+from trainables.stages.export.scheme import scheme_of
 from trainables.stages.export.session import accuracy, open_session, run_logits
 from trainables.stages.export.writer import export, parity_chunks
 from trainables.stages.models.stored import load_model
@@ -79,7 +79,7 @@ def convert(source: Path, target: Path, candidate: Candidate, dataset: DatasetRe
     elif export.precision == "fp16":
         convert_fp16(source, target)
     else:
-        scheme = scheme_for(candidate.measure.latency_runtime)
+        scheme = scheme_of(candidate.measure)
         quantize_int8(source, target, calibration_pixels(dataset, export.calibration_images), scheme)
 
 
@@ -117,7 +117,7 @@ def _convert(bench: Bench, plain: ExportRecord, made_by: Mapping[str, Any]) -> E
     candidate, dataset = bench.candidate, bench.dataset
     decides: dict[str, Any] = {"precision": candidate.export.precision}
     if candidate.export.precision != "fp16":
-        decides |= vars(scheme_for(candidate.measure.latency_runtime))
+        decides |= vars(scheme_of(candidate.measure))
         decides |= {"calibration_images": candidate.export.calibration_images}
     key: Key = stage_key("converted", version=QUANTIZED_VERSION, parents=[plain.key, dataset.fingerprint], **decides)
 
@@ -141,7 +141,7 @@ def _mix(bench: Bench, plain: ExportRecord, whole: ExportRecord, made_by: Mappin
         return accuracy(open_session(file, bench.place.threads), *prepared.load(dataset, "val"))
 
     def compute(folder: Path) -> None:
-        source, scheme = plain.folder / ONNX_FILE, scheme_for(bench.candidate.measure.latency_runtime)
+        source, scheme = plain.folder / ONNX_FILE, scheme_of(bench.candidate.measure)
         with bench.place.device_lock().shared(), tempfile.TemporaryDirectory() as scratch:
             best = accuracy_of(source)
             lost = best - accuracy_of(whole.folder / ONNX_FILE)

@@ -1,4 +1,8 @@
-"""Time a file beside the teacher's, and find what was measured before."""
+"""Time a file beside the teacher's, and find what was measured before; measure the teacher's own latency on a machine.
+
+The teacher's own is one number, to put all files of a sweep on one scale. No latency is corrected by it; the ratio of a
+file to the teacher comes from their own alternation.
+"""
 
 import dataclasses
 import hashlib
@@ -8,15 +12,21 @@ from pathlib import Path
 import onnx
 
 from trainables.config.candidate import MeasureConfig
-from trainables.layout import ONNX_FILE
-from trainables.records.latency import HALF_WIDTH, KNOWN_SHARE, LatencyRecord
+from trainables.files import write_text
+from trainables.layout import ONNX_FILE, RECORD
+from trainables.records.encoding import read_record, to_json
+from trainables.records.latency import CLEAN, HALF_WIDTH, KNOWN_SHARE, LatencyRecord
 from trainables.records.stages import ExportRecord, ShapeRecord
-from trainables.stages.measuring.clean_room import Job, Measured, measure_apart
-from trainables.stages.models.devices import gpu_name, processor_name
+from trainables.stages.measuring.clean_room import measure_apart
+from trainables.stages.measuring.process import Job, Measured
+from trainables.stages.models.devices.elsewhere import facts_of
+from trainables.stages.models.devices.gpu import gpu_name
+from trainables.stages.models.devices.processor import processor_name
 from trainables.stages.runtimes.base import RUNTIMES, Artifact
 from trainables.stages.workspace import Workspace
-from trainables.store.results import Key, Store
+from trainables.store.results import Key, Store, stage_key
 
+SCALE_VERSION = 3
 TAKES = 3  # at most this often a result that is not clean is measured anew when it is found
 
 
@@ -57,14 +67,16 @@ def time_beside(
         seconds=measure.latency_seconds,
         attempts=measure.latency_max_attempts,
         throughput_batch=throughput_batch,
+        address=measure.measure_on,
     )
     place.make_room()
+    lock = place.device_lock(measure.measure_on)
     if known is None:
-        return measure_apart(job, place.device_lock())
-    first = measure_apart(dataclasses.replace(job, seconds=KNOWN_SHARE * job.seconds), place.device_lock())
+        return measure_apart(job, lock)
+    first = measure_apart(dataclasses.replace(job, seconds=KNOWN_SHARE * job.seconds), lock)
     if not needs_another(first.candidate, known):
         return first
-    again = measure_apart(job, place.device_lock())
+    again = measure_apart(job, lock)
     candidate = dataclasses.replace(
         again.candidate,
         latency_attempts=first.candidate.latency_attempts + again.candidate.latency_attempts,
@@ -118,6 +130,46 @@ def find_or_measure(
     return Found(folder=folder, keys=tuple(keys), fresh=fresh)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scale:
+    """The teacher's own latency, and where the store holds it."""
+
+    own: LatencyRecord
+    keys: tuple[Key, ...]
+
+
+def find_scale(measure: MeasureConfig, reference: ExportRecord, place: Workspace, *, check: bool = False) -> Scale:
+    """Find the scale of machines like this one, or measure the first.
+
+    Args:
+        check: measure the teacher once more if its latency was not clean. Done when a sweep begins, and not later: all
+            files of a sweep are on one scale.
+    """
+
+    def key_of(take: int) -> Key:
+        return stage_key(
+            "scale",
+            version=SCALE_VERSION,
+            parents=[reference.onnx_sha256],
+            processor=timed_on(measure),
+            take=take,
+            **measure.key_parts(),
+        )
+
+    def compute(folder: Path) -> None:
+        # the reference beside itself: its blocks come as often as a candidate's
+        took = time_beside(measure, reference.folder / ONNX_FILE, reference, place)
+        write_text(folder / RECORD, to_json(took.candidate))
+
+    found = find_or_measure(place.store, key_of, compute, _is_clean, again=check)
+    own = read_record(LatencyRecord, found.folder)
+    return Scale(own=own if found.fresh else dataclasses.replace(own, latency_alone_s=0.0), keys=found.keys)
+
+
+def _is_clean(folder: Path) -> bool:
+    return read_record(LatencyRecord, folder).verdict == CLEAN
+
+
 def shape_digest(path: Path) -> str:
     """A digest of an ONNX file's graph without the numbers of its weights: files that share it are equally fast."""
     graph = onnx.load(path, load_external_data=False).graph
@@ -131,6 +183,11 @@ def shape_digest(path: Path) -> str:
     for tensor in sorted(graph.initializer, key=lambda tensor: tensor.name):
         digest.update(repr((tensor.name, tensor.data_type, list(tensor.dims))).encode())
     return digest.hexdigest()[:12]
+
+
+def timed_on(measure: MeasureConfig) -> str:
+    """The hardware that a latency is valid for, on this machine or the one elsewhere; raises like `facts_of`."""
+    return hardware(measure.latency_runtime) if measure.measure_on is None else facts_of(measure.measure_on).name
 
 
 def hardware(runtime: str) -> str:

@@ -11,9 +11,16 @@ from trainables.records.latency import CLEAN
 from trainables.records.stages import ExportRecord, Measurement, ModelRecord, ShapeRecord
 from trainables.stages.data import prepared
 from trainables.stages.export.session import accuracy, open_session
-from trainables.stages.measuring.beside_teacher import Found, find_or_measure, hardware, shape_digest, time_beside
-from trainables.stages.measuring.clean_room import Measured
-from trainables.stages.measuring.teacher_scale import find_scale
+from trainables.stages.measuring.beside_teacher import (
+    Found,
+    find_or_measure,
+    find_scale,
+    hardware,
+    shape_digest,
+    time_beside,
+    timed_on,
+)
+from trainables.stages.measuring.process import Measured
 from trainables.stages.workspace import Bench
 from trainables.store.results import Key, stage_key
 
@@ -105,7 +112,7 @@ def _time(bench: Bench, files: ExportRecord, reference: ExportRecord, known: Sha
             "latency",
             version=LATENCY_VERSION,
             parents=[files.onnx_sha256, reference.onnx_sha256],
-            processor=hardware(measure.latency_runtime),
+            processor=timed_on(measure),
             take=take,
             **measure.key_parts(),
         )

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trainables.records.latency import ConditionsRecord
-from trainables.stages.models.devices import TICK_S, GpuState, cpu_seconds, read_cpuinfo, read_kernel_file
+from trainables.stages.models.devices.gpu import GpuState
+from trainables.stages.models.devices.processor import TICK_S, cpu_seconds, read_cpuinfo, read_kernel_file
 
 PROC, CPUS = Path("/proc"), Path("/sys/devices/system/cpu")
 

@@ -74,6 +74,8 @@ class Block:
     times_ms: Sequence[float]
     before: Reading | None = None
     after: Reading | None = None
+    joules: float | None = None
+    """Energy of these runs and of the untimed one before them."""
 
     @property
     def p50_ms(self) -> float:

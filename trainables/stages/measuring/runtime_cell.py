@@ -20,9 +20,10 @@ from trainables.records.latency import LatencyRecord
 from trainables.records.stages import DatasetRecord, ModelRecord, read_model
 from trainables.records.trial import TrialRecord
 from trainables.stages.data import prepared
-from trainables.stages.measuring import clean_room
+from trainables.stages.measuring import process
 from trainables.stages.measuring.beside_teacher import hardware
-from trainables.stages.measuring.clean_room import Job, measure_apart
+from trainables.stages.measuring.clean_room import measure_apart
+from trainables.stages.measuring.process import Job
 from trainables.stages.runtimes.absence import find_missing
 from trainables.stages.runtimes.base import RUNTIMES, AbsentError, Artifact, Logits, Opened
 from trainables.stages.runtimes.cell import Cell
@@ -259,7 +260,7 @@ def _time(
         "reference_runtime": eager,
         "threads": cell.runtime_threads,
         "seconds": seconds,
-        "attempts": clean_room.ATTEMPTS,
+        "attempts": process.ATTEMPTS,
         "batch": cell.batch_images,
     }
     place.make_room()

@@ -11,6 +11,7 @@ import numpy as np
 
 from trainables.records.latency import HALF_WIDTH, LatencyRecord
 from trainables.stages.measuring.probes import SPELL_SHARE, Block, Probes, Reading, Sorted, slow_spells, sort_blocks
+from trainables.stages.models.devices.energy import Meter
 from trainables.stages.runtimes.base import Runner
 
 CONFIDENCE = 0.99  # of the upper bound on the 90th percentile, as in MLPerf
@@ -42,7 +43,13 @@ class Alternation:
 
 
 def alternate(
-    candidate: Runner, reference: Runner, *, seconds: float, probes: Probes | None = None, threads: int = 1
+    candidate: Runner,
+    reference: Runner,
+    *,
+    seconds: float,
+    probes: Probes | None = None,
+    threads: int = 1,
+    meter: Meter | None = None,
 ) -> Alternation:
     """Measure the latency of both files in turn (A B B A), with the probes before and after every block.
 
@@ -55,8 +62,9 @@ def alternate(
     Args:
         probes: what watches the machine; None times without watching.
         threads: of this process that may run at once.
+        meter: of the energy that a block takes.
     """
-    ours, theirs = (_Side(runner, probes, seconds, threads) for runner in (candidate, reference))
+    ours, theirs = (_Side(runner, probes, seconds, threads, meter) for runner in (candidate, reference))
     with _no_gc():
         for side in (ours, theirs):
             side.warm_up(seconds / 4)
@@ -138,8 +146,10 @@ def p90_bound(times: Sequence[float]) -> float | None:
 class _Side:
     """One side of the comparison."""
 
-    def __init__(self, runner: Runner, probes: Probes | None, seconds: float, threads: int) -> None:
-        self._runner, self._probes, self._threads = runner, probes, threads
+    def __init__(
+        self, runner: Runner, probes: Probes | None, seconds: float, threads: int, meter: Meter | None = None
+    ) -> None:
+        self._runner, self._probes, self._threads, self._meter = runner, probes, threads, meter
         self._block_ms = min(_BLOCK_MS, 1e3 * seconds / 2 / _BLOCKS)
         self._runs = 5
         self.blocks: list[Block] = []
@@ -156,9 +166,11 @@ class _Side:
 
     def time_block(self) -> None:
         before = self._read()
+        counts = self._meter.read() if self._meter else None
         _times(self._runner, 1)  # untimed: the other file and the probes have just emptied the caches
         times = _times(self._runner, self._runs)
-        self.blocks.append(Block(times_ms=times, before=before, after=self._read()))
+        joules = self._meter.since(counts) if self._meter and counts is not None else None
+        self.blocks.append(Block(times_ms=times, before=before, after=self._read(), joules=joules))
 
     def _read(self) -> Reading | None:
         return self._probes.read() if self._probes is not None else None
@@ -180,7 +192,20 @@ class _Side:
             latency_doubt=doubt_of(kept),
             latency_device=self._runner.device,
             latency_provider=self._runner.provider,
+            energy_per_image_mj=energy_per_image_mj(kept, batch=self._runner.batch),
         )
+
+
+def energy_per_image_mj(blocks: Sequence[Block], *, batch: int) -> float | None:
+    """Millijoules an image over all runs of these blocks; None if nobody metered, or the meter stood still.
+
+    Example:
+        >>> energy_per_image_mj([Block(times_ms=[1.0] * 9, joules=0.5)], batch=1)
+        50.0
+    """
+    known = [block.joules for block in blocks if block.joules is not None]
+    images = batch * sum(len(block.times_ms) + 1 for block in blocks)  # each block has an untimed run
+    return 1e3 * sum(known) / images if len(known) == len(blocks) and sum(known) > 0 else None
 
 
 def doubt_of(blocks: Sequence[Block]) -> str:

@@ -15,12 +15,17 @@ from trainables.layout import RECORD
 from trainables.records.encoding import to_json
 from trainables.records.latency import CLEAN
 from trainables.records.stages import ExportRecord, ShapeRecord, read_shape
-from trainables.stages.export.scheme import scheme_for
+from trainables.stages.export.scheme import scheme_of
 from trainables.stages.export.stage import convert
 from trainables.stages.export.writer import export_untrained
-from trainables.stages.measuring.beside_teacher import find_or_measure, hardware, shape_digest, time_beside
-from trainables.stages.measuring.clean_room import Measured
-from trainables.stages.measuring.teacher_scale import find_scale
+from trainables.stages.measuring.beside_teacher import (
+    find_or_measure,
+    find_scale,
+    shape_digest,
+    time_beside,
+    timed_on,
+)
+from trainables.stages.measuring.process import Measured
 from trainables.stages.models.build import source_digest
 from trainables.stages.models.inspection import count
 from trainables.stages.models.stored import build_for
@@ -58,7 +63,7 @@ def measure_shape(bench: Bench, reference: ExportRecord, *, plan: Mapping[str, i
             image_size=dataset.image_size,
             pruning_ratio=candidate.prune.pruning_ratio if structured else 0.0,
             pruning_of=candidate.prune.pruning_of if structured else "channels",
-            processor=hardware(candidate.measure.latency_runtime),
+            processor=timed_on(candidate.measure),
             take=take,
             **_extra_key_parts(candidate, plan),
             **candidate.measure.key_parts(),
@@ -93,7 +98,7 @@ def _extra_key_parts(candidate: Candidate, plan: Mapping[str, int] | None) -> di
         # int8_ptq and int8_qat differ in weights alone: one file shape, one measurement
         extra["precision"] = candidate.export.precision.partition("_")[0]
     if extra.get("precision") == "int8":
-        extra |= vars(scheme_for(candidate.measure.latency_runtime))
+        extra |= vars(scheme_of(candidate.measure))
     return extra
 
 

@@ -23,8 +23,8 @@ from trainables.stages.export.scheme import Scheme, scheme_for
 from trainables.stages.export.session import accuracy, open_session, run_logits
 from trainables.stages.export.stage import distance
 from trainables.stages.export.writer import export
-from trainables.stages.models import devices
 from trainables.stages.models.build import build_model
+from trainables.stages.models.devices import processor
 from trainables.stages.models.inspection import recalibrate_bn
 from trainables.stages.pruning.methods import prune
 
@@ -165,7 +165,7 @@ def test_a_file_can_be_described_anew(plain: Path, tmp_path: Path) -> None:
 def test_the_processor_says_whether_it_has_vnni(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str | None, known: bool
 ) -> None:
-    monkeypatch.setattr(devices, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
     if flags is not None:
         (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
     assert scheme_module.has_vnni() == known

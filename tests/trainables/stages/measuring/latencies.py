@@ -6,7 +6,7 @@ from tests.trainables.stages.measuring.linear_onnx import linear_model, random_w
 from trainables.config.candidate import DataConfig
 from trainables.records.latency import LatencyRecord
 from trainables.records.stages import ExportRecord
-from trainables.stages.measuring.clean_room import Measured
+from trainables.stages.measuring.process import Measured
 from trainables.stages.workspace import Workspace
 from trainables.store.results import Store
 

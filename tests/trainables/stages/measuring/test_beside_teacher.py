@@ -17,8 +17,8 @@ from trainables.records.stages import ShapeRecord
 from trainables.stages.export.writer import export_untrained
 from trainables.stages.measuring import beside_teacher, clean_room
 from trainables.stages.measuring.beside_teacher import TAKES, find_or_measure, needs_another, shape_digest, time_beside
-from trainables.stages.measuring.clean_room import Job, Measured
 from trainables.stages.measuring.finished_file import same_shape
+from trainables.stages.measuring.process import Job, Measured
 from trainables.store.results import Key, Store, stage_key
 
 BUSY = "CPU shared: others ran in its place for 8 % of the time"

@@ -12,15 +12,17 @@ import pytest
 from tests.trainables.stages.measuring.busy_cpu import bound_to, busy, linux
 from tests.trainables.stages.measuring.linear_onnx import linear_model, random_weight
 from trainables.locks import DeviceLock
-from trainables.stages.measuring import clean_room
-from trainables.stages.measuring.clean_room import BrokenRoomError, Job, measure_apart
+from trainables.stages.measuring import clean_room, process
+from trainables.stages.measuring.clean_room import BrokenRoomError, measure_apart
+from trainables.stages.measuring.process import Job, Measured
 from trainables.stages.runtimes.base import AbsentError, Artifact
 
 CALLER = """
 import sys
 from pathlib import Path
 from trainables.locks import DeviceLock
-from trainables.stages.measuring.clean_room import Job, measure_apart
+from trainables.stages.measuring.clean_room import measure_apart
+from trainables.stages.measuring.process import Job
 from trainables.stages.runtimes.base import Artifact
 file = Artifact(onnx=Path(sys.argv[1]))
 job = Job(candidate=file, reference=file, runtime="onnxruntime_cpu", threads=1, seconds=60)
@@ -62,7 +64,7 @@ def test_a_measurement_comes_from_another_process_and_says_how_it_was_taken(job:
     assert seen.memory_probe_ms is not None and seen.memory_probe_ms > 0
     if Path("/proc/self/schedstat").exists():
         assert seen.waited_share is not None
-    assert 1 <= small.latency_attempts <= clean_room.ATTEMPTS
+    assert 1 <= small.latency_attempts <= process.ATTEMPTS
     assert small.latency_alone_s >= seen.seconds
     if hasattr(os, "sched_setaffinity"):
         assert len(seen.cores) == 1
@@ -89,9 +91,9 @@ def test_a_disturbance_that_passes_is_measured_away(
     """The first attempt only is disturbed: the second is the result."""
     monkeypatch.setattr(clean_room, "PAUSE_S", 0.0)
     measure = clean_room._Room.measure
-    taken: list[clean_room.Measured] = []
+    taken: list[Measured] = []
 
-    def remember(room: clean_room._Room) -> clean_room.Measured:
+    def remember(room: clean_room._Room) -> Measured:
         taken.append(measure(room))
         return taken[-1]
 
@@ -120,7 +122,7 @@ def test_a_measuring_process_that_dies_is_an_error_and_frees_the_lease(
 ) -> None:
     measure = clean_room._Room.measure
 
-    def killed(room: clean_room._Room) -> clean_room.Measured:
+    def killed(room: clean_room._Room) -> Measured:
         os.kill(room._process.pid, signal.SIGKILL)
         return measure(room)
 

@@ -14,7 +14,7 @@ from trainables.config.candidate import CandidateConfig
 from trainables.records.stages import CandidateRecord
 from trainables.records.trial import TrialRecord
 from trainables.stages.candidate.teacher import make_teacher
-from trainables.stages.measuring import clean_room, runtime_cell
+from trainables.stages.measuring import process, runtime_cell
 from trainables.stages.measuring.runtime_cell import CellRecord, measure_cell
 from trainables.stages.runtimes import absence as absence_module
 from trainables.stages.runtimes.absence import check_runtime, find_missing
@@ -31,7 +31,7 @@ CONFIG = CandidateConfig().replace(
 @pytest.fixture(autouse=True)
 def one_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two workers of CI disturb each other, and no test here asks for an undisturbed latency."""
-    monkeypatch.setattr(clean_room, "ATTEMPTS", 1)
+    monkeypatch.setattr(process, "ATTEMPTS", 1)
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ import pytest
 from tests.trainables.stages.measuring.latencies import latency, linear_file, measured, node
 from trainables.config.candidate import MeasureConfig
 from trainables.records.latency import LatencyRecord
-from trainables.stages.measuring import teacher_scale as module
-from trainables.stages.measuring.clean_room import Measured
-from trainables.stages.measuring.teacher_scale import Scale, find_scale
+from trainables.stages.measuring import beside_teacher as module
+from trainables.stages.measuring.beside_teacher import Scale, find_scale
+from trainables.stages.measuring.process import Measured
 
 BUSY = "CPU shared: others used 8 % of its CPUs' time besides"
 

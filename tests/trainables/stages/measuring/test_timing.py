@@ -8,6 +8,7 @@ from trainables.records.latency import HALF_WIDTH
 from trainables.stages.measuring import timing
 from trainables.stages.measuring.probes import Block, Probes, Reading
 from trainables.stages.measuring.timing import MIN_BLOCKS, alternate, median_half_width, p90_bound, throughput_ips
+from trainables.stages.models.devices.energy import Meter
 from trainables.stages.runtimes.base import Runner
 
 
@@ -171,3 +172,16 @@ def test_slow_calls_are_not_run_twenty_times_to_warm_up(clock: Clock) -> None:
 
 def test_throughput_is_images_over_time(clock: Clock) -> None:
     assert throughput_ips(clock.runner(5, batch=64), seconds=0.1) == pytest.approx(64 / 5e-3)
+
+
+def test_energy_is_that_of_the_files_own_runs(clock: Clock) -> None:
+    """Of a machine that uses 5 W, whatever runs: a file of 2 ms takes 10 mJ, and one of 6 ms for 3 images as well."""
+
+    def measured(meter: Meter | None) -> list[float | None]:
+        took = alternate(clock.runner(2.0), clock.runner(6.0, batch=3), seconds=1.0, meter=meter)
+        return [took.candidate.energy_per_image_mj, took.reference.energy_per_image_mj]
+
+    assert measured(Meter(read=lambda: [clock.ns], joules=5e-9, ranges=[10**8])) == pytest.approx([10.0, 10.0])
+    assert measured(Meter(read=lambda: [7], joules=1.0, ranges=[0])) == [None, None]  # it stands still
+    assert measured(None) == [None, None]
+    assert "energy_per_image_mj" not in alternate(clock.runner(2.0), clock.runner(2.0), seconds=1.0).candidate.metrics()

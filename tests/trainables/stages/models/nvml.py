@@ -1,6 +1,7 @@
 """A double of NVML, for machines without a GPU."""
 
 import os
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,12 @@ class NVMLError(Exception):
 
 
 def library(
-    *, mask: int = 0, busy: list[int] | None = None, used: list[int] | None = None, asked: list[Any] | None = None
+    *,
+    mask: int = 0,
+    busy: list[int] | None = None,
+    used: list[int] | None = None,
+    asked: list[Any] | None = None,
+    energy: Callable[[], int] = lambda: 0,
 ) -> SimpleNamespace:
     """NVML of a machine with a GPU for every entry of `used`, or one, as nvidia-ml-py names it."""
     percent = iter(busy or [0] * 100)
@@ -33,5 +39,6 @@ def library(
         nvmlDeviceGetClockInfo=lambda handle, kind: 1980,
         nvmlDeviceGetTemperature=lambda handle, kind: 41,
         nvmlDeviceGetComputeRunningProcesses=lambda handle: [SimpleNamespace(pid=os.getpid())],
+        nvmlDeviceGetTotalEnergyConsumption=lambda handle: energy(),
         nvmlDeviceGetUtilizationRates=lambda handle: SimpleNamespace(gpu=next(percent)),
     )

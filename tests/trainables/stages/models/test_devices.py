@@ -7,16 +7,9 @@ from typing import Any
 import pytest
 
 from tests.trainables.stages.models.nvml import NVMLError, library
-from trainables.stages.models import devices
-from trainables.stages.models.devices import (
-    GpuState,
-    GpuUse,
-    cpu_seconds,
-    measure_others_on_gpu,
-    processor_name,
-    read_cpuinfo,
-    read_gpu_use,
-)
+from trainables.stages.models.devices import gpu, processor
+from trainables.stages.models.devices.gpu import GpuState, GpuUse, measure_others_on_gpu, read_gpu_use
+from trainables.stages.models.devices.processor import cpu_seconds, processor_name, read_cpuinfo
 
 
 @pytest.fixture
@@ -47,7 +40,7 @@ def test_the_gpu_is_the_one_that_cuda_means(visible: pytest.MonkeyPatch, names: 
 def test_who_has_just_paused_is_waited_for_and_who_stays_is_told(visible: pytest.MonkeyPatch) -> None:
     visible.setitem(sys.modules, "pynvml", library(busy=[80, 40, 0]))
     assert measure_others_on_gpu() == 0
-    visible.setattr(devices, "QUIET_S", 0.2)
+    visible.setattr(gpu, "QUIET_S", 0.2)
     visible.setitem(sys.modules, "pynvml", library(busy=[80] * 100))
     assert measure_others_on_gpu() == 0.8
 
@@ -96,15 +89,17 @@ flags\t\t: fpu avx_vnni
 
 
 def test_every_cpus_values_are_read_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
     assert read_cpuinfo("flags") == []
     assert processor_name() == (platform.processor() or platform.machine())
     (tmp_path / "cpuinfo").write_text(CPUINFO)
     assert read_cpuinfo("cpu MHz") == ["2000.125", "2600.000"]
     assert processor_name() == "Some CPU @ 2.00GHz"
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\n\nModel\t\t: Raspberry Pi 4 Model B Rev 1.4\n")
+    assert processor_name() == "Raspberry Pi 4 Model B Rev 1.4"
 
 
-@pytest.mark.skipif(not devices.STAT.exists(), reason="the kernel's counts are read from /proc/stat")
+@pytest.mark.skipif(not processor.STAT.exists(), reason="the kernel's counts are read from /proc/stat")
 def test_a_second_at_work_is_a_second_of_some_cpu() -> None:
     before, _ = cpu_seconds()
     until = time.process_time() + 0.5

@@ -1,56 +1,20 @@
-"""Read facts about this machine's processor and GPUs (no torch).
+"""Read facts about this machine's GPUs through NVML (no torch).
 
-They come from the kernel's files and NVML, not from psutil: stages also run on a machine that has only torch,
-torchvision, onnx and onnxruntime, and psutil reports neither the processor's instruction sets nor its name.
+They come from NVML, not from torch: a process that measures has no torch, and may run where NVML is absent.
 """
 
 import importlib
 import os
-import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-CPUINFO, STAT = Path("/proc/cpuinfo"), Path("/proc/stat")
-TICK_S = 1 / os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 0.01
 # Reasons for a lower clock that spoil a latency; idleness and clocks set by the owner do not.
 THROTTLES = ("SwPowerCap", "HwSlowdown", "SyncBoost", "SwThermalSlowdown", "HwThermalSlowdown", "HwPowerBrakeSlowdown")
 # NVML's utilisation looks back up to one second, so it may still show a process that has just paused.
 QUIET_S = 1.5
-
-
-def processor_name() -> str:
-    """Return the processor's name."""
-    return next(iter(read_cpuinfo("model name")), "") or platform.processor() or platform.machine()
-
-
-def read_cpuinfo(field: str) -> list[str]:
-    """Read a field of /proc/cpuinfo, such as `flags` or `cpu MHz`, for every CPU in order; empty if it is absent."""
-    rows = (line.partition(":") for line in (read_kernel_file(CPUINFO) or "").splitlines())
-    return [value.strip() for name, _, value in rows if name.strip() == field]
-
-
-def cpu_seconds() -> tuple[dict[int, float], dict[int, float]]:
-    """Read busy seconds and seconds taken by the hypervisor, both by CPU, since boot; empty without /proc/stat."""
-    busy, stolen = {}, {}
-    for line in (read_kernel_file(STAT) or "").splitlines():
-        name, *values = line.split()
-        if name.startswith("cpu") and name != "cpu":
-            user, nice, system, _, _, hard, soft, steal = (int(value) * TICK_S for value in values[:8])
-            busy[int(name[3:])] = user + nice + system + hard + soft
-            stolen[int(name[3:])] = steal
-    return busy, stolen
-
-
-def read_kernel_file(path: Path) -> str | None:
-    """Read one of the kernel's text files; None if it does not exist."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +37,11 @@ class GpuState:
         Args:
             index: the device's CUDA index in this process, with `CUDA_VISIBLE_DEVICES` applied.
         """
-        with _open_nvml() as nvml:
+        with open_nvml() as nvml:
             if nvml is None:
                 return None
             try:
-                return cls._read(nvml, _find_handle(nvml, index))
+                return cls._read(nvml, find_handle(nvml, index))
             except nvml.NVMLError:
                 return None
 
@@ -105,7 +69,7 @@ class GpuUse:
 
 def read_gpu_use() -> list[GpuUse] | None:
     """Read how busy every GPU of the machine is; None if NVML is absent or does not know, as with MIG."""
-    with _open_nvml() as nvml:
+    with open_nvml() as nvml:
         if nvml is None:
             return None
         try:
@@ -138,17 +102,17 @@ def measure_others_on_gpu(index: int = 0) -> float | None:
 
 def gpu_name(index: int = 0) -> str:
     """Return the GPU's product name; empty without a GPU or NVML."""
-    with _open_nvml() as nvml:
+    with open_nvml() as nvml:
         if nvml is None:
             return ""
         try:
-            return str(nvml.nvmlDeviceGetName(_find_handle(nvml, index)))
+            return str(nvml.nvmlDeviceGetName(find_handle(nvml, index)))
         except nvml.NVMLError:
             return ""
 
 
 @contextmanager
-def _open_nvml() -> Iterator[Any]:
+def open_nvml() -> Iterator[Any]:
     """Open NVML; yield its module, or None if the package or the driver is absent."""
     try:
         nvml: Any = importlib.import_module("pynvml")
@@ -162,7 +126,7 @@ def _open_nvml() -> Iterator[Any]:
         nvml.nvmlShutdown()
 
 
-def _find_handle(nvml: Any, index: int) -> Any:
+def find_handle(nvml: Any, index: int) -> Any:
     """Return NVML's handle of a CUDA device."""
     # NVML counts all GPUs of the machine, CUDA only those in CUDA_VISIBLE_DEVICES
     visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]

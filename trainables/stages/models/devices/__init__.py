@@ -1,0 +1,1 @@
+"""Facts about processors, GPUs and energy, on this machine and on others (no torch)."""
