@@ -17,7 +17,15 @@ if __name__ == "__main__":  # modules on PYTHONPATH must not hide our packages, 
 
 from sweeps.display.console import Screen
 from sweeps.display.durations import in_words
-from sweeps.planning.budget import EPOCH_SHARES, EPOCHS, Deadline, fit_to_budget, spent_seconds, start_seconds
+from sweeps.planning.budget import (
+    EPOCH_SHARES,
+    EPOCHS,
+    Deadline,
+    describe,
+    fit_to_budget,
+    spent_seconds,
+    start_seconds,
+)
 from sweeps.planning.packing import prices, resolve_shares
 from sweeps.running.command import BAD_INPUT, EXIT_CODES, FAILED, INTERRUPTED, check, check_limits, check_networks, run
 from sweeps.running.flags import (
@@ -65,6 +73,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(parser: OneLineParser, flags: argparse.Namespace, screen: Screen, started: float) -> int:
+    keeps_students = flags.student_model is not None  # named ones: a budget leaves none of them out
     try:
         config = _config(flags)
         check(config)
@@ -79,7 +88,7 @@ def _run(parser: OneLineParser, flags: argparse.Namespace, screen: Screen, start
             screen.print(line)
         deadline = None
         if flags.plan or flags.budget:
-            config, deadline = _plan(config, dataset, flags, screen, started)
+            config, deadline = _plan(config, dataset, flags, screen, started, keeps_students=keeps_students)
             if flags.plan:
                 return 0
     except ValueError as error:
@@ -125,7 +134,13 @@ def _config(flags: argparse.Namespace) -> SweepConfig:
 
 
 def _plan(
-    config: SweepConfig, dataset: DatasetRecord, flags: argparse.Namespace, screen: Screen, started: float
+    config: SweepConfig,
+    dataset: DatasetRecord,
+    flags: argparse.Namespace,
+    screen: Screen,
+    started: float,
+    *,
+    keeps_students: bool,
 ) -> tuple[SweepConfig, Deadline | None]:
     """Probe, then print the plan, or make the sweep fit its budget; a budget counts from `started`.
 
@@ -150,13 +165,13 @@ def _plan(
         shares = (1.0,) if asked_for else EPOCH_SHARES
         spent = spent_seconds(config.folder, flags.budget)
         at = started + flags.budget - spent
-        config, deadline = fit_to_budget(config, plan_of, at=at, budget_s=flags.budget, shares=shares)
+        config, deadline = fit_to_budget(
+            config, plan_of, at=at, budget_s=flags.budget, shares=shares, keeps_students=keeps_students
+        )
     plan, hits = plan_of(config)
     if flags.budget:
-        epochs = f"{config.search.base.student.student_epochs} + {config.search.base.prune.recovery_epochs} epochs"
-        text = f"{plan.trials} trials of {epochs}, about {in_words(plan.trial_s.expected)} each"
         before = f", {in_words(spent)} of it spent before" if spent else ""
-        screen.print(f"A budget of {in_words(flags.budget)}{before}: {text}.")
+        screen.print(f"A budget of {in_words(flags.budget)}{before}: {describe(config, plan)}.")
     if flags.plan:
         screen.event("plan", sweep=config.name, **dataclasses.asdict(plan))
         show(screen, plan, config, hits, measured_start=start_s is not None)

@@ -9,6 +9,8 @@ from pathlib import Path
 from sweeps.display.durations import in_words
 from sweeps.planning.cost import Hits, Plan
 from sweeps.search.config import SweepConfig
+from sweeps.search.space import values_of
+from trainables.config.candidate import TEACHER_ITSELF
 from trainables.files import write_text
 from trainables.layout import IDENTITY, SPENT, START
 from trainables.records.encoding import to_json
@@ -59,13 +61,15 @@ def fit_to_budget(
     at: float,
     budget_s: float,
     shares: Sequence[float] = EPOCH_SHARES,
+    keeps_students: bool = False,
 ) -> tuple[SweepConfig, Deadline]:
     """Choose the epochs of a trial, then as many trials as fit until `at`.
 
     Student and recovery epochs are scaled together, by the largest share with which enough networks are trained:
-    `MIN_NETWORKS` with at most the epochs asked for, beyond them twice as many for twice the epochs. A sweep that has
-    begun keeps its epochs. If an earlier command was cut off and the rest of its budget is too short for a trial, no
-    trial is added.
+    `MIN_NETWORKS` with at most the epochs asked for, beyond them twice as many for twice the epochs. If not even the
+    epochs asked for fit, only the teacher is cut, where it is one of the students: that needs fewer epochs than to
+    train another network. A sweep that has begun keeps its epochs and students. If an earlier command was cut off and
+    the rest of its budget is too short for a trial, no trial is added.
 
     Args:
         config: with the epochs asked for.
@@ -73,15 +77,16 @@ def fit_to_budget(
         at: on the clock of `time.monotonic`.
         budget_s: the budget asked for, in seconds.
         shares: of the epochs, the largest first; the last one is taken if none trains enough networks.
+        keeps_students: whether no student may be left out.
 
     Raises:
         ValueError: if not even one trial fits.
     """
     begun = begun_with(config)
-    base = config.search.base.replace(**begun or {})
-    for share in (1.0,) if begun else shares:
+    for share, sweep in [(1.0, begun)] if begun else _ways(config, shares, keeps_students):
+        base = sweep.search.base
         epochs = {name: max(1, round(share * base.flat()[name])) for name in EPOCHS if base.flat()[name]}
-        shorter = config.replace(base=base.replace(**epochs))
+        shorter = sweep.replace(base=base.replace(**epochs))
         plan, hits = plan_of(shorter)
         deadline = Deadline(
             at=at - FINISH_S,
@@ -98,12 +103,30 @@ def fit_to_budget(
     return shorter.replace(trials=hits.trials + trials), deadline
 
 
-def begun_with(config: SweepConfig) -> dict[str, int] | None:
-    """The epochs of a sweep that has begun; None if it has not, or its file is unreadable (`run` reports that)."""
+def _ways(config: SweepConfig, shares: Sequence[float], keeps_students: bool) -> list[tuple[float, SweepConfig]]:
+    """(Share of the epochs, sweep) in the order in which they are tried."""
+    students = values_of(config.search.space, config.search.base, "student_model")
+    if keeps_students or TEACHER_ITSELF not in students or len(students) == 1:
+        return [(share, config) for share in shares]
+    whole = [(share, config) for share in shares if share >= 1]
+    return whole + [(share, _only_cuts(config)) for share in shares]
+
+
+def _only_cuts(config: SweepConfig) -> SweepConfig:
+    """The sweep with the teacher itself as its only student."""
+    space = {name: values for name, values in config.search.space.items() if name != "student_model"}
+    return config.replace(space=space, base=config.search.base.replace(student_model=TEACHER_ITSELF))
+
+
+def begun_with(config: SweepConfig) -> SweepConfig | None:
+    """The sweep with the epochs and students that it has begun with; None if it has not, or its file is unreadable
+    (`run` reports that)."""
     try:
         base = json.loads((config.folder / IDENTITY).read_text(encoding="utf-8"))["settings"]["base"]
-        return {name: int(base[name]) for name in EPOCHS}
-    except (OSError, ValueError, KeyError, TypeError):
+        epochs = {name: int(base[name]) for name in EPOCHS}
+        begun = config.replace(base=config.search.base.replace(**epochs))
+        return _only_cuts(begun) if base.get("student_model") == TEACHER_ITSELF else begun
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -128,6 +151,15 @@ def trials_within(seconds: float, plan: Plan) -> int:
         return 0
     # 1e-9: a quotient that rounding has put just below a whole number must not lose a trial
     return int((seconds - before) / ((plan.average_s - plan.alone_s) / plan.concurrency + plan.alone_s) + 1e-9)
+
+
+def describe(config: SweepConfig, plan: Plan) -> str:
+    """What a budget buys, in words."""
+    base = config.search.base
+    epochs = f"{base.student.student_epochs} + {base.prune.recovery_epochs} epochs"
+    if values_of(config.search.space, base, "student_model") == [TEACHER_ITSELF]:
+        epochs = f"{base.student.student_epochs + base.prune.recovery_epochs} epochs after a cut of the teacher"
+    return f"{plan.trials} trials of {epochs}, about {in_words(plan.trial_s.expected)} each"
 
 
 def _too_short(plan: Plan, budget_s: float, gone_s: float) -> str:

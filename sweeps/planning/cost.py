@@ -1,7 +1,8 @@
 """Estimate what a sweep will cost in time, memory and disk, from a probe of a few steps."""
 
 import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from optuna.distributions import CategoricalDistribution
@@ -27,14 +28,14 @@ class Probe:
     """Seconds per step with the sweep's threads, alone on the machine, and how many steps the real stages have."""
 
     teacher_step_s: Sequence[float]
-    student_step_s: Sequence[float]
-    """Training with soft labels, the dense students; the teacher as a student is cut as on average over the space."""
+    student_step_s: Mapping[str, Sequence[float]]
+    """Training with soft labels, of each student: dense ones, and the teacher cut as on average over the space."""
     labels_batch_s: Sequence[float]
     """The teacher's inference on `FILL_BATCH` images."""
     teacher_check_s: float
     """BatchNorm re-estimation and validation at an epoch's end."""
-    student_check_s: float
-    export_s: float
+    student_check_s: Mapping[str, float]
+    export_s: Mapping[str, float]
     teacher_steps: int
     """Per epoch; the teacher does not see images without labels."""
     steps: int
@@ -131,13 +132,14 @@ def estimate(probe: Probe, config: SweepConfig, hits: Hits, *, start_s: float = 
     at_once = max(1, min(concurrency, trials))
     # Shape and file, each beside the teacher's file, with warm-up; a file of a clean shape takes a quarter of its half.
     alone_s = 4 * base.measure.latency_seconds
-    fixed_s = 2 * probe.export_s
-    epoch = Range.of(probe.student_step_s) * probe.steps + probe.student_check_s
+    students = values_of(search.space, base, "student_model")
+    fixed_s = 2 * statistics.mean(probe.export_s[name] for name in students)
+    steps = Range.of([seconds for name in students for seconds in probe.student_step_s[name]])
+    epoch = steps * probe.steps + statistics.mean(probe.student_check_s[name] for name in students)
     # A trial of the same network in another precision only writes a file.
     trained = 1 / len([word for word in values_of(search.space, base, "precision") if word != "int8_qat"] or [""])
     teacher = Range.of(probe.teacher_step_s) * probe.teacher_steps + probe.teacher_check_s
     teacher_s = teacher * base.teacher.teacher_epochs + fixed_s + 3 * alone_s / 2  # itself twice, then its file
-    students = values_of(search.space, base, "student_model")
     cuts_teacher = students.count(TEACHER_ITSELF) / len(students)  # share of trials
     missing = hits.views_needed - hits.views
     labels_s = Range.of(probe.labels_batch_s) * probe.label_batches * missing

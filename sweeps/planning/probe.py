@@ -90,27 +90,27 @@ def _time_stages(config: SweepConfig, dataset: DatasetRecord, images: tuple[Imag
     torch.set_num_threads(devices.threads)
     lesson = LogitsAtHand(candidate.student, few, label_smoothing=smoothing)
     lesson.logits_NC = logits_of(teacher.eval(), few, candidate.augment, candidate.training, view=0, turn=clock.turn)
-    student_steps: list[float] = []
-    checks, exports, sizes = list[float](), list[float](), list[int]()
-    for candidate in candidates:  # an average trial is one of any of the students
-        student = average_student(candidate, config.search, dataset)
-        trainer = Trainer(student, replace(student_loop(candidate), epochs=1), few, lesson)
-        student_steps += _warm(clock.steps(trainer.steps(1)))
-        checks.append(clock.time(trainer.check))
-        began = time.perf_counter()
-        sizes.append(_export(student, candidate, dataset, folder))
-        exports.append(time.perf_counter() - began)
-    # validation was timed on a few images: scaled to all of them
+    student_steps: dict[str, tuple[float, ...]] = {}
+    checks, exports, sizes = dict[str, float](), dict[str, float](), list[int]()
+    # validation is timed on a few images: scaled to all of them
     scale = _checked_images(whole) / _checked_images(few)
     teacher_scale = _checked_images(whole.labelled()) / _checked_images(few.labelled())
+    for name, candidate in zip(students, candidates, strict=True):
+        student = average_student(candidate, config.search, dataset)
+        trainer = Trainer(student, replace(student_loop(candidate), epochs=1), few, lesson)
+        student_steps[name] = _warm(clock.steps(trainer.steps(1)))
+        checks[name] = clock.time(trainer.check) * scale
+        began = time.perf_counter()
+        sizes.append(_export(student, candidate, dataset, folder))
+        exports[name] = time.perf_counter() - began
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else _resident_bytes()
     return Probe(
         teacher_step_s=_warm(teacher_steps),
-        student_step_s=tuple(student_steps),
+        student_step_s=student_steps,
         labels_batch_s=_warm(clock.turns),
         teacher_check_s=teacher_check * teacher_scale,
-        student_check_s=statistics.mean(checks) * scale,
-        export_s=statistics.mean(exports),
+        student_check_s=checks,
+        export_s=exports,
         teacher_steps=math.ceil(len(whole.labelled().train_labels) / candidate.training.batch_size),
         steps=math.ceil(len(whole.train_labels) / candidate.training.batch_size),
         label_batches=math.ceil(len(whole.train_labels) / FILL_BATCH),

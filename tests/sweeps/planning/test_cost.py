@@ -25,7 +25,7 @@ from sweeps.planning.reuse import look_up
 from sweeps.running.tune.delivery import Timesheet
 from sweeps.search.config import SweepConfig
 from sweeps.search.presets import quick
-from sweeps.search.space import parse
+from sweeps.search.space import parse, values_of
 from trainables.config.candidate import CandidateConfig
 from trainables.files import write_text
 from trainables.layout import SPENT
@@ -34,11 +34,11 @@ from trainables.stages.data import prepared
 
 PROBE = Probe(
     teacher_step_s=(1.0, 2.0, 4.0),
-    student_step_s=(0.5, 1.0, 1.5),
+    student_step_s={"alexnet_small": (0.5, 1.0, 1.5), "teacher": (0.2, 0.2)},
     labels_batch_s=(3.0,),
     teacher_check_s=5.0,
-    student_check_s=2.0,
-    export_s=4.0,
+    student_check_s={"alexnet_small": 2.0, "teacher": 2.0},
+    export_s={"alexnet_small": 4.0, "teacher": 4.0},
     teacher_steps=10,
     steps=10,
     label_batches=2,
@@ -164,6 +164,31 @@ def test_a_budget_chooses_trials_and_their_epochs(
     write_text(fit.folder / "identity.json", to_json({"settings": {"base": fit.search.base.flat()}}))
     again, _ = fit_to_budget(asked, reckoned, at=time.monotonic() + 5000, budget_s=5000)
     assert again.search.base == fit.search.base  # whatever else would fit now
+
+
+@pytest.mark.parametrize(
+    ("seconds", "keeps", "students", "epochs"),
+    [
+        (1000, False, ["teacher", "alexnet_small"], (16, 8)),
+        (700, False, ["teacher"], (16, 8)),
+        (700, True, ["teacher", "alexnet_small"], (12, 6)),
+        (300, False, ["teacher"], (6, 3)),
+    ],
+    ids=["enough", "too short for both", "both were named", "shorter still"],
+)
+def test_a_short_budget_cuts_the_teacher_alone(
+    tmp_path: Path, seconds: float, keeps: bool, students: list[str], epochs: tuple[int, int]
+) -> None:
+    base = sweep().search.base.replace(student_epochs=16, recovery_epochs=8)
+    space = sweep().search.space | {"student_model": parse("student_model", "teacher,alexnet_small")}
+    asked = sweep(base=base, space=space, out=tmp_path)
+    fit, _ = fit_to_budget(asked, reckoned, at=time.monotonic() + seconds, budget_s=seconds, keeps_students=keeps)
+    assert values_of(fit.search.space, fit.search.base, "student_model") == students
+    assert (fit.search.base.student.student_epochs, fit.search.base.prune.recovery_epochs) == epochs
+    fit.folder.mkdir(parents=True)
+    write_text(fit.folder / "identity.json", to_json({"settings": {"base": fit.identity()["base"]}}))
+    again, _ = fit_to_budget(asked, reckoned, at=time.monotonic() + 9000, budget_s=9000)
+    assert again.identity() == fit.identity()  # whatever else would fit now
 
 
 def test_a_command_that_was_cut_off_leaves_the_rest_of_its_budget(tmp_path: Path) -> None:
