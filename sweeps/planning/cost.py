@@ -29,7 +29,7 @@ class Probe:
 
     teacher_step_s: Sequence[float]
     student_step_s: Mapping[str, Sequence[float]]
-    """Training with soft labels, of each student: dense ones, and the teacher cut as on average over the space."""
+    """Training with soft labels, of each student; the teacher is cut as in the first trials, on average."""
     labels_batch_s: Sequence[float]
     """The teacher's inference on `FILL_BATCH` images."""
     teacher_check_s: float

@@ -18,6 +18,7 @@ from torch import nn
 
 from sweeps.planning.cost import Probe
 from sweeps.search.config import Search, SweepConfig
+from sweeps.search.sampling.first_trials import first_cuts
 from sweeps.search.space import values_of
 from trainables.config.candidate import Candidate
 from trainables.records.stages import DatasetRecord
@@ -122,10 +123,10 @@ def _time_stages(config: SweepConfig, dataset: DatasetRecord, images: tuple[Imag
 
 
 def average_student(candidate: Candidate, search: Search, dataset: DatasetRecord) -> nn.Module:
-    """The network that a trial trains: dense, but the teacher as a student is cut to its mean MACs over the space."""
+    """The network that a trial trains: dense, but the teacher as a student has the mean MACs of the first cuts."""
     student = build_for(candidate.network, dataset)
     if candidate.cuts_teacher and values_of(search.space, search.base, "pruning_method") == ["structured"]:
-        left = [1 - float(ratio) for ratio in values_of(search.space, search.base, "pruning_ratio")]
+        left = [1 - ratio for ratio in first_cuts(search.space, search.base)]
         of_channels = candidate.prune.pruning_of == "channels"
         width = math.sqrt(statistics.mean(share**2 if of_channels else share for share in left))
         prune(

@@ -54,6 +54,14 @@ def _wanted(space: Space, base: CandidateConfig) -> Iterator[dict[str, Any]]:
             yield from (point | {"student_model": student} for point in literature)
 
 
+def first_cuts(space: Space, base: CandidateConfig) -> list[float]:
+    """The ratios that the first trials cut the teacher by."""
+    ratios = space.get("pruning_ratio")
+    if ratios is None:
+        return [base.prune.pruning_ratio]
+    return list(dict.fromkeys(_nearest(ratios, ratio) for ratio in TEACHER_CUTS if ratio > 0))
+
+
 def far_cuts(space: Space, base: CandidateConfig, student: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Trials that prune a trained student hard: at the upper end of the ratio, and at two thirds of it.
 

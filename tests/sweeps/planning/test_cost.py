@@ -147,8 +147,8 @@ def reckoned(config: SweepConfig) -> tuple[Plan, Hits]:
 
 @pytest.mark.parametrize(
     ("seconds", "epochs", "trials"),
-    [(2000, (16, 8), 11), (1300, (16, 8), 7), (500, (4, 2), 8), (4000, (32, 16), 12), (60000, (64, 32), 101)],
-    ids=["as asked", "fewer trials", "a quarter of them", "twice", "four times at most"],
+    [(2000, (16, 8), 11), (1300, (16, 8), 7), (500, (7, 3), 5), (4000, (32, 16), 12), (60000, (64, 32), 101)],
+    ids=["as asked", "fewer trials", "fewer epochs", "twice", "four times at most"],
 )
 def test_a_budget_chooses_trials_and_their_epochs(
     tmp_path: Path, seconds: float, epochs: tuple[int, int], trials: int
@@ -169,10 +169,10 @@ def test_a_budget_chooses_trials_and_their_epochs(
 @pytest.mark.parametrize(
     ("seconds", "keeps", "students", "epochs"),
     [
-        (1000, False, ["teacher", "alexnet_small"], (16, 8)),
-        (700, False, ["teacher"], (16, 8)),
-        (700, True, ["teacher", "alexnet_small"], (12, 6)),
-        (300, False, ["teacher"], (6, 3)),
+        (700, False, ["teacher", "alexnet_small"], (16, 8)),
+        (600, False, ["teacher"], (16, 8)),
+        (600, True, ["teacher", "alexnet_small"], (12, 6)),
+        (300, False, ["teacher"], (7, 3)),
     ],
     ids=["enough", "too short for both", "both were named", "shorter still"],
 )
