@@ -46,8 +46,8 @@ def pixels(path, size):
     image.load()
     try:
         image = image.transpose({2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}[image.getexif().get(0x0112)])
-    except Exception:
-        pass  # EXIF asks for no rotation, or its block cannot be read
+    except Exception:  # EXIF asks for no rotation, or its block cannot be read: Pillow raises anything then
+        pass
     if image.mode[0] in "IF":
         values = np.nan_to_num(np.asarray(image).astype(np.float64))
         scale = (255 if values.max() <= 1 else 1) if image.mode == "F" else 1 if values.max() < 256 else 1 / 256

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 from ray._private import ray_constants, worker
 from ray._private.node import Node
-from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # compiled, without types
 from ray.tune.experiment import Trial
 
 LOOPBACK = "127.0.0.1"

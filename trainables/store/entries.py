@@ -217,7 +217,7 @@ def note_user(root: Path | None, objects: Objects | None, sweep: Path, sweep_id:
     """
     mark_format(root, objects)
     beside = objects is None and root is not None and root.resolve() == (out_of(sweep) / STORE).resolve()
-    folder = os.path.join(os.pardir, SWEEPS, sweep.name) if beside else str(sweep.resolve())  # noqa: PTH118
+    folder = str(Path(os.pardir, SWEEPS, sweep.name) if beside else sweep.resolve())
     text = to_json({"sweep": sweep.name, "sweep_id": sweep_id, "folder": folder})
     name = f"{USERS}/{hashlib.sha256(sweep_id.encode()).hexdigest()[:24]}.json"
     if objects is not None:

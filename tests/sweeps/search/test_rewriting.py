@@ -14,6 +14,7 @@ from sweeps.search.study_file import contains, holds
 from tests.sweeps.search.sampling.test_searcher import FINAL, ask, driver, space_of
 from trainables.records.stages import DatasetRecord
 
+# Of options of Optuna's samplers that it calls experimental; sweeps use them, and are silent about it.
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 IMAGES = DatasetRecord(
     name="digits",

@@ -8,7 +8,7 @@ import pytest
 from sweeps import kd_prune
 from sweeps.search.folder import InputError, check_identity, typed_command, write_sweep_json
 from sweeps.search.presets import quick
-from trainables.records.stages import DatasetRecord
+from tests.sweeps.search.test_rewriting import IMAGES
 
 SCRIPT = kd_prune.__file__
 
@@ -34,30 +34,16 @@ def test_a_program_that_calls_the_sweep_has_no_command_to_tell(tmp_path: Path) -
     assert typed_command([str(tmp_path / "mine.py"), "--trials", "3"]) is None
 
 
-DATASET = DatasetRecord(
-    name="digits",
-    folder=Path(),
-    fingerprint="f" * 64,
-    class_names=("0", "1"),
-    image_size=32,
-    num_train=1,
-    num_val=1,
-    num_test=1,
-    mean=(0, 0, 0),
-    std=(1, 1, 1),
-)
-
-
 @pytest.mark.parametrize("damage", ["", "{", "null", "[1]", '{"config": 1}', "[" * 100_000])
 def test_a_damaged_description_is_written_again(tmp_path: Path, damage: str) -> None:
     config = quick().replace(name="night", out=tmp_path)
     config.folder.mkdir(parents=True)
     teacher = SimpleNamespace(metrics={"size_bytes": 1.0})
-    write_sweep_json(config, teacher, DATASET)
+    write_sweep_json(config, teacher, IMAGES)
     path = config.folder / "sweep.json"
     before = json.loads(path.read_text())
     path.write_text(damage)
-    write_sweep_json(config, teacher, DATASET)
+    write_sweep_json(config, teacher, IMAGES)
     assert json.loads(path.read_text()) == before
     assert path.with_name("sweep.json.corrupt-1").read_text() == damage
 
@@ -68,7 +54,7 @@ def test_a_damaged_description_is_written_again(tmp_path: Path, damage: str) -> 
 def test_a_damaged_identity_is_one_line_that_names_the_file(tmp_path: Path, damage: str) -> None:
     config = quick().replace(name="night", out=tmp_path)
     config.folder.mkdir(parents=True)
-    check_identity(config, DATASET)
+    check_identity(config, IMAGES)
     (config.folder / "identity.json").write_text(damage)
     with pytest.raises(InputError, match=r"--name night: .*identity\.json cannot be read .*; restore it, or take"):
-        check_identity(config, DATASET)
+        check_identity(config, IMAGES)

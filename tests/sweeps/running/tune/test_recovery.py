@@ -30,6 +30,7 @@ from trainables.tracking.deliveries import outbox
 from trainables.tracking.transport import INCOMING, fetch, send
 from trainables.trials.task import TrialTask, task_of
 
+# Of options of Optuna's samplers that it calls experimental; sweeps use them, and are silent about it.
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 SPACE = space_of(alpha="0.5:0.9", pruning_ratio="0.2:0.4")
 

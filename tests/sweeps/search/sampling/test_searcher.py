@@ -32,6 +32,7 @@ ONE_POINT = {
 }
 FINAL = {"final": True, "val_accuracy": 0.9, "latency_p50_ms": 1.5, "size_bytes": 1_000_000, "macs": 2_000_000}
 
+# Of options of Optuna's samplers that it calls experimental; sweeps use them, and are silent about it.
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 
 

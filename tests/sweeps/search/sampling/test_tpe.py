@@ -10,6 +10,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sweeps.search.sampling import tpe
 from sweeps.search.sampling.tpe import BoundedTPE, remembered
 
+# Of options of Optuna's samplers that it calls experimental; sweeps use them, and are silent about it.
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 SPACE = {"x": FloatDistribution(0, 1), "method": CategoricalDistribution(["a", "b"])}
 DIRECTIONS = [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE, StudyDirection.MINIMIZE]

@@ -72,6 +72,7 @@ def test_record_describes_the_files(record: ExportRecord) -> None:
     assert sorted(path.name for path in record.folder.iterdir()) == [ONNX_FILE, TORCHSCRIPT_FILE]
 
 
+# TorchScript is what users ask for, and has no other loader.
 @pytest.mark.filterwarnings("ignore:.*torch.jit.load.*is deprecated")
 @pytest.mark.parametrize("batch", [1, 2, 5, 17])
 def test_any_batch_size_normalised_inside(model: nn.Module, record: ExportRecord, batch: int) -> None:

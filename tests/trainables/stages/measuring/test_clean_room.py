@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from tests.trainables.stages.measuring.busy_cpu import bound_to, busy, linux
-from tests.trainables.stages.measuring.linear_onnx import linear_model, random_weight
+from tests.trainables.stages.measuring.linear_onnx import linear_job
 from trainables.locks import DeviceLock
 from trainables.stages.measuring import clean_room, process
 from trainables.stages.measuring.clean_room import BrokenRoomError, measure_apart
 from trainables.stages.measuring.process import Job, Measured
-from trainables.stages.runtimes.base import AbsentError, Artifact
+from trainables.stages.runtimes.base import AbsentError
 
 CALLER = """
 import sys
@@ -32,16 +32,7 @@ measure_apart(job, DeviceLock(Path(sys.argv[2]), "cpu"))
 
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
-    small = linear_model(tmp_path / "small.onnx", random_weight())
-    large = linear_model(tmp_path / "large.onnx", random_weight(20_000))
-    return Job(
-        candidate=Artifact(onnx=small),
-        reference=Artifact(onnx=large),
-        runtime="onnxruntime_cpu",
-        threads=1,
-        seconds=0.2,
-        throughput_batch=64,
-    )
+    return linear_job(tmp_path, throughput_batch=64)
 
 
 @pytest.fixture

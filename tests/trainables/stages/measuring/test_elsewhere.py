@@ -15,7 +15,7 @@ import pytest
 
 from sweeps.kd_prune import main as sweep
 from tests.trainables.stages.measuring.latencies import linear_file, node
-from tests.trainables.stages.measuring.linear_onnx import linear_model, random_weight
+from tests.trainables.stages.measuring.linear_onnx import linear_job
 from tests.trainables.stages.measuring.sshd import MISSING, Machine, machine
 from trainables.config.candidate import MeasureConfig
 from trainables.layout import LEASES
@@ -29,7 +29,6 @@ from trainables.stages.measuring.process import Job, Measured
 from trainables.stages.models.devices import elsewhere, receiver
 from trainables.stages.models.devices.elsewhere import ask, check_elsewhere, facts_of
 from trainables.stages.models.devices.processor import processor_name
-from trainables.stages.runtimes.base import Artifact
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 
@@ -62,18 +61,7 @@ def our_ssh(there: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def job(tmp_path: Path, there: Machine) -> Job:
-    small = linear_model(tmp_path / "small.onnx", random_weight())
-    large = linear_model(tmp_path / "large.onnx", random_weight(20_000))
-    return Job(
-        candidate=Artifact(onnx=small),
-        reference=Artifact(onnx=large),
-        runtime="onnxruntime_cpu",
-        threads=1,
-        seconds=0.2,
-        attempts=1,
-        throughput_batch=8,
-        address=there.address,
-    )
+    return linear_job(tmp_path, attempts=1, throughput_batch=8, address=there.address)
 
 
 @pytest.fixture

@@ -178,7 +178,7 @@ def start(
             "module": list(module),
         }
         _hand_over(process, request, {**files, name: package}, errors)
-    except BaseException:
+    except BaseException:  # including Ctrl-C: leave no ssh behind, then propagate
         process.kill()
         process.wait()
         raise
