@@ -13,6 +13,8 @@ from analysis.reading.rows import finished_runs
 from analysis.reading.runs import Runs
 from trainables.config.candidate import TEACHER_ITSELF
 
+# Networks with a smaller share of the teacher's accuracy are not chosen.
+USEFUL = 0.5
 # Shares of the teacher's latency at which `winners` looks.
 LATENCY_SHARES = (1.0, 1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32)
 # Candidates compete only where these are equal: accuracies need the same images, latencies the same device.
@@ -205,12 +207,16 @@ def hypervolume_curve(runs: Runs) -> list[tuple[int, float]]:
 def choose(front: pd.DataFrame, teacher: Mapping[str, float]) -> dict[str, str]:
     """The named variants `most_accurate`, `balanced`, `fastest` and `smallest` -> run id; ties go to the more accurate.
 
+    Nobody ships a network that the cut has ruined: those with less than `USEFUL` of the teacher's accuracy are not
+    named, unless there are no others.
+
     Raises:
         ValueError: if the front is empty.
     """
     if front.empty:
         raise ValueError("A choice needs at least one candidate on the front, but there is none.")
-    ranked = front.sort_values("val_accuracy", ascending=False, kind="stable")
+    useful = front[front["val_accuracy"] >= USEFUL * teacher["val_accuracy"]]
+    ranked = (front if useful.empty else useful).sort_values("val_accuracy", ascending=False, kind="stable")
     points = normalised(ranked, teacher).dropna()
     # Latency and size move together: as two axes of the knee they would outvote accuracy.
     cost = (points["log2_latency_vs_teacher"] + points["log2_size_vs_teacher"]) / 2

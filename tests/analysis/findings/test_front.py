@@ -71,6 +71,16 @@ def test_choices_are_the_extremes_of_the_front(runs):
     assert chosen["balanced"] in front.index
 
 
+def test_a_ruined_network_is_not_chosen_unless_there_is_no_other(runs):
+    front, teacher = front_members(runs), runs.sweep["teacher"]
+    ruined = front["size_bytes"].idxmin()
+    front.loc[ruined, "val_accuracy"] = 0.4 * teacher["val_accuracy"]
+    chosen = choose(front, teacher)
+    assert ruined not in chosen.values()
+    assert chosen == choose(front.drop(ruined), teacher)
+    assert set(choose(front.loc[[ruined]], teacher).values()) == {ruined}
+
+
 def test_hypervolume_of_one_candidate_is_a_box(runs):
     frame = runs.frame[runs.frame["trial_number"] == 0].assign(
         val_accuracy=0.9, latency_p50_ms=1.0, reference_latency_p50_ms=4.0, size_bytes=44_700_000 / 2
