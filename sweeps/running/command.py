@@ -148,10 +148,8 @@ def run(
     retry_failed: bool = False,
 ) -> int:
     """Run a sweep; returns the exit code."""
-    from sweeps.cluster.interrupts import (
-        Interrupted,
-        RayDiedError,
-    )  # Ray's import takes a second, which bad flags should not cost
+    # Ray's import takes a second, which bad flags should not cost
+    from sweeps.cluster.interrupts import Interrupted, RayDiedError
     from sweeps.running.launch import run_sweep
     from sweeps.search.folder import InputError
 
