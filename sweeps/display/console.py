@@ -6,7 +6,7 @@ import sys
 import time
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 
 from rich.status import Status
 from rich.text import Text
@@ -46,7 +46,7 @@ class Screen(Terminal):
                 self._events.write(json.dumps(row, default=str) + "\n")
                 self._events.flush()  # a program that follows the sweep must not wait for a full buffer
             except BrokenPipeError:
-                self.on_broken_pipe()
+                _go_on_without(self._events)
 
     def alone(self) -> AbstractContextManager[object]:
         """Keep other prints, such as those of the user's module, out of the events: they go to standard error."""
@@ -54,10 +54,7 @@ class Screen(Terminal):
 
     def on_broken_pipe(self) -> None:
         """Go on without a reader: of `| tee log`, Ctrl-C ends tee as well, and `| head` has seen enough."""
-        with Path(os.devnull).open("w") as nowhere, suppress(OSError, ValueError):
-            os.dup2(nowhere.fileno(), self._events.fileno())
-        with suppress(OSError):
-            sys.stderr.write("Nobody reads standard output any more; the sweep goes on without it.\n")
+        _go_on_without(self.file)
 
     def launch(self) -> None:
         """Start the clock of `start_s`."""
@@ -84,3 +81,12 @@ class Screen(Terminal):
     def busy(self, text: str) -> AbstractContextManager[object]:
         """A spinner with `text` for the length of a `with` block."""
         return self.status(Text(plain(text))) if self.mode == "people" else nullcontext()
+
+
+def _go_on_without(stream: IO[str]) -> None:
+    """Send a stream that nobody reads any more to nowhere, and say so once."""
+    with Path(os.devnull).open("w") as nowhere, suppress(OSError, ValueError):
+        os.dup2(nowhere.fileno(), stream.fileno())
+    if stream is not sys.stderr:
+        with suppress(OSError):
+            sys.stderr.write("Nobody reads standard output any more; the sweep goes on without it.\n")

@@ -85,7 +85,8 @@ def run_sweep(
                 finish(run, "interrupted")
                 raise
             failed += finish(run, "finished")
-            (config.folder / UNFINISHED).unlink(missing_ok=True)
+            if not failed:  # else --retry-failed may go on with what they left in the store
+                (config.folder / UNFINISHED).unlink(missing_ok=True)
             (config.folder / SPENT).unlink(missing_ok=True)
     return failed
 

@@ -6,7 +6,7 @@ Markdown and HTML are escaped by `analysis.pages.markdown.safe` (standard librar
 import re
 
 # The last @ ends the password, which may contain others.
-_PASSWORD = re.compile(r"(\w://[^\s:/@?#]*):\S*@(?=[^\s@]*)")
+_PASSWORD = re.compile(r"(\w://[^\s:/@?#]*):\S*@")
 _TOKEN = re.compile(r"(\bhttps?://)[^\s:/@?#]+@")  # a token stands where the user's name does
 _QUERY = re.compile(r"([?&][\w-]*(?:password|passwd|secret|token)=)[^\s&#'\"]+", re.IGNORECASE)
 # All but tabs and line breaks; characters that write backwards hide what they stand beside.

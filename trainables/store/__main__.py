@@ -103,8 +103,9 @@ def _parser() -> OneLineParser:
         default="front",
         help="besides teachers, champions and controls: front members or every trial (default: front)",
     )
-    gc.add_argument("--dry-run", action="store_true", help="only say what would go")
-    gc.add_argument("--yes", action="store_true", help="remove it without asking")
+    asks = gc.add_mutually_exclusive_group()
+    asks.add_argument("--dry-run", action="store_true", help="only say what would go")
+    asks.add_argument("--yes", action="store_true", help="remove it without asking")
     gc.add_argument(
         "--forget", action="append", default=[], metavar="NAME", help="a sweep that is gone and needs nothing any more"
     )
@@ -162,7 +163,10 @@ def _gc(shelf: Shelf, where: str, flags: argparse.Namespace, words: Sequence[str
         _total("would free", [part for part in shown if shelf.is_free(part.key)])
         if flags.failures:
             print(f"would forget {shelf.failures()} failures")
-        if flags.dry_run or not (shown or flags.all or (flags.failures and shelf.failures())):
+        forgotten = users(shelf, where, forget=flags.forget)[1]
+        if forgotten:
+            print(f"would forget {len(forgotten)} notes about sweeps that are gone")
+        if flags.dry_run or not (shown or flags.all or forgotten or (flags.failures and shelf.failures())):
             return 0
         if not sys.stdin.isatty():
             typed = shlex.join(["python", "-m", "trainables.store", *words, "--yes"])
@@ -173,6 +177,8 @@ def _gc(shelf: Shelf, where: str, flags: argparse.Namespace, words: Sequence[str
         # again: a sweep may have begun while this one waited
         names = {part.name for part in shown}
         shown = [part for part in _doomed(shelf, where, flags) if part.name in names]
+    for note in users(shelf, where, forget=flags.forget)[1]:
+        shelf.forget_user(note)
     if flags.all:
         kept = shelf.clear()
         print("removed everything" + (f" but what is in use: {', '.join(kept)}" if kept else ""))
@@ -184,8 +190,6 @@ def _gc(shelf: Shelf, where: str, flags: argparse.Namespace, words: Sequence[str
         print(f"removed {part.name}  {format_bytes(part.size_bytes)}" if gone else f"kept {part.name}: in use")
     if flags.failures:
         print(f"forgot {shelf.forget_failures()} failures")
-    for note in users(shelf, where, forget=flags.forget)[1]:
-        shelf.forget_user(note)
     _total("freed", removed)
     return 0
 

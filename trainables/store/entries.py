@@ -213,10 +213,11 @@ def mark_format(root: Path | None, objects: Objects | None) -> None:
 def note_user(root: Path | None, objects: Objects | None, sweep: Path, sweep_id: str) -> None:
     """Put down that a sweep uses this store, so that nobody collects what it needs.
 
-    A sweep beside its store is named by a relative path, so that both may be moved together.
+    A sweep beside its store is named by a relative path, so that both may be moved together; not if the store is a
+    link, from behind which `..` leads elsewhere.
     """
     mark_format(root, objects)
-    beside = objects is None and root is not None and root.resolve() == (out_of(sweep) / STORE).resolve()
+    beside = objects is None and root is not None and root.resolve() == out_of(sweep).resolve() / STORE
     folder = str(Path(os.pardir, SWEEPS, sweep.name) if beside else sweep.resolve())
     text = to_json({"sweep": sweep.name, "sweep_id": sweep_id, "folder": folder})
     name = f"{USERS}/{hashlib.sha256(sweep_id.encode()).hexdigest()[:24]}.json"

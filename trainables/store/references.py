@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainables.layout import CELLS, DRIVER_LOCK, IDENTITY, RECORD, SWEEP_JSON, TRIALS, UNFINISHED
+from trainables.layout import CELLS, DRIVER_LOCK, IDENTITY, RECORD, REPLACED, SWEEP_JSON, TRIALS, UNFINISHED
 from trainables.locks import is_locked
 from trainables.records.encoding import UndecodableError, read_json
 from trainables.records.trial import read_sweep_id
 from trainables.store.inventory import LocalShelf, RemoteShelf, Shelf
 from trainables.store.results import Store
 
+LATENCY = "latency_p50_ms"
 # Candidates compete only where these are equal, as in `analysis.findings.front`.
 GROUPED_BY = ("dataset", "latency_device", "latency_runtime")
 
@@ -86,7 +87,8 @@ def readable(sweeps: Iterable[Path]) -> Iterator[Reference]:
 
 
 def _of_sweep(sweep: Path) -> list[Reference]:
-    rows = {path: _record(path) for path in sorted((*sweep.glob(f"*/{RECORD}"), *sweep.glob(f"*/*/{RECORD}")))}
+    paths = sorted((*sweep.glob(f"*/{RECORD}"), *sweep.glob(f"*/*/{RECORD}")))
+    rows = {path: _record(path) for path in paths if path.relative_to(sweep).parts[0] != REPLACED}
     searched = {path: row for path, row in rows.items() if path.relative_to(sweep).parts[0] == TRIALS}
     front = _front(searched, _directions(sweep))
     found = []
@@ -112,9 +114,12 @@ def _directions(sweep: Path) -> Mapping[str, str] | None:
 
 
 def _front(rows: Mapping[Path, Mapping[str, Any]], directions: Mapping[str, str] | None) -> set[Path]:
-    """The trials that no other one dominates, and those of which that cannot be told."""
+    """The trials that may be on the front, and those of which that cannot be told.
+
+    The front pools latencies of one shape: a trial counts with the least of its shape, and its rivals with their most.
+    """
     kept: set[Path] = set()
-    groups: dict[tuple[str, ...], list[tuple[tuple[float, ...], Path]]] = {}
+    groups: dict[tuple[str, ...], dict[Path, _Spread]] = {}
     for path, row in rows.items():
         if row["status"] != "finished":
             continue
@@ -127,15 +132,37 @@ def _front(rows: Mapping[Path, Mapping[str, Any]], directions: Mapping[str, str]
             kept.add(path)
             continue
         assert directions is not None
-        point = tuple(-value if directions[name] == "maximize" else value for name, value in values.items())
-        groups.setdefault(tuple(str(known.get(name)) for name in GROUPED_BY), []).append((point, path))
+        point = {name: -value if directions[name] == "maximize" else value for name, value in values.items()}
+        group = groups.setdefault(tuple(str(known.get(name)) for name in GROUPED_BY), {})
+        group[path] = _Spread(str(known.get("latency_shape", path)), point)
     for group in groups.values():
-        front: list[tuple[float, ...]] = []
-        for point, path in sorted(group):  # a point is dominated by earlier ones alone
-            if point in front or not any(all(a <= b for a, b in zip(other, point, strict=True)) for other in front):
-                front.append(point)
-                kept.add(path)
+        kept |= _may_be_on_front(group)
     return kept
+
+
+@dataclass(frozen=True)
+class _Spread:
+    """A trial's shape, and its objectives, all to be minimised."""
+
+    shape: str
+    point: Mapping[str, float]
+
+
+def _may_be_on_front(group: Mapping[Path, _Spread]) -> set[Path]:
+    latencies: dict[str, list[float]] = {}
+    for one in group.values():
+        latencies.setdefault(one.shape, []).append(one.point.get(LATENCY, 0.0))
+    worst = {tuple({**one.point, LATENCY: max(latencies[one.shape])}.values()) for one in group.values()}
+    front: list[tuple[float, ...]] = []
+    for point in sorted(worst):  # a point is dominated by earlier ones alone
+        if not any(_is_as_good(other, point) for other in front):
+            front.append(point)
+    best = {path: tuple({**one.point, LATENCY: min(latencies[one.shape])}.values()) for path, one in group.items()}
+    return {path for path, point in best.items() if not any(p != point and _is_as_good(p, point) for p in front)}
+
+
+def _is_as_good(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return all(a <= b for a, b in zip(one, other, strict=True))
 
 
 def unfinished(sweeps: Iterable[Path]) -> bool:

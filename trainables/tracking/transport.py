@@ -73,6 +73,15 @@ def fetch(
     return True
 
 
+def withdraw(key: str, storage: str) -> None:
+    """Take back what `send` uploaded, so that nobody fetches it any more.
+
+    Raises:
+        ConnectionError: if the storage does not answer.
+    """
+    _remote(key, storage, patience_s=0.0).forget(MANIFEST)
+
+
 def _remote(key: str, storage: str, *, patience_s: float) -> Remote:
     url = storage if "://" in storage else f"file://{Path(storage).resolve()}"
     return Remote(Objects(f"{url.rstrip('/')}/outbox", patience_s=patience_s), key)

@@ -14,7 +14,7 @@ from sweeps.search.folder import InputError
 from sweeps.search.sampling.searcher import StudySearcher, finished
 from trainables.layout import DELIVERED, RECORD, has_record, trial_folder
 from trainables.records.trial import TrialRecord, read_trial
-from trainables.tracking.transport import fetch
+from trainables.tracking.transport import fetch, withdraw
 from trainables.trials.task import Task
 
 PATIENCE_S = 60.0  # how long to retry a storage that does not answer
@@ -73,16 +73,32 @@ def to_repeat(study: optuna.Study, config: SweepConfig, task_of: TaskOf, *, fail
         folder = trial_dir(config, trial.number)
         if not trial.params:
             continue
-        if not _has_record(config, task_of(trial.number, trial.params)):
+        task = task_of(trial.number, trial.params)
+        if not _has_record(config, task):
             lost = trial.state == optuna.trial.TrialState.COMPLETE or (folder / FAILED_RECORD).exists()
         else:
             lost = failed and read_trial(folder).status == "failed"
             if lost:
+                _withdraw(config, task)
                 (folder / RECORD).replace(folder / FAILED_RECORD)
         if lost:
             (folder / DELIVERED).unlink(missing_ok=True)  # it is delivered again
             again.append(trial)
     return again
+
+
+def _withdraw(config: SweepConfig, task: Task) -> None:
+    """Take a record back from the storage; otherwise it would be fetched again as that of the next attempt.
+
+    Raises:
+        InputError: if the storage does not answer.
+    """
+    if (storage := config.places.storage) is None:
+        return
+    try:
+        withdraw(task.address, storage)
+    except OSError as error:
+        raise InputError(f"--storage {storage}: {error}; run the same command when it answers.") from error
 
 
 def trial_dir(config: SweepConfig, number: int) -> Path:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 
 import pytest
 
@@ -11,6 +12,7 @@ from sweeps.display.console import Screen
 
 SCRIPT = """
 import sys
+import textwrap
 from sweeps.display.console import Screen
 screen = Screen(sys.argv[1])
 sys.stdin.read()  # until the reader has gone
@@ -36,6 +38,23 @@ def test_a_reader_that_leaves_ends_nothing_and_is_told_once(mode: str) -> None:
     assert said.count("Nobody reads standard output any more") == 1
     assert said.endswith("after\n")
     assert "Traceback" not in said
+
+
+def test_events_go_on_when_nobody_reads_the_errors() -> None:
+    code = """
+        from sweeps.display.console import Screen
+        screen = Screen("json")
+        for text in ("one", "two"):
+            screen.print(text)
+            screen.event(text)
+    """
+    read, write = os.pipe()
+    os.close(read)
+    words = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(words, stdout=subprocess.PIPE, stderr=write, text=True, timeout=60)
+    os.close(write)
+    assert done.returncode == 0
+    assert [json.loads(line)["event"] for line in done.stdout.splitlines()] == ["one", "two"]
 
 
 def test_events_are_alone_on_standard_output(capsys: pytest.CaptureFixture[str]) -> None:

@@ -414,6 +414,58 @@ def test_a_moved_folder_takes_its_users_along(out: Path) -> None:
     assert stored(moved) == {key(*names) for names in WANTED} < before
 
 
+def test_a_store_behind_a_link_keeps_what_its_sweep_needs(out: Path, tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch" / "store"
+    scratch.parent.mkdir()
+    (out / "store").rename(scratch)
+    (out / "store").symlink_to(scratch)
+    Store(out / "store").note_user(out / "sweeps" / "first", "first")
+    assert main(["gc", "--yes", "--store", str(scratch), "--out", "nowhere"]) == 0
+    assert stored(out) == {key(*names) for names in WANTED}
+
+
+def test_a_dry_run_that_asks_nobody_is_refused(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = stored(out)
+    assert "not allowed with" in refused(capsys, "gc", "--dry-run", "--yes", "--out", str(out))
+    assert stored(out) == before
+
+
+def test_forgetting_a_sweep_alone_is_something_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    where, sweeps, _ = shared(tmp_path, url=False)
+    mine = ["--store", where, "--out", str(tmp_path / "mine")]
+    main(["gc", "--yes", *mine])
+    sweeps["theirs"].rename(sweeps["theirs"].with_name("moved"))
+    words = ["gc", *mine, "--keep", "all-trials", "--forget", "theirs"]
+    assert main([*words, "--dry-run"]) == 0
+    assert "would forget 1 note" in capsys.readouterr().out
+    assert main([*words, "--yes"]) == 0
+    assert main(["gc", "--yes", *mine]) == 0
+
+
+def test_a_teacher_that_was_replaced_needs_nothing(out: Path) -> None:
+    record(out / "sweeps" / "first" / ".replaced" / "teacher-0123", (), stage="teacher")
+    assert main(["gc", "--yes", "--out", str(out)]) == 0
+    assert stored(out) == {key(*names) for names in WANTED}
+
+
+def test_gc_keeps_what_is_on_the_front_by_the_latency_of_its_shape(out: Path) -> None:
+    """Trial 2 is slower than 1 in its own measurement, but not by that of its shape, which the front shows."""
+    sweep, directions = out / "sweeps" / "first", {"val_accuracy": "maximize", "latency_p50_ms": "minimize"}
+    (sweep / "sweep.json").write_text(json.dumps({"directions": directions}))
+    for number, latency, shape in ((0, 0.95, "a"), (1, 1.02, "b"), (2, 1.05, "a")):
+        path = sweep / "trials" / f"{number:05}" / "record.json"
+        row = json.loads(path.read_text())
+        row["metrics"] = {"val_accuracy": (0.5, 0.9, 0.85)[number], "latency_p50_ms": latency}
+        row["tags"] = {"latency_shape": shape}
+        path.write_text(json.dumps(row))
+    assert main(["gc", "--yes", "--out", str(out)]) == 0
+    assert {key("recovery", str(number)) for number in range(3)} <= stored(out)
+    row["tags"] = {"latency_shape": "c"}
+    path.write_text(json.dumps(row))
+    assert main(["gc", "--yes", "--out", str(out)]) == 0
+    assert key("recovery", "2") not in stored(out)
+
+
 def test_cells_of_the_runtime_table_stop_neither_gc_nor_ls(out: Path) -> None:
     """Their records name no results: they are measured from their trial's own files."""
     record(out / "sweeps" / "first" / "runtimes" / "00001-eager_cpu", (), stage="runtime")

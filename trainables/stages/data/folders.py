@@ -125,7 +125,8 @@ def left_out(dataset: str) -> str | None:
     paths = [
         path for names in _SPLITS.values() for name in names for path in (folder_of(dataset) / name).glob("*/**/*")
     ]
-    files = [path for path in paths if path.is_file() and not path.name.startswith(".")]
+    hidden = len(folder_of(dataset).parts)
+    files = [p for p in paths if p.is_file() and not any(part.startswith(".") for part in p.parts[hidden:])]
     other = Counter(path.suffix.lower() or "no suffix" for path in files if path.suffix.lower() not in _suffixes())
     if not other:
         return None

@@ -350,6 +350,23 @@ def test_failed_trials_run_again_if_asked_for_also_after_a_crash(config: SweepCo
     assert numbers(again, 2) == [1, 2]
 
 
+def test_a_failed_record_is_not_fetched_again_for_the_next_attempt(tmp_path: Path, config: SweepConfig) -> None:
+    config = config.replace(storage=str(tmp_path / "shared"))
+    (tmp_path / "shared").mkdir()
+    _, searcher = driver(config.folder, SPACE)
+    ask(searcher, 1)
+    searcher.on_trial_complete("t0", {"invalid": "because", "final": False})
+    asked = study_params(config)[0]
+    failed = task(config, 0, asked)
+    failed.folder.mkdir(parents=True)
+    made = failed.record(status="failed", reason="because", started=1.0, ended=2.0)
+    (failed.folder / "record.json").write_text(to_json(made))
+    send(failed.folder, failed.address, str(tmp_path / "shared"))
+    assert new_driver(config, failed=True)[1] == [0]
+    assert not fetch_record(failed, str(tmp_path / "shared"))
+    assert new_driver(config)[1] == [0], "its driver died"
+
+
 def test_a_sweep_whose_trials_all_fail_alike_stops_and_says_why(config: SweepConfig) -> None:
     for reasons, said in (
         (["no such file"] * FAILED_ALIKE, "no such file"),

@@ -153,10 +153,12 @@ def start(
         LackingError: if it lacks what measuring needs.
     """
     text = Path(receiver.__file__).read_text(encoding="utf-8")
-    script = f'cd "$HOME" && mkdir -p {FOLDER} && cd {FOLDER} && PATH="$PWD/venv/bin:$PATH" exec python3 -c '
+    script = f'cd "$HOME" && mkdir -p {FOLDER} && cd {FOLDER} && PATH="$PWD/venv/bin:$PATH" python3 -c '
     options = [word for name, value in _OPTIONS.items() for word in ("-o", f"{name}={value}")]
-    # `sh`, because the user's shell there may be another; a session of its own, because Ctrl-C is for the caller
-    command = ["ssh", "-T", *options, address, f"exec sh -c {shlex.quote(script + shlex.quote(text))}"]
+    # `sh`, because the user's shell there may be another. It waits for Python and says how that ended: of a program
+    # that a signal has killed, ssh says 255, as of a lost connection. A session of its own: Ctrl-C is for the caller.
+    program = shlex.quote(f"{script}{shlex.quote(text)}; exit $?")
+    command = ["ssh", "-T", *options, address, f"exec sh -c {program}"]
     try:
         process = subprocess.Popen(
             command,

@@ -4,6 +4,7 @@
 old is told, too.
 """
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -68,10 +69,13 @@ def _take(path: Path, size: int) -> None:
 
 
 def _make_room(needed: "dict[str, int]") -> None:
-    used = {path: path.stat().st_mtime for path in FILES.iterdir()}
+    used = {}
+    for path in FILES.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another sender's receiver makes room as well
+            used[path] = path.stat().st_mtime
     for path in sorted(used, key=lambda path: -used[path])[KEPT:]:
         if path.name not in needed and time.time() - used[path] > KEPT_S:
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 def _read_line() -> bytes:
