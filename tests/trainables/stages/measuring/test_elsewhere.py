@@ -5,12 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import onnxruntime
+import psutil
 import pytest
 
 from sweeps.kd_prune import main as sweep
@@ -152,6 +154,20 @@ def test_a_connection_that_is_lost_once_costs_an_attempt(
     monkeypatch.setattr(clean_room._Room, "measure", cut_first)
     assert measure_apart(job, lease).candidate.latency_p50_ms > 0
     assert len(cuts) == 1
+
+
+def test_a_program_that_is_killed_there_is_no_lost_connection(there: Machine) -> None:
+    """As by a Pi that is out of memory: no further attempt would help."""
+    with tempfile.TemporaryFile() as errors:
+        process = elsewhere.start(there.address, ["trainables.stages.measuring.process"], {}, {}, errors)
+        (there_,) = (
+            found
+            for found in psutil.process_iter(["name", "cwd"])
+            if found.info["cwd"] == str(there.cache) and found.info["name"].startswith("python")
+        )
+        there_.kill()
+        assert not elsewhere.is_lost(process)
+        assert process.returncode == 128 + signal.SIGKILL
 
 
 def test_a_machine_that_stays_away_is_told_and_not_remembered_as_a_failure(
