@@ -10,7 +10,7 @@ from sweeps.display.durations import in_words
 from sweeps.planning.cost import Hits, Plan
 from sweeps.search.config import SweepConfig
 from sweeps.search.space import values_of
-from trainables.config.candidate import TEACHER_ITSELF
+from trainables.config.candidate import TEACHER_ITSELF, CandidateConfig
 from trainables.files import write_text
 from trainables.layout import IDENTITY, SPENT, START
 from trainables.records.encoding import to_json
@@ -18,9 +18,9 @@ from trainables.records.encoding import to_json
 # Kept free at a budget's end: front, report and registered models took 5 to 10 s on two cores.
 FINISH_S = 10.0
 # Epochs after the cut buy more than trials: LOG.md, 2026-11-29, "where to cut". They are shortened only so far that
-# there are this many networks: the teacher as it is, and the first four cuts of it.
-MIN_NETWORKS = 5
-EPOCH_SHARES = (4.0, 3.0, 2.0, 1.5, 1.0, 0.75, 0.6, 0.5, 0.42, 0.33, 0.25, 0.17, 0.08)
+# there are this many networks, the first cuts of the teacher; with all epochs, there are more of them.
+MIN_NETWORKS, NETWORKS = 3, 5
+EPOCH_SHARES = (4.0, 3.0, 2.0, 1.5, 1.0, 0.75, 0.6, 0.5, 0.42, 0.33, 0.25, 0.21, 0.17, 0.125, 0.08)
 EPOCHS = ("student_epochs", "recovery_epochs")  # settings that are shortened
 
 
@@ -66,7 +66,7 @@ def fit_to_budget(
     """Choose the epochs of a trial, then as many trials as fit until `at`.
 
     Student and recovery epochs are scaled together, by the largest share with which enough networks are trained:
-    `MIN_NETWORKS` with at most the epochs asked for, beyond them twice as many for twice the epochs. If not even the
+    that share of `NETWORKS`, and at least `MIN_NETWORKS`. If not even the
     epochs asked for fit, only the teacher is cut, where it is one of the students: that needs fewer epochs than to
     train another network. A sweep that has begun keeps its epochs and students. If an earlier command was cut off and
     the rest of its budget is too short for a trial, no trial is added.
@@ -84,9 +84,7 @@ def fit_to_budget(
     """
     begun = begun_with(config)
     for share, sweep in [(1.0, begun)] if begun else _ways(config, shares, keeps_students):
-        base = sweep.search.base
-        epochs = {name: max(1, round(share * base.flat()[name])) for name in EPOCHS if base.flat()[name]}
-        shorter = sweep.replace(base=base.replace(**epochs))
+        shorter = sweep.replace(base=scaled(sweep.search.base, share))
         plan, hits = plan_of(shorter)
         deadline = Deadline(
             at=at - FINISH_S,
@@ -96,11 +94,19 @@ def fit_to_budget(
         )
         # `needs`, for the message: what the probe has used so far, and what is kept free at the end
         trials, needs = trials_within(deadline.left(), plan), budget_s - deadline.left()
-        if trials * plan.networks_per_trial >= MIN_NETWORKS * max(1.0, share):
+        if trials * plan.networks_per_trial >= max(MIN_NETWORKS, share * NETWORKS):
             break
     if trials == 0 and not (hits.trials and spent_seconds(config.folder, budget_s)):
         raise ValueError(_too_short(plan, budget_s, needs))
     return shorter.replace(trials=hits.trials + trials), deadline
+
+
+def scaled(base: CandidateConfig, share: float) -> CandidateConfig:
+    """The settings with a share of all epochs together, at least one of each kind that has any."""
+    student, recovery = (base.flat()[name] for name in EPOCHS)
+    before = max(1, round(share * student)) if student else 0
+    after = max(1, round(share * (student + recovery)) - before) if recovery else 0
+    return base.replace(student_epochs=before, recovery_epochs=after)
 
 
 def _ways(config: SweepConfig, shares: Sequence[float], keeps_students: bool) -> list[tuple[float, SweepConfig]]:
@@ -159,7 +165,8 @@ def describe(config: SweepConfig, plan: Plan) -> str:
     epochs = f"{base.student.student_epochs} + {base.prune.recovery_epochs} epochs"
     if values_of(config.search.space, base, "student_model") == [TEACHER_ITSELF]:
         epochs = f"{base.student.student_epochs + base.prune.recovery_epochs} epochs after a cut of the teacher"
-    return f"{plan.trials} trials of {epochs}, about {in_words(plan.trial_s.expected)} each"
+    more = ", more if more is cut," if base.prune.recovery_budget == "time" else ""
+    return f"{plan.trials} trials of {epochs}{more}, about {in_words(plan.trial_s.expected)} each"
 
 
 def _too_short(plan: Plan, budget_s: float, gone_s: float) -> str:

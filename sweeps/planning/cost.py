@@ -3,13 +3,14 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from optuna.distributions import CategoricalDistribution
 from rich.console import Console
 
 from sweeps.display.durations import Range, in_words
 from sweeps.search.config import Search, SweepConfig
+from sweeps.search.sampling.first_trials import average_cut
 from sweeps.search.space import STUDENT_PARAMS, Space, size, values_of
 from trainables.config.candidate import TEACHER_ITSELF, CandidateConfig
 
@@ -121,9 +122,10 @@ def estimate(probe: Probe, config: SweepConfig, hits: Hits, *, start_s: float = 
     """Estimate the cost of the missing part of a sweep.
 
     A trial costs its student's epochs, recovery at the dense student's cost (pruned, it is a little cheaper; the
-    teacher was timed when it was cut), its average share of quantisation-aware epochs, two exports and two
-    measurements. Trials run in parallel, measurements one after the other. Low is the probe's fastest steps and the
-    expected number of different students; high is the slowest steps and a student of its own for every trial.
+    teacher was timed when it was cut, and takes its epochs by `recovery_budget`), its average share of
+    quantisation-aware epochs, two exports and two measurements. Trials run in parallel, measurements one after the
+    other. Low is the probe's fastest steps and the expected number of different students; high is the slowest steps and
+    a student of its own for every trial.
     Champions are trained `seeds` times, beside `ARMS - 1` controls each, without early stopping.
     """
     search, selection, concurrency = config.search, config.selection, config.devices.concurrency
@@ -134,8 +136,9 @@ def estimate(probe: Probe, config: SweepConfig, hits: Hits, *, start_s: float = 
     alone_s = 4 * base.measure.latency_seconds
     students = values_of(search.space, base, "student_model")
     fixed_s = 2 * statistics.mean(probe.export_s[name] for name in students)
-    steps = Range.of([seconds for name in students for seconds in probe.student_step_s[name]])
-    epoch = steps * probe.steps + statistics.mean(probe.student_check_s[name] for name in students)
+    longer = {name: _times_epochs(search) if name == TEACHER_ITSELF else 1.0 for name in students}
+    steps = Range.of([longer[name] * seconds for name in students for seconds in probe.student_step_s[name]])
+    epoch = steps * probe.steps + statistics.mean(longer[name] * probe.student_check_s[name] for name in students)
     # A trial of the same network in another precision only writes a file.
     trained = 1 / len([word for word in values_of(search.space, base, "precision") if word != "int8_qat"] or [""])
     teacher = Range.of(probe.teacher_step_s) * probe.teacher_steps + probe.teacher_check_s
@@ -180,6 +183,12 @@ def estimate(probe: Probe, config: SweepConfig, hits: Hits, *, start_s: float = 
         + missing * probe.view_bytes
         + (not hits.teacher) * 3 * probe.teacher_bytes,
     )
+
+
+def _times_epochs(search: Search) -> float:
+    """How many times as many epochs as an uncut one the teacher's network of average first trials takes."""
+    ratio = average_cut(search.space, search.base)
+    return replace(search.base.prune, pruning_method="structured", pruning_ratio=ratio).times_epochs
 
 
 def qat_epochs(search: Search) -> float:

@@ -2,7 +2,6 @@
 
 import math
 import resource
-import statistics
 import sys
 import tempfile
 import time
@@ -18,7 +17,7 @@ from torch import nn
 
 from sweeps.planning.cost import Probe
 from sweeps.search.config import Search, SweepConfig
-from sweeps.search.sampling.first_trials import first_cuts
+from sweeps.search.sampling.first_trials import average_cut
 from sweeps.search.space import values_of
 from trainables.config.candidate import Candidate
 from trainables.records.stages import DatasetRecord
@@ -125,14 +124,12 @@ def _time_stages(config: SweepConfig, dataset: DatasetRecord, images: tuple[Imag
 def average_student(candidate: Candidate, search: Search, dataset: DatasetRecord) -> nn.Module:
     """The network that a trial trains: dense, but the teacher as a student has the mean MACs of the first cuts."""
     student = build_for(candidate.network, dataset)
-    if candidate.cuts_teacher and values_of(search.space, search.base, "pruning_method") == ["structured"]:
-        left = [1 - ratio for ratio in first_cuts(search.space, search.base)]
-        of_channels = candidate.prune.pruning_of == "channels"
-        width = math.sqrt(statistics.mean(share**2 if of_channels else share for share in left))
+    ratio = average_cut(search.space, search.base) if candidate.cuts_teacher else 0.0
+    if ratio > 0:
         prune(
             student,
             method="structured",
-            ratio=1 - width,
+            ratio=ratio if candidate.prune.pruning_of == "channels" else 1 - math.sqrt(1 - ratio),
             image_size=dataset.image_size,
             num_classes=dataset.num_classes,
             ignore=candidate.prune.prune_ignore,

@@ -19,15 +19,16 @@ def look_up(config: SweepConfig, dataset: DatasetRecord) -> Hits:
     base = search.base.resolve(dataset, device=device)
     candidates = [search.base.replace(**point).resolve(dataset, device=device) for point in points[: search.trials]]
     quantising = base.export.qat_epochs * (qat_epochs(search) > 0)
-    soft = any(candidate.student.soft_weight > 0 for candidate in candidates or [base])
-    views_needed = (base.student.student_epochs + base.prune.recovery_epochs + quantising) * soft
+    taught = [one for one in candidates or [base] if one.student.soft_weight > 0 and one.needs_training]
+    needed = sorted({view for one in taught for view in one.taught_views()})
+    views_needed = len(needed) + quantising * bool(taught)
     trials, runs = (len(recorded(config.folder / name)) for name in (TRIALS, CHAMPIONS))
     folder = store.find(teacher_key(base, dataset))
     if folder is None:  # keys of students and soft labels contain the teacher's, so none of them can exist
         return Hits(trials=trials, champion_runs=runs, views_needed=views_needed, first_students=len(points))
     teacher = read_model(folder, base.teacher.teacher_model)
     students = {student_key(c, dataset, teacher) for c in candidates or [base] if not c.cuts_teacher}
-    views = [soft_labels_key(base, dataset, teacher, view=view) for view in range(views_needed)]
+    views = [soft_labels_key(base, dataset, teacher, view=view) for view in needed]
     return Hits(
         trials=trials,
         champion_runs=runs,

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from optuna.distributions import BaseDistribution
@@ -27,6 +28,10 @@ def default_name(preset: str, identity: Mapping[str, Any]) -> str:
     return f"{preset}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
+# Both gained at equal cost: LOG.md, 2026-11-29, "labels alone" and "equal time".
+_TRAINING: Mapping[str, Any] = MappingProxyType({"recovery_budget": "time", "kd_anneal": 0.5})
+
+
 def quick() -> SweepConfig:
     """Small real images and the AlexNet pair on a CPU: a whole sweep in a minute or two, without downloads."""
     base = CandidateConfig(
@@ -38,12 +43,12 @@ def quick() -> SweepConfig:
         measure=MeasureConfig(latency_seconds=1.0),
     )
     space = _space("alexnet_small") | {"learning_rate": parse("learning_rate", "1e-3,3e-3")}
-    return SweepConfig(name="quick", search=Search(trials=12, base=base, space=space))
+    return SweepConfig(name="quick", search=Search(trials=12, base=base.replace(**_TRAINING), space=space))
 
 
 def cifar10() -> SweepConfig:
     """ResNet-18 to MobileNetV3-Small on CIFAR-10 at 32 pixels; meant for GPUs."""
-    base = CandidateConfig().replace(dataset="cifar10", **vars(augment_for("cifar10", None)))
+    base = CandidateConfig().replace(dataset="cifar10", **_TRAINING, **vars(augment_for("cifar10", None)))
     return SweepConfig(name="cifar10", search=Search(base=base, space=_space("mobilenet_v3_small")))
 
 

@@ -160,7 +160,7 @@ def ours(flags: argparse.Namespace, *, first: bool = False, **settings: Any) -> 
         bench = bench_of(flags, images, Path(folder), settings)
         training, augment = bench.candidate.training, bench.candidate.augment
         loop = Loop(stage="student", epochs=10**6, learning_rate=1e-3, training=training, augment=augment)
-        lesson: Lesson = Distillation.of(bench, teacher_of(bench)) if TASKS[flags.model] else Labels(0.0)
+        lesson: Lesson = Distillation.of(bench, teacher_of(bench), loop) if TASKS[flags.model] else Labels(0.0)
         trainer = Trainer(model, loop, images, lesson)
         trainer.learn(1)
         seconds = []

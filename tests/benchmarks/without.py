@@ -69,14 +69,14 @@ class LiveTeacher:
 class LiveDistillation(Distillation):
     """Shows the teacher what the student sees."""
 
-    def __init__(self, candidate: Any, live: Any) -> None:
-        super().__init__(candidate, live)
+    def __init__(self, candidate: Any, live: Any, loop: Any) -> None:
+        super().__init__(candidate, live, loop)
         self._live = live
 
     @classmethod
-    def of(cls, bench: Any, teacher: Any) -> Any:
+    def of(cls, bench: Any, teacher: Any, loop: Any) -> Any:
         """The lesson with a live teacher."""
-        return cls(bench.candidate, LiveTeacher(bench, teacher))
+        return cls(bench.candidate, LiveTeacher(bench, teacher), loop)
 
     def __call__(self, logits_BC: Any, batch: Any) -> Any:
         self._live.pixels = batch.pixels

@@ -5,6 +5,7 @@ parameter = MLflow parameter = CSV column.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
@@ -29,7 +30,7 @@ KD_LOSSES: Mapping[str, tuple[str, ...]] = {
     "mse": (),
     "none": (),
 }
-LOSS_SETTINGS = frozenset(name for names in KD_LOSSES.values() for name in names)
+LOSS_SETTINGS = frozenset(name for names in KD_LOSSES.values() for name in names) | {"kd_anneal"}
 # As `student_model`: the teacher itself, whose trained weights are cut and recovered by distillation from the uncut.
 TEACHER_ITSELF = "teacher"
 # The settings whose values make others inert, or that can spell one candidate in two ways. A new setting of this kind
@@ -104,6 +105,9 @@ class StudentConfig:
     """Softens teacher and student logits, > 0; `mse` does without, `wttm` softens the teacher alone."""
     alpha: float = 0.7
     """Weight of the soft, teacher term in [0, 1]; the labels get 1 - alpha."""
+    kd_anneal: float | None = None
+    """Share of a stage's epochs, in (0, 1], over which alpha falls linearly to 0: the labels alone teach the rest, so
+    that a student can pass its teacher (arXiv:1907.04829). None keeps alpha."""
     dkd_beta: float = 8.0
     """Weight of the classes that are not the target, >= 0; used by `dkd` only."""
 
@@ -113,6 +117,8 @@ class StudentConfig:
         check_positive("temperature", self.temperature)
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"`0 <= alpha <= 1` must hold, but got alpha={self.alpha}.")
+        if self.kd_anneal is not None and not 0 < self.kd_anneal <= 1:
+            raise ValueError(f"`0 < kd_anneal <= 1` must hold, but got kd_anneal={self.kd_anneal}.")
         if self.kd_loss not in KD_LOSSES:
             raise ValueError(f"`kd_loss` must be one of {', '.join(KD_LOSSES)}, but got kd_loss={self.kd_loss!r}.")
         check_not_negative("dkd_beta", self.dkd_beta)
@@ -122,9 +128,24 @@ class StudentConfig:
         """alpha, or 0 if the loss has no soft term."""
         return 0.0 if self.kd_loss == "none" else self.alpha
 
+    def alpha_in(self, epoch: int, epochs: int) -> float:
+        """alpha in an epoch of a stage, counted from 1.
+
+        Example:
+            >>> [StudentConfig(alpha=0.5, kd_anneal=0.5).alpha_in(epoch, 4) for epoch in (1, 2, 3, 4)]
+            [0.5, 0.25, 0.0, 0.0]
+        """
+        if self.kd_anneal is None:
+            return self.soft_weight
+        return self.soft_weight * max(0.0, 1 - (epoch - 1) / epochs / self.kd_anneal)
+
+    def key_parts(self) -> dict[str, Any]:
+        """The settings for store keys; `kd_anneal`, which older keys lack, is left out at its default."""
+        return {name: value for name, value in vars(self).items() if (name, value) != ("kd_anneal", None)}
+
     def inert(self) -> frozenset[str]:
         """Settings without effect given the others: those the loss ignores, and alpha if there is no soft term."""
-        read = KD_LOSSES[self.kd_loss] if self.soft_weight > 0 else ()
+        read = (*KD_LOSSES[self.kd_loss], "kd_anneal") if self.soft_weight > 0 else ()
         return LOSS_SETTINGS.difference(read) | ({"alpha"} if self.kd_loss == "none" else frozenset())
 
     def canonical(self) -> "StudentConfig":
@@ -191,7 +212,22 @@ class CandidateConfig:
 
     def teaching_key(self) -> dict[str, Any]:
         """The part of a store key that says how a student is taught."""
-        return {**self.data.unlabeled_key(), **vars(self.augment), **vars(self.training), **vars(self.student)}
+        return {**self.data.unlabeled_key(), **vars(self.augment), **vars(self.training), **self.student.key_parts()}
+
+    def taught_epochs(self, epochs: int) -> int:
+        """How many of a stage's epochs, its first, need the teacher, who alone teaches the images without labels."""
+        own = self.student
+        if own.soft_weight == 0:
+            return 0
+        return epochs if own.kd_anneal is None or self.data.unlabeled is not None else math.ceil(own.kd_anneal * epochs)
+
+    def taught_views(self) -> list[int]:
+        """The views of training images for which a teacher's logits are needed, those of `int8_qat` left out."""
+        first, found = 0, list[int]()
+        for epochs in (self.student.student_epochs, *self.prune.epochs_of_cuts()):
+            found += range(first, first + self.taught_epochs(epochs))
+            first += epochs
+        return found
 
     @property
     def network(self) -> str:
@@ -227,12 +263,14 @@ class CandidateConfig:
 
     def canonical(self) -> "CandidateConfig":
         """The same candidate with inert settings at their defaults, so that equivalent candidates compare equal."""
-        epochs: dict[str, int | bool] = {}
+        epochs: dict[str, int | bool | str] = {"recovery_budget": "epochs"}  # spelt out from here on
         if self.cuts_teacher:  # it has been trained: all epochs follow the cut, and uncut it needs none
-            total = self.student.student_epochs + self.prune.recovery_epochs
-            epochs = {"student_epochs": 0, "recovery_epochs": total if self.needs_training else 0}
+            total = round(self.prune.times_epochs * (self.student.student_epochs + self.prune.recovery_epochs))
+            epochs |= {"student_epochs": 0, "recovery_epochs": total if self.needs_training else 0}
         elif self.prune.recovery_epochs == 0:
-            epochs = {"student_anneal": True}
+            epochs |= {"student_anneal": True}
+        else:
+            epochs |= {"recovery_epochs": round(self.prune.times_epochs * self.prune.recovery_epochs)}
         parts = {part.name: getattr(self, part.name) for part in fields(self)}
         for name in ("student", "prune", "export"):
             plain = parts[name].canonical()

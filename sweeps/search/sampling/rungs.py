@@ -10,7 +10,6 @@ import bisect
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from fractions import Fraction
 from types import MappingProxyType
 from typing import Any
 
@@ -21,6 +20,7 @@ from analysis.findings.pareto import Floats, epsilon_net
 
 # The lead that counts, in standard errors of the difference of two validation accuracies.
 STANDARD_ERRORS = 2.0
+PROGRESS = "progress"
 NO_PRICES: Mapping[str, float] = MappingProxyType({})
 
 
@@ -77,12 +77,16 @@ class Rungs:
             >>> Rungs(eta=3).steps(24), Rungs(eta=2).steps(24), Rungs().steps(1)
             ([6, 18], [6, 12], [])
         """
-        found: list[int] = []
+        return sorted(self._names(budget))
+
+    def _names(self, budget: int) -> dict[int, str]:
+        """Epoch -> name of its rung: the share of the budget, of which the epoch is the next whole one."""
+        found: dict[int, str] = {}
         fraction = self._grace
         while (step := math.ceil(fraction * budget - 1e-9)) < budget:
-            found.append(step)
+            found.setdefault(step, f"{100 * fraction:g}%")
             fraction *= self._eta
-        return sorted(set(found))
+        return found
 
     def is_rung(self, step: int, budget: int, *, milestone: bool = False) -> bool:
         """Whether a trial is judged after this epoch; a `milestone` is judged at any epoch between grace and end."""
@@ -108,7 +112,8 @@ class Rungs:
         Args:
             step: epochs done, 1 for the first.
             budget: epochs planned.
-            peers: name of a group; only trials of one group, at the same fraction of their budgets, are compared.
+            peers: name of a group; a trial is compared with those of its group, at the same rung and no further in
+                their budgets.
             milestone: see `is_rung`.
 
         Raises:
@@ -118,9 +123,11 @@ class Rungs:
             raise ValueError(f"`0 <= accuracy <= 1` and `num_val >= 1` must hold, but got {accuracy=} and {num_val=}.")
         if not self.is_rung(step, budget, milestone=milestone):
             return False
-        name = f"{Fraction(step, budget)} {peers}".strip()
+        name = f"{self._names(budget).get(step, 'milestone')} {peers}".strip()
         if name not in self._rungs or trial not in self._rungs[name].entries:
-            self._record(name, trial, Entry(accuracy=accuracy, num_val=num_val, fixed=dict(fixed)))
+            # among the fixed objectives: who has got further stops nobody who has not
+            costs = {**fixed, PROGRESS: step / budget}
+            self._record(name, trial, Entry(accuracy=accuracy, num_val=num_val, fixed=costs))
         return self._rungs[name].entries[trial].beaten_by is not None
 
     def has_stopped(self, trial: str) -> bool:

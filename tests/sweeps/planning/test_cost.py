@@ -16,6 +16,7 @@ from sweeps.planning.budget import (
     Deadline,
     fit_to_budget,
     remember_start,
+    scaled,
     spent_seconds,
     start_seconds,
     trials_within,
@@ -25,6 +26,7 @@ from sweeps.planning.reuse import look_up
 from sweeps.running.tune.delivery import Timesheet
 from sweeps.search.config import SweepConfig
 from sweeps.search.presets import quick
+from sweeps.search.sampling.first_trials import average_cut
 from sweeps.search.space import parse, values_of
 from trainables.config.candidate import CandidateConfig
 from trainables.files import write_text
@@ -147,7 +149,7 @@ def reckoned(config: SweepConfig) -> tuple[Plan, Hits]:
 
 @pytest.mark.parametrize(
     ("seconds", "epochs", "trials"),
-    [(2000, (16, 8), 11), (1300, (16, 8), 7), (500, (7, 3), 5), (4000, (32, 16), 12), (60000, (64, 32), 101)],
+    [(2000, (16, 8), 11), (1300, (16, 8), 7), (500, (10, 4), 3), (4000, (32, 16), 12), (60000, (64, 32), 101)],
     ids=["as asked", "fewer trials", "fewer epochs", "twice", "four times at most"],
 )
 def test_a_budget_chooses_trials_and_their_epochs(
@@ -169,10 +171,10 @@ def test_a_budget_chooses_trials_and_their_epochs(
 @pytest.mark.parametrize(
     ("seconds", "keeps", "students", "epochs"),
     [
-        (700, False, ["teacher", "alexnet_small"], (16, 8)),
-        (600, False, ["teacher"], (16, 8)),
-        (600, True, ["teacher", "alexnet_small"], (12, 6)),
-        (300, False, ["teacher"], (7, 3)),
+        (800, False, ["teacher", "alexnet_small"], (16, 8)),
+        (700, False, ["teacher"], (16, 8)),
+        (700, True, ["teacher", "alexnet_small"], (12, 6)),
+        (300, False, ["teacher"], (8, 4)),
     ],
     ids=["enough", "too short for both", "both were named", "shorter still"],
 )
@@ -211,9 +213,39 @@ def test_a_command_that_was_cut_off_leaves_the_rest_of_its_budget(tmp_path: Path
         fit_to_budget(asked, there, at=now + 20, budget_s=20.0)
 
 
+@pytest.mark.parametrize(
+    ("epochs", "share", "left"),
+    [
+        ((12, 12), 0.125, (2, 1)),
+        ((12, 12), 4, (48, 48)),
+        ((16, 8), 0.08, (1, 1)),
+        ((0, 24), 0.08, (0, 2)),
+        ((9, 0), 0.5, (4, 0)),
+    ],
+)
+def test_a_share_of_all_epochs(epochs: tuple[int, int], share: float, left: tuple[int, int]) -> None:
+    base = CandidateConfig().replace(student_epochs=epochs[0], recovery_epochs=epochs[1])
+    row = scaled(base, share).flat()
+    assert (row["student_epochs"], row["recovery_epochs"]) == left
+
+
+def test_a_network_that_is_cut_deep_is_reckoned_with_more_epochs_in_about_the_same_time() -> None:
+    """The probe timed its short epochs: 24 of an uncut network are 24 / (1 - 0.66)."""
+    base = sweep().search.base.replace(student_model="teacher", student_epochs=0, recovery_epochs=24)
+    space = {"pruning_ratio": parse("pruning_ratio", "0:0.85")}
+    by_epochs, by_time = (
+        estimate(PROBE, sweep(base=base.replace(recovery_budget=budget), space=space), Hits())
+        for budget in ("epochs", "time")
+    )
+    times = 1 / (1 - average_cut(space, base))
+    assert 2.5 < times < 3.5
+    without = by_epochs.alone_s + 2 * PROBE.export_s["teacher"]
+    assert by_time.trial_s.expected - without == pytest.approx(times * (by_epochs.trial_s.expected - without))
+
+
 def test_epochs_that_were_asked_for_are_kept(tmp_path: Path) -> None:
     asked = sweep(base=sweep().search.base.replace(student_epochs=16, recovery_epochs=8), out=tmp_path)
-    fit, _ = fit_to_budget(asked, reckoned, at=time.monotonic() + 900, budget_s=900, shares=(1.0,))
+    fit, _ = fit_to_budget(asked, reckoned, at=time.monotonic() + 600, budget_s=600, shares=(1.0,))
     assert fit.search.base == asked.search.base
     assert 0 < fit.search.trials < MIN_NETWORKS
 
@@ -261,7 +293,7 @@ def test_a_plan_writes_nothing_and_says_what_it_would_cost(tmp_path: Path) -> No
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     assert list((tmp_path / "runs").rglob("*")) == []
-    for words in ("alexnet, 1 epochs", "0 of 4 views", "3 to run, 0 there; 1 at once on 1 CPU cores", "MB a trial"):
+    for words in ("alexnet, 1 epochs", "0 of VIEWS views", "3 to run, 0 there; 1 at once on 1 CPU cores", "MB a trial"):
         assert words in done.stdout
 
 
@@ -270,7 +302,7 @@ def test_looking_up_an_empty_store(tmp_path: Path) -> None:
     dataset = prepared.prepare(config.search.base.data, tmp_path / "data")
     found = look_up(config, dataset)
     assert (found.trials, found.teacher, found.views, found.students) == (0, False, 0, 0)
-    assert found.views_needed == 4 + 2
+    assert found.views_needed == 3 + round(3 / (1 - 0.3)), "recovery after the deepest cut of the space"
     alone = config.replace(space={"kd_loss": parse("kd_loss", "none")})
     assert look_up(alone, dataset) == Hits(first_students=1)
     assert math.isclose(Range.of([3.0, 1.0, 2.0]).expected, 2.0)

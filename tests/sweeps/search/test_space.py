@@ -135,13 +135,19 @@ def test_the_uncut_teacher_is_one_trial_a_file_however_it_would_be_taught(precis
     assert len(untrained) == len(set(precisions.split(",")) - {"int8_qat"})
 
 
-def test_the_teacher_is_tried_untouched_and_cut_ever_deeper_before_other_students() -> None:
+@pytest.mark.parametrize("unlabeled", [None, "more"])
+def test_the_teachers_cuts_learn_from_labels_first_then_other_students_come_then_cuts_that_it_teaches(
+    unlabeled: str | None,
+) -> None:
+    """Nobody but a teacher can teach images without labels: there it teaches all."""
     space = default_space() | {"student_model": parse("student_model", "teacher,alexnet_small")}
-    points = first_trials(space, PLAIN)
-    cuts = [point["pruning_ratio"] for point in points if point["student_model"] == "teacher"]
-    assert cuts == list(TEACHER_CUTS) and cuts[0] == 0
-    assert [point["student_model"] for point in points][len(cuts) :] == ["alexnet_small"] * (len(points) - len(cuts))
-    assert len(points) > len(cuts)
+    points = first_trials(space, PLAIN.replace(unlabeled=unlabeled))
+    runs = [(name, list(group)) for name, group in itertools.groupby(points, lambda point: point["student_model"])]
+    assert [name for name, _ in runs] == ["teacher", "alexnet_small"] + ["teacher"] * (unlabeled is None)
+    ratios = [[point["pruning_ratio"] for point in group] for name, group in runs if name == "teacher"]
+    assert ratios == [list(TEACHER_CUTS), list(TEACHER_CUTS[1:])][: len(ratios)] and TEACHER_CUTS[0] == 0
+    alphas = [{point["alpha"] for point in group if "alpha" in point} for name, group in runs if name == "teacher"]
+    assert alphas == ([{0.0}, {0.7}] if unlabeled is None else [{0.7}])
 
 
 def test_the_default_space_holds_the_literatures_points_exactly() -> None:

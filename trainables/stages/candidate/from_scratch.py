@@ -39,7 +39,7 @@ def scratch_key(
         **candidate.data.unlabeled_key(),
         **vars(candidate.augment),
         **vars(candidate.training),
-        **vars(candidate.student),
+        **candidate.student.key_parts(),
         **key_parts(candidate.prune),
     )
 
@@ -69,7 +69,7 @@ def train_from_scratch(
         move(model, images.mean.device, image_size=images.image_size)  # masks lie where the weights will
         loop = student_loop(candidate, more_epochs=candidate.prune.recovery_epochs)
         zeros = masks(model, candidate.prune.pruning_method)
-        curve = yield from fit(bench, model, loop, Distillation.of(bench, teacher), folder, zeros)
+        curve = yield from fit(bench, model, loop, Distillation.of(bench, teacher, loop), folder, zeros)
         if not curve:  # nothing has estimated BatchNorm yet
             recalibrate(model, loop, images)
         return model, curve

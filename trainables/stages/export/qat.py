@@ -58,7 +58,7 @@ def train_quantised(bench: Bench, teacher: ModelRecord, pruned: ModelRecord) -> 
             augment=candidate.augment,
             first_view=candidate.student.student_epochs + candidate.prune.recovery_epochs,
         )
-        curve = yield from fit(bench, model, loop, Distillation.of(bench, teacher), folder, zeros)
+        curve = yield from fit(bench, model, loop, Distillation.of(bench, teacher, loop), folder, zeros)
         fake_quantize.remove(model, inserted)
         return model, curve
 

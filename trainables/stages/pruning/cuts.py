@@ -36,7 +36,7 @@ TAYLOR_IMAGES = 512
 TAYLOR_BATCH = 64
 PLAN_FILE = "pruning.json"
 # Settings that keys of older stores lack.
-_NEW = ("pruning_criterion", "pruning_scope", "pruning_steps", "prune_ignore")
+_NEW = ("pruning_criterion", "pruning_scope", "pruning_steps", "prune_ignore", "recovery_budget")
 
 
 def key_parts(config: PruneConfig) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def recover(bench: Bench, teacher: ModelRecord, student: ModelRecord, *, channel
     def make(folder: Path) -> Made:
         model = load_model(student)
         before = count(model, bench.dataset.image_size)
-        cuts = _Cuts(bench, student, Distillation.of(bench, teacher), channel_ratio, widths(model))
+        cuts = _Cuts(bench, teacher, student, channel_ratio, widths(model))
         curve = yield from cuts.make(model, folder)
         config, dataset = candidate.prune, bench.dataset
         write_plan(model, before, config, dataset, folder, dense=cuts.dense, channel_ratio=channel_ratio)
@@ -64,18 +64,13 @@ def recover(bench: Bench, teacher: ModelRecord, student: ModelRecord, *, channel
     return obtain_model(bench, key, candidate.network, make)
 
 
-def shares(epochs: int, steps: int) -> list[int]:
-    """Epochs after each cut, in equal parts; the remainder goes to the last."""
-    return [epochs // steps] * (steps - 1) + [epochs - epochs // steps * (steps - 1)]
-
-
 @dataclasses.dataclass(frozen=True)
 class _Cuts:
     """The cuts of one student, each followed by its recovery epochs."""
 
     bench: Bench
+    teacher: ModelRecord
     student: ModelRecord
-    lesson: Distillation
     channel_ratio: float
     dense: dict[str, int]
 
@@ -84,7 +79,7 @@ class _Cuts:
         prune = self.bench.candidate.prune
         steps = prune.pruning_steps
         curve: list[EpochRecord] = []
-        for step, epochs in enumerate(shares(prune.recovery_epochs, steps), 1):
+        for step, epochs in enumerate(prune.epochs_of_cuts(), 1):
             # the last cut keeps its state in the folder itself, where interrupted runs with a single cut have it
             here = folder if step == steps else folder / f"cut{step}"
             here.mkdir(exist_ok=True)
@@ -129,7 +124,7 @@ class _Cuts:
             first_view=candidate.student.student_epochs + done,
         )
         zeros = masks(model, candidate.prune.pruning_method)
-        curve = yield from fit(self.bench, model, loop, self.lesson, folder, zeros)
+        curve = yield from fit(self.bench, model, loop, Distillation.of(self.bench, self.teacher, loop), folder, zeros)
         if not curve:  # no epoch has re-estimated BatchNorm since the cut
             recalibrate(model, loop, images)
         return curve

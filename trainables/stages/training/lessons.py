@@ -1,12 +1,14 @@
 """The loss of a network in an epoch: from labels only, or from labels and a teacher."""
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
 from trainables.config.candidate import Candidate, StudentConfig
 from trainables.records.stages import ModelRecord
 from trainables.stages.data.on_device import Images
-from trainables.stages.training.loop import Batch, Turn
+from trainables.stages.training.loop import Batch, Loop, Turn
 from trainables.stages.training.losses import distillation_loss, hard_term
 from trainables.stages.training.soft_labels import SoftLabels
 from trainables.stages.workspace import Bench
@@ -48,28 +50,35 @@ class LogitsAtHand:
 
 
 class Distillation:
-    """A lesson from labels and the teacher's logits of the same augmented pixels."""
+    """A lesson from labels and the teacher's logits of the same augmented pixels, for one training stage."""
 
-    def __init__(self, candidate: Candidate, soft_labels: SoftLabels) -> None:
-        self._candidate, self._soft_labels = candidate, soft_labels
+    def __init__(self, candidate: Candidate, soft_labels: SoftLabels, loop: Loop) -> None:
+        self._candidate, self._soft_labels, self._loop = candidate, soft_labels, loop
+        self._student = candidate.student
+        """With the alpha of the open view's epoch."""
+        self._needs_teacher = False
 
     @classmethod
-    def of(cls, bench: Bench, teacher: ModelRecord) -> "Distillation":
+    def of(cls, bench: Bench, teacher: ModelRecord, loop: Loop) -> "Distillation":
         """The lesson of a candidate, with the soft labels in the store."""
-        return cls(bench.candidate, SoftLabels(bench, teacher))
+        until = loop.first_view + bench.candidate.taught_epochs(loop.epochs)
+        return cls(bench.candidate, SoftLabels(bench, teacher, until=until), loop)
 
     def open(self, view: int, turn: Turn) -> None:
         """Load or compute the teacher's logits of this view, unless the loss gives them no weight."""
-        if self._candidate.student.soft_weight > 0:
+        own, epoch = self._candidate.student, view - self._loop.first_view + 1
+        self._student = dataclasses.replace(own, alpha=own.alpha_in(epoch, self._loop.epochs))
+        self._needs_teacher = epoch <= self._candidate.taught_epochs(self._loop.epochs)
+        if self._needs_teacher:
             self._soft_labels.open(view, turn)
 
     def __call__(self, logits_BC: Tensor, batch: Batch) -> Tensor:
         """The loss in nats."""
-        student, label_smoothing = self._candidate.student, self._candidate.training.label_smoothing
-        if student.soft_weight == 0:  # equals distillation_loss, without running a teacher
+        label_smoothing = self._candidate.training.label_smoothing
+        if not self._needs_teacher:  # equals distillation_loss, without running a teacher
             return hard_term(logits_BC, batch.target, label_smoothing=label_smoothing, labelled_B=batch.labelled)
         teacher_BC = self._soft_labels(batch.view, batch.index)
-        return _taught(logits_BC, teacher_BC, batch, student, label_smoothing)
+        return _taught(logits_BC, teacher_BC, batch, self._student, label_smoothing)
 
 
 def _taught(logits_BC: Tensor, teacher_BC: Tensor, batch: Batch, student: StudentConfig, smoothing: float) -> Tensor:

@@ -46,7 +46,7 @@ def distillation_loss(
     """
     hard = hard_term(student_BC, target, label_smoothing=label_smoothing, labelled_B=labelled_B)
     alpha = settings.soft_weight
-    if alpha == 0:
+    if settings.kd_loss == "none" or (alpha == 0 and labelled_B is None):
         return hard
     if labelled_B is not None:
         target = _with_teachers_class(target, teacher_BC, labelled_B)

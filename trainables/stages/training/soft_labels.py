@@ -52,11 +52,9 @@ def soft_labels_key(candidate: Candidate, dataset: DatasetRecord, teacher: Model
 class SoftLabels:
     """The bank of one teacher on one data set under one augmentation and precision."""
 
-    def __init__(self, bench: Bench, teacher: ModelRecord) -> None:
-        """Compute nothing yet; later, fill ahead only views that the candidate needs."""
-        candidate = bench.candidate
-        self._bench, self._teacher, self._store = bench, teacher, bench.place.store
-        self._views = candidate.student.student_epochs + candidate.prune.recovery_epochs
+    def __init__(self, bench: Bench, teacher: ModelRecord, *, until: int) -> None:
+        """Compute nothing yet; later, fill ahead only views below `until`."""
+        self._bench, self._teacher, self._store, self._until = bench, teacher, bench.place.store, until
         self._view: int | None = None
         self._logits_NC = torch.empty(0)
 
@@ -81,7 +79,7 @@ class SoftLabels:
 
     def _first_free(self, start: int) -> int | None:
         """The first view from `start` that is neither filled nor being filled."""
-        keys = ((view, self._key(view)) for view in range(start, self._views))
+        keys = ((view, self._key(view)) for view in range(start, self._until))
         return next((view for view, key in keys if self._store.find(key) is None and not self._store.busy(key)), None)
 
     def _obtain(self, view: int, turn: Turn) -> Path:

@@ -19,6 +19,7 @@ VERSION = 5
 
 def student_key(candidate: Candidate, dataset: DatasetRecord, teacher: ModelRecord) -> Key:
     """The store key of this candidate's dense student; older keys say nothing of a rate that falls."""
+    own = candidate.student.key_parts()
     return stage_key(
         "student",
         version=VERSION,
@@ -27,7 +28,7 @@ def student_key(candidate: Candidate, dataset: DatasetRecord, teacher: ModelReco
         **candidate.data.unlabeled_key(),
         **vars(candidate.augment),
         **vars(candidate.training),
-        **{name: value for name, value in vars(candidate.student).items() if (name, value) != ("student_anneal", True)},
+        **{name: value for name, value in own.items() if (name, value) != ("student_anneal", True)},
     )
 
 
@@ -41,8 +42,8 @@ def train_student(bench: Bench, teacher: ModelRecord) -> Epochs:
     def make(folder: Path) -> Made:
         torch.manual_seed(seed_for(candidate.training.seed, "student", "weights"))
         model = build_for(own.student_model, bench.dataset, pretrained=own.student_pretrained)
-        lesson = Distillation.of(bench, teacher)
-        return model, (yield from fit(bench, model, student_loop(candidate), lesson, folder))
+        loop = student_loop(candidate)
+        return model, (yield from fit(bench, model, loop, Distillation.of(bench, teacher, loop), folder))
 
     return (yield from obtain_model(bench, student_key(candidate, bench.dataset, teacher), own.student_model, make))
 

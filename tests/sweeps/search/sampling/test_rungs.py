@@ -105,12 +105,14 @@ def test_rungs_lie_at_fractions_of_the_budget_and_never_at_its_end(eta: int) -> 
         assert all(0.25 * budget <= step < budget for step in steps)
 
 
-def test_trials_with_other_budgets_compare_at_equal_progress_only() -> None:
+def test_a_trial_is_stopped_by_others_that_have_got_no_further_in_their_budgets() -> None:
     rungs = Rungs()
     fixed = {"latency": 0.0}
-    assert not rungs.report("long", step=4, budget=16, accuracy=0.9, num_val=NUM_VAL, fixed=fixed)
+    assert not rungs.report("long", step=4, budget=16, accuracy=0.8, num_val=NUM_VAL, fixed=fixed)
     assert rungs.report("short", step=2, budget=8, accuracy=0.5, num_val=NUM_VAL, fixed=fixed)
-    assert not rungs.report("odd", step=3, budget=9, accuracy=0.5, num_val=NUM_VAL, fixed=fixed)
+    assert not rungs.report("odd", step=3, budget=9, accuracy=0.9, num_val=NUM_VAL, fixed=fixed)
+    assert not rungs.report("equal", step=2, budget=8, accuracy=0.8, num_val=NUM_VAL, fixed=fixed)
+    assert rungs.report("odd and bad", step=3, budget=9, accuracy=0.5, num_val=NUM_VAL, fixed=fixed)
 
 
 def test_a_trial_that_comes_by_again_gets_the_same_answer_and_counts_once() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from trainables.config.candidate import AugmentConfig, CandidateConfig
+from trainables.config.candidate import AugmentConfig, Candidate, CandidateConfig
 from trainables.records.stages import DatasetRecord, ModelRecord, read_model
 from trainables.stages.data import prepared
 from trainables.stages.data.augment.views import Views, make_views, targets
@@ -17,7 +17,7 @@ from trainables.stages.data.on_device import Images, load_images
 from trainables.stages.models.stored import build_for, load_model, write_model
 from trainables.stages.training.lessons import Distillation
 from trainables.stages.training.loop import Batch, Loop, Turn, train
-from trainables.stages.training.losses import kd
+from trainables.stages.training.losses import hard_term, kd
 from trainables.stages.training.soft_labels import SoftLabels
 from trainables.stages.workspace import Bench, Workspace
 from trainables.store.results import Key, Store
@@ -74,7 +74,13 @@ def bank_of(
     place = Workspace(
         store=store, data=candidate.data, data_dir=store.here, device="cpu", threads=1, lock_dir=store.here
     )
-    return kind(Bench(candidate=candidate, dataset=dataset, images=images, place=place), teacher)
+    return kind(Bench(candidate=candidate, dataset=dataset, images=images, place=place), teacher, until=2)
+
+
+def loop_of(candidate: Candidate, epochs: int = 1) -> Loop:
+    return Loop(
+        stage="student", epochs=epochs, learning_rate=1e-3, training=candidate.training, augment=candidate.augment
+    )
 
 
 class LiveTeacher(SoftLabels):
@@ -119,8 +125,8 @@ def test_a_student_of_the_bank_equals_one_of_the_live_teacher(
         model = build_for("alexnet_small", dataset)
         soft = bank_of(kind, teacher, dataset, images, Store(tmp_path / "store"), **settings)
         candidate = soft._bench.candidate
-        loop = Loop(stage="student", epochs=1, learning_rate=1e-3, training=candidate.training, augment=augment)
-        *_, last = train(model, loop, images, lesson(candidate, soft), folder)
+        loop = loop_of(candidate)
+        *_, last = train(model, loop, images, lesson(candidate, soft, loop), folder)
         students.append((model, last))
     (from_bank, bank), (from_live, live), (from_next, wrong) = students
     assert bank.train_loss == pytest.approx(live.train_loss, rel=1e-3)
@@ -227,9 +233,28 @@ def test_precisions_do_not_share(dataset: DatasetRecord, images: Images, teacher
 
 def test_alpha_0_asks_no_teacher(dataset: DatasetRecord, images: Images, teacher: ModelRecord, tmp_path: Path) -> None:
     soft = bank_of(SoftLabels, teacher, dataset, images, Store(tmp_path), alpha=0.0)
-    lesson = Distillation(soft._bench.candidate, soft)
+    lesson = Distillation(soft._bench.candidate, soft, loop_of(soft._bench.candidate))
     lesson.open(0, nullcontext)
     assert not list(tmp_path.iterdir())
+
+
+def test_with_annealing_the_teacher_teaches_less_every_epoch_and_the_rest_are_labels_alone(
+    dataset: DatasetRecord, images: Images, teacher: ModelRecord, tmp_path: Path
+) -> None:
+    """The gradient of every epoch is that of its own alpha; no logits are stored for epochs without a teacher."""
+    soft = bank_of(SoftLabels, teacher, dataset, images, Store(tmp_path), alpha=0.8, kd_anneal=0.5)
+    candidate = soft._bench.candidate
+    lesson = Distillation(candidate, soft, loop_of(candidate, epochs=4))
+    logits, target = torch.randn(3, 10, requires_grad=True), torch.tensor([1, 2, 3])
+    for view, alpha in enumerate((0.8, 0.4, 0.0, 0.0)):
+        lesson.open(view, nullcontext)
+        batch = Batch(index=torch.tensor([0, 1, 2]), view=view, pixels=torch.empty(0), target=target)
+        (found,) = torch.autograd.grad(lesson(logits, batch), logits)
+        hard = hard_term(logits, target, label_smoothing=candidate.training.label_smoothing)
+        taught = kd(logits, soft(view, batch.index), target, settings=candidate.student).mean() if alpha else 0.0
+        (expected,) = torch.autograd.grad((1 - alpha) * hard + alpha * taught, logits)
+        torch.testing.assert_close(found, expected)
+    assert len(list(tmp_path.glob("soft_labels/*/logits.npy"))) == 2
 
 
 @pytest.mark.parametrize("augment", ["crop", "mixup"])
@@ -243,7 +268,7 @@ def test_images_without_labels_are_taught_by_the_bank_alone(
     data = CandidateConfig().replace(dataset="digits", train_limit=100, unlabeled=str(tmp_path)).data
     both = prepared.prepare(data, dataset.folder.parents[1])
     images = load_images(both, "cpu")
-    settings = {**vars(AUGMENTS[augment]), "unlabeled": "more"}
+    settings = {**vars(AUGMENTS[augment]), "unlabeled": "more", "kd_anneal": 0.5}
     bank = bank_of(SoftLabels, teacher, both, images, Store(tmp_path / "store"), **settings)
     bank.open(0, nullcontext)
 
@@ -254,11 +279,15 @@ def test_images_without_labels_are_taught_by_the_bank_alone(
     torch.testing.assert_close(bank(0, index), expected, rtol=1e-2, atol=1e-2)
 
     logits, candidate = torch.zeros(3, 10, requires_grad=True), bank._bench.candidate
-    target, labelled = targets(views, images, index)
-    batch = Batch(index=index, view=0, pixels=pixels, target=target, labelled=labelled)
-    (found,) = torch.autograd.grad(Distillation(candidate, bank)(logits, batch), logits)
-    (alone,) = torch.autograd.grad(kd(logits, bank(0, index), target, settings=candidate.student).mean(), logits)
-    torch.testing.assert_close(found[1:], alone[1:])
-    assert not torch.allclose(found[0], alone[0])
+    lesson = Distillation(candidate, bank, loop_of(candidate, epochs=2))
+    for view in (0, 1):  # in the last, the others learn from their labels alone
+        lesson.open(view, nullcontext)
+        target, labelled = targets(make_views(images, AUGMENTS[augment], epoch=view), images, index)
+        batch = Batch(index=index, view=view, pixels=pixels, target=target, labelled=labelled)
+        (found,) = torch.autograd.grad(lesson(logits, batch), logits)
+        soft = kd(logits, bank(view, index), target, settings=candidate.student)
+        (alone,) = torch.autograd.grad(soft.mean(), logits)
+        torch.testing.assert_close(found[1:], alone[1:])
+        assert not torch.allclose(found[0], alone[0])
     plain = bank_of(SoftLabels, teacher, dataset, load_images(dataset, "cpu"), Store(tmp_path / "store"))
     assert plain._key(0) != bank._key(0)
