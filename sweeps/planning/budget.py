@@ -165,7 +165,7 @@ def describe(config: SweepConfig, plan: Plan) -> str:
     epochs = f"{base.student.student_epochs} + {base.prune.recovery_epochs} epochs"
     if values_of(config.search.space, base, "student_model") == [TEACHER_ITSELF]:
         epochs = f"{base.student.student_epochs + base.prune.recovery_epochs} epochs after a cut of the teacher"
-    more = ", more if more is cut," if base.prune.recovery_budget == "time" else ""
+    more = " (more of them the deeper it is cut)" if base.prune.recovery_budget == "time" else ""
     return f"{plan.trials} trials of {epochs}{more}, about {in_words(plan.trial_s.expected)} each"
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
-from sweeps.search.space import Space, identify, in_order, is_inert, values_of
+from sweeps.search.space import STUDENT_PARAMS, Space, identify, in_order, is_inert, values_of
 from trainables.config.candidate import TEACHER_ITSELF, CandidateConfig
 
 _COMMON = {"learning_rate": 2e-3, "pruning_method": "structured", "pruning_ratio": 0.3}
@@ -44,6 +44,27 @@ def first_trials(space: Space, base: CandidateConfig) -> list[dict[str, Any]]:
             seen.add(same)
             points.append(point)
     return points
+
+
+def in_turns(space: Space, base: CandidateConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The first trials: one of every student, and those that will then find theirs in the store.
+
+    At the same time, these would wait for the student; a teacher that is its own student is there already.
+    """
+    first: list[dict[str, Any]] = []
+    later: list[dict[str, Any]] = []
+    students: list[dict[str, Any]] = []
+    for point in first_trials(space, base):
+        student = student_of(point)
+        waits = student in students and not base.replace(**point).cuts_teacher
+        (later if waits else first).append(point)
+        students.append(student)
+    return first, later
+
+
+def student_of(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters that decide the dense student."""
+    return {name: params[name] for name in STUDENT_PARAMS if name in params}
 
 
 def _wanted(space: Space, base: CandidateConfig) -> Iterator[dict[str, Any]]:

@@ -17,10 +17,10 @@ from ray.tune.search import Searcher
 from sweeps.search.config import Search
 from sweeps.search.objectives import DIRECTIONS, study_directions, study_values
 from sweeps.search.optuna_private import asked_for, trial_of
-from sweeps.search.sampling.first_trials import far_cuts, first_trials
+from sweeps.search.sampling.first_trials import far_cuts, in_turns, student_of
 from sweeps.search.sampling.ruled_out import RuledOut
 from sweeps.search.sampling.samplers import Promising, keep_student, make_sampler
-from sweeps.search.space import STUDENT_PARAMS, identify, size, suggest
+from sweeps.search.space import identify, size, suggest
 from sweeps.search.study_file import open_journal
 from trainables.config.candidate import CandidateConfig
 from trainables.records.stages import FLOAT_LAYERS
@@ -42,22 +42,13 @@ CUT = "far_cuts"
 
 
 def open_study(path: Path, name: str, search: Search) -> optuna.Study:
-    """Open the sweep's study in its journal file, or make it and queue the literature's trials.
-
-    Of trials that share a student only the first is queued here: run at the same time, the others would wait for it.
-
-    `optuna-dashboard PATH` shows the study.
-    """
-    study = optuna.create_study(
+    """Open the sweep's study in its journal file, or make it; `optuna-dashboard PATH` shows it."""
+    return optuna.create_study(
         storage=open_journal(path),
         study_name=name,
         directions=study_directions(search.objective),
         load_if_exists=True,
     )
-    if not study.get_trials(deepcopy=False):
-        for point in _by_student(search)[0]:
-            study.enqueue_trial(point)
-    return study
 
 
 def finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
@@ -109,8 +100,11 @@ class StudySearcher(Searcher):
         self.full: str | None = None
         """Path on a full disk, if a trial found one; after that nothing is proposed."""
         asked = [asked_for(trial) for trial in study.get_trials(deepcopy=False)]
-        later = _by_student(search)[1] if search.sampler != "grid" else []  # a grid holds them anyway
-        self._later = [point for point in later if point not in asked]
+        first, later = in_turns(search.space, search.base)
+        later = [] if search.sampler == "grid" else later  # a grid holds them anyway
+        self._first, self._later = ([point for point in points if point not in asked] for points in (first, later))
+        if finished(study):
+            self._first, self._later = self._first + self._later, []
         # No other driver is alive: trials that still run in the study belong to a dead one, and are handed out again.
         orphans = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         for trial in filter(dropped, orphans):  # the driver died after it had marked the proposal, before `tell`
@@ -151,9 +145,8 @@ class StudySearcher(Searcher):
             return
         self._conclude(number, result, error=error)
         self._queue_other_files(self._study.get_trials(deepcopy=False)[number])
-        while self._later:
-            self._study.enqueue_trial(self._later.pop(0))
-        self._cut_far()
+        self._first += self._later
+        self._later = []
 
     def _conclude(self, number: int, result: dict[str, Any] | None, *, error: bool) -> None:
         if error:
@@ -181,10 +174,10 @@ class StudySearcher(Searcher):
         if not self._search.reuse_probability or self._search.sampler == "grid" or CUT in self._study.user_attrs:
             return
         done = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if len({tuple(_student(trial.params).items()) for trial in done}) < 2:
+        if len({tuple(student_of(trial.params).items()) for trial in done}) < 2:
             return
         best = max(done, key=lambda trial: (_feasible(trial), trial.user_attrs["score"]))
-        for point in far_cuts(self._space, self._base, _student(best.params)):
+        for point in far_cuts(self._space, self._base, student_of(best.params)):
             self._study.enqueue_trial(point, skip_if_exists=True)
         self._study.set_user_attr(CUT, best.number)  # last: if the driver dies before, the next one queues them again
 
@@ -223,6 +216,7 @@ class StudySearcher(Searcher):
         for count in range(MAX_DROPPED):
             if len(self._known | self._over) >= self._size:
                 return None
+            self._queue_first()
             self._study.sampler = self._next_sampler(count)
             trial = self._study.ask()
             params = suggest(trial, self._space, self._base)
@@ -238,6 +232,15 @@ class StudySearcher(Searcher):
                 return trial
             self._study.tell(trial, state=TrialState.FAIL)
         return None
+
+    def _queue_first(self) -> None:
+        """Queue the next of the first trials, unless others wait: files of a trained network come before new ones."""
+        if self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            return
+        if self._first:
+            self._study.enqueue_trial(self._first.pop(0))
+        else:
+            self._cut_far()
 
     def _next_sampler(self, in_a_row: int) -> optuna.samplers.BaseSampler:
         """The sampler of the sweep or, at random, one that keeps the stored student of a promising trial.
@@ -277,23 +280,7 @@ def _feasible(trial: optuna.trial.FrozenTrial) -> bool:
     return all(excess <= 0 for excess in trial.constraints.values())
 
 
-def _student(params: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: params[name] for name in STUDENT_PARAMS if name in params}
-
-
 def _excess(result: Mapping[str, Any]) -> dict[str, float]:
     """By how much each limit is exceeded; Tune flattens nested results to names such as `excess/max_size_mb`."""
     flat = {name.removeprefix("excess/"): by for name, by in result.items() if name.startswith("excess/")}
     return {**result.get("excess", {}), **flat}
-
-
-def _by_student(search: Search) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The literature's trials: the first of every student, and those that will then find theirs in the store."""
-    first: list[dict[str, Any]] = []
-    later: list[dict[str, Any]] = []
-    students: list[dict[str, Any]] = []
-    for point in first_trials(search.space, search.base):
-        student = _student(point)
-        (later if student in students else first).append(point)
-        students.append(student)
-    return first, later

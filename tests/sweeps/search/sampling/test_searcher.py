@@ -80,7 +80,7 @@ def test_the_literatures_settings_come_first(tmp_path: Path) -> None:
 
 def test_the_better_of_two_students_is_pruned_hard_once(tmp_path: Path) -> None:
     """Its cuts come before other proposals, and neither a resumed driver nor a third student repeats them."""
-    _, searcher = driver(tmp_path, default_space(), reuse_probability=0.25)
+    _, searcher = driver(tmp_path, default_space(), seed=1, reuse_probability=0.25)
     _, other = ask(searcher, 2)
     searcher.on_trial_complete("t0", FINAL)
     searcher.on_trial_complete("t1", FINAL | {"val_accuracy": 0.91})
@@ -89,7 +89,7 @@ def test_the_better_of_two_students_is_pruned_hard_once(tmp_path: Path) -> None:
     student = {name: value for name, value in other["params"].items() if not name.startswith("pruning")}
     assert far == {**student, "pruning_ratio": 0.85}
     assert middle == {**far, "pruning_ratio": 0.55}
-    study, searcher = driver(tmp_path, default_space(), reuse_probability=0.25)
+    study, searcher = driver(tmp_path, default_space(), seed=1, reuse_probability=0.25)
     ask(searcher, 4, name="again")  # three that died, and one more
     searcher.on_trial_complete("again3", FINAL)
     ask(searcher, 1, name="later")
