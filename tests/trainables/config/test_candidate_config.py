@@ -1,5 +1,6 @@
 import dataclasses
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -271,9 +272,59 @@ def test_settings_that_pruning_and_export_read_are_a_difference(change: dict) ->
     assert config.replace(**change).canonical() == config.replace(**change) != config.canonical()
 
 
+@pytest.mark.parametrize(
+    ("settings", "student", "recovery"),
+    [
+        ({"pruning_ratio": 0.75}, 3, 20),
+        ({"pruning_ratio": 0.75, "pruning_of": "macs"}, 3, 10),
+        ({"pruning_ratio": 0.95}, 3, 40),
+        ({"pruning_ratio": 0.75, "recovery_budget": "epochs"}, 3, 5),
+        ({"pruning_ratio": 0.75, "pruning_method": "l1_global"}, 3, 5),
+        ({"pruning_ratio": 0.0}, 3, 5),
+        ({"pruning_ratio": 0.75, "student_model": "teacher"}, 0, 32),
+        ({"pruning_ratio": 0.0, "student_model": "teacher"}, 0, 0),
+    ],
+    ids=["a quarter", "half of the width", "8 times at most", "as many", "no faster", "nothing", "after", "as it is"],
+)
+def test_a_network_that_keeps_less_of_its_width_recovers_for_more_epochs(
+    settings: dict[str, Any], student: int, recovery: int
+) -> None:
+    config = CandidateConfig().replace(student_epochs=3, recovery_epochs=5, recovery_budget="time").replace(**settings)
+    row = config.canonical().flat()
+    assert (row["student_epochs"], row["recovery_epochs"], row["recovery_budget"]) == (student, recovery, "epochs")
+    assert config.canonical().canonical() == config.canonical()
+    spelt_out = config.replace(recovery_budget="epochs", student_epochs=student, recovery_epochs=recovery)
+    assert config.canonical() == spelt_out.canonical()
+
+
+@pytest.mark.parametrize(
+    ("settings", "views"),
+    [
+        ({}, [0, 1, 2, 3, 4, 5]),
+        ({"kd_anneal": 0.5}, [0, 1, 3, 4]),
+        ({"kd_anneal": 0.5, "pruning_steps": 3}, [0, 1, 3, 4, 5]),
+        ({"kd_anneal": 0.5, "unlabeled": "more"}, [0, 1, 2, 3, 4, 5]),
+        ({"alpha": 0.0}, []),
+        ({"kd_loss": "none"}, []),
+    ],
+    ids=["all", "half", "after every cut", "of images without labels", "alpha 0", "no soft term"],
+)
+def test_views_that_a_teacher_has_to_see(settings: dict[str, Any], views: list[int]) -> None:
+    config = CandidateConfig().replace(student_epochs=3, recovery_epochs=3, **settings)
+    assert config.taught_views() == views
+
+
+def test_without_a_soft_term_annealing_is_no_difference() -> None:
+    config = CandidateConfig().replace(alpha=0.0)
+    assert config.replace(kd_anneal=0.5).canonical() == config.canonical()
+    assert CandidateConfig().replace(kd_anneal=0.5).canonical() != CandidateConfig().canonical()
+
+
 def test_what_older_stores_hold_is_found_again() -> None:
     """Settings that came later are no part of a key while they are at their defaults."""
-    later = {"pruning_criterion", "pruning_scope", "pruning_steps", "prune_ignore"}
+    assert "kd_anneal" not in StudentConfig().key_parts()
+    assert StudentConfig(kd_anneal=0.5).key_parts()["kd_anneal"] == 0.5
+    later = {"pruning_criterion", "pruning_scope", "pruning_steps", "prune_ignore", "recovery_budget"}
     assert not later & key_parts(PruneConfig()).keys()
     assert key_parts(PruneConfig(pruning_scope="global"))["pruning_scope"] == "global"
     assert "measure_on" not in {**MeasureConfig().key_parts(), **MeasureConfig(measure_on="ssh://pi").key_parts()}
