@@ -90,6 +90,4 @@ class Progress(tune.Callback):
         self._end(trial)
 
     def _end(self, trial: Trial) -> None:
-        self._standing.running.pop(trial.trial_id, None)
-        self._standing.pace.ended(trial.trial_id)
-        self._standing.done += 1
+        self._standing.end(trial.trial_id)

@@ -76,6 +76,13 @@ class Standing:
         """Seconds since this run of the sweep began."""
         return time.monotonic() - self._started
 
+    def end(self, trial_id: str) -> None:
+        """Note that a trial runs no more."""
+        self.running.pop(trial_id, None)
+        self.pace.ended(trial_id)
+        self.done += 1
+        self.trials = max(self.trials, self.done)  # until a deadline, there may be more than were planned
+
     def note(self, label: str, record: TrialRecord) -> None:
         """Note that a trial has ended, now or in an earlier run; controls are counted but never on the front."""
         self.states[record.status] += 1
@@ -99,17 +106,18 @@ class Standing:
         return reuse(pd.DataFrame(rows)) if self._rows else Reuse(trials=0, of=0, seconds=0.0)
 
     def left(self) -> Range | None:
-        """Seconds until the last trial has ended, or until the deadline if that is sooner; None while unknown."""
+        """Seconds until the last trial has ended, or until the deadline if there is one; None while unknown."""
         at, estimate = self._estimate
         since = time.monotonic() - at
         if since >= ESTIMATE_S:
             waiting = max(0, self.trials - self.done - len(self.running))
             self._estimate, since = (time.monotonic(), self.pace.left(waiting)), 0.0
             estimate = self._estimate[1]
+        if self._until is not None:  # the search goes on to its deadline
+            return Range(*[self._until()] * 3)
         if estimate is None:
             return None
-        most = self._until() if self._until else float("inf")
-        return Range(*(min(most, max(0.0, s - since)) for s in (estimate.low, estimate.expected, estimate.high)))
+        return Range(*(max(0.0, s - since) for s in (estimate.low, estimate.expected, estimate.high)))
 
 
 def label_seconds(store: Store | None, since: float) -> float:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,6 +33,8 @@ class Deadline:
     """On the clock of `time.monotonic`."""
     trial_s: float
     """Expected seconds of a trial; one that would end too late is not started."""
+    file_s: float = 0.0
+    """The same of a trial that only writes another file of a trained network."""
     champions_s: float = 0.0
     """Expected seconds of champions and controls, which the search leaves free for them."""
     budget_s: float = 0.0
@@ -49,9 +52,9 @@ class Deadline:
         """Seconds left for the search, 0 when its time is over."""
         return max(0.0, self.left() - self.champions_s)
 
-    def over(self) -> bool:
-        """Whether it is too late for the search to start another trial."""
-        return self.search_left() < self.trial_s
+    def over(self, *, for_file: bool = False) -> bool:
+        """Whether it is too late for the search to start another trial, or one that only writes a file."""
+        return self.search_left() < (self.file_s if for_file else self.trial_s)
 
 
 def fit_to_budget(
@@ -85,19 +88,26 @@ def fit_to_budget(
     begun = begun_with(config)
     for share, sweep in [(1.0, begun)] if begun else _ways(config, shares, keeps_students):
         shorter = sweep.replace(base=scaled(sweep.search.base, share))
-        plan, hits = plan_of(shorter)
+        rough, hits = plan_of(shorter)
+        wanted = rough.untrained + math.ceil(max(MIN_NETWORKS, share * NETWORKS) / rough.networks_per_trial - 1e-9)
+        # anew, because few trials need few soft labels
+        plan, hits = plan_of(shorter.replace(trials=hits.trials + wanted))
         deadline = Deadline(
             at=at - FINISH_S,
             trial_s=plan.trial_s.expected,
+            file_s=plan.file_s,
             champions_s=plan.champions_s.expected,
             budget_s=budget_s,
         )
         # `needs`, for the message: what the probe has used so far, and what is kept free at the end
         trials, needs = trials_within(deadline.left(), plan), budget_s - deadline.left()
-        if trials * plan.networks_per_trial >= max(MIN_NETWORKS, share * NETWORKS):
+        if trials >= wanted:
             break
     if trials == 0 and not (hits.trials and spent_seconds(config.folder, budget_s)):
         raise ValueError(_too_short(plan, budget_s, needs))
+    if trials > wanted:  # with their soft labels
+        more, _ = plan_of(shorter.replace(trials=hits.trials + trials))
+        trials = min(trials, max(wanted, trials_within(deadline.left(), more)))
     return shorter.replace(trials=hits.trials + trials), deadline
 
 
@@ -146,17 +156,23 @@ def spent_seconds(folder: Path, budget_s: float) -> float:
 
 
 def trials_within(seconds: float, plan: Plan) -> int:
-    """How many trials fit: floor((seconds - teacher - labels - champions - start) / seconds that a trial adds).
+    """How many trials fit: first those that train nothing, then floor(seconds left / seconds that one more adds).
 
-    An average trial adds its parallel work, divided by the number of trials at once, and the time in which it measures
-    alone.
+    Teacher, labels, champions and start come before. A trial adds its parallel work, divided by the number of trials at
+    once, and the time in which it measures alone.
     """
+
+    def adds(whole_s: float) -> float:
+        return (whole_s - plan.alone_s) / plan.concurrency + plan.alone_s
+
     before = plan.teacher_s.expected + plan.labels_s.expected + plan.champions_s.expected + plan.start_s
-    one = plan.trial_s.expected
-    if seconds - before < one:
+    if seconds - before < plan.trial_s.expected:
         return 0
+    left = seconds - before - plan.untrained * adds(plan.file_s)
+    if left < 0:
+        return int((seconds - before) / adds(plan.file_s))
     # 1e-9: a quotient that rounding has put just below a whole number must not lose a trial
-    return int((seconds - before) / ((plan.average_s - plan.alone_s) / plan.concurrency + plan.alone_s) + 1e-9)
+    return plan.untrained + int(left / adds(plan.average_s) + 1e-9)
 
 
 def describe(config: SweepConfig, plan: Plan) -> str:

@@ -86,8 +86,12 @@ class Plan:
     """One whole trial that finds no student in the store."""
     networks_per_trial: float
     """Share of the trials that train a network; the others write the files of one in other precisions."""
+    untrained: int
+    """Of the trials to run, the first, those that write files of the teacher as it is."""
+    file_s: float
+    """A trial that trains nothing."""
     average_s: float
-    """What one more trial adds: a network is trained once for all its files."""
+    """What one more of the others adds: a network is trained once for all its files."""
     champion_runs: int
     """Runs of champions and controls, trained when the search is over."""
     champions_s: Range
@@ -139,8 +143,9 @@ def estimate(probe: Probe, config: SweepConfig, hits: Hits, *, start_s: float = 
     longer = {name: _times_epochs(search) if name == TEACHER_ITSELF else 1.0 for name in students}
     steps = Range.of([longer[name] * seconds for name in students for seconds in probe.student_step_s[name]])
     epoch = steps * probe.steps + statistics.mean(longer[name] * probe.student_check_s[name] for name in students)
-    # A trial of the same network in another precision only writes a file.
-    trained = 1 / len([word for word in values_of(search.space, base, "precision") if word != "int8_qat"] or [""])
+    trained = 1 / files_per_network(search)  # a trial of the same network in another precision only writes a file
+    as_it_is = TEACHER_ITSELF in students and 0 in values_of(search.space, base, "pruning_ratio")
+    untrained = min(trials, max(0, files_per_network(search) * as_it_is - hits.trials))
     teacher = Range.of(probe.teacher_step_s) * probe.teacher_steps + probe.teacher_check_s
     teacher_s = teacher * base.teacher.teacher_epochs + fixed_s + 3 * alone_s / 2  # itself twice, then its file
     cuts_teacher = students.count(TEACHER_ITSELF) / len(students)  # share of trials
@@ -156,7 +161,8 @@ def estimate(probe: Probe, config: SweepConfig, hits: Hits, *, start_s: float = 
     after_cut = base.prune.recovery_epochs + cuts_teacher * base.student.student_epochs
     recovered = epoch * (after_cut * trained + QAT_COST * qat_epochs(search)) + fixed_s
     expected *= 1 - cuts_teacher
-    work = Range(taught.low * expected, taught.expected * expected, taught.high * trials) + recovered * trials
+    work = Range(taught.low * expected, taught.expected * expected, taught.high * trials)
+    work = work + recovered * (trials - untrained) + fixed_s * untrained
     teacher_s = teacher_s * (not hits.teacher)
     runs = max(0, ARMS * selection.champions * selection.seeds - hits.champion_runs)
     arms = taught * (runs * ARM_STUDENTS / ARMS) + recovered * runs
@@ -171,6 +177,8 @@ def estimate(probe: Probe, config: SweepConfig, hits: Hits, *, start_s: float = 
         labels_s=labels_s,
         trial_s=whole,
         networks_per_trial=trained,
+        untrained=untrained,
+        file_s=fixed_s + alone_s,
         average_s=(whole.expected - alone_s - fixed_s) * trained + fixed_s + alone_s,
         champion_runs=runs,
         champions_s=champions_s,
@@ -189,6 +197,11 @@ def _times_epochs(search: Search) -> float:
     """How many times as many epochs as an uncut one the teacher's network of average first trials takes."""
     ratio = average_cut(search.space, search.base)
     return replace(search.base.prune, pruning_method="structured", pruning_ratio=ratio).times_epochs
+
+
+def files_per_network(search: Search) -> int:
+    """How many of the searched precisions are written from one trained network."""
+    return len([word for word in values_of(search.space, search.base, "precision") if word != "int8_qat"]) or 1
 
 
 def qat_epochs(search: Search) -> float:

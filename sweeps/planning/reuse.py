@@ -1,6 +1,8 @@
 """Count what exists already of a sweep that is about to run, in the store and in its folder; read only."""
 
-from sweeps.planning.cost import Hits, qat_epochs
+import math
+
+from sweeps.planning.cost import Hits, files_per_network, qat_epochs
 from sweeps.search.config import SweepConfig
 from sweeps.search.sampling.first_trials import first_trials
 from trainables.layout import CHAMPIONS, TRIALS, recorded
@@ -17,7 +19,8 @@ def look_up(config: SweepConfig, dataset: DatasetRecord) -> Hits:
     points = first_trials(search.space, search.base)
     device = config.devices.device
     base = search.base.resolve(dataset, device=device)
-    candidates = [search.base.replace(**point).resolve(dataset, device=device) for point in points[: search.trials]]
+    reached = points[: math.ceil(search.trials / files_per_network(search))]
+    candidates = [search.base.replace(**point).resolve(dataset, device=device) for point in reached]
     quantising = base.export.qat_epochs * (qat_epochs(search) > 0)
     taught = [one for one in candidates or [base] if one.student.soft_weight > 0 and one.needs_training]
     needed = sorted({view for one in taught for view in one.taught_views()})

@@ -33,6 +33,8 @@ from trainables.trials.task import TrialTask
 
 # Trials that fail with one reason before the sweep stops: the machine or the data, and not the configurations.
 FAILED_ALIKE = 5
+# Of a command that runs until its time is over.
+MOST_TRIALS = 10**6
 
 
 class SweepSearcher(StudySearcher):
@@ -59,7 +61,7 @@ class SweepSearcher(StudySearcher):
 
     def late(self) -> bool:
         """Whether it is too late to start another trial."""
-        return self._deadline is not None and self._deadline.over()
+        return self._deadline is not None and self._deadline.over(for_file=not self._again and self.next_is_file())
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """As in `StudySearcher`, but FINISHED when it is too late for another trial, or of no use."""
@@ -124,7 +126,7 @@ def run_trials(run: Run) -> int:
             callbacks=[progress, Delivery(run.tracker, run.score, progress, storage), SayRetry(console)],
             searcher=searcher,
             scheduler=_stopper(config),
-            trials=search.trials - done,
+            trials=search.trials - done if run.deadline is None else MOST_TRIALS,  # plans are often too careful
             seconds=run.deadline.search_left() if run.deadline else None,
             deadline=run.deadline,
         ).fit()

@@ -37,6 +37,8 @@ MAX_REUSED = 5
 MAX_STUCK = 10
 # Precisions whose files are written from one trained network; `int8_qat` trains on.
 SAME_NETWORK = ("fp32", "fp16", "int8_ptq")
+# Attribute of a queued trial whose network has been trained.
+FILE = "another_file"
 # Attribute of a study: the number of the trial whose student was pruned hard.
 CUT = "far_cuts"
 
@@ -167,7 +169,12 @@ class StudySearcher(Searcher):
         for precision in getattr(self._space.get("precision"), "choices", ()):
             other = trial.params | {"precision": precision}
             if precision in SAME_NETWORK and self._identify(other) not in self._known:
-                self._study.enqueue_trial(other, skip_if_exists=True)
+                self._study.enqueue_trial(other, user_attrs={FILE: True}, skip_if_exists=True)
+
+    def next_is_file(self) -> bool:
+        """Whether the next trial only writes another file of a trained network."""
+        waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        return bool(waiting and not self._orphans and FILE in waiting[0].user_attrs)
 
     def _cut_far(self) -> None:
         """Queue trials that prune the better of the first two students hard: cheap, and not tried so far."""

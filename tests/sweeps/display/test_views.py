@@ -128,13 +128,13 @@ def test_controls_are_counted_but_never_on_the_front() -> None:
     assert sweep.front().empty
 
 
-def test_what_is_left_never_exceeds_the_time_there_is() -> None:
-    sweep = Standing(phase="trials", title="", trials=9, done=0, concurrency=1, until=lambda: 7.0)
+def test_a_search_with_a_deadline_goes_on_to_it_whatever_was_planned() -> None:
+    sweep = Standing(phase="trials", title="", trials=1, done=0, concurrency=1, until=lambda: 7.0)
     sweep._estimate = (time.monotonic(), Range(1.0, 50.0, 90.0))
-    left = sweep.left()
-    assert left is not None
-    assert (left.expected, left.high) == (7.0, 7.0)
-    assert left.low <= 1.0
+    assert sweep.left() == Range(7.0, 7.0, 7.0)
+    for trial in ("a", "b"):
+        sweep.end(trial)
+    assert (sweep.done, sweep.trials) == (2, 2)
 
 
 def filled(store: Store, view: int, seconds: float) -> None:
