@@ -107,14 +107,14 @@ class Standing:
 
     def left(self) -> Range | None:
         """Seconds until the last trial has ended, or until the deadline if there is one; None while unknown."""
+        if self._until is not None:  # the search goes on to its deadline
+            return Range(*[self._until()] * 3)
         at, estimate = self._estimate
         since = time.monotonic() - at
         if since >= ESTIMATE_S:
             waiting = max(0, self.trials - self.done - len(self.running))
             self._estimate, since = (time.monotonic(), self.pace.left(waiting)), 0.0
             estimate = self._estimate[1]
-        if self._until is not None:  # the search goes on to its deadline
-            return Range(*[self._until()] * 3)
         if estimate is None:
             return None
         return Range(*(max(0.0, s - since) for s in (estimate.low, estimate.expected, estimate.high)))

@@ -68,11 +68,11 @@ def fit_to_budget(
 ) -> tuple[SweepConfig, Deadline]:
     """Choose the epochs of a trial, then as many trials as fit until `at`.
 
-    Student and recovery epochs are scaled together, by the largest share with which enough networks are trained:
-    that share of `NETWORKS`, and at least `MIN_NETWORKS`. If not even the
-    epochs asked for fit, only the teacher is cut, where it is one of the students: that needs fewer epochs than to
-    train another network. A sweep that has begun keeps its epochs and students. If an earlier command was cut off and
-    the rest of its budget is too short for a trial, no trial is added.
+    Student and recovery epochs are scaled together, by the largest share with which enough networks are trained: that
+    share of `NETWORKS`, and at least `MIN_NETWORKS`. If not even the epochs asked for fit, only the teacher is cut,
+    where it is one of the students: that needs fewer epochs than to train another network. A sweep that has begun keeps
+    its epochs and students. If an earlier command was cut off and the rest of its budget is too short for a trial, no
+    trial is added.
 
     Args:
         config: with the epochs asked for.
@@ -88,10 +88,7 @@ def fit_to_budget(
     begun = begun_with(config)
     for share, sweep in [(1.0, begun)] if begun else _ways(config, shares, keeps_students):
         shorter = sweep.replace(base=scaled(sweep.search.base, share))
-        rough, hits = plan_of(shorter)
-        wanted = rough.untrained + math.ceil(max(MIN_NETWORKS, share * NETWORKS) / rough.networks_per_trial - 1e-9)
-        # anew, because few trials need few soft labels
-        plan, hits = plan_of(shorter.replace(trials=hits.trials + wanted))
+        plan, hits, wanted = _plan_networks(shorter, plan_of, max(MIN_NETWORKS, share * NETWORKS))
         deadline = Deadline(
             at=at - FINISH_S,
             trial_s=plan.trial_s.expected,
@@ -109,6 +106,18 @@ def fit_to_budget(
         more, _ = plan_of(shorter.replace(trials=hits.trials + trials))
         trials = min(trials, max(wanted, trials_within(deadline.left(), more)))
     return shorter.replace(trials=hits.trials + trials), deadline
+
+
+def _plan_networks(
+    sweep: SweepConfig, plan_of: Callable[[SweepConfig], tuple[Plan, Hits]], networks: float
+) -> tuple[Plan, Hits, int]:
+    """The plan of a sweep that trains so many networks more, what exists of it, and how many trials that takes.
+
+    Few trials need few soft labels, so their number must be known first.
+    """
+    plan, hits = plan_of(sweep)
+    trials = plan.untrained + math.ceil(networks / plan.networks_per_trial - 1e-9)
+    return *plan_of(sweep.replace(trials=hits.trials + trials)), trials
 
 
 def scaled(base: CandidateConfig, share: float) -> CandidateConfig:
