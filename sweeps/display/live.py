@@ -60,11 +60,15 @@ def remaining(left: Range | None) -> str:
     Example:
         >>> remaining(Range(290, 370, 485))
         'about 6:10 left (4:50 to 8:05)'
+        >>> remaining(Range(290, 290, 290))
+        '4:50 left'
     """
     if left is None:
         return ""
     if left.high < 1:
         return "finishing"
+    if left.low == left.high:
+        return f"{clock(left.expected)} left"
     return f"about {clock(left.expected)} left ({clock(left.low)} to {clock(left.high)})"
 
 
