@@ -64,9 +64,17 @@ class SweepSearcher(StudySearcher):
         return self._deadline is not None and self._deadline.over(for_file=not self._again and self.next_is_file())
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """As in `StudySearcher`, but FINISHED when it is too late for another trial, or of no use."""
-        self.exhausted = self.exhausted or self.late()
-        if self.late() or self.hopeless is not None or self.full is not None:
+        """As in `StudySearcher`, but FINISHED when it is too late for another trial, or of no use.
+
+        None while trials run whose networks may be written in other precisions, for which there is time.
+        """
+        if self.hopeless is not None or self.full is not None:
+            return str(Searcher.FINISHED)
+        if self.late():
+            assert self._deadline is not None
+            if self.running and not self._deadline.over(for_file=True):
+                return None
+            self.exhausted = True
             return str(Searcher.FINISHED)
         if not self._again:
             return super().suggest(trial_id)

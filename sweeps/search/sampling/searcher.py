@@ -171,6 +171,11 @@ class StudySearcher(Searcher):
             if precision in SAME_NETWORK and self._identify(other) not in self._known:
                 self._study.enqueue_trial(other, user_attrs={FILE: True}, skip_if_exists=True)
 
+    @property
+    def running(self) -> bool:
+        """Whether a trial has not ended."""
+        return bool(self._numbers)
+
     def next_is_file(self) -> bool:
         """Whether the next trial only writes another file of a trained network."""
         waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
