@@ -173,9 +173,9 @@ def test_a_budget_chooses_trials_and_their_epochs(
     ("seconds", "keeps", "students", "epochs"),
     [
         (800, False, ["teacher", "alexnet_small"], (16, 8)),
-        (700, False, ["teacher"], (16, 8)),
+        (700, False, ["teacher"], (12, 6)),
         (700, True, ["teacher", "alexnet_small"], (12, 6)),
-        (300, False, ["teacher"], (8, 4)),
+        (300, False, ["teacher"], (7, 3)),
     ],
     ids=["enough", "too short for both", "both were named", "shorter still"],
 )

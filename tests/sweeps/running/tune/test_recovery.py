@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from optuna.trial import TrialState
 from ray.tune.experiment import Trial
 from s3fs import S3FileSystem
 
+from sweeps.planning.budget import Deadline
 from sweeps.running.run import worker_of
 from sweeps.running.trials import FAILED_ALIKE, SweepSearcher
 from sweeps.running.tune import recovery
@@ -22,6 +24,7 @@ from sweeps.running.tune.retry import reason_in
 from sweeps.search.config import Search, SweepConfig
 from sweeps.search.folder import InputError
 from sweeps.search.presets import quick
+from sweeps.search.space import parse
 from tests.sweeps.search.sampling.test_searcher import FINAL, ask, driver, space_of
 from trainables.config.limits import Limits
 from trainables.records.encoding import to_json
@@ -380,3 +383,30 @@ def test_a_sweep_whose_trials_all_fail_alike_stops_and_says_why(config: SweepCon
             searcher.on_trial_complete("t0", {"invalid": reason, "final": False} if reason else FINAL)
         assert searcher.hopeless == said
         assert (searcher.suggest("next") == "FINISHED") == (said is not None)
+
+
+def test_when_it_is_too_late_for_another_network_files_of_those_that_run_are_written_still(config: SweepConfig) -> None:
+    space = SPACE | {"precision": parse("precision", "fp32,int8_ptq")}
+    study, _ = driver(config.folder, space)
+    deadline = Deadline(at=time.monotonic() + 1000, trial_s=60.0, file_s=5.0)
+    searcher = SweepSearcher(
+        study,
+        Search(space=space, objective="composite", reuse_probability=0.0),
+        task_of=partial(task, config),
+        score=lambda metrics: 90.0,
+        deadline=deadline,
+    )
+    one, _ = ask(searcher, 2)
+    late = dataclasses.replace(deadline, at=time.monotonic() + 30)
+    searcher._deadline = late
+    assert searcher.suggest("more") is None, "it waits for the two that run"
+    searcher.on_trial_complete("t0", FINAL)
+    (other,) = ask(searcher, 1, name="file")
+    first, second = (task_of(SimpleNamespace(config=found)).candidate for found in (one, other))
+    assert {first.export.precision, second.export.precision} == {"fp32", "int8_ptq"}
+    assert first.student == second.student and first.prune == second.prune
+    searcher.on_trial_complete("t1", FINAL)
+    searcher.on_trial_complete("file0", FINAL)
+    ask(searcher, 1, name="last")  # the file of the other network
+    searcher.on_trial_complete("last0", FINAL)
+    assert searcher.suggest("end") == "FINISHED" and searcher.exhausted
