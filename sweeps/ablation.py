@@ -103,7 +103,7 @@ def parse(words: list[str]) -> tuple[OneLineParser, argparse.Namespace]:
     """The parser, and what the words of the command line say."""
     first = OneLineParser(prog="ablation.py", add_help=False)
     first.add_argument("--base", dest="start", choices=sorted(PRESETS), default="cifar10")
-    preset = PRESETS[first.parse_known_args(words)[0].start]().replace(space={})
+    preset = _start(first.parse_known_args(words)[0].start).replace(space={})
     parser = OneLineParser(
         prog="ablation.py",
         usage="python sweeps/ablation.py --preset GRID [FLAGS]",
@@ -122,13 +122,19 @@ def parse(words: list[str]) -> tuple[OneLineParser, argparse.Namespace]:
     return parser, parser.parse_args(words)
 
 
+def _start(name: str) -> SweepConfig:
+    """A preset in which all candidates train for as many epochs, and with one loss: only the grid makes them differ."""
+    preset = PRESETS[name]()
+    return preset.replace(base=preset.search.base.replace(recovery_budget="epochs", kd_anneal=0.0))
+
+
 def config_from(flags: argparse.Namespace) -> SweepConfig:
     """The sweep that flags ask for.
 
     Raises:
         ValueError: if a value is out of its range, or makes no grid.
     """
-    preset = PRESETS[flags.start]()
+    preset = _start(flags.start)
     seeds = flags.seeds if flags.seeds is not None else preset.selection.seeds
     if seeds < 1:
         raise ValueError(f"`seeds >= 1` must hold, but got seeds={seeds}.")

@@ -6,6 +6,7 @@ that are not given are. The same command goes on where it was interrupted.
 
 import argparse
 import dataclasses
+import functools
 import os
 import sys
 import time
@@ -150,13 +151,17 @@ def _plan(
     from sweeps.planning.cost import START_S, Hits, Plan, estimate, show
     from sweeps.planning.probe import probe
     from sweeps.planning.reuse import look_up
+    from trainables.store.results import store_below
 
     with screen.busy("Timing a few steps of every stage"):
         measured = probe(config, dataset, apart=config.devices.gpus > 0)
     start_s = start_seconds(config.places.out)
 
+    # a budget tries many plans, and a store may be remote
+    find = functools.cache(store_below(config.places.out, config.places.storage).find)
+
     def plan_of(sweep: SweepConfig) -> tuple[Plan, Hits]:
-        hits = look_up(sweep, dataset)
+        hits = look_up(sweep, dataset, find)
         return estimate(measured, sweep, hits, start_s=start_s or START_S), hits
 
     deadline = None

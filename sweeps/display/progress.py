@@ -73,7 +73,8 @@ class Progress(tune.Callback):
             self._standing.pace.reported(trial.trial_id)
             return
         step, steps = result.get("step", result["epoch"]), result.get("steps", result["epochs"])
-        self._standing.pace.epoch(trial.trial_id, step=step, steps=steps)
+        taught, views = result.get("taught", True), result.get("taught_views")
+        self._standing.pace.epoch(trial.trial_id, step=step, steps=steps, taught=taught, views=views)
         label = self.label(trial)
         # A teacher's label and stage are the same word.
         stage = "epoch" if result["stage"] == label else result["stage"]

@@ -76,6 +76,11 @@ class Standing:
         """Seconds since this run of the sweep began."""
         return time.monotonic() - self._started
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether there are trials to come: those that were planned, or as many as fit until a deadline."""
+        return self.done < self.trials or self._until is not None
+
     def end(self, trial_id: str) -> None:
         """Note that a trial runs no more."""
         self.running.pop(trial_id, None)

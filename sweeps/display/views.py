@@ -69,7 +69,7 @@ class LineView:
         now = self._standing
         text = f"[{now.done}/{now.trials}] trial {label}  {summary or f'{record.status}: {record.reason}'}"
         style = {"finished": "", "failed": "yellow"}.get(record.status, "dim")
-        left = now.left() if now.done < now.trials else None
+        left = now.left() if now.goes_on else None
         ahead = remaining(left) if left and left.high >= 1 else ""
         self._console.print(f"{text}  {ahead}".rstrip(), style=style, soft_wrap=True)
 

@@ -20,7 +20,7 @@ from trainables.records.encoding import to_json
 FINISH_S = 10.0
 # Epochs after the cut buy more than trials: LOG.md, 2026-11-29, "where to cut". They are shortened only so far that
 # there are this many networks, the first cuts of the teacher; with all epochs, there are more of them.
-MIN_NETWORKS, NETWORKS = 3, 5
+MIN_NETWORKS, FULL_NETWORKS = 3, 5
 EPOCH_SHARES = (4.0, 3.0, 2.0, 1.5, 1.0, 0.75, 0.6, 0.5, 0.42, 0.33, 0.25, 0.21, 0.17, 0.125, 0.08)
 EPOCHS = ("student_epochs", "recovery_epochs")  # settings that are shortened
 
@@ -33,7 +33,7 @@ class Deadline:
     """On the clock of `time.monotonic`."""
     trial_s: float
     """Expected seconds of a trial; one that would end too late is not started."""
-    file_s: float = 0.0
+    file_s: float
     """The same of a trial that only writes another file of a trained network."""
     champions_s: float = 0.0
     """Expected seconds of champions and controls, which the search leaves free for them."""
@@ -69,10 +69,10 @@ def fit_to_budget(
     """Choose the epochs of a trial, then as many trials as fit until `at`.
 
     Student and recovery epochs are scaled together, by the largest share with which enough networks are trained: that
-    share of `NETWORKS`, and at least `MIN_NETWORKS`. If not even the epochs asked for fit, only the teacher is cut,
-    where it is one of the students: that needs fewer epochs than to train another network. A sweep that has begun keeps
-    its epochs and students. If an earlier command was cut off and the rest of its budget is too short for a trial, no
-    trial is added.
+    share of `FULL_NETWORKS`, and at least `MIN_NETWORKS`. If not even the epochs asked for fit, only the teacher is
+    cut, where it is one of the students: that needs fewer epochs than to train another network. A sweep that has begun
+    keeps its epochs and students. If an earlier command was cut off and the rest of its budget is too short for a
+    trial, no trial is added.
 
     Args:
         config: with the epochs asked for.
@@ -88,7 +88,7 @@ def fit_to_budget(
     begun = begun_with(config)
     for share, sweep in [(1.0, begun)] if begun else _ways(config, shares, keeps_students):
         shorter = sweep.replace(base=scaled(sweep.search.base, share))
-        plan, hits, wanted = _plan_networks(shorter, plan_of, max(MIN_NETWORKS, share * NETWORKS))
+        plan, hits, wanted = _plan_networks(shorter, plan_of, max(MIN_NETWORKS, share * FULL_NETWORKS))
         deadline = Deadline(
             at=at - FINISH_S,
             trial_s=plan.trial_s.expected,
@@ -191,7 +191,7 @@ def describe(config: SweepConfig, plan: Plan) -> str:
     if values_of(config.search.space, base, "student_model") == [TEACHER_ITSELF]:
         epochs = f"{base.student.student_epochs + base.prune.recovery_epochs} epochs after a cut of the teacher"
     more = " (more of them the deeper it is cut)" if base.prune.recovery_budget == "time" else ""
-    return f"{plan.trials} trials of {epochs}{more}, about {in_words(plan.trial_s.expected)} each"
+    return f"about {plan.trials} trials of {epochs}{more}, about {in_words(plan.trial_s.expected)} each"
 
 
 def _too_short(plan: Plan, budget_s: float, gone_s: float) -> str:

@@ -140,12 +140,13 @@ def estimate(probe: Probe, config: SweepConfig, hits: Hits, *, start_s: float = 
     alone_s = 4 * base.measure.latency_seconds
     students = values_of(search.space, base, "student_model")
     fixed_s = 2 * statistics.mean(probe.export_s[name] for name in students)
-    longer = {name: _times_epochs(search) if name == TEACHER_ITSELF else 1.0 for name in students}
+    longer = {name: _epochs_factor(search) if name == TEACHER_ITSELF else 1.0 for name in students}
     steps = Range.of([longer[name] * seconds for name in students for seconds in probe.student_step_s[name]])
     epoch = steps * probe.steps + statistics.mean(longer[name] * probe.student_check_s[name] for name in students)
     trained = 1 / files_per_network(search)  # a trial of the same network in another precision only writes a file
     as_it_is = TEACHER_ITSELF in students and 0 in values_of(search.space, base, "pruning_ratio")
-    untrained = min(trials, max(0, files_per_network(search) * as_it_is - hits.trials))
+    plain = [word for word in values_of(search.space, base, "precision") if word != "int8_qat"]
+    untrained = min(trials, max(0, len(plain) * as_it_is - hits.trials))
     teacher = Range.of(probe.teacher_step_s) * probe.teacher_steps + probe.teacher_check_s
     teacher_s = teacher * base.teacher.teacher_epochs + fixed_s + 3 * alone_s / 2  # itself twice, then its file
     cuts_teacher = students.count(TEACHER_ITSELF) / len(students)  # share of trials
@@ -193,10 +194,10 @@ def estimate(probe: Probe, config: SweepConfig, hits: Hits, *, start_s: float = 
     )
 
 
-def _times_epochs(search: Search) -> float:
+def _epochs_factor(search: Search) -> float:
     """How many times as many epochs as an uncut one the teacher's network of average first trials takes."""
     ratio = average_cut(search.space, search.base)
-    return replace(search.base.prune, pruning_method="structured", pruning_ratio=ratio).times_epochs
+    return replace(search.base.prune, pruning_method="structured", pruning_ratio=ratio).epochs_factor
 
 
 def files_per_network(search: Search) -> int:

@@ -189,7 +189,8 @@ def _is_uncut_teacher(params: Mapping[str, Any]) -> bool:
 
 
 def arms(champion: CandidateConfig) -> dict[str, CandidateConfig]:
-    """Arm -> configuration, with the same epochs in every arm. An arm equal to the champion itself is left out.
+    """Arm -> configuration, with the same epochs or, by `recovery_budget`, time in every arm. One that equals the
+    champion itself is left out.
 
     `from_scratch` has the champion's configuration; its `TrialTask` says that this shape is trained from random weights
     (`trainables.stages.candidate.from_scratch`). It is also the smaller dense model: `structured` pruning of every

@@ -77,6 +77,7 @@ class SweepSearcher(StudySearcher):
             self.exhausted = True
             return str(Searcher.FINISHED)
         if not self._again:
+            self.files_only = self._deadline is not None and self._deadline.over()
             return super().suggest(trial_id)
         trial = self._again.pop(0)
         self._repeated.add(trial_id)
@@ -226,6 +227,8 @@ def _say_end(config: SweepConfig, study: optuna.Study, searcher: SweepSearcher, 
         return
     if searcher.repeating:
         raise Interrupted
+    if searcher.exhausted and not running and done >= wanted:
+        console.print(f"The space holds no more than these {done} trials; widen a range to use the rest of the time.")
     if done < wanted:
         if not searcher.exhausted or running:  # neither the time nor the space was over
             raise Interrupted

@@ -11,6 +11,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from optuna.distributions import distribution_to_json, json_to_distribution
@@ -19,6 +20,7 @@ from sweeps.search.config import SweepConfig
 from sweeps.search.objectives import DIRECTIONS, UNITS, reference_point
 from sweeps.search.space import describe
 from sweeps.search.study_file import contains, holds, write_anew
+from trainables.config.candidate import CandidateConfig
 from trainables.files import set_aside, write_text
 from trainables.layout import CHECKOUT, COMMANDS, DRIVER_LOCK, IDENTITY, JOURNAL, SWEEP_JSON
 from trainables.locks import file_lock_if_free
@@ -29,6 +31,10 @@ from trainables.stages.data.prepared import public_name
 
 # Flags with paths and addresses: private, and no part of a sweep's settings. They stay out of recorded commands.
 PLACES = ("--out", "--data-dir", "--tracking-uri", "--storage", "--address")
+
+
+# What a setting was in sweeps that are older than it.
+DEFAULTS: Mapping[str, Any] = MappingProxyType(CandidateConfig().flat())
 
 
 class InputError(ValueError):
@@ -84,9 +90,10 @@ def check_identity(config: SweepConfig, dataset: DatasetRecord) -> str:
     for part in mine | theirs:
         old, new = theirs.get(part, {}), mine.get(part, {})
         for name in old | new:
-            if old.get(name) != new.get(name) and name not in grown:
+            before = old.get(name, DEFAULTS.get(name) if part == "base" else None)
+            if before != new.get(name) and name not in grown:
                 raise InputError(
-                    f"--name {config.name}: that sweep was made with {name}={old.get(name)}, not {new.get(name)};"
+                    f"--name {config.name}: that sweep was made with {name}={before}, not {new.get(name)};"
                     " take another --name."
                 )
     if grown:

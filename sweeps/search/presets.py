@@ -28,8 +28,9 @@ def default_name(preset: str, identity: Mapping[str, Any]) -> str:
     return f"{preset}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
-# Both gained at equal cost: LOG.md, 2026-11-29, "labels alone" and "equal time".
-_TRAINING: Mapping[str, Any] = MappingProxyType({"recovery_budget": "time", "kd_anneal": 0.5})
+# Beside those of a single candidate; what the first gained is in LOG.md, 2026-11-29, "efficacy.py again", and what the
+# second saves in "labels alone".
+_SWEEP_DEFAULTS: Mapping[str, Any] = MappingProxyType({"recovery_budget": "time", "kd_anneal": 0.5})
 
 
 def quick() -> SweepConfig:
@@ -43,12 +44,12 @@ def quick() -> SweepConfig:
         measure=MeasureConfig(latency_seconds=1.0),
     )
     space = _space("alexnet_small") | {"learning_rate": parse("learning_rate", "1e-3,3e-3")}
-    return SweepConfig(name="quick", search=Search(trials=12, base=base.replace(**_TRAINING), space=space))
+    return SweepConfig(name="quick", search=Search(trials=12, base=base.replace(**_SWEEP_DEFAULTS), space=space))
 
 
 def cifar10() -> SweepConfig:
     """ResNet-18 to MobileNetV3-Small on CIFAR-10 at 32 pixels; meant for GPUs."""
-    base = CandidateConfig().replace(dataset="cifar10", **_TRAINING, **vars(augment_for("cifar10", None)))
+    base = CandidateConfig().replace(dataset="cifar10", **_SWEEP_DEFAULTS, **vars(augment_for("cifar10", None)))
     return SweepConfig(name="cifar10", search=Search(base=base, space=_space("mobilenet_v3_small")))
 
 

@@ -105,9 +105,9 @@ class StudentConfig:
     """Softens teacher and student logits, > 0; `mse` does without, `wttm` softens the teacher alone."""
     alpha: float = 0.7
     """Weight of the soft, teacher term in [0, 1]; the labels get 1 - alpha."""
-    kd_anneal: float | None = None
-    """Share of a stage's epochs, in (0, 1], over which alpha falls linearly to 0: the labels alone teach the rest, so
-    that a student can pass its teacher (arXiv:1907.04829). None keeps alpha."""
+    kd_anneal: float = 0.0
+    """Share of a stage's epochs, 0 to 1, over which alpha falls linearly to 0: the labels alone teach the rest, so that
+    a student can pass its teacher (arXiv:1907.04829). 0 keeps alpha."""
     dkd_beta: float = 8.0
     """Weight of the classes that are not the target, >= 0; used by `dkd` only."""
 
@@ -117,8 +117,8 @@ class StudentConfig:
         check_positive("temperature", self.temperature)
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"`0 <= alpha <= 1` must hold, but got alpha={self.alpha}.")
-        if self.kd_anneal is not None and not 0 < self.kd_anneal <= 1:
-            raise ValueError(f"`0 < kd_anneal <= 1` must hold, but got kd_anneal={self.kd_anneal}.")
+        if not 0 <= self.kd_anneal <= 1:
+            raise ValueError(f"`0 <= kd_anneal <= 1` must hold, but got kd_anneal={self.kd_anneal}.")
         if self.kd_loss not in KD_LOSSES:
             raise ValueError(f"`kd_loss` must be one of {', '.join(KD_LOSSES)}, but got kd_loss={self.kd_loss!r}.")
         check_not_negative("dkd_beta", self.dkd_beta)
@@ -135,13 +135,13 @@ class StudentConfig:
             >>> [StudentConfig(alpha=0.5, kd_anneal=0.5).alpha_in(epoch, 4) for epoch in (1, 2, 3, 4)]
             [0.5, 0.25, 0.0, 0.0]
         """
-        if self.kd_anneal is None:
+        if self.kd_anneal == 0:
             return self.soft_weight
         return self.soft_weight * max(0.0, 1 - (epoch - 1) / epochs / self.kd_anneal)
 
     def key_parts(self) -> dict[str, Any]:
         """The settings for store keys; `kd_anneal`, which older keys lack, is left out at its default."""
-        return {name: value for name, value in vars(self).items() if (name, value) != ("kd_anneal", None)}
+        return {name: value for name, value in vars(self).items() if (name, value) != ("kd_anneal", 0.0)}
 
     def inert(self) -> frozenset[str]:
         """Settings without effect given the others: those the loss ignores, and alpha if there is no soft term."""
@@ -219,15 +219,18 @@ class CandidateConfig:
         own = self.student
         if own.soft_weight == 0:
             return 0
-        return epochs if own.kd_anneal is None or self.data.unlabeled is not None else math.ceil(own.kd_anneal * epochs)
+        if own.kd_anneal == 0 or self.data.unlabeled is not None:
+            return epochs
+        return math.ceil(own.kd_anneal * epochs - 1e-9)  # a product that rounding has put just above a whole number
 
     def taught_views(self) -> list[int]:
-        """The views of training images for which a teacher's logits are needed, those of `int8_qat` left out."""
-        first, found = 0, list[int]()
+        """The views of training images for which a teacher's logits are needed."""
+        qat = self.export.qat_epochs if self.export.precision == "int8_qat" else 0
+        first, found = 0, set(range(self.taught_epochs(qat)))
         for epochs in (self.student.student_epochs, *self.prune.epochs_of_cuts()):
-            found += range(first, first + self.taught_epochs(epochs))
+            found.update(range(first, first + self.taught_epochs(epochs)))
             first += epochs
-        return found
+        return sorted(found)
 
     @property
     def network(self) -> str:
@@ -265,12 +268,12 @@ class CandidateConfig:
         """The same candidate with inert settings at their defaults, so that equivalent candidates compare equal."""
         epochs: dict[str, int | bool | str] = {"recovery_budget": "epochs"}  # spelt out from here on
         if self.cuts_teacher:  # it has been trained: all epochs follow the cut, and uncut it needs none
-            total = round(self.prune.times_epochs * (self.student.student_epochs + self.prune.recovery_epochs))
+            total = round(self.prune.epochs_factor * (self.student.student_epochs + self.prune.recovery_epochs))
             epochs |= {"student_epochs": 0, "recovery_epochs": total if self.needs_training else 0}
         elif self.prune.recovery_epochs == 0:
             epochs |= {"student_anneal": True}
         else:
-            epochs |= {"recovery_epochs": round(self.prune.times_epochs * self.prune.recovery_epochs)}
+            epochs |= {"recovery_epochs": round(self.prune.epochs_factor * self.prune.recovery_epochs)}
         parts = {part.name: getattr(self, part.name) for part in fields(self)}
         for name in ("student", "prune", "export"):
             plain = parts[name].canonical()

@@ -15,7 +15,7 @@ PRUNED_SHARES = ("channels", "macs", "size", "latency")
 RECOVERY_BUDGETS = ("epochs", "time")
 # An epoch of networks cut by 0.5, 0.6, 0.7 and 0.85 takes 0.33, 0.2, 0.11 and 0.035 of the uncut one's time (AlexNet on
 # two cores): this power of the width that is left. There is a limit because accuracy gains less and less.
-WIDTH_POWER, MOST_EPOCHS = 1.75, 8.0
+WIDTH_POWER, MOST_TIMES = 1.75, 8.0
 PRECISIONS = ("fp32", "fp16", "int8_ptq", "int8_qat")
 LATENCY_RUNTIMES = ("onnxruntime_cpu", "onnxruntime_cuda", "tensorrt", "openvino")
 # None of its parts can be taken for an option of ssh.
@@ -93,11 +93,11 @@ class PruneConfig:
         return [part] * (self.pruning_steps - 1) + [self.recovery_epochs - part * (self.pruning_steps - 1)]
 
     @property
-    def times_epochs(self) -> float:
+    def epochs_factor(self) -> float:
         """How many times as many epochs as an uncut network this one takes after the cut, by `recovery_budget`.
 
         Example:
-            >>> PruneConfig(recovery_budget="time", pruning_ratio=0.5).times_epochs  # doctest: +ELLIPSIS
+            >>> PruneConfig(recovery_budget="time", pruning_ratio=0.5).epochs_factor  # doctest: +ELLIPSIS
             3.36...
         """
         if self.recovery_budget == "epochs" or not self.removes_channels:
@@ -105,7 +105,7 @@ class PruneConfig:
         left = 1 - self.pruning_ratio
         # multiply-accumulates, bytes and latency shrink with the square of the width
         width = left if self.pruning_of == "channels" else left**0.5
-        return min(MOST_EPOCHS, float(width**-WIDTH_POWER))
+        return min(MOST_TIMES, float(width**-WIDTH_POWER))
 
     def inert(self) -> frozenset[str]:
         """Settings that have no effect given the others.

@@ -158,6 +158,8 @@ class ChainTrial(OutboxTrial[TrialTask]):
             before = planned.student.student_epochs if epoch.stage == "recovery" else 0
             report["step"] = before + epoch.epoch
             report["steps"] = planned.student.student_epochs + planned.prune.recovery_epochs
+            views = planned.taught_views()
+            report["taught"], report["taught_views"] = report["step"] - 1 in views, len(views)
             for name in SHAPE_METRICS:
                 report[name] = getattr(self._shape, name)
         return report

@@ -91,7 +91,8 @@ class FrontStopper(RetryAlone):
         if self._rungs.has_stopped(key):  # by a driver that died before Tune stopped it: do not judge it again
             return str(TrialScheduler.STOP)
         step, budget = int(result["step"]), int(result["steps"])
-        milestone = result["stage"] == "recovery" and result.get("epoch") == 1
+        # not a trial's very first epoch: a teacher that is its own student is pruned before it trains
+        milestone = result["stage"] == "recovery" and result.get("epoch") == 1 < step
         if not self._rungs.is_rung(step, budget, milestone=milestone):
             return str(TrialScheduler.CONTINUE)
         peers, fixed = compared_with(result, task.candidate.prune)

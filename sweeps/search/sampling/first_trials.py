@@ -1,4 +1,4 @@
-"""The first trials of a search: the settings of papers, ever deeper cuts of the teacher, far cuts of a good student."""
+"""The first trials of a search: the settings of papers, cuts of the teacher, far cuts of a good student."""
 
 import math
 import statistics
@@ -75,8 +75,9 @@ def _wanted(space: Space, base: CandidateConfig) -> Iterator[dict[str, Any]]:
     if literature and TEACHER_ITSELF in students:
         taught = literature[0] | {"student_model": TEACHER_ITSELF, "alpha": 0.7, "temperature": 2.0}
         cuts = [taught | {"pruning_ratio": ratio} for ratio in TEACHER_CUTS]
-    # Only a teacher can teach images without labels.
-    by_labels = [] if base.data.unlabeled else [cut | {"alpha": 0.0} for cut in cuts]
+    # only a teacher can teach images without labels
+    can_do_without = 0 in values_of(space, base, "alpha") and not base.data.unlabeled
+    by_labels = [cut | {"alpha": 0.0} for cut in cuts] if can_do_without else []
     for student in students:
         if student == TEACHER_ITSELF and literature:
             yield from by_labels or cuts

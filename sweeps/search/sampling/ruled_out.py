@@ -78,3 +78,9 @@ def _family(config: CandidateConfig) -> _Family:
 def _width(config: CandidateConfig) -> float:
     """Fraction of the dense student that is left, in the unit of `pruning_of`."""
     return round(1 - config.prune.pruning_ratio, 10) if config.prune.removes_channels else 1.0
+
+
+def excess_of(result: Mapping[str, Any]) -> dict[str, float]:
+    """By how much each limit is exceeded; Tune flattens nested results to names such as `excess/max_size_mb`."""
+    flat = {name.removeprefix("excess/"): by for name, by in result.items() if name.startswith("excess/")}
+    return {**result.get("excess", {}), **flat}

@@ -20,7 +20,9 @@ from analysis.findings.pareto import Floats, epsilon_net
 
 # The lead that counts, in standard errors of the difference of two validation accuracies.
 STANDARD_ERRORS = 2.0
-PROGRESS = "progress"
+# The share of its budget that a trial has done counts among the fixed objectives: who has got further stops nobody who
+# has not. At a share of the budget, less than this is rounding to whole epochs.
+PROGRESS, ROUNDING = "progress", 0.1
 NO_PRICES: Mapping[str, float] = MappingProxyType({})
 
 
@@ -33,7 +35,7 @@ class Entry:
     num_val: int
     """Number of validation images."""
     fixed: Mapping[str, float]
-    """Objectives that are known before training; lower is better."""
+    """Objectives that are known before training, and the progress; lower is better."""
     beaten_by: str | None = None
     """The trial with the largest lead, if this one was stopped; None if it continued."""
 
@@ -47,7 +49,7 @@ class Rungs:
     `STANDARD_ERRORS`.
 
     Fixed objectives with a price are not compared but subtracted: the score is 100 * accuracy - sum(price * fixed),
-    in points. If all have a price, this is ASHA on the score.
+    in points. If all have a price, this is ASHA on the score, among trials that have got equally far.
     """
 
     def __init__(self, *, prices: Mapping[str, float] = NO_PRICES, eta: int = 3, grace: float = 0.25) -> None:
@@ -77,21 +79,20 @@ class Rungs:
             >>> Rungs(eta=3).steps(24), Rungs(eta=2).steps(24), Rungs().steps(1)
             ([6, 18], [6, 12], [])
         """
-        return sorted(self._names(budget))
+        return sorted(self._shares(budget))
 
-    def _names(self, budget: int) -> dict[int, str]:
-        """Epoch -> name of its rung: the share of the budget, of which the epoch is the next whole one."""
-        found: dict[int, str] = {}
-        fraction = self._grace
-        while (step := math.ceil(fraction * budget - 1e-9)) < budget:
-            found.setdefault(step, f"{100 * fraction:g}%")
-            fraction *= self._eta
+    def _shares(self, budget: int) -> dict[int, float]:
+        """Epoch of a rung -> share of the budget, of which it is the next whole epoch."""
+        found: dict[int, float] = {}
+        share = self._grace
+        while (step := math.ceil(share * budget - 1e-9)) < budget:
+            found.setdefault(step, share)
+            share *= self._eta
         return found
 
     def is_rung(self, step: int, budget: int, *, milestone: bool = False) -> bool:
-        """Whether a trial is judged after this epoch; a `milestone` is judged at any epoch between grace and end."""
-        steps = self.steps(budget)
-        return step in steps or (milestone and bool(steps) and steps[0] <= step < budget)
+        """Whether a trial is judged after this epoch; a `milestone` is judged at any epoch before the end."""
+        return step < budget and (milestone or step in self._shares(budget))
 
     def report(
         self,
@@ -123,10 +124,13 @@ class Rungs:
             raise ValueError(f"`0 <= accuracy <= 1` and `num_val >= 1` must hold, but got {accuracy=} and {num_val=}.")
         if not self.is_rung(step, budget, milestone=milestone):
             return False
-        name = f"{self._names(budget).get(step, 'milestone')} {peers}".strip()
+        share = self._shares(budget).get(step, 0.0)
+        name = f"{'milestone' if milestone else f'{100 * share:g}%'} {peers}".strip()
         if name not in self._rungs or trial not in self._rungs[name].entries:
-            # among the fixed objectives: who has got further stops nobody who has not
-            costs = {**fixed, PROGRESS: step / budget}
+            progress = step / budget
+            if not milestone and progress - share < ROUNDING:
+                progress = share
+            costs = {**fixed, PROGRESS: progress}
             self._record(name, trial, Entry(accuracy=accuracy, num_val=num_val, fixed=costs))
         return self._rungs[name].entries[trial].beaten_by is not None
 

@@ -18,7 +18,7 @@ from sweeps.search.config import Search
 from sweeps.search.objectives import DIRECTIONS, study_directions, study_values
 from sweeps.search.optuna_private import asked_for, trial_of
 from sweeps.search.sampling.first_trials import far_cuts, in_turns, student_of
-from sweeps.search.sampling.ruled_out import RuledOut
+from sweeps.search.sampling.ruled_out import RuledOut, excess_of
 from sweeps.search.sampling.samplers import Promising, keep_student, make_sampler
 from sweeps.search.space import identify, size, suggest
 from sweeps.search.study_file import open_journal
@@ -38,8 +38,8 @@ MAX_STUCK = 10
 # Precisions whose files are written from one trained network; `int8_qat` trains on.
 SAME_NETWORK = ("fp32", "fp16", "int8_ptq")
 # Attribute of a queued trial whose network has been trained.
-FILE = "another_file"
-# Attribute of a study: the number of the trial whose student was pruned hard.
+OTHER_FILE = "another_file"
+# Attribute of a study: the number of the trial whose student is pruned hard.
 CUT = "far_cuts"
 
 
@@ -101,12 +101,9 @@ class StudySearcher(Searcher):
         """How many proposals this driver has dropped because of the limits."""
         self.full: str | None = None
         """Path on a full disk, if a trial found one; after that nothing is proposed."""
-        asked = [asked_for(trial) for trial in study.get_trials(deepcopy=False)]
-        first, later = in_turns(search.space, search.base)
-        later = [] if search.sampler == "grid" else later  # a grid holds them anyway
-        self._first, self._later = ([point for point in points if point not in asked] for points in (first, later))
-        if finished(study):
-            self._first, self._later = self._first + self._later, []
+        self._first, self._later = self._first_trials()
+        self.files_only = False
+        """Whether only files of trained networks are proposed: it is too late for another network."""
         # No other driver is alive: trials that still run in the study belong to a dead one, and are handed out again.
         orphans = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         for trial in filter(dropped, orphans):  # the driver died after it had marked the proposal, before `tell`
@@ -125,6 +122,19 @@ class StudySearcher(Searcher):
                 self._shapes.add(trial.params, trial.constraints)
             if trial.state == TrialState.COMPLETE:
                 self._promising.add(trial, trial.user_attrs["score"])
+
+    def _first_trials(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """The first trials that no driver has proposed yet: those that come next, and those that wait for a student."""
+        study = self._study
+        asked = [asked_for(trial) for trial in study.get_trials(deepcopy=False)]
+        first, later = in_turns(self._space, self._base)
+        later = [] if self._search.sampler == "grid" else later  # a grid holds them anyway
+        if finished(study):
+            first, later = first + later, []
+        if CUT in study.user_attrs:  # its driver may have died with some of them in mind
+            student = student_of(self._trial(study.user_attrs[CUT]).params)
+            first = first + far_cuts(self._space, self._base, student)
+        return [point for point in first if point not in asked], [point for point in later if point not in asked]
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial's Tune config, or FINISHED when the space holds nothing new."""
@@ -169,7 +179,7 @@ class StudySearcher(Searcher):
         for precision in getattr(self._space.get("precision"), "choices", ()):
             other = trial.params | {"precision": precision}
             if precision in SAME_NETWORK and self._identify(other) not in self._known:
-                self._study.enqueue_trial(other, user_attrs={FILE: True}, skip_if_exists=True)
+                self._study.enqueue_trial(other, user_attrs={OTHER_FILE: True}, skip_if_exists=True)
 
     @property
     def running(self) -> bool:
@@ -179,19 +189,18 @@ class StudySearcher(Searcher):
     def next_is_file(self) -> bool:
         """Whether the next trial only writes another file of a trained network."""
         waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        return bool(waiting and not self._orphans and FILE in waiting[0].user_attrs)
+        return bool(waiting and not self._orphans and OTHER_FILE in waiting[0].user_attrs)
 
     def _cut_far(self) -> None:
-        """Queue trials that prune the better of the first two students hard: cheap, and not tried so far."""
+        """After the first trials, add others that prune the best student so far hard: cheap, and not tried yet."""
         if not self._search.reuse_probability or self._search.sampler == "grid" or CUT in self._study.user_attrs:
             return
         done = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         if len({tuple(student_of(trial.params).items()) for trial in done}) < 2:
             return
-        best = max(done, key=lambda trial: (_feasible(trial), trial.user_attrs["score"]))
-        for point in far_cuts(self._space, self._base, student_of(best.params)):
-            self._study.enqueue_trial(point, skip_if_exists=True)
-        self._study.set_user_attr(CUT, best.number)  # last: if the driver dies before, the next one queues them again
+        best = max(done, key=lambda trial: (max(trial.constraints.values(), default=0) <= 0, trial.user_attrs["score"]))
+        self._first = far_cuts(self._space, self._base, student_of(best.params))
+        self._study.set_user_attr(CUT, best.number)
 
     def orphans(self) -> list[int]:
         """Numbers of the trials that a dead driver left running; they are handed out first."""
@@ -204,7 +213,7 @@ class StudySearcher(Searcher):
 
     def _tell(self, number: int, result: Mapping[str, Any]) -> None:
         trial = self._trial(number)
-        excess = _excess(result)
+        excess = excess_of(result)
         for name, by in excess.items():
             trial.set_constraint(name, by)
         # a file with float layers is larger than its shape, and says nothing about wider ones
@@ -228,6 +237,8 @@ class StudySearcher(Searcher):
         for count in range(MAX_DROPPED):
             if len(self._known | self._over) >= self._size:
                 return None
+            if self.files_only and not self.next_is_file():
+                return None
             self._queue_first()
             self._study.sampler = self._next_sampler(count)
             trial = self._study.ask()
@@ -249,10 +260,10 @@ class StudySearcher(Searcher):
         """Queue the next of the first trials, unless others wait: files of a trained network come before new ones."""
         if self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
             return
-        if self._first:
-            self._study.enqueue_trial(self._first.pop(0))
-        else:
+        if not self._first:
             self._cut_far()
+        if self._first:
+            self._study.enqueue_trial(self._first.pop(0), skip_if_exists=True)
 
     def _next_sampler(self, in_a_row: int) -> optuna.samplers.BaseSampler:
         """The sampler of the sweep or, at random, one that keeps the stored student of a promising trial.
@@ -286,13 +297,3 @@ class StudySearcher(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing: see `save`."""
-
-
-def _feasible(trial: optuna.trial.FrozenTrial) -> bool:
-    return all(excess <= 0 for excess in trial.constraints.values())
-
-
-def _excess(result: Mapping[str, Any]) -> dict[str, float]:
-    """By how much each limit is exceeded; Tune flattens nested results to names such as `excess/max_size_mb`."""
-    flat = {name.removeprefix("excess/"): by for name, by in result.items() if name.startswith("excess/")}
-    return {**result.get("excess", {}), **flat}

@@ -102,11 +102,36 @@ def test_two_that_begin_together_both_wait_for_the_labels() -> None:
     known.epoch("b", step=1, steps=2)
     clock.now += 10
     known.epoch("b", step=2, steps=2)  # its labels were computed by nobody before
-    assert known._epoch_s == []
+    assert known._whole_s == []
     known.began("c")
     clock.now += 7
     known.epoch("c", step=1, steps=2)
-    assert known._epoch_s == [7]
+    assert known._whole_s == [14]
+
+
+def test_smaller_networks_with_more_epochs_take_the_time_of_the_others() -> None:
+    """4 epochs of 10 s or 32 of 1.25 s: no trial is thought to have 32 of 10 s."""
+    known, clock = pace()
+    for name, steps in (("few", 4), ("many", 32)):
+        known.began(name)
+        for step in range(1, steps + 1):
+            clock.now += 40 / steps
+            known.epoch(name, step=step, steps=steps)
+        known.ended(name)
+    left = known.left(3)
+    assert left is not None
+    assert (left.low, left.high) == (pytest.approx(120), pytest.approx(120))
+
+
+def test_epochs_without_a_teacher_wait_for_no_soft_labels() -> None:
+    known, clock = pace(labels_s=30)
+    known.began("a")
+    for step, taught in ((1, True), (2, False)):
+        clock.now += 40 if taught else 10
+        known.epoch("a", step=step, steps=4, taught=taught, views=1)
+    left = known.left(1)  # two epochs of this trial and a whole one; no view is missing
+    assert left is not None
+    assert left.expected == pytest.approx(20 + 40)
 
 
 def test_trials_that_are_stopped_or_find_their_student_make_the_rest_shorter() -> None:

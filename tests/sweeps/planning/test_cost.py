@@ -198,7 +198,7 @@ def test_a_command_that_was_cut_off_leaves_the_rest_of_its_budget(tmp_path: Path
     asked = sweep(out=tmp_path)
     path, now = asked.folder / SPENT, time.monotonic()
     asked.folder.mkdir(parents=True)
-    Timesheet(path, Deadline(at=now + 90 - FINISH_S, trial_s=1.0, budget_s=300.0)).on_step_end(0, [])
+    Timesheet(path, Deadline(at=now + 90 - FINISH_S, trial_s=1.0, file_s=0.0, budget_s=300.0)).on_step_end(0, [])
     assert spent_seconds(asked.folder, 300.0) == pytest.approx(210, abs=1)
     assert spent_seconds(asked.folder, 200.0) == spent_seconds(tmp_path, 300.0) == 0, "that budget is over; none"
 
@@ -251,7 +251,7 @@ def test_epochs_that_were_asked_for_are_kept(tmp_path: Path) -> None:
 
 
 def test_the_search_leaves_their_time_to_the_champions() -> None:
-    deadline = Deadline(at=time.monotonic() + 100, trial_s=30, champions_s=80)
+    deadline = Deadline(at=time.monotonic() + 100, trial_s=30, file_s=0.0, champions_s=80)
     assert deadline.over()
     assert deadline.left() > 90
     assert deadline.search_left() == pytest.approx(20, abs=1)
@@ -259,9 +259,9 @@ def test_the_search_leaves_their_time_to_the_champions() -> None:
 
 def test_a_deadline_is_over_when_no_trial_fits_any_more() -> None:
     now = time.monotonic()
-    assert not Deadline(at=now + 100, trial_s=50).over()
-    assert Deadline(at=now + 100, trial_s=150).over()
-    assert Deadline(at=now - 1, trial_s=0.5).left() == 0
+    assert not Deadline(at=now + 100, trial_s=50, file_s=0.0).over()
+    assert Deadline(at=now + 100, trial_s=150, file_s=0.0).over()
+    assert Deadline(at=now - 1, trial_s=0.5, file_s=0.0).left() == 0
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:

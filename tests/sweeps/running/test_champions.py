@@ -256,7 +256,7 @@ def test_when_the_time_is_over_the_arms_are_left_to_the_next_command(
         sweep_id="",
         tracker=Any,
         console=console,
-        deadline=Deadline(at=0.0, trial_s=1.0),
+        deadline=Deadline(at=0.0, trial_s=1.0, file_s=0.0),
     )
     with console.capture() as capture:
         failed = retrain(late)

@@ -313,13 +313,15 @@ def test_a_network_that_keeps_less_of_its_width_recovers_for_more_epochs(
         ({"kd_anneal": 0.5}, [0, 1, 3, 4]),
         ({"kd_anneal": 0.5, "pruning_steps": 3}, [0, 1, 3, 4, 5]),
         ({"kd_anneal": 0.5, "unlabeled": "more"}, [0, 1, 2, 3, 4, 5]),
+        ({"kd_anneal": 0.5, "student_epochs": 0, "precision": "int8_qat", "qat_epochs": 6}, [0, 1, 2]),
+        ({"kd_anneal": 0.28, "student_epochs": 25, "recovery_epochs": 0}, [0, 1, 2, 3, 4, 5, 6]),
         ({"alpha": 0.0}, []),
         ({"kd_loss": "none"}, []),
     ],
-    ids=["all", "half", "after every cut", "of images without labels", "alpha 0", "no soft term"],
+    ids=["all", "half", "after every cut", "without labels", "quantising", "rounding", "alpha 0", "no term"],
 )
 def test_views_that_a_teacher_has_to_see(settings: dict[str, Any], views: list[int]) -> None:
-    config = CandidateConfig().replace(student_epochs=3, recovery_epochs=3, **settings)
+    config = CandidateConfig().replace(student_epochs=3, recovery_epochs=3).replace(**settings)
     assert config.taught_views() == views
 
 

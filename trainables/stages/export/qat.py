@@ -15,7 +15,7 @@ from trainables.stages.training.stage import Epochs, Made, fit, obtain_model
 from trainables.stages.workspace import Bench
 from trainables.store.results import Key, stage_key
 
-VERSION = 3
+VERSION = 4
 # Peak learning rate as a multiple of the student's: a trained network adapts to rounding, it does not start anew.
 RATE_FACTOR = 0.1
 
@@ -56,7 +56,6 @@ def train_quantised(bench: Bench, teacher: ModelRecord, pruned: ModelRecord) -> 
             learning_rate=candidate.student.learning_rate * RATE_FACTOR,
             training=candidate.training,
             augment=candidate.augment,
-            first_view=candidate.student.student_epochs + candidate.prune.recovery_epochs,
         )
         curve = yield from fit(bench, model, loop, Distillation.of(bench, teacher, loop), folder, zeros)
         fake_quantize.remove(model, inserted)

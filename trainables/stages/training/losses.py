@@ -42,7 +42,8 @@ def distillation_loss(
     kd_loss=none are cross-entropy, alpha=1 learns from the teacher only; the loss is continuous in between.
 
     Args:
-        labelled_B: which samples have a label, bool; the others learn from the teacher only. None if all have one.
+        labelled_B: which samples have a label, bool; the others learn from the teacher only, whatever alpha is. None if
+            all have one.
     """
     hard = hard_term(student_BC, target, label_smoothing=label_smoothing, labelled_B=labelled_B)
     alpha = settings.soft_weight

@@ -113,8 +113,8 @@ def test_a_resumed_sweep_has_its_rungs_again(tmp_path: Path) -> None:
     assert judge(resumed, trial("s/00001"), epoch(0.5)) == "STOP"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(row["rung"], row["trial"], row["beaten_by"]) for row in rows] == [
-        ("1/4 student structured channels layer", "s/00000", None),
-        ("1/4 student structured channels layer", "s/00001", "s/00000"),
+        ("25% student structured channels layer", "s/00000", None),
+        ("25% student structured channels layer", "s/00001", "s/00000"),
     ]  # fmt: skip
     restarted = SimpleNamespace(trial_id="another id", config=trial("s/00001").config)
     assert judge(FrontStopper("pareto", RATES, path), restarted, epoch(0.99)) == "STOP"

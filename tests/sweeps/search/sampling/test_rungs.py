@@ -110,9 +110,23 @@ def test_a_trial_is_stopped_by_others_that_have_got_no_further_in_their_budgets(
     fixed = {"latency": 0.0}
     assert not rungs.report("long", step=4, budget=16, accuracy=0.8, num_val=NUM_VAL, fixed=fixed)
     assert rungs.report("short", step=2, budget=8, accuracy=0.5, num_val=NUM_VAL, fixed=fixed)
-    assert not rungs.report("odd", step=3, budget=9, accuracy=0.9, num_val=NUM_VAL, fixed=fixed)
-    assert not rungs.report("equal", step=2, budget=8, accuracy=0.8, num_val=NUM_VAL, fixed=fixed)
-    assert rungs.report("odd and bad", step=3, budget=9, accuracy=0.5, num_val=NUM_VAL, fixed=fixed)
+    assert rungs.report("rounded", step=3, budget=9, accuracy=0.5, num_val=NUM_VAL, fixed=fixed)
+    assert not rungs.report("half", step=1, budget=2, accuracy=0.9, num_val=NUM_VAL, fixed=fixed)
+    assert not rungs.report("quarter", step=2, budget=8, accuracy=0.8, num_val=NUM_VAL, fixed=fixed)
+    assert rungs.report("half and bad", step=1, budget=2, accuracy=0.5, num_val=NUM_VAL, fixed=fixed)
+
+
+@pytest.mark.parametrize("recovery", [12, 40, 96])
+def test_the_first_epoch_after_pruning_is_a_rung_of_its_own_however_many_follow(recovery: int) -> None:
+    rungs = Rungs()
+    fixed = {"latency": 0.0}
+    assert not rungs.report("good", step=13, budget=24, accuracy=0.8, num_val=NUM_VAL, fixed=fixed, milestone=True)
+    step, budget = 13, 12 + recovery
+    stops = rungs.report(
+        "bad", step=step, budget=budget, accuracy=0.5, num_val=NUM_VAL, fixed={"latency": 1.0}, milestone=True
+    )
+    assert stops == (recovery <= 12), "only by a trial that has got no further"
+    assert rungs.unsaved()[-1]["rung"] == "milestone"
 
 
 def test_a_trial_that_comes_by_again_gets_the_same_answer_and_counts_once() -> None:

@@ -42,7 +42,7 @@ def space_of(**texts: str) -> dict[str, Any]:
 
 
 def driver(
-    folder: Path, space: Space, *, seed: int = 0, objective: str = "composite", **how: Any
+    folder: Path, space: Space, *, seed: int = 1, objective: str = "composite", **how: Any
 ) -> tuple[Study, StudySearcher]:
     """What a driver does when it starts on this folder: for the first time, or after another one died."""
     search = Search(space=space, search_seed=seed, objective=objective, **{"reuse_probability": 0.0, **how})
@@ -80,7 +80,7 @@ def test_the_literatures_settings_come_first(tmp_path: Path) -> None:
 
 def test_the_better_of_two_students_is_pruned_hard_once(tmp_path: Path) -> None:
     """Its cuts come before other proposals, and neither a resumed driver nor a third student repeats them."""
-    _, searcher = driver(tmp_path, default_space(), seed=1, reuse_probability=0.25)
+    _, searcher = driver(tmp_path, default_space(), reuse_probability=0.25)
     _, other = ask(searcher, 2)
     searcher.on_trial_complete("t0", FINAL)
     searcher.on_trial_complete("t1", FINAL | {"val_accuracy": 0.91})
@@ -89,7 +89,7 @@ def test_the_better_of_two_students_is_pruned_hard_once(tmp_path: Path) -> None:
     student = {name: value for name, value in other["params"].items() if not name.startswith("pruning")}
     assert far == {**student, "pruning_ratio": 0.85}
     assert middle == {**far, "pruning_ratio": 0.55}
-    study, searcher = driver(tmp_path, default_space(), seed=1, reuse_probability=0.25)
+    study, searcher = driver(tmp_path, default_space(), reuse_probability=0.25)
     ask(searcher, 4, name="again")  # three that died, and one more
     searcher.on_trial_complete("again3", FINAL)
     ask(searcher, 1, name="later")
@@ -356,10 +356,10 @@ def test_a_shape_wider_than_one_over_its_limit_costs_no_trial(tmp_path: Path, sa
 
 @pytest.mark.parametrize("attribute", [DUPLICATE, RULED_OUT])
 def test_a_proposal_that_was_being_dropped_when_its_driver_died_is_dropped(tmp_path: Path, attribute: str) -> None:
-    study, searcher = driver(tmp_path, space_of(alpha="0.5,0.9"))
+    study, searcher = driver(tmp_path, space_of(alpha="0.5,0.9"), seed=0)
     number = ask(searcher, 1)[0]["trial_number"]
     searcher._trial(number).set_user_attr(attribute, True)  # and the driver dies before the study is told
-    study, searcher = driver(tmp_path, space_of(alpha="0.5,0.9"))
+    study, searcher = driver(tmp_path, space_of(alpha="0.5,0.9"), seed=0)
     assert study.trials[number].state is TrialState.FAIL
     assert number not in [config["trial_number"] for config in ask(searcher, 2)]
     for name in ("t0", "t1"):
