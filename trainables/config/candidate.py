@@ -6,33 +6,23 @@ parameter = MLflow parameter = CSV column.
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
-from trainables.config.checks import at_default, check_epochs, check_not_negative, check_positive, check_word
+from trainables.config.checks import at_default
 from trainables.config.compression import LATENCY_RUNTIMES as LATENCY_RUNTIMES
 from trainables.config.compression import ExportConfig, PruneConfig
 from trainables.config.compression import MeasureConfig as MeasureConfig
 from trainables.config.training import CROPS as CROPS
+from trainables.config.training import KD_LOSSES as KD_LOSSES
+from trainables.config.training import OPTIMIZERS as OPTIMIZERS
+from trainables.config.training import TEACHER_ITSELF as TEACHER_ITSELF
 from trainables.config.training import AugmentConfig as AugmentConfig
 from trainables.config.training import DataConfig as DataConfig
+from trainables.config.training import StudentConfig as StudentConfig
+from trainables.config.training import TeacherConfig as TeacherConfig
 from trainables.config.training import TrainingConfig as TrainingConfig
 
-OPTIMIZERS = ("adamw", "sgd")
-# The soft (teacher) terms of `trainables.stages.training.losses`, and the settings that each reads besides alpha.
-KD_LOSSES: Mapping[str, tuple[str, ...]] = {
-    "kd": ("temperature",),
-    "logit_std": ("temperature",),
-    "dkd": ("temperature", "dkd_beta"),
-    "dist": ("temperature",),
-    "wttm": ("temperature",),
-    "mse": (),
-    "none": (),
-}
-LOSS_SETTINGS = frozenset(name for names in KD_LOSSES.values() for name in names) | {"kd_anneal"}
-# As `student_model`: the teacher itself, whose trained weights are cut and recovered by distillation from the uncut.
-TEACHER_ITSELF = "teacher"
 # The settings whose values make others inert, or that can spell one candidate in two ways. A new setting of this kind
 # must be added here: the search space expands only these.
 DECIDING = frozenset(
@@ -41,121 +31,6 @@ DECIDING = frozenset(
         *("pruning_method", "pruning_ratio", "pruning_criterion", "pruning_scope", "precision"),
     }
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TeacherConfig:
-    """The large model the student learns from."""
-
-    teacher_model: str = "resnet18"
-    """A model name of `trainables.stages.models.build` or `package.module:function`."""
-    pretrained: bool = False
-    """Start from torchvision's ImageNet weights."""
-    teacher_weights: str | None = None
-    """FILE with trained weights to start from: a state_dict, saved by torch or as .safetensors; records name its
-    digest. With `teacher_epochs` 0 it is the teacher as it is."""
-    teacher_epochs: int = 30
-    """Passes over the training split; 0 keeps the weights as they are."""
-    teacher_learning_rate: float = 1e-3
-    """Peak of the cosine schedule; usually 1e-3 with `adamw`, and 0.1 with `sgd` and 128 images a step."""
-    teacher_optimizer: str = "adamw"
-    """`adamw`, or `sgd` (Nesterov, momentum 0.9): for networks with BatchNorm, from random weights, and long runs; give
-    its rate and decay with it."""
-    teacher_weight_decay: float = 1e-4
-    """Of the teacher's optimizer: apart from the gradient (decoupled) with `adamw`, part of it with `sgd`, where it is
-    usually 5e-4."""
-    teacher_label_smoothing: float = 0.0
-    """Share of the label mass that the teacher's own training spreads over all classes, in [0, 1); a smoothed teacher
-    teaches less (arXiv:1906.02629)."""
-    teacher_seed: int = 0
-    """The teacher's weights, batch order and dropout; apart from `seed`, so that more seeds share one teacher."""
-
-    def __post_init__(self) -> None:
-        check_epochs("teacher_epochs", self.teacher_epochs)
-        if self.pretrained and self.teacher_weights is not None:
-            raise ValueError(f"teacher_weights={self.teacher_weights} and pretrained=True: leave one of them out.")
-        check_positive("teacher_learning_rate", self.teacher_learning_rate)
-        check_word("teacher_optimizer", self.teacher_optimizer, OPTIMIZERS)
-        check_not_negative("teacher_weight_decay", self.teacher_weight_decay)
-        if not 0 <= self.teacher_label_smoothing < 1:
-            value = self.teacher_label_smoothing
-            raise ValueError(f"`0 <= teacher_label_smoothing < 1` must hold, but got teacher_label_smoothing={value}.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudentConfig:
-    """The small model and how it is distilled."""
-
-    student_model: str = "mobilenet_v3_small"
-    """`teacher` (its trained network is cut), a model name of `trainables.stages.models.build`, or
-    `package.module:function`."""
-    student_pretrained: bool = False
-    """Start from torchvision's ImageNet weights."""
-    student_epochs: int = 12
-    """Passes over the training split before the cut; a student that is the teacher has been trained, and takes them
-    after the cut, beside `recovery_epochs`."""
-    learning_rate: float = 2e-3
-    """Peak of AdamW's cosine schedule."""
-    student_anneal: bool = False
-    """Whether the rate falls to 0 before the cut, too; else it stays at its peak, and falls in recovery alone. Without
-    `recovery_epochs` it falls."""
-    kd_loss: str = "kd"
-    """Soft, teacher term: `kd`, `logit_std`, `dkd`, `dist`, `wttm`, `mse` or `none` (labels only)."""
-    temperature: float = 2.0
-    """Softens teacher and student logits, > 0; `mse` does without, `wttm` softens the teacher alone."""
-    alpha: float = 0.7
-    """Weight of the soft, teacher term in [0, 1]; the labels get 1 - alpha."""
-    kd_anneal: float = 0.0
-    """Share of a stage's epochs, 0 to 1, over which alpha falls linearly to 0: the labels alone teach the rest, so that
-    a student can pass its teacher (arXiv:1907.04829). 0 keeps alpha."""
-    dkd_beta: float = 8.0
-    """Weight of the classes that are not the target, >= 0; used by `dkd` only."""
-
-    def __post_init__(self) -> None:
-        check_epochs("student_epochs", self.student_epochs)
-        check_positive("learning_rate", self.learning_rate)
-        check_positive("temperature", self.temperature)
-        if not 0 <= self.alpha <= 1:
-            raise ValueError(f"`0 <= alpha <= 1` must hold, but got alpha={self.alpha}.")
-        if not 0 <= self.kd_anneal <= 1:
-            raise ValueError(f"`0 <= kd_anneal <= 1` must hold, but got kd_anneal={self.kd_anneal}.")
-        if self.kd_loss not in KD_LOSSES:
-            raise ValueError(f"`kd_loss` must be one of {', '.join(KD_LOSSES)}, but got kd_loss={self.kd_loss!r}.")
-        check_not_negative("dkd_beta", self.dkd_beta)
-
-    @property
-    def soft_weight(self) -> float:
-        """alpha, or 0 if the loss has no soft term."""
-        return 0.0 if self.kd_loss == "none" else self.alpha
-
-    def alpha_in(self, epoch: int, epochs: int) -> float:
-        """alpha in an epoch of a stage, counted from 1.
-
-        Example:
-            >>> [StudentConfig(alpha=0.5, kd_anneal=0.5).alpha_in(epoch, 4) for epoch in (1, 2, 3, 4)]
-            [0.5, 0.25, 0.0, 0.0]
-        """
-        if self.kd_anneal == 0:
-            return self.soft_weight
-        return self.soft_weight * max(0.0, 1 - (epoch - 1) / epochs / self.kd_anneal)
-
-    def key_parts(self) -> dict[str, Any]:
-        """The settings for store keys; `kd_anneal`, which older keys lack, is left out at its default."""
-        return {name: value for name, value in vars(self).items() if (name, value) != ("kd_anneal", 0.0)}
-
-    def inert(self) -> frozenset[str]:
-        """Settings without effect given the others: those the loss ignores, and alpha if there is no soft term."""
-        read = (*KD_LOSSES[self.kd_loss], "kd_anneal") if self.soft_weight > 0 else ()
-        return LOSS_SETTINGS.difference(read) | ({"alpha"} if self.kd_loss == "none" else frozenset())
-
-    def canonical(self) -> "StudentConfig":
-        """The same student with inert settings at their defaults.
-
-        alpha=0 and kd_loss=none both mean training without a teacher; both become kd_loss=none, alpha=0.
-        """
-        # alpha stays at 0: its default would read as if a teacher had been used
-        taught = self if self.soft_weight > 0 else dataclasses.replace(self, kd_loss="none", alpha=0.0)
-        return dataclasses.replace(taught, **at_default(StudentConfig, taught.inert() - {"alpha"}))
 
 
 class Decoded(Protocol):
