@@ -16,6 +16,8 @@ TARGETS: Mapping[str, str] = {
 LOG_SPREAD = 8.0  # parameters whose values span more than this factor are taken on a log scale
 FEW = 30  # with fewer trials, an importance is a hint at best
 MOST = 1000  # more trials are sampled down: fANOVA's time grows with their square, to minutes for 10,000
+# A sweep derives these from those (`--recovery-budget time`; a teacher that is its own student trains after the cut).
+EPOCHS, DECIDING_EPOCHS = ("student_epochs", "recovery_epochs"), frozenset({"student_model", "pruning_ratio"})
 EVALUATORS = {"fanova": "fANOVA", "ped-anova": "PED-ANOVA"}
 """Evaluator -> its name in print."""
 
@@ -26,7 +28,8 @@ def importance(frame: pd.DataFrame, params: Sequence[str], *, evaluator: str = "
     `fanova`: share of the variance that a random forest explains by the parameter, alone or with others (Hutter et
     al., ICML 2014). `ped-anova`: how far the parameter's distribution among the best tenth of the trials differs from
     that among all trials (Watanabe et al., arXiv:2304.10255); it describes good trials only. A parameter that only some
-    trials have (in a conditional space) is left out, as in Optuna. A target with one value in all trials has NaN.
+    trials have (in a conditional space) is left out, as in Optuna, and so are epochs where they follow from the network
+    and its cut. A target with one value in all trials has NaN.
 
     Args:
         frame: finished candidates.
@@ -40,6 +43,8 @@ def importance(frame: pd.DataFrame, params: Sequence[str], *, evaluator: str = "
     if evaluator not in EVALUATORS:
         raise ValueError(f"`evaluator` must be one of {', '.join(EVALUATORS)}, but got evaluator={evaluator!r}.")
     varied = [name for name in params if frame[name].notna().all() and frame[name].nunique() > 1]
+    if DECIDING_EPOCHS.intersection(varied):
+        varied = [name for name in varied if name not in EPOCHS]
     if len(frame) < 4 or not varied:
         raise ValueError(
             f"importance needs 4 trials and a varied parameter, but there are {len(frame)} and {len(varied)}."

@@ -48,6 +48,15 @@ def test_a_number_that_never_moves_has_no_importances_and_conditional_ones_are_l
     assert set(table.index) == {"temperature", "pruning_method", "learning_rate", "flip"}
 
 
+def test_epochs_that_follow_from_the_cut_are_no_parameter_and_others_are() -> None:
+    frame = trials()
+    frame["pruning_ratio"] = np.random.default_rng(1).choice([0.0, 0.5, 0.7], len(frame))
+    frame["recovery_epochs"] = frame["pruning_ratio"].map({0.0: 5, 0.5: 17, 0.7: 40})
+    names = (*PARAMS, "pruning_ratio", "recovery_epochs")
+    assert "recovery_epochs" not in importance(frame, names).index
+    assert "recovery_epochs" in importance(frame.assign(pruning_ratio=0.5), names).index
+
+
 def test_of_very_many_trials_some_are_weighed_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("analysis.findings.importance.MOST", 50)
     many = trials(400)
