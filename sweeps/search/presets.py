@@ -40,7 +40,7 @@ def quick() -> SweepConfig:
         training=TrainingConfig(batch_size=64),
         teacher=TeacherConfig(teacher_model="alexnet", teacher_epochs=5, teacher_learning_rate=1e-3),
         student=StudentConfig(student_model="alexnet_small", student_epochs=3, learning_rate=1e-3),
-        prune=PruneConfig(recovery_epochs=3),
+        prune=PruneConfig(recovery_epochs=1),
         measure=MeasureConfig(latency_seconds=1.0),
     )
     space = _space("alexnet_small") | {"learning_rate": parse("learning_rate", "1e-3,3e-3")}

@@ -302,7 +302,7 @@ def test_looking_up_an_empty_store(tmp_path: Path) -> None:
     dataset = prepared.prepare(config.search.base.data, tmp_path / "data")
     found = look_up(config, dataset)
     assert (found.trials, found.teacher, found.views, found.students) == (0, False, 0, 0)
-    assert found.views_needed == 2 + 3, "the first halves of 3 epochs and of 3 / (1 - 0.3)^1.75"
+    assert found.views_needed == 2 + 1, "the first halves of 3 epochs and of 1 / (1 - 0.3)^1.75"
     alone = config.replace(space={"kd_loss": parse("kd_loss", "none")})
     assert look_up(alone, dataset) == Hits(first_students=1)
     assert math.isclose(Range.of([3.0, 1.0, 2.0]).expected, 2.0)
