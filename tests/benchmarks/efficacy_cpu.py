@@ -1,6 +1,7 @@
 """CPU-seconds of a process and all that it starts."""
 
 import os
+import resource
 import subprocess
 import time
 from collections.abc import Sequence
@@ -40,7 +41,7 @@ class Meter:
 
 def metered(words: Sequence[str], log: Path, environment: dict[str, str]) -> tuple[int, float, float]:
     """Run a command, its output in LOG; returns exit code, CPU-seconds and seconds."""
-    started = time.monotonic()
+    started, before = time.monotonic(), _waited_for()
     with log.open("a") as output:
         child = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, env=environment)
         meter = Meter(child.pid)
@@ -52,4 +53,11 @@ def metered(words: Sequence[str], log: Path, environment: dict[str, str]) -> tup
             child.terminate()
             child.wait()
             raise
-    return child.returncode, meter.seconds(), time.monotonic() - started
+    # the last look may have been half a second before the end; what was waited for is known to the system
+    return child.returncode, max(meter.seconds(), _waited_for() - before), time.monotonic() - started
+
+
+def _waited_for() -> float:
+    """CPU-seconds of this process's children that have ended, and of theirs."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime

@@ -201,7 +201,7 @@ def test_from_scratch_trains_the_champions_shape_for_as_many_epochs(
     assert (alone.num_params, alone.macs) == (champion.num_params, champion.macs)
     assert alone.num_nonzero_params == pytest.approx(champion.num_nonzero_params, rel=0.01)
     assert (alone.num_params < dense.num_params) is (method == "structured")
-    assert len(alone.curve) == len(dense.curve) + len(champion.curve) == 3
+    assert len(alone.curve) == len(dense.curve) + len(champion.curve) > len(dense.curve) > 0
     assert alone.key not in (champion.key, dense.key)
 
 
