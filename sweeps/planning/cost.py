@@ -145,8 +145,7 @@ def estimate(probe: Probe, config: SweepConfig, hits: Hits, *, start_s: float = 
     epoch = steps * probe.steps + statistics.mean(longer[name] * probe.student_check_s[name] for name in students)
     trained = 1 / files_per_network(search)  # a trial of the same network in another precision only writes a file
     as_it_is = TEACHER_ITSELF in students and 0 in values_of(search.space, base, "pruning_ratio")
-    plain = [word for word in values_of(search.space, base, "precision") if word != "int8_qat"]
-    untrained = min(trials, max(0, len(plain) * as_it_is - hits.trials))
+    untrained = min(trials, max(0, len(_untrained_precisions(search)) * as_it_is - hits.trials))
     teacher = Range.of(probe.teacher_step_s) * probe.teacher_steps + probe.teacher_check_s
     teacher_s = teacher * base.teacher.teacher_epochs + fixed_s + 3 * alone_s / 2  # itself twice, then its file
     cuts_teacher = students.count(TEACHER_ITSELF) / len(students)  # share of trials
@@ -201,8 +200,13 @@ def _epochs_factor(search: Search) -> float:
 
 
 def files_per_network(search: Search) -> int:
-    """How many of the searched precisions are written from one trained network."""
-    return len([word for word in values_of(search.space, search.base, "precision") if word != "int8_qat"]) or 1
+    """How many files are written from one trained network."""
+    return len(_untrained_precisions(search)) or 1
+
+
+def _untrained_precisions(search: Search) -> list[str]:
+    """The searched precisions whose files need no training of their own."""
+    return [word for word in values_of(search.space, search.base, "precision") if word != "int8_qat"]
 
 
 def qat_epochs(search: Search) -> float:

@@ -98,7 +98,7 @@ def outcome(form: Format, content: bytes) -> str:
         found = form.read()
     except form.errors as error:
         return "refused" if "\n" not in str(error).strip() else f"more than one line: {str(error)[:200]}"
-    except Exception as error:  # the point of it all
+    except Exception as error:  # what a reader raises beyond its own errors is what is looked for
         return f"{type(error).__name__}: {error}"
     return "right" if form.is_right(found) else f"wrong: {str(found)[:200]}"
 
