@@ -28,7 +28,8 @@ from trainables.layout import CHECKOUT
 log = logging.getLogger(__name__)
 
 CONNECT_S = 10.0
-NOT_SHIPPED = (".git", ".venv", "runs", "data", "*.onnx", "*.pt", "__pycache__")
+NOT_SHIPPED = (".git", ".venv", "/runs", "/data", "*.onnx", "*.pt", "__pycache__")
+"""Patterns as in .gitignore: a slash in front says at the top, for a package may be called `data`, too."""
 
 
 @contextmanager

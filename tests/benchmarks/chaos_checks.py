@@ -42,8 +42,6 @@ def check_sweep(world: World, out: Path, name: str, *, trials: int, seen: dict[s
     faults += [f"trials {wrong} have not finished"] if wrong else []
     faults += [f"{len(records)} records instead of {trials}"] if len(records) != trials else []
     faults += check_study(folder, name, trials) + check_tracking(world, folder, trials)
-    faults += check_workers(world)
-    faults += check_store(out, world.storage(int(name.rpartition("-")[2])))
     faults += [f"sweep {other} still has a driver" for other in running((out / "sweeps").glob("*"))]
     return faults
 
@@ -56,6 +54,24 @@ def check_workers(world: World) -> list[str]:
             return [f"trials' processes {left} are left"]
         time.sleep(0.5)
     return []
+
+
+def left_of(name: str) -> list[str]:
+    """No process that a sweep's command started lives on."""
+    mark = f"CHAOS={name}".encode()
+    until = time.monotonic() + LEAVING_S
+    while left := [pid for pid in processes() if mark in _environment(pid).split(b"\0")]:
+        if time.monotonic() > until:
+            return [f"{name} left {command_line(pid)[:200]!r} running" for pid in left]
+        time.sleep(0.5)
+    return []
+
+
+def _environment(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return b""
 
 
 def check_study(folder: Path, name: str, trials: int) -> list[str]:
@@ -92,17 +108,17 @@ def check_tracking(world: World, folder: Path, trials: int) -> list[str]:
     return faults
 
 
-def check_store(out: Path, storage: str) -> list[str]:
+def check_store(store: str) -> list[str]:
     """Every result is as its manifest says, no lease is held, and the teacher was made once."""
-    remote = "://" in storage
-    shelf = RemoteShelf(f"{storage}/store") if remote else LocalShelf(Path(storage) / "store")
+    remote = "://" in store
+    shelf = RemoteShelf(store) if remote else LocalShelf(Path(store))
     results = shelf.results()
     faults = [f"{result.key} is in use" for result in results if not shelf.is_free(result.key)]
     teachers = sum(result.key.startswith("teacher/") for result in results)
     faults += [f"{teachers} teachers"] if teachers != 1 else []
     if remote:
-        return faults + [f"lease {name} is left" for name in Objects(storage).sizes() if name.endswith(f"/{LEASE}")]
-    for path in (Path(storage) / "store").glob(f"*/*/{MANIFEST}"):
+        return faults + [f"lease {name} is left" for name in Objects(store).sizes() if name.endswith(f"/{LEASE}")]
+    for path in Path(store).glob(f"*/*/{MANIFEST}"):
         manifest = parse(path.read_bytes(), key=f"{path.parent.parent.name}/{path.parent.name}")
         if "." not in path.parent.name and (manifest is None or (said := fault(path.parent, manifest)) is not None):
             faults.append(f"{path.parent}: {'no manifest' if manifest is None else said}")

@@ -130,17 +130,32 @@ class Network:
             raise
 
     def _begin(self) -> None:
+        if f" {HEAD}/" in subprocess.run(["ip", "-o", "addr"], capture_output=True, text=True, check=True).stdout:
+            raise RuntimeError(f"{HEAD} is taken on this machine, by another such network; end it or remove its bridge")
         _ip("link", "add", _BRIDGE, "type", "bridge")
         _ip("addr", "add", f"{HEAD}/24", "dev", _BRIDGE)
         _ip("link", "set", _BRIDGE, "up")
         self.services = Node(f"{_BRIDGE}s", SERVICES)
+        self._start_head()
+
+    def _start_head(self) -> None:
         self._head = self._ray(["--head", "--port=6390", "--include-dashboard=false", "--num-cpus=0"], HEAD, [])
         self._wait(1)
+
+    def start_again(self) -> None:
+        """A new cluster with as many nodes, in place of one whose GCS has died."""
+        count = len(self.nodes)
+        for node in list(self.nodes):
+            self.kill_node(node)
+        self._kill_head()
+        self._start_head()
+        for _ in range(count):
+            self.add_node()
 
     def add_node(self) -> Node:
         """One more node of one core; returns when the cluster knows it."""
         self._made += 1
-        node = Node(f"{_BRIDGE}n{self._made}", f"10.77.0.{10 + self._made}")
+        node = Node(f"{_BRIDGE}n{self._made}", f"10.77.0.{10 + self._made % 240}")
         private = str(self._private / str(self._made))
         prefix = node.inside(
             ["env", f"PRIVATE={private}", f"TEMP={self.temp}", f"FOLDER={self.folder}", "sh", "-c", START, "sh"]
@@ -176,14 +191,22 @@ class Network:
         """Leave nothing behind."""
         for node in [*self.nodes, *([self.services] if self.services else [])]:
             node.kill()
+        self._kill_head()
+        subprocess.run(["ip", "link", "delete", _BRIDGE], check=False, capture_output=True)
+        for folder in (self.temp, self._private):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def head_pids(self) -> list[int]:
+        """Every process of the head."""
+        mine = subprocess.run(["pgrep", "-f", str(self.temp)], capture_output=True, text=True, check=False)
+        return [int(pid) for pid in mine.stdout.split() if int(pid) not in self.pids()]
+
+    def _kill_head(self) -> None:
         if self._head is not None:
             self._head.kill()
             self._head.wait()
         mine = subprocess.run(["pgrep", "-f", str(self.temp)], capture_output=True, text=True, check=False)
         subprocess.run(["kill", "-9", *mine.stdout.split()], check=False, capture_output=True)
-        subprocess.run(["ip", "link", "delete", _BRIDGE], check=False, capture_output=True)
-        for folder in (self.temp, self._private):
-            shutil.rmtree(folder, ignore_errors=True)
 
     def _ray(self, words: list[str], address: str, prefix: list[str]) -> "subprocess.Popen[bytes]":
         command = [
@@ -207,3 +230,31 @@ class Network:
 
 def _ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True, capture_output=True)
+
+
+class Cut:
+    """A cable, pulled once for a while."""
+
+    def __init__(self, link: Node, what: str, seconds: float) -> None:
+        self._link, self._what, self._seconds = link, what, seconds
+        self._since: float | None = None
+        self._over = False
+
+    def follow(self) -> None:
+        """Pull it at the first call, plug it in at the first one after its time."""
+        if self._over:
+            return
+        if self._since is None:
+            self._since = time.monotonic()
+            self._link.link("down")
+            print(f"the link to {self._what} is down", flush=True)
+        elif time.monotonic() - self._since > self._seconds:
+            self.mend()
+
+    def mend(self) -> None:
+        """Plug it in, if it is out."""
+        if self._since is None or self._over:
+            return
+        self._link.link("up")
+        self._over = True
+        print(f"the link to {self._what} is up again after {time.monotonic() - self._since:.0f} s", flush=True)

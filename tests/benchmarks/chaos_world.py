@@ -22,7 +22,7 @@ class World:
     """Everything that sweeps need besides their command; gone when the block is left."""
 
     def __init__(self, folder: Path, *, nodes: int, s3: bool) -> None:
-        self.folder, self._count, self._s3 = folder, nodes, s3
+        self.folder, self.count, self._s3 = folder, nodes, s3
         self._server: subprocess.Popen[bytes] | None = None
         self._bucket: subprocess.Popen[bytes] | None = None
         self._port, self._s3_port = free_port(), free_port()
@@ -48,7 +48,7 @@ class World:
         try:
             if self._s3:
                 self._start_s3()
-            for _ in range(self._count):
+            for _ in range(self.count):
                 self.nodes.add_node()
             self.start_server()
         except BaseException:  # nobody else takes namespaces and servers down
@@ -87,11 +87,19 @@ class World:
                 return True
         return False
 
-    def kill_trial(self) -> bool:
-        """kill -9 of one trial's process; False if there is none."""
-        running = [pid for pid in self.nodes.pids() if is_trial(pid)]
-        kill(running[:1])
-        return bool(running)
+    def ray_pids(self) -> list[int]:
+        """Every process of the nodes, and those of the head that hold the cluster together."""
+        head = self.nodes.head_pids() if isinstance(self.nodes, Network) else []
+        return [*self.nodes.pids(), *filter(is_gcs, head)]
+
+    def replace_dead_nodes(self) -> None:
+        """One more node for each that has lost its raylet."""
+        if not isinstance(self.nodes, Network):
+            return
+        for node in list(self.nodes.nodes):
+            if not any(map(is_raylet, node.pids())):
+                self.nodes.kill_node(node)
+                self.nodes.add_node()
 
     def kill_server(self) -> bool:
         """kill -9 of the tracking server and its workers."""
@@ -161,6 +169,26 @@ def is_trial(pid: int) -> bool:
     """Whether a process is a worker that runs a trainable's step."""
     line = command_line(pid)
     return b"ray::" in line and b".train" in line
+
+
+def is_raylet(pid: int) -> bool:
+    """Whether a process is a node's scheduler."""
+    return _program(pid).endswith(b"/raylet/raylet")
+
+
+def is_gcs(pid: int) -> bool:
+    """Whether a process is the one that knows the whole of a Ray."""
+    return _program(pid).endswith(b"/gcs_server")
+
+
+def is_agent(pid: int) -> bool:
+    """Whether a process is one that a raylet starts and needs."""
+    line = command_line(pid)
+    return b"/dashboard/agent.py" in line or b"/runtime_env/agent/main.py" in line
+
+
+def _program(pid: int) -> bytes:
+    return command_line(pid).partition(b"\0")[0]
 
 
 def command_line(pid: int) -> bytes:
