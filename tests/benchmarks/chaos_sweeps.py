@@ -20,7 +20,7 @@ COMMAND = Path(__file__).parents[2] / "sweeps" / "kd_prune.py"
 SWEEP = """--preset quick --teacher-epochs 2 --student-epochs 2 --recovery-epochs 1 --recovery-budget epochs
     --latency-seconds 0.1 --stopper off --kd-loss kd --pruning-method structured --learning-rate 1e-3
     --reuse-probability 0"""
-ROUND_LIMIT_S = 1200.0
+ROUND_LIMIT_S = 2400.0
 HANG_S = 120.0
 """No command may take longer to end, or to write anything."""
 COLLECT_S = 10.0

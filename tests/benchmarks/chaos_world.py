@@ -183,8 +183,7 @@ def is_gcs(pid: int) -> bool:
 
 def is_agent(pid: int) -> bool:
     """Whether a process is one that a raylet starts and needs."""
-    line = command_line(pid)
-    return b"/dashboard/agent.py" in line or b"/runtime_env/agent/main.py" in line
+    return _program(pid) in (b"ray::DashboardAgent", b"ray::RuntimeEnvAgent")
 
 
 def _program(pid: int) -> bytes:
