@@ -24,6 +24,7 @@ SHARES = {
     "gcs": 1,
 }
 """Kind of kill -> its share. A cluster whose GCS has died is a new one: those cost a minute each."""
+KILL_TRIALS = ("trial", "node", "agent", "raylet")
 FROZEN_S = 30.0
 
 

@@ -7,14 +7,16 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 
 import psutil
 from chaos_checks import check_store, check_sweep, check_workers, finished_records, left_of
-from chaos_kills import possible, strike
+from chaos_kills import KILL_TRIALS, possible, strike
 from chaos_nodes import Cut
 from chaos_world import World, is_trial, kill
+
+from trainables.store.manifest import MANIFEST
 
 COMMAND = Path(__file__).parents[2] / "sweeps" / "kd_prune.py"
 SWEEP = """--preset quick --teacher-epochs 2 --student-epochs 2 --recovery-epochs 1 --recovery-budget epochs
@@ -23,6 +25,8 @@ SWEEP = """--preset quick --teacher-epochs 2 --student-epochs 2 --recovery-epoch
 ROUND_LIMIT_S = 2400.0
 HANG_S = 120.0
 """No command may take longer to end, or to write anything."""
+STARTING_S = 30.0
+"""A command is killed at any time of its start; if it always were, it would never come further."""
 COLLECT_S = 10.0
 """Between two runs of the collector."""
 
@@ -41,14 +45,17 @@ class Command:
     def start(self) -> None:
         """Run the command; what ended it before no longer excuses its end."""
         self.excused, self.started = False, time.monotonic()
+        self._while_s = random.uniform(0, STARTING_S)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 self._words, stdout=log, stderr=log, env=self._environment, start_new_session=True
             )
 
     def has_begun(self) -> bool:
-        """Whether there is anything that this command could lose."""
-        return (self.out / "sweeps" / self.name / "identity.json").exists() and self.process.poll() is None
+        """Whether there is anything that this command could lose; one that has just started again gets a while."""
+        if not (self.out / "sweeps" / self.name / "identity.json").exists() or self.process.poll() is not None:
+            return False
+        return time.monotonic() - self.started > self._while_s
 
     def look(self) -> None:
         """Start the command again if it was ended; note an end without a cause."""
@@ -89,6 +96,7 @@ class Round:
             for seed, name in enumerate(names)
         ]
         self._frozen = dict[int, float]()
+        self._stored = -1
         self._collector = Collector(self.out, self._store, world)
         self._faults: list[str] = []
 
@@ -121,13 +129,27 @@ class Round:
             if time.monotonic() > until:
                 self._faults.append(f"not at its end after {ROUND_LIMIT_S:.0f} s")
                 break
-            mine = [kind for kind in kinds if possible(kind, local=self.local)]
-            if mine and struck.total() < most and time.monotonic() > next_kill and strike(mine[0], self, rng):
-                kinds.remove(mine[0])
-                struck[mine[0]] += 1
-                progress.note()
+            if struck.total() < most and time.monotonic() > next_kill:
+                if (kind := self._strike(kinds, rng)) is not None:
+                    struck[kind] += 1
+                    progress.note()
                 next_kill = time.monotonic() + rng.uniform(1, self._longest_s)
         return struck
+
+    def _strike(self, kinds: list[str], rng: random.Random) -> str | None:
+        """Strike by the first kind that finds somebody, and take it from `kinds`; None if none does.
+
+        A trial that dies three times without a stored epoch between is given up, so what kills one waits for progress.
+        """
+        stored = newest(Path(self._store), ("state.pt", MANIFEST)) if "://" not in self._store else time.time_ns()
+        for kind in dict.fromkeys(kinds):
+            if not possible(kind, local=self.local) or (kind in KILL_TRIALS and stored == self._stored):
+                continue
+            if strike(kind, self, rng):
+                kinds.remove(kind)
+                self._stored = stored if kind in KILL_TRIALS else self._stored
+                return kind
+        return None
 
     def _tend(self, cuts: Sequence[Cut]) -> None:
         """Thaw, mend, replace and start again whatever is due."""
@@ -235,20 +257,22 @@ class Progress:
     def stands_still_for(self) -> float:
         """Seconds since the last one; the folders are read every two seconds."""
         if time.monotonic() - self._looked > 2:
-            self._looked, newest = time.monotonic(), max(map(_newest, self._folders), default=0)
-            if newest > self._newest:
-                self._last, self._newest = time.monotonic(), newest
+            self._looked, last = time.monotonic(), max(map(newest, self._folders), default=0)
+            if last > self._newest:
+                self._last, self._newest = time.monotonic(), last
         return time.monotonic() - self._last
 
 
-def _newest(folder: Path) -> int:
+def newest(folder: Path, names: Container[str] | None = None) -> int:
+    """When the last file below a folder was written, in nanoseconds; of those `names` alone, if any are given."""
     times = [0]
     for place, _, files in os.walk(folder):
         for name in files:
-            try:
-                times.append((Path(place) / name).stat().st_mtime_ns)
-            except FileNotFoundError:
-                continue
+            if names is None or name in names:
+                try:
+                    times.append((Path(place) / name).stat().st_mtime_ns)
+                except FileNotFoundError:
+                    continue
     return max(times)
 
 

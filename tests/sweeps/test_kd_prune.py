@@ -53,7 +53,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def flags(photos: Path, out: Path, *more: str) -> list[str]:
     """Of a small sweep, in whose space every champion has a teacher and is pruned."""
     settings = "--preset quick --teacher-epochs 3 --student-epochs 2 --recovery-epochs 1 --latency-seconds 0.2"
-    settings += " --latency-max-attempts 1"  # other tests disturb them all
+    settings += " --recovery-budget epochs --latency-max-attempts 1"  # other tests disturb them all
     space = "--alpha 0.5:1 --pruning-ratio 0.2:0.7"
     where = ["--out", str(out), "--data-dir", str(out.parent / "data"), "--dataset", f"folder:{photos}", "--no-flip"]
     return [*settings.split(), *space.split(), *where, *more]
