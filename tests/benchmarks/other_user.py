@@ -1,6 +1,6 @@
 """Tries, as another user of the machine, every port, socket, file and process of a running sweep.
 
-    python tests/benchmarks/other_user.py --out stranger      (as root, who alone may become somebody else)
+    python tests/benchmarks/other_user.py --out stranger      (as root, who alone may become another user)
 
 A small sweep runs with a umask of 022 in a folder that everybody may enter, with a TMPDIR and a HOME of its own and a
 password in its environment. As long as it runs, whatever its processes listen on, have open or leave in these folders
@@ -30,6 +30,17 @@ from stranger import Try, ask_pages, ask_rpc, become, connect, enter, find, knoc
 COMMAND = Path(__file__).parents[2] / "sweeps" / "kd_prune.py"
 SWEEP = """--preset quick --teacher-epochs 2 --student-epochs 1 --recovery-epochs 1 --latency-seconds 0.2
     --latency-max-attempts 1 --stopper off"""
+RAY = """
+import sys, time
+from pathlib import Path
+import ray
+from sweeps.cluster.joining import ray_for
+from sweeps.search.presets import quick
+
+with ray_for(quick().replace(out=Path(sys.argv[2]))):
+    worker = ray.remote(num_cpus=0)(type("Worker", (), {"wait": lambda self: time.sleep(5)})).remote()
+    ray.get([worker.wait.remote()] * 2)
+"""
 PASSWORD = "pass-of-the-tracking-server"
 PUBLIC = {
     "runs": "OUT has the mode that the umask gives it",
@@ -65,13 +76,17 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("stranger"), help="folder for the log (default: %(default)s)")
     parser.add_argument("--trials", type=int, default=2, help="of the sweep (default: %(default)s)")
+    parser.add_argument("--ray-alone", action="store_true", help="the Ray of a sweep without the sweep: seconds")
     flags = parser.parse_args(argv)
     if os.getuid() != 0 or not Path("/proc/self/environ").exists():
         print("only root on Linux can become another user", file=sys.stderr)
         return 2
     methods()  # while modules can be read: others may not go where the interpreter lies
     flags.out.mkdir(parents=True, exist_ok=True)
-    rows, answered = attack(flags.out / "sweep.log", flags.trials)
+    rows, answered = attack(
+        flags.out / "sweep.log",
+        ["-c", RAY] if flags.ray_alone else [str(COMMAND), *SWEEP.split(), f"--trials={flags.trials}"],
+    )
     print(hardware())
     print(table(rows))
     for row in rows:
@@ -84,8 +99,8 @@ def main(argv: list[str] | None = None) -> int:
     return int(bool(faults or silent))
 
 
-def attack(log: Path, trials: int) -> tuple[list[Row], Counter[str]]:
-    """Run a sweep and try all of it; the attempts, and how often each of `ALIVE` answered to the token."""
+def attack(log: Path, command: Sequence[str]) -> tuple[list[Row], Counter[str]]:
+    """Run a command of Python's and try it; all attempts, and how often each of `ALIVE` answered to the token."""
     world = Path(tempfile.mkdtemp(prefix="stranger-", dir="/tmp"))
     world.chmod(0o755)
     for name in ("tmp", "home", "data", "runs"):
@@ -93,14 +108,16 @@ def attack(log: Path, trials: int) -> tuple[list[Row], Counter[str]]:
     (world / "tmp").chmod(0o1777)
     settings = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTEST"))}
     settings |= {"TMPDIR": str(world / "tmp"), "HOME": str(world / "home"), "MLFLOW_TRACKING_PASSWORD": PASSWORD}
-    where = ["--out", str(world / "runs"), "--data-dir", str(world / "data"), "--trials", str(trials)]
-    words = [sys.executable, str(COMMAND), *SWEEP.split(), *where]
+    where = ["--out", str(world / "runs"), "--data-dir", str(world / "data")]
+    words = [sys.executable, *command, *where]
     fork = multiprocessing.get_context("fork")
     try:
         with log.open("wb") as output, ProcessPoolExecutor(1, mp_context=fork, initializer=become) as stranger:
             if stranger.submit(os.getuid).result() == 0:
                 raise RuntimeError("the stranger is still root")
-            sweep = subprocess.Popen(words, env=settings, umask=0o022, stdout=output, stderr=subprocess.STDOUT)
+            sweep = subprocess.Popen(
+                words, cwd=COMMAND.parents[1], env=settings, umask=0o022, stdout=output, stderr=subprocess.STDOUT
+            )
             try:
                 return _all_of(sweep, world, stranger)
             finally:

@@ -24,8 +24,9 @@ SCRIPT = Path(__file__).with_name("other_user.py")
 
 @pytest.mark.ray
 @pytest.mark.timeout(900)
-def test_nothing_of_a_running_sweep_is_open_to_another_user(tmp_path: Path) -> None:
-    words = [sys.executable, str(SCRIPT), "--trials", "1", "--out", str(tmp_path / "x")]
+@pytest.mark.parametrize("form", [["--ray-alone"], pytest.param(["--trials", "1"], marks=pytest.mark.nightly)])
+def test_nothing_of_a_running_sweep_is_open_to_another_user(form: list[str], tmp_path: Path) -> None:
+    words = [sys.executable, str(SCRIPT), *form, "--out", str(tmp_path / "x")]
     done = subprocess.run(words, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " attempts, 0 faults" in done.stdout

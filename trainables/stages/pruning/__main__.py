@@ -52,6 +52,7 @@ WAYS = (
     *(Way(method=method) for method in ("l1_unstructured", "l1_global", "nm_2_4")),
     Way(method="structured"),
     Way(method="structured", steps=3),
+    Way(method="structured", scope="sensitivity"),
     Way(method="structured", scope="global"),
     Way(method="structured", scope="global", criterion="lamp"),
     *(Way(method="structured", scope=scope, criterion="taylor") for scope in ("layer", "global")),
