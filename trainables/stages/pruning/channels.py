@@ -25,7 +25,7 @@ from trainables.stages.pruning.allocation import (
     thresholds,
 )
 from trainables.stages.pruning.criteria import Batches, Score, add_gradients, scorer
-from trainables.stages.pruning.equivalence import Slice, advice, check_equivalence, check_runs
+from trainables.stages.pruning.equivalence import Removed, Slice, advice, check_equivalence, check_runs
 
 HARM_BATCHES = 4  # of images, for `sensitivity`
 # Layers with one number per channel for which the graph has rules that do not fit ours.
@@ -93,7 +93,7 @@ def remove_channels(
     ignored = [name for name, layer in model.named_modules() if layer in kept]
     lost = dict(zip(cutter.names(), counts, strict=True))
 
-    def cut_alone(name: str) -> nn.Module:
+    def cut_alone(name: str) -> tuple[nn.Module, Removed]:
         return _cut_alone(whole, image, ignored, name, lost[name])
 
     check_runs(model, removed, cut_alone, num_classes=num_classes, image_size=image_size)
@@ -101,12 +101,13 @@ def remove_channels(
     check_reload(model, whole, image_size)
 
 
-def _cut_alone(whole: nn.Module, image: Tensor, ignored: Sequence[str], name: str, count: int) -> nn.Module:
+def _cut_alone(
+    whole: nn.Module, image: Tensor, ignored: Sequence[str], name: str, count: int
+) -> tuple[nn.Module, Removed]:
     """A copy of the network that loses `count` channels of one group and nothing else, those of smallest magnitude."""
     model = copy.deepcopy(whole).requires_grad_(True)
     cutter = _Cutter(model, image, [model.get_submodule(layer) for layer in ignored], scorer("magnitude"))
-    cutter.remove([count if other == name else 0 for other in cutter.names()])
-    return model
+    return model, cutter.remove([count if other == name else 0 for other in cutter.names()])
 
 
 class _Cutter:

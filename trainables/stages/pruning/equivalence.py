@@ -37,14 +37,18 @@ Removed = Mapping[str, Sequence[Slice]]
 """What was cut out of a network, by group of coupled layers."""
 
 
+CutAlone = Callable[[str], tuple[nn.Module, Removed]]
+"""Cuts one group out of a copy of the dense network; the copy, and what went."""
+
+
 def check_equivalence(
-    model: nn.Module, dense: nn.Module, removed: Removed, image_size: int, *, cut_alone: Callable[[str], nn.Module]
+    model: nn.Module, dense: nn.Module, removed: Removed, image_size: int, *, cut_alone: CutAlone
 ) -> None:
     """Check the cut `model` against the `dense` one on random images.
 
     Args:
-        cut_alone: cuts one group out of a copy of `dense`: finds a layer whose channels are worth something else where
-            fewer stand before them, though they go where the trace says.
+        cut_alone: finds a layer whose channels are worth something else where fewer stand before them, though they go
+            where the trace says.
 
     Raises:
         ValueError: if they differ; names the layer whose removed channels are read all the same, or whose cut alone
@@ -52,19 +56,14 @@ def check_equivalence(
     """
     device = next(model.parameters()).device
     images = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)).to(device)
-    every = [part for parts in removed.values() for part in parts]
-    if _agree(_logits(model, images), _logits(_without(dense, every, noise=1.0), images)):
+    if _same(model, removed, dense, images):
         return
     leaks = (
         name
         for name, parts in removed.items()
         if not _agree(*(_logits(_without(dense, parts, noise=noise), images) for noise in (0.0, 1.0)))
     )
-    changed = (
-        name
-        for name, parts in removed.items()
-        if not _agree(_logits(cut_alone(name), images), _logits(_without(dense, parts, noise=1.0), images))
-    )
+    changed = (name for name in removed if not _same(*cut_alone(name), dense, images))
     name = next(itertools.chain(leaks, changed), None)
     where = f"the channels of {name} reach" if name else "some layer's channels reach"
     raise ValueError(
@@ -73,7 +72,7 @@ def check_equivalence(
     )
 
 
-def check_runs(model: nn.Module, cut: Collection[str], cut_alone: Callable[[str], nn.Module], **sizes: int) -> None:
+def check_runs(model: nn.Module, cut: Collection[str], cut_alone: CutAlone, **sizes: int) -> None:
     """Check that the cut network gives logits.
 
     Raises:
@@ -88,7 +87,7 @@ def check_runs(model: nn.Module, cut: Collection[str], cut_alone: Callable[[str]
         return ""
 
     if text := fault(model):
-        name = next((name for name in cut if fault(cut_alone(name))), None)
+        name = next((name for name in cut if fault(cut_alone(name)[0])), None)
         raise ValueError(f"{text}; " + (f"it is the cut of {name}: " if name else "") + f"{advice(name)}.")
 
 
@@ -96,6 +95,11 @@ def advice(name: str | None) -> str:
     """What helps where the channels of this layer cannot be removed."""
     other = "take pruning_method='l1_unstructured'"
     return f"add it to prune_ignore={name!r}, or {other}" if name else other
+
+
+def _same(model: nn.Module, removed: Removed, dense: nn.Module, images: Tensor) -> bool:
+    every = [part for parts in removed.values() for part in parts]
+    return _agree(_logits(model, images), _logits(_without(dense, every, noise=1.0), images))
 
 
 def _agree(one: Tensor, other: Tensor) -> bool:

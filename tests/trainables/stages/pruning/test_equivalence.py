@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainables.config.compression import PruneConfig
+from trainables.config.compression import PRUNING_CRITERIA, PruneConfig
 from trainables.records.stages import DatasetRecord
 from trainables.stages.candidate.__main__ import main
 from trainables.stages.models.inspection import count
@@ -141,6 +141,21 @@ def test_known_networks_compute_the_same_after_every_way_to_cut(name: str, way: 
         assert "bn_scale needs BatchNorm" in str(error)
         return
     assert_same(model, dense, size=32)
+
+
+@pytest.mark.parametrize("criterion", PRUNING_CRITERIA[:3])
+def test_the_layer_is_named_whatever_chose_the_channels(criterion: str) -> None:
+    batches = [(torch.randn(8, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 5)]
+    with pytest.raises(ValueError, match="the channels of first reach other weights"):
+        prune(
+            nets.Positions(),
+            method="structured",
+            ratio=0.5,
+            image_size=SIZE,
+            num_classes=5,
+            criterion=criterion,
+            batches=lambda: batches,
+        )
 
 
 NETS = """
