@@ -102,13 +102,18 @@ def test_compile_without_a_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch)
 
 def test_compiled_code_is_not_taken_from_where_others_write(tmp_path: Path) -> None:
     """A folder below /tmp with a name that can be guessed may be somebody else's, and its code would be run."""
-    code = """import trainables.stages.models.build; from torch._inductor.runtime.cache_dir_utils import cache_dir
+    code = """import {}; from torch._inductor.runtime.cache_dir_utils import cache_dir
 print(cache_dir())"""
     kept = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"}
-    for told, found in ({}, tmp_path / ".cache" / "torchinductor"), ({"TORCHINDUCTOR_CACHE_DIR": "x"}, tmp_path / "x"):
-        told = {name: str(tmp_path / value) for name, value in told.items()} | {"HOME": str(tmp_path)}
-        done = subprocess.run([sys.executable, "-c", code], env=kept | told, capture_output=True, text=True, cwd=ROOT)
-        assert done.stdout.strip() == str(found), done.stderr
+    for module, told, found in (
+        ("sweeps.kd_prune", {}, ".cache/torchinductor"),
+        ("trainables.stages.candidate.__main__", {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "x")}, "x"),
+        ("trainables.stages.candidate.__main__", {}, ".cache/torchinductor"),
+    ):
+        command = [sys.executable, "-c", code.format(module)]
+        env = kept | {"HOME": str(tmp_path)} | told
+        done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=ROOT)
+        assert done.stdout.strip() == str(tmp_path / found), done.stderr
 
 
 def test_shares_of_a_gpu_leave_room_for_the_contexts_of_all() -> None:
