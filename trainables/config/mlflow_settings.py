@@ -1,11 +1,11 @@
-"""Retries and timeouts of MLflow's client, for writing and for reading; no telemetry; a private compiler cache. Set nowhere else.
+"""Retries and timeouts of MLflow's client; no telemetry; the compiler's cache. Set nowhere else.
 
 MLflow reads the former from environment variables at every request. They are set only around our own calls: if they
 were set for the whole process, the module imported first would decide their values. Telemetry is decided when MLflow
 and ONNX Runtime are imported: commands import this module before them, and other processes inherit it.
 
-Inductor runs the code that it finds in its cache, by default in a folder below /tmp that anybody may have made first. It
-decides on the folder when torchvision is imported.
+Inductor runs the code that it finds in its cache, by default in a folder below /tmp that anybody may have made.
+It decides on the folder when torchvision is imported.
 """
 
 import os
