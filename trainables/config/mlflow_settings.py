@@ -1,17 +1,23 @@
-"""Retries and timeouts of MLflow's client, for writing and for reading; and no telemetry. Set nowhere else.
+"""Retries and timeouts of MLflow's client; no telemetry; the compiler's cache. Set nowhere else.
 
 MLflow reads the former from environment variables at every request. They are set only around our own calls: if they
 were set for the whole process, the module imported first would decide their values. Telemetry is decided when MLflow
 and ONNX Runtime are imported: commands import this module before them, and other processes inherit it.
+
+Inductor runs the code that it finds in its cache, by default in a folder below /tmp that anybody may have made.
+It decides on the folder when torchvision is imported.
 """
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 NO_TELEMETRY = {"MLFLOW_DISABLE_TELEMETRY": "true", "ORT_DISABLE_TELEMETRY": "1"}
 for _name, _value in NO_TELEMETRY.items():
     os.environ.setdefault(_name, _value)
+with suppress(RuntimeError):  # a user without a home
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "torchinductor"))
 
 QUIET = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "1",

@@ -52,6 +52,7 @@ WAYS = (
     *(Way(method=method) for method in ("l1_unstructured", "l1_global", "nm_2_4")),
     Way(method="structured"),
     Way(method="structured", steps=3),
+    Way(method="structured", scope="sensitivity"),
     Way(method="structured", scope="global"),
     Way(method="structured", scope="global", criterion="lamp"),
     *(Way(method="structured", scope=scope, criterion="taylor") for scope in ("layer", "global")),
@@ -192,11 +193,12 @@ def _faults(
         yield "ratio 0 changed the logits"
     if ratio > 0 and summary.achieved_params_ratio <= 0:
         yield "removed nothing and said nothing"
-    if way.method == "structured":
+    grouped = any(1 < conv.groups < conv.out_channels for conv in convolutions(dense).values())
+    if way.method == "structured" and not grouped:  # each of the groups loses as many, in steps of one
         odd = [n for n, w in widths(model).items() if widths(dense)[n] >= 32 and w % 8 and w != widths(dense)[n]]
         if odd:
             yield f"{odd[0]} has {widths(model)[odd[0]]} channels, no multiple of 8"
-    elif ratio > 0 and (fault := _wrong_zeros(model, way.method, ratio)):
+    elif way.method != "structured" and ratio > 0 and (fault := _wrong_zeros(model, way.method, ratio)):
         yield fault
     with tempfile.TemporaryDirectory() as folder:
         save_weights(model, Path(folder) / WEIGHTS)

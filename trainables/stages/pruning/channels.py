@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainables.stages.models.inspection import OUT_OF_MEMORY, check_logits, describe_error, evaluating
+from trainables.stages.models.inspection import OUT_OF_MEMORY, describe_error, evaluating
 from trainables.stages.models.torch_private import BatchNorm
 from trainables.stages.models.weights import check_reload, is_scale
 from trainables.stages.pruning.allocation import (
@@ -25,7 +25,7 @@ from trainables.stages.pruning.allocation import (
     thresholds,
 )
 from trainables.stages.pruning.criteria import Batches, Score, add_gradients, scorer
-from trainables.stages.pruning.equivalence import Slice, check_equivalence
+from trainables.stages.pruning.equivalence import Removed, Slice, advice, check_equivalence, check_runs
 
 HARM_BATCHES = 4  # of images, for `sensitivity`
 # Layers with one number per channel for which the graph has rules that do not fit ours.
@@ -90,9 +90,24 @@ def remove_channels(
     model.zero_grad(set_to_none=True)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)
-    check_logits(model, name="after structured pruning", num_classes=num_classes, image_size=image_size)
-    check_equivalence(model, whole, removed, image_size)
+    ignored = [name for name, layer in model.named_modules() if layer in kept]
+    lost = dict(zip(cutter.names(), counts, strict=True))
+
+    def cut_alone(name: str) -> tuple[nn.Module, Removed]:
+        return _cut_alone(whole, image, ignored, name, lost[name])
+
+    check_runs(model, removed, cut_alone, num_classes=num_classes, image_size=image_size)
+    check_equivalence(model, whole, removed, image_size, cut_alone=cut_alone)
     check_reload(model, whole, image_size)
+
+
+def _cut_alone(
+    whole: nn.Module, image: Tensor, ignored: Sequence[str], name: str, count: int
+) -> tuple[nn.Module, Removed]:
+    """A copy of the network that loses `count` channels of one group and nothing else, those of smallest magnitude."""
+    model = copy.deepcopy(whole).requires_grad_(True)
+    cutter = _Cutter(model, image, [model.get_submodule(layer) for layer in ignored], scorer("magnitude"))
+    return model, cutter.remove([count if other == name else 0 for other in cutter.names()])
 
 
 class _Cutter:
@@ -110,9 +125,13 @@ class _Cutter:
         self._names = {layer: name for name, layer in model.named_modules()}
         if not self._groups:
             raise _RefusedError(
-                "This criterion has a score for no layer of the network (bn_scale needs BatchNorm); "
+                "This criterion has a score for no layer that may be cut (bn_scale needs BatchNorm); "
                 "take pruning_criterion='magnitude'."
             )
+
+    def names(self) -> list[str]:
+        """The name of each group: that of the layer it begins with."""
+        return [group.name for group in self._groups]
 
     def count_removed(self, ratio: float, scope: str, dense: Plan, plan: Plan | None, batches: Batches) -> list[int]:
         """How many channels each group loses; of a grouped convolution, each part."""
@@ -183,7 +202,14 @@ def _groups(graph: Any, model: nn.Module, kept: Collection[nn.Module], score: Sc
         if any(dep.target.module in kept for dep in outputs):  # coupled with one that stays whole
             continue
         parts = max((_parts(item.dep.target.module) for item in group), default=1)
-        scores = score(group)
+        try:
+            scores = score(group)
+        except IndexError:
+            raise _RefusedError(
+                "Structured pruning cannot follow this architecture: by its trace, the channels of "
+                f"{names[root]} reach weights that do not exist (are they split, padded or joined in another order?); "
+                f"{advice(names[root])}."
+            ) from None
         if scores is None:
             continue
         if not bool(scores.isfinite().all()):

@@ -7,7 +7,8 @@ reaches no logit.
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainables.stages.models.inspection import evaluating
+from trainables.stages.models.inspection import check_logits, evaluating
 
 TOLERANCE = 1e-3  # of the largest logit; single precision differs by 1e-5
 
@@ -32,38 +33,73 @@ class Slice:
     channels: tuple[int, ...]
 
 
+Removed = Mapping[str, Sequence[Slice]]
+"""What was cut out of a network, by group of coupled layers."""
+
+
+CutAlone = Callable[[str], tuple[nn.Module, Removed]]
+"""Cuts one group out of a copy of the dense network; the copy, and what went."""
+
+
 def check_equivalence(
-    model: nn.Module, dense: nn.Module, removed: Mapping[str, Sequence[Slice]], image_size: int
+    model: nn.Module, dense: nn.Module, removed: Removed, image_size: int, *, cut_alone: CutAlone
 ) -> None:
     """Check the cut `model` against the `dense` one on random images.
 
     Args:
-        removed: what was cut out of `dense`, by group of coupled layers.
+        cut_alone: finds a layer whose channels are worth something else where fewer stand before them, though they go
+            where the trace says.
 
     Raises:
-        ValueError: if they differ; names the layer whose removed channels are read all the same, where one is found.
+        ValueError: if they differ; names the layer whose removed channels are read all the same, or whose cut alone
+            makes another network.
     """
     device = next(model.parameters()).device
     images = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)).to(device)
-    every = [part for parts in removed.values() for part in parts]
-    if _agree(_logits(model, images), _logits(_without(dense, every, noise=1.0), images)):
+    if _same(model, removed, dense, images):
         return
     leaks = (
         name
         for name, parts in removed.items()
         if not _agree(*(_logits(_without(dense, parts, noise=noise), images) for noise in (0.0, 1.0)))
     )
-    name = next(leaks, None)
+    changed = (name for name in removed if not _same(*cut_alone(name), dense, images))
+    name = next(itertools.chain(leaks, changed), None)
     where = f"the channels of {name} reach" if name else "some layer's channels reach"
     raise ValueError(
         f"Structured pruning cannot follow this architecture: {where} other weights than its trace says (are they "
-        f"reordered, normalised together or averaged?); {_advice(name)}."
+        f"reordered, normalised together, averaged or weighted by position?); {advice(name)}."
     )
 
 
-def _advice(name: str | None) -> str:
+def check_runs(model: nn.Module, cut: Collection[str], cut_alone: CutAlone, **sizes: int) -> None:
+    """Check that the cut network gives logits.
+
+    Raises:
+        ValueError: if it does not; names the first layer among those that were `cut` without whose channels it fails.
+    """
+
+    def fault(network: nn.Module) -> str:
+        try:
+            check_logits(network, name="after structured pruning", **sizes)
+        except ValueError as error:
+            return str(error).rstrip(".")
+        return ""
+
+    if text := fault(model):
+        name = next((name for name in cut if fault(cut_alone(name)[0])), None)
+        raise ValueError(f"{text}; " + (f"it is the cut of {name}: " if name else "") + f"{advice(name)}.")
+
+
+def advice(name: str | None) -> str:
+    """What helps where the channels of this layer cannot be removed."""
     other = "take pruning_method='l1_unstructured'"
     return f"add it to prune_ignore={name!r}, or {other}" if name else other
+
+
+def _same(model: nn.Module, removed: Removed, dense: nn.Module, images: Tensor) -> bool:
+    every = [part for parts in removed.values() for part in parts]
+    return _agree(_logits(model, images), _logits(_without(dense, every, noise=1.0), images))
 
 
 def _agree(one: Tensor, other: Tensor) -> bool:

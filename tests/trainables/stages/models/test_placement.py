@@ -1,5 +1,7 @@
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from trainables.stages.models import placement
 from trainables.stages.models.build import build_model
 from trainables.stages.models.placement import autocast, compile_model, layout, move, set_up_kernels, to_machine_error
 
+ROOT = Path(__file__).parents[4]
 CPU = torch.device("cpu")
 
 
@@ -95,6 +98,22 @@ def test_compile_without_a_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(config.cpp, "cxx", ("/nowhere/g++",))
     with pytest.raises(ValueError, match=r"compile=True: torch.compile needs a C\+\+ compiler; install g\+\+"):
         compile_model(model, TrainingConfig(compile=True))
+
+
+def test_compiled_code_is_not_taken_from_where_others_write(tmp_path: Path) -> None:
+    """A folder below /tmp with a name that can be guessed may be somebody else's, and its code would be run."""
+    code = """import {}; from torch._inductor.runtime.cache_dir_utils import cache_dir
+print(cache_dir())"""
+    kept = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"}
+    for module, told, found in (
+        ("sweeps.kd_prune", {}, ".cache/torchinductor"),
+        ("trainables.stages.candidate.__main__", {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "x")}, "x"),
+        ("trainables.stages.candidate.__main__", {}, ".cache/torchinductor"),
+    ):
+        command = [sys.executable, "-c", code.format(module)]
+        env = kept | {"HOME": str(tmp_path)} | told
+        done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=ROOT)
+        assert done.stdout.strip() == str(tmp_path / found), done.stderr
 
 
 def test_shares_of_a_gpu_leave_room_for_the_contexts_of_all() -> None:
