@@ -66,8 +66,11 @@ def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code: 0 done, 1 some trials failed, 2 bad input, 130 or 143 interrupted."""
     parser, flags = parse(sys.argv[1:] if argv is None else argv)
     screen = screen_of(flags)
-    with screen.alone():
-        return _run(parser, flags, screen)
+    try:
+        with screen.alone():
+            return _run(parser, flags, screen)
+    except KeyboardInterrupt:  # before the sweep had begun
+        return INTERRUPTED
 
 
 def _run(parser: OneLineParser, flags: argparse.Namespace, screen: Screen) -> int:
@@ -232,7 +235,4 @@ def conclude(config: SweepConfig, dataset: DatasetRecord, screen: Screen) -> Non
 
 
 if __name__ == "__main__":
-    try:
-        raise SystemExit(main())
-    except KeyboardInterrupt:  # before the sweep had begun
-        raise SystemExit(INTERRUPTED) from None
+    raise SystemExit(main())

@@ -69,8 +69,11 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     parser, flags = _parse(words)
     screen = screen_of(flags)
-    with screen.alone():
-        return _run(parser, flags, screen, started)
+    try:
+        with screen.alone():
+            return _run(parser, flags, screen, started)
+    except KeyboardInterrupt:  # before the sweep had begun
+        return INTERRUPTED
 
 
 def _run(parser: OneLineParser, flags: argparse.Namespace, screen: Screen, started: float) -> int:
@@ -184,7 +187,4 @@ def _plan(
 
 
 if __name__ == "__main__":
-    try:
-        raise SystemExit(main())
-    except KeyboardInterrupt:  # before the sweep had begun
-        raise SystemExit(INTERRUPTED) from None
+    raise SystemExit(main())

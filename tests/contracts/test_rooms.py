@@ -29,7 +29,7 @@ LINES = """
     sweeps.studies
 """
 """From the ground floor upwards. A room imports those on the lines before its own, and nobody beside or above it."""
-GROUND = ("trainables.config", "trainables.files", "trainables.locks")
+GROUND = ("trainables.config", "trainables.layout", "trainables.files", "trainables.locks")
 """Rooms of one line that may use each other, as long as no module is in a cycle."""
 LEVEL = {room: level for level, line in enumerate(LINES.strip().splitlines()) for room in line.split()}
 

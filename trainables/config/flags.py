@@ -18,6 +18,27 @@ from typing import Any, NoReturn
 from trainables.config.candidate import CandidateConfig
 from trainables.config.checks import is_text
 from trainables.config.escaping import plain
+from trainables.layout import CHECKOUT
+
+# `sweeps/NAME.py` -> the command that a wheel installs for it
+ENTRY_POINTS = {
+    name: f"compression-{word}"
+    for name, word in (
+        ("kd_prune", "sweep"),
+        ("ablation", "ablation"),
+        ("studies", "studies"),
+        ("runtimes", "runtimes"),
+    )
+}
+_SCRIPTS = re.compile(rf"(?:python )?(?:sweeps/)?\b({'|'.join(ENTRY_POINTS)})\.py\b")
+
+
+def as_typed(text: str) -> str:
+    """The text with `python sweeps/NAME.py` as the installed command, if that was typed or there is no checkout."""
+    typed = Path(sys.argv[0]).name in ENTRY_POINTS.values()
+    if not typed and (CHECKOUT / "pyproject.toml").exists():
+        return text
+    return _SCRIPTS.sub(lambda match: ENTRY_POINTS[match[1]], text)
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -29,8 +50,12 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print `message` on one line and exit with code 2."""
-        sys.stderr.write(plain(f"{self.prog}: {' '.join(message.split())}\n"))
+        sys.stderr.write(plain(f"{as_typed(self.prog)}: {as_typed(' '.join(message.split()))}\n"))
         raise SystemExit(2)
+
+    def format_help(self) -> str:
+        """The help, with commands the way the user types them."""
+        return as_typed(super().format_help())
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse like argparse, but suggest the closest known flag for an unknown one, and refuse what is no text."""
