@@ -31,8 +31,8 @@ if __name__ == "__main__":  # modules on PYTHONPATH must not hide our packages, 
 
 from sweeps import ablation, runtimes
 from sweeps.display.console import Screen
-from sweeps.running.command import EXIT_CODES, FAILED, INTERRUPTED
-from sweeps.running.flags import Help, screen_of
+from sweeps.running.interface.command import EXIT_CODES, FAILED, INTERRUPTED
+from sweeps.running.interface.flags import Help, screen_of
 from sweeps.search.config import SweepConfig
 from trainables.config.flags import OneLineParser, as_typed
 from trainables.stages.data import prepared

@@ -25,6 +25,7 @@ LINES = """
     trainables.trials
     sweeps.running.tune
     sweeps.running
+    sweeps.running.interface
     sweeps.kd_prune sweeps.ablation sweeps.runtimes analysis.__main__
     sweeps.studies
 """

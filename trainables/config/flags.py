@@ -50,7 +50,12 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print `message` on one line and exit with code 2."""
-        sys.stderr.write(plain(f"{as_typed(self.prog)}: {as_typed(' '.join(message.split()))}\n"))
+        self.refuse([message])
+
+    def refuse(self, messages: Collection[str]) -> NoReturn:
+        """Print each message on a line of its own and exit with code 2."""
+        for message in messages:
+            sys.stderr.write(plain(f"{as_typed(self.prog)}: {as_typed(' '.join(message.split()))}\n"))
         raise SystemExit(2)
 
     def format_help(self) -> str:

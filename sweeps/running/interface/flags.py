@@ -17,7 +17,7 @@ from sweeps.display.durations import duration
 from sweeps.search import space
 from sweeps.search.config import PARTS, SweepConfig
 from sweeps.search.devices import Devices
-from sweeps.search.presets import augment_for
+from sweeps.search.presets import FILES, augment_for, default_name
 from trainables.config.candidate import KD_LOSSES, CandidateConfig
 from trainables.config.flags import (
     add_config_flags,
@@ -166,6 +166,25 @@ def config_of(flags: argparse.Namespace, preset: SweepConfig, searched: Mapping[
     changes |= {"name": flags.name} if flags.name else {}
     changes |= cluster_settings(flags.address, gpus=flags.gpus, cpus=flags.cpus)
     return preset.replace(**changes | {"base": config_from_flags(base, typed), "space": searched})
+
+
+def searching(flags: argparse.Namespace, preset: SweepConfig, *, kind: str) -> SweepConfig:
+    """The sweep that flags ask for over a preset: parameters with several values are searched.
+
+    Args:
+        kind: begins the sweep's name, unless the flags name it.
+
+    Raises:
+        ValueError: if a value is out of its range.
+    """
+    texts = take_spaces(flags)
+    if "precision" in preset.search.space and flags.latency_runtime in FILES:
+        texts.setdefault("precision", FILES[flags.latency_runtime])
+    searched, fixed = space.split(texts)
+    preset = preset.replace(base=preset.search.base.replace(**fixed))
+    varied = {name: values for name, values in preset.search.space.items() if name not in fixed}
+    config = config_of(flags, preset, varied | searched)
+    return config if flags.name else config.replace(name=default_name(kind, config.identity()))
 
 
 def with_flags(message: str) -> str:
