@@ -103,7 +103,7 @@ def _run(parser: OneLineParser, flags: argparse.Namespace, screen: Screen) -> in
         enqueue_grid(config, dataset)
     except ValueError as error:
         parser.error(with_flags(str(error)))
-    code = run(config, dataset, parser, screen, asked=asked)
+    code = run(config, dataset, parser, screen, sweep_toml=asked)
     if code not in (0, FAILED):
         return code
     try:

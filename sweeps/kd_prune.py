@@ -108,7 +108,7 @@ def _run(parser: OneLineParser, flags: argparse.Namespace, screen: Screen, start
                 return 0
     except ValueError as error:
         parser.error(with_flags(str(error)))
-    return run(config, dataset, parser, screen, deadline=deadline, retry_failed=flags.retry_failed, asked=asked)
+    return run(config, dataset, parser, screen, deadline=deadline, retry_failed=flags.retry_failed, sweep_toml=asked)
 
 
 def _parse(words: list[str]) -> tuple[OneLineParser, argparse.Namespace]:

@@ -40,13 +40,13 @@ def run_sweep(
     *,
     deadline: Deadline | None = None,
     retry_failed: bool = False,
-    asked: str | None = None,
+    sweep_toml: str | None = None,
 ) -> int:
     """Run a sweep on a prepared data set, or resume it; returns how many trials failed or wait for MLflow.
 
     Args:
         retry_failed: run trials again that failed, and forget which results the store knows to fail.
-        asked: the sweep.toml to leave in its folder.
+        sweep_toml: the file of its settings to leave in its folder.
 
     Raises:
         InputError: if the name belongs to another sweep or is in use, or the teacher fails.
@@ -57,8 +57,8 @@ def run_sweep(
         sweep_id = check_identity(config, dataset)
         # Until it is removed below, garbage collection keeps the store's entries that this sweep may still read.
         (config.folder / UNFINISHED).touch()
-        if asked is not None:
-            write_text(config.folder / SWEEP_TOML, asked)
+        if sweep_toml is not None:
+            write_text(config.folder / SWEEP_TOML, sweep_toml)
         _note_use(config, sweep_id)
         for record in set_damaged_aside(outbox(config.folder)):
             text = f"{record} was damaged and is set aside: that run is made again, from what is in the store."

@@ -146,9 +146,9 @@ def run(
     *,
     deadline: Deadline | None = None,
     retry_failed: bool = False,
-    asked: str | None = None,
+    sweep_toml: str | None = None,
 ) -> int:
-    """Run a sweep; returns the exit code. `asked` is the sweep.toml to leave in its folder."""
+    """Run a sweep; returns the exit code. `sweep_toml` is the file of its settings to leave in its folder."""
     # Ray's import takes a second, which bad flags should not cost
     from sweeps.cluster.interrupts import Interrupted, RayDiedError
     from sweeps.running.launch import run_sweep
@@ -160,7 +160,7 @@ def run(
     screen.launch()
     screen.wait("Starting Ray and MLflow")
     try:
-        failed = run_sweep(config, dataset, screen, deadline=deadline, retry_failed=retry_failed, asked=asked)
+        failed = run_sweep(config, dataset, screen, deadline=deadline, retry_failed=retry_failed, sweep_toml=sweep_toml)
         code = FAILED if failed else 0
     except InputError as error:
         screen.go_on()

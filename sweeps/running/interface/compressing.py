@@ -41,7 +41,7 @@ def compress(
 ) -> Result:
     """Cut a trained network, recover it by distillation from itself, export and measure it, over a Ray of its own.
 
-    The same call goes on where it was interrupted. A script calls it below `if __name__ == "__main__":`.
+    The same call goes on where it was interrupted.
 
     Args:
         model: takes (B, C, H, W) with C = 1 or 3 and returns logits (B, classes); it is copied, and left as it is.

@@ -66,7 +66,7 @@ def write_images(train: Any, test: Any, below: Path, *, class_names: Sequence[st
 
 
 def _pairs(split: str, data: Any) -> Iterator[tuple[Any, int]]:
-    if isinstance(data, tuple | list) and len(data) == 2 and hasattr(data[0], "shape"):
+    if isinstance(data, tuple | list) and len(data) == 2 and (hasattr(data[0], "shape") or isinstance(data[0], list)):
         images, labels = data
         if len(images) != len(labels):
             raise ValueError(f"{split}: as many labels as images must come, but got {len(images)} and {len(labels)}.")

@@ -80,7 +80,7 @@ class Result:
             chosen = choose(front, runs.sweep["teacher"])
             if which not in chosen:
                 raise ValueError(f"which={which!r} must be a trial's number or one of {', '.join(chosen)}.")
-            which = int(front.loc[chosen[which], "trial_number"])
+            which = int(row_of(front, chosen[which])["trial_number"])
         file = trial_folder(sweep_folder(self.out, self.name), int(which)) / ONNX_FILE
         if not file.is_file():
             raise ValueError(f"which={which}: no finished trial has this number.")

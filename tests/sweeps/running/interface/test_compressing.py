@@ -184,7 +184,7 @@ def test_images_of_every_form_are_written_as_they_are(images: object, channels: 
     data = {
         "pairs": [*zip(images, torch.tensor([1, 0]), strict=True)],
         "dicts": [{"image": images[0], "label": 1}, {"image": images[1], "label": 0}],
-        "arrays": (images, np.array([1, 0])) if hasattr(images, "shape") else [(images[0], 1), (images[1], 0)],
+        "arrays": (images, np.array([1, 0])),
     }[form]
     given = write_images(data, data, tmp_path, class_names=("cat", "dog"))
     assert given.channels == channels
@@ -259,3 +259,9 @@ def test_a_wrong_argument_is_one_line(
         compress(Small(), **{"train": GOOD, "test": GOOD, **settings})
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_ray_that_runs_already_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    with pytest.raises(ValueError, match=r"Ray is running in this process already, .*; call ray\.shutdown\(\) before"):
+        compress(Small(), train=GOOD, test=GOOD)
