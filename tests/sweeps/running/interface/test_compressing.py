@@ -53,7 +53,7 @@ class Digits:
         return torch.from_numpy(self.images[index])[None], int(self.labels[index])
 
 
-TRAIN, TEST = Digits(slice(0, 1200)), Digits(slice(1200, None))
+TRAIN, TEST = Digits(slice(0, 900)), Digits(slice(900, None))
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_a_network_in_memory_goes_all_the_way(trained: Small, tmp_path: Path) ->
     small = {"recovery_epochs": 1, "latency_seconds": 0.2, "latency_max_attempts": 1, "batch_size": 64, "flip": False}
     where = {"out": tmp_path / "runs", "data_dir": tmp_path / "data"}
     result = compress(
-        trained, train=TRAIN, test=TEST, mean=MEAN, std=STD, trials=3, crop="none", cpus=2, pruning_ratio="0:0.5",
+        trained, train=TRAIN, test=TEST, mean=MEAN, std=STD, trials=2, crop="none", cpus=2, pruning_ratio="0:0.5",
         quiet=True, **small, **where,
     )  # fmt: skip
     assert all(torch.equal(tensor, before[name]) for name, tensor in trained.state_dict().items())
