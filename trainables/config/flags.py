@@ -22,14 +22,12 @@ from trainables.layout import CHECKOUT
 
 # `sweeps/NAME.py` -> the command that a wheel installs for it
 ENTRY_POINTS = {
-    name: f"compression-{word}"
-    for name, word in (
-        ("kd_prune", "sweep"),
-        ("ablation", "ablation"),
-        ("studies", "studies"),
-        ("runtimes", "runtimes"),
-    )
+    "kd_prune": "compression-sweep",
+    "ablation": "compression-ablation",
+    "studies": "compression-studies",
+    "runtimes": "compression-runtimes",
 }
+SHELLS = ("bash", "zsh", "tcsh")
 _SCRIPTS = re.compile(rf"(?:python )?(?:sweeps/)?\b({'|'.join(ENTRY_POINTS)})\.py\b")
 
 
@@ -74,6 +72,23 @@ class OneLineParser(argparse.ArgumentParser):
             close = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
             self.error(f"unknown flag {unknown[0]}; {f'did you mean {close[0]}?' if close else 'see --help.'}")
         return flags
+
+
+class _PrintCompletion(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None) -> NoReturn:
+        import shtab
+
+        script, module = parser.prog.removesuffix(".py"), parser.prog.rpartition(" ")[2]
+        parser.prog = ENTRY_POINTS.get(script, f"compression-{module}")  # a shell completes installed commands
+        print(shtab.complete(parser, values))
+        parser.exit()
+
+
+def add_completion_flag(group: Any) -> None:
+    """Add `--print-completion`."""
+    text = "Print the script that makes a shell complete the installed command, and exit"
+    settings = {"action": _PrintCompletion, "choices": SHELLS, "metavar": "SHELL", "default": argparse.SUPPRESS}
+    group.add_argument("--print-completion", help=f"{text}: {', '.join(SHELLS)}", **settings)
 
 
 def flag_name(field_name: str) -> str:

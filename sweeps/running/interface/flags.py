@@ -20,6 +20,7 @@ from sweeps.search.devices import Devices
 from sweeps.search.presets import FILES, augment_for, default_name
 from trainables.config.candidate import KD_LOSSES, CandidateConfig
 from trainables.config.flags import (
+    add_completion_flag,
     add_config_flags,
     add_flags,
     config_from_flags,
@@ -81,6 +82,7 @@ def add_output_flags(group: "argparse._ArgumentGroup") -> None:
     either.add_argument("--quiet", action="store_true", help="Print the result alone (default: off)")
     text = "Print one JSON object a line for every event: started, trial, finished; what is for people goes to stderr"
     either.add_argument("--json", action="store_true", help=f"{text} (default: off)")
+    add_completion_flag(group)
     group.add_argument("-h", "--help", action="help", help="Show this text and exit")
 
 
