@@ -7,7 +7,7 @@ from pathlib import Path
 
 from trainables.config import mlflow_settings  # noqa: F401 - before MLflow, whose telemetry it ends
 from trainables.config.escaping import plain
-from trainables.config.flags import OneLineParser, with_flags
+from trainables.config.flags import OneLineParser, add_completion_flag, with_flags
 from trainables.layout import DATABASE
 
 COMMANDS: Mapping[str, str] = {
@@ -37,7 +37,7 @@ exit codes: 0 done, 1 nothing finished, nothing fits or something still waits, 2
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit code that `--help` explains."""
     words = sys.argv[1:] if arguments is None else arguments
-    if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help")):
+    if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help", "--print-completion")):
         words = ["front", *words]
     options = vars(parser().parse_args(words))
     command = options.pop("command")
@@ -62,6 +62,7 @@ def parser() -> OneLineParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_completion_flag(top)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     made = {name: commands.add_parser(name, help=text, description=text) for name, text in COMMANDS.items()}
     for name, command in made.items():

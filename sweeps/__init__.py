@@ -1,5 +1,19 @@
 """What is searched and how it is launched. Ray's settings come first: some are read when its modules are imported."""
 
+from typing import TYPE_CHECKING, Any
+
 from sweeps.cluster import ray_settings
 
-__all__ = ["ray_settings"]
+if TYPE_CHECKING:
+    from sweeps.running.interface.compressing import compress
+
+__all__ = ["compress", "ray_settings"]
+
+
+def __getattr__(name: str) -> Any:
+    """`sweeps.compress`, whose imports take seconds that the commands need not spend."""
+    if name != "compress":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from sweeps.running.interface.compressing import compress
+
+    return compress

@@ -31,8 +31,18 @@ if __name__ == "__main__":  # modules on PYTHONPATH must not hide our packages, 
 
 from sweeps.display.console import Screen
 from sweeps.planning.packing import prices, resolve_shares
-from sweeps.running.command import EXIT_CODES, FAILED, INTERRUPTED, check, check_networks, run
-from sweeps.running.flags import Help, add_output_flags, add_sweep_flags, config_of, screen_of, take_spaces, with_flags
+from sweeps.running.interface import config_file
+from sweeps.running.interface.command import EXIT_CODES, FAILED, INTERRUPTED, check, check_networks, run
+from sweeps.running.interface.flags import (
+    Help,
+    add_output_flags,
+    add_sweep_flags,
+    config_of,
+    screen_of,
+    take_spaces,
+    with_flags,
+)
+from sweeps.running.interface.sweep_toml import sweep_toml
 from sweeps.search import space
 from sweeps.search.config import SweepConfig
 from sweeps.search.presets import PRESETS, default_name
@@ -66,13 +76,18 @@ def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code: 0 done, 1 some trials failed, 2 bad input, 130 or 143 interrupted."""
     parser, flags = parse(sys.argv[1:] if argv is None else argv)
     screen = screen_of(flags)
-    with screen.alone():
-        return _run(parser, flags, screen)
+    try:
+        with screen.alone():
+            return _run(parser, flags, screen)
+    except KeyboardInterrupt:  # before the sweep had begun
+        return INTERRUPTED
 
 
 def _run(parser: OneLineParser, flags: argparse.Namespace, screen: Screen) -> int:
     try:
+        typed = dict(vars(flags))
         config = config_from(flags)
+        asked = sweep_toml(typed, config, parser, "ablation.py")
         check(config)
         with screen.busy(f"Reading the images of {config.search.base.data.dataset}"):
             dataset = prepared.prepare(config.search.base.data, config.places.data_dir)
@@ -88,7 +103,7 @@ def _run(parser: OneLineParser, flags: argparse.Namespace, screen: Screen) -> in
         enqueue_grid(config, dataset)
     except ValueError as error:
         parser.error(with_flags(str(error)))
-    code = run(config, dataset, parser, screen)
+    code = run(config, dataset, parser, screen, sweep_toml=asked)
     if code not in (0, FAILED):
         return code
     try:
@@ -103,7 +118,8 @@ def parse(words: list[str]) -> tuple[OneLineParser, argparse.Namespace]:
     """The parser, and what the words of the command line say."""
     first = OneLineParser(prog="ablation.py", add_help=False)
     first.add_argument("--base", dest="start", choices=sorted(PRESETS), default="cifar10")
-    preset = _start(first.parse_known_args(words)[0].start).replace(space={})
+    file = config_file.read(words, first)
+    preset = _start(first.parse_known_args([*file.words("base"), *words])[0].start).replace(space={})
     parser = OneLineParser(
         prog="ablation.py",
         usage="python sweeps/ablation.py --preset GRID [FLAGS]",
@@ -116,10 +132,11 @@ def parse(words: list[str]) -> tuple[OneLineParser, argparse.Namespace]:
     group.add_argument("--preset", choices=sorted(GRIDS), required=True, help="What is varied")
     text = "What the other flags start from (default: cifar10)"
     group.add_argument("--base", dest="start", choices=sorted(PRESETS), default="cifar10", help=text)
+    config_file.add_config_flag(group)
     add_output_flags(group)
     leave_out = ("trials", "objective", "search_seed", *FIXED)
     add_sweep_flags(parser, preset, leave_out=leave_out, limits=False)
-    return parser, parser.parse_args(words)
+    return parser, parser.parse_args([*file.checked(parser), *words])
 
 
 def _start(name: str) -> SweepConfig:
@@ -232,7 +249,4 @@ def conclude(config: SweepConfig, dataset: DatasetRecord, screen: Screen) -> Non
 
 
 if __name__ == "__main__":
-    try:
-        raise SystemExit(main())
-    except KeyboardInterrupt:  # before the sweep had begun
-        raise SystemExit(INTERRUPTED) from None
+    raise SystemExit(main())

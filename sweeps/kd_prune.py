@@ -28,20 +28,29 @@ from sweeps.planning.budget import (
     start_seconds,
 )
 from sweeps.planning.packing import prices, resolve_shares
-from sweeps.running.command import BAD_INPUT, EXIT_CODES, FAILED, INTERRUPTED, check, check_limits, check_networks, run
-from sweeps.running.flags import (
+from sweeps.running.interface import config_file
+from sweeps.running.interface.command import (
+    BAD_INPUT,
+    EXIT_CODES,
+    FAILED,
+    INTERRUPTED,
+    check,
+    check_limits,
+    check_networks,
+    run,
+)
+from sweeps.running.interface.flags import (
     Help,
     add_cost_flags,
     add_output_flags,
     add_sweep_flags,
-    config_of,
     screen_of,
-    take_spaces,
+    searching,
     with_flags,
 )
-from sweeps.search import space
+from sweeps.running.interface.sweep_toml import sweep_toml
 from sweeps.search.config import SweepConfig
-from sweeps.search.presets import FILES, PRESETS, default_name
+from sweeps.search.presets import PRESETS
 from trainables.config.flags import OneLineParser
 from trainables.records.stages import DatasetRecord
 from trainables.stages.data import prepared
@@ -69,14 +78,19 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     parser, flags = _parse(words)
     screen = screen_of(flags)
-    with screen.alone():
-        return _run(parser, flags, screen, started)
+    try:
+        with screen.alone():
+            return _run(parser, flags, screen, started)
+    except KeyboardInterrupt:  # before the sweep had begun
+        return INTERRUPTED
 
 
 def _run(parser: OneLineParser, flags: argparse.Namespace, screen: Screen, started: float) -> int:
     keeps_students = flags.student_model is not None  # named ones: a budget leaves none of them out
     try:
+        typed = dict(vars(flags))
         config = _config(flags)
+        asked = sweep_toml(typed, config, parser, "kd_prune.py")
         check(config)
         with screen.busy(f"Reading the images of {config.search.base.data.dataset}"):
             dataset = prepared.prepare(config.search.base.data, config.places.data_dir)
@@ -94,13 +108,14 @@ def _run(parser: OneLineParser, flags: argparse.Namespace, screen: Screen, start
                 return 0
     except ValueError as error:
         parser.error(with_flags(str(error)))
-    return run(config, dataset, parser, screen, deadline=deadline, retry_failed=flags.retry_failed)
+    return run(config, dataset, parser, screen, deadline=deadline, retry_failed=flags.retry_failed, sweep_toml=asked)
 
 
 def _parse(words: list[str]) -> tuple[OneLineParser, argparse.Namespace]:
     first = OneLineParser(prog="kd_prune.py", add_help=False)
     first.add_argument("--preset", choices=sorted(PRESETS), default="cifar10")
-    preset = PRESETS[first.parse_known_args(words)[0].preset]()
+    file = config_file.read(words, first)
+    preset = PRESETS[first.parse_known_args([*file.words("preset"), *words])[0].preset]()
     parser = OneLineParser(
         prog="kd_prune.py",
         usage="python sweeps/kd_prune.py [FLAGS]",
@@ -112,10 +127,11 @@ def _parse(words: list[str]) -> tuple[OneLineParser, argparse.Namespace]:
     group = parser.add_argument_group("command")
     text = "What the other flags start from (default: cifar10)"
     group.add_argument("--preset", choices=sorted(PRESETS), default="cifar10", help=text)
+    config_file.add_config_flag(group)
     add_cost_flags(group)
     add_output_flags(group)
     add_sweep_flags(parser, preset)
-    return parser, parser.parse_args(words)
+    return parser, parser.parse_args([*file.checked(parser), *words])
 
 
 def _config(flags: argparse.Namespace) -> SweepConfig:
@@ -123,15 +139,7 @@ def _config(flags: argparse.Namespace) -> SweepConfig:
         raise ValueError(
             f"--budget and --trials {flags.trials}: a budget chooses the number of trials; leave one of them out."
         )
-    preset = PRESETS[flags.preset]()
-    texts = take_spaces(flags)
-    if "precision" in preset.search.space and flags.latency_runtime in FILES:
-        texts.setdefault("precision", FILES[flags.latency_runtime])
-    searched, fixed = space.split(texts)
-    preset = preset.replace(base=preset.search.base.replace(**fixed))
-    varied = {name: values for name, values in preset.search.space.items() if name not in fixed}
-    config = config_of(flags, preset, varied | searched)
-    return config if flags.name else config.replace(name=default_name(flags.preset, config.identity()))
+    return searching(flags, PRESETS[flags.preset](), kind=flags.preset)
 
 
 def _plan(
@@ -184,7 +192,4 @@ def _plan(
 
 
 if __name__ == "__main__":
-    try:
-        raise SystemExit(main())
-    except KeyboardInterrupt:  # before the sweep had begun
-        raise SystemExit(INTERRUPTED) from None
+    raise SystemExit(main())

@@ -20,7 +20,7 @@ if __name__ == "__main__":  # modules on PYTHONPATH must not hide our packages, 
 
 from analysis.reading.doors import Terminal
 from trainables.config.compression import PRECISIONS
-from trainables.config.flags import OneLineParser
+from trainables.config.flags import OneLineParser, add_completion_flag
 from trainables.layout import (
     DATABASE,
     DELIVERED,
@@ -70,6 +70,7 @@ def _parser() -> OneLineParser:
     parser = OneLineParser(
         prog="runtimes.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add_completion_flag(parser)
     parser.add_argument("--name", required=True, help="the sweep whose models are measured")
     parser.add_argument("--run", help="one model: a trial's number, an MLflow run id, or `teacher`")
     parser.add_argument("--front", action="store_true", help="the teacher and every member of the front (the default)")

@@ -31,10 +31,10 @@ if __name__ == "__main__":  # modules on PYTHONPATH must not hide our packages, 
 
 from sweeps import ablation, runtimes
 from sweeps.display.console import Screen
-from sweeps.running.command import EXIT_CODES, FAILED, INTERRUPTED
-from sweeps.running.flags import Help, screen_of
+from sweeps.running.interface.command import EXIT_CODES, FAILED, INTERRUPTED
+from sweeps.running.interface.flags import Help, screen_of
 from sweeps.search.config import SweepConfig
-from trainables.config.flags import OneLineParser
+from trainables.config.flags import OneLineParser, as_typed
 from trainables.stages.data import prepared
 
 BATCH = 64  # images per call over the test set
@@ -85,6 +85,13 @@ FIXED = ("--preset", "--storage", "--address")
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code: 0 done, 1 some trials failed, 2 bad input, 130 or 143 interrupted."""
+    try:
+        return _run(sys.argv[1:] if argv is None else argv)
+    except KeyboardInterrupt:  # before a sweep had begun
+        return INTERRUPTED
+
+
+def _run(argv: Sequence[str]) -> int:
     parser = OneLineParser(
         prog="studies.py",
         usage="python sweeps/studies.py STUDY [FLAGS of sweeps/ablation.py]",
@@ -93,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=Help,
     )
     parser.add_argument("study", choices=STUDIES, metavar="STUDY", help=f"one of {', '.join(STUDIES)}")
-    flags, typed = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
+    flags, typed = parser.parse_known_args(argv)
     for word in typed:
         if word.partition("=")[0] in FIXED:
             parser.error(
@@ -150,7 +157,7 @@ def _command(script: str, words: Sequence[str]) -> str:
     """The command as it can be typed on another machine: without paths and addresses."""
     from sweeps.search.folder import public_words
 
-    return shlex.join(["python", f"sweeps/{script}.py", *public_words(words)])
+    return as_typed(shlex.join(["python", f"sweeps/{script}.py", *public_words(words)]))
 
 
 def _runtimes(config: SweepConfig, exported: str) -> tuple[str, str]:
@@ -204,7 +211,4 @@ def _of_the_teacher(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    try:
-        raise SystemExit(main())
-    except KeyboardInterrupt:  # before a sweep had begun
-        raise SystemExit(INTERRUPTED) from None
+    raise SystemExit(main())

@@ -3,7 +3,7 @@
 OUT/mlflow.db, artifacts/              MLflow's database of all sweeps, and its artifacts
 OUT/store/STAGE/DIGEST/                results of stages: record.json, weights.pt, model.onnx; see `trainables.store`
 OUT/leases/                            locks of CPU and GPU during measurements
-OUT/sweeps/NAME/                       one sweep: identity.json, sweep.json, study.journal, driver.lock
+OUT/sweeps/NAME/                       one sweep: identity.json, sweep.json, sweep.toml, study.journal, driver.lock
 OUT/sweeps/NAME/teacher/, trials/00012/, champions/RUN/, runtimes/CELL/
                                        the files of each run: record.json, recipe.json, model.onnx, delivered.json
 OUT/sweeps/NAME/front/, report/        tables, pictures and pages
@@ -29,6 +29,7 @@ START = "start.json"  # duration of the last sweep's start-up
 # below OUT/sweeps/NAME
 IDENTITY = "identity.json"  # settings and id
 SWEEP_JSON = "sweep.json"  # description for readers
+SWEEP_TOML = "sweep.toml"  # the settings, for --config
 JOURNAL = "study.journal"  # Optuna's
 RUNGS = "rungs.jsonl"  # intermediate results that decide which trials are stopped
 DRIVER_LOCK = "driver.lock"

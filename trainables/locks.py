@@ -4,13 +4,17 @@ A lock belongs to an open file, so the kernel releases it when the process dies 
 """
 
 import errno
-import fcntl
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+if sys.platform == "win32":
+    raise ImportError("Linux or macOS is needed, whose kernels have these locks; on Windows install WSL.")
+import fcntl
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # Lustre without `-o flock`, some NFS
 LACKS_LOCKS = "its file system has no file locks"

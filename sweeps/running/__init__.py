@@ -1,1 +1,1 @@
-"""A sweep from start to end: command, teacher, trials, champions, outcome."""
+"""A sweep from start to end: teacher, trials, champions, outcome."""

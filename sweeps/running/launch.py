@@ -22,7 +22,8 @@ from sweeps.running.tune.retry import SayRetry, reason_in
 from sweeps.running.tune.tuning import tuner
 from sweeps.search.config import SweepConfig
 from sweeps.search.folder import InputError, NoRoomError, check_identity, no_room, sole_driver, write_sweep_json
-from trainables.layout import RECORD, SPENT, TEACHER, UNFINISHED, has_record
+from trainables.files import write_text
+from trainables.layout import RECORD, SPENT, SWEEP_TOML, TEACHER, UNFINISHED, has_record
 from trainables.records.stages import DatasetRecord
 from trainables.records.trial import TrialRecord, read_trial, set_damaged_aside
 from trainables.store.references import forget_failures
@@ -39,11 +40,13 @@ def run_sweep(
     *,
     deadline: Deadline | None = None,
     retry_failed: bool = False,
+    sweep_toml: str | None = None,
 ) -> int:
     """Run a sweep on a prepared data set, or resume it; returns how many trials failed or wait for MLflow.
 
     Args:
         retry_failed: run trials again that failed, and forget which results the store knows to fail.
+        sweep_toml: the file of its settings to leave in its folder.
 
     Raises:
         InputError: if the name belongs to another sweep or is in use, or the teacher fails.
@@ -54,6 +57,8 @@ def run_sweep(
         sweep_id = check_identity(config, dataset)
         # Until it is removed below, garbage collection keeps the store's entries that this sweep may still read.
         (config.folder / UNFINISHED).touch()
+        if sweep_toml is not None:
+            write_text(config.folder / SWEEP_TOML, sweep_toml)
         _note_use(config, sweep_id)
         for record in set_damaged_aside(outbox(config.folder)):
             text = f"{record} was damaged and is set aside: that run is made again, from what is in the store."

@@ -21,6 +21,7 @@ from sweeps.search.objectives import DIRECTIONS, UNITS, reference_point
 from sweeps.search.space import describe
 from sweeps.search.study_file import contains, holds, write_anew
 from trainables.config.candidate import CandidateConfig
+from trainables.config.flags import ENTRY_POINTS
 from trainables.files import set_aside, write_text
 from trainables.layout import CHECKOUT, COMMANDS, DRIVER_LOCK, IDENTITY, JOURNAL, SWEEP_JSON
 from trainables.locks import file_lock_if_free
@@ -176,6 +177,8 @@ def _read_sweep_json(path: Path) -> dict[str, Any] | None:
 def typed_command(argv: Sequence[str]) -> str | None:
     """The command as typed, without paths and addresses; None if a program called our `main`."""
     script = Path(argv[0])
+    if script.name in ENTRY_POINTS.values():
+        return shlex.join([script.name, *public_words(argv[1:])])
     if script.resolve().parent != COMMANDS.resolve():
         return None
     return shlex.join(["python", f"sweeps/{script.name}", *public_words(argv[1:])])

@@ -14,7 +14,7 @@ from PIL import Image
 from ray.tune.error import TuneError
 
 from sweeps.kd_prune import main
-from sweeps.running.command import BAD_INPUT, FAILED
+from sweeps.running.interface.command import BAD_INPUT, FAILED
 from sweeps.search.config import PARTS, SweepConfig
 from sweeps.search.presets import quick
 from trainables.config.flags import flag_name
@@ -54,10 +54,20 @@ def test_help_names_every_setting_and_its_default(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     entries = re.split(r"\n  (?=-)", done.stdout.partition("\ncommand:")[2])[1:]
     by_flag = {entry.replace(",", " ").split()[0]: entry for entry in entries}
-    own = {"--preset", "--plan", "--budget", "--retry-failed", "--quiet", "--json", "-h"}
+    own = {
+        "--preset",
+        "--config",
+        "--plan",
+        "--budget",
+        "--retry-failed",
+        "--quiet",
+        "--json",
+        "--print-completion",
+        "-h",
+    }
     assert by_flag.keys() == {flag_name(name) for name in settings(quick())} | own
     for flag, entry in by_flag.items():
-        assert flag == "-h" or "(default:" in entry, entry
+        assert flag in ("-h", "--print-completion") or "(default:" in entry, entry
     assert list(tmp_path.iterdir()) == []
 
 

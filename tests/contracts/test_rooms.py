@@ -25,11 +25,12 @@ LINES = """
     trainables.trials
     sweeps.running.tune
     sweeps.running
+    sweeps.running.interface
     sweeps.kd_prune sweeps.ablation sweeps.runtimes analysis.__main__
     sweeps.studies
 """
 """From the ground floor upwards. A room imports those on the lines before its own, and nobody beside or above it."""
-GROUND = ("trainables.config", "trainables.files", "trainables.locks")
+GROUND = ("trainables.config", "trainables.layout", "trainables.files", "trainables.locks")
 """Rooms of one line that may use each other, as long as no module is in a cycle."""
 LEVEL = {room: level for level, line in enumerate(LINES.strip().splitlines()) for room in line.split()}
 

@@ -25,6 +25,7 @@ from analysis.reading.runs import Runs, read_runs
 from sweeps import kd_prune, runtimes
 from sweeps.search.sampling.searcher import RULED_OUT, dropped
 from sweeps.search.space import tidy
+from trainables.records.encoding import to_json
 from trainables.records.trial import read_trial
 
 REPO = Path(__file__).parents[2]
@@ -104,6 +105,14 @@ def test_every_trial_is_in_optuna_and_in_mlflow_with_the_same_numbers(out: Path)
         assert run["params.precision"] == trial.params["precision"]
         assert run["metrics.latency_p50_ms"] > 0
         assert run["status"] == "FINISHED"
+
+
+def test_the_sweep_leaves_the_file_that_asks_for_it_again(out: Path) -> None:
+    (file,) = out.glob("sweeps/*/sweep.toml")
+    config = kd_prune._config(kd_prune._parse(["--config", str(file)])[1])
+    assert config.name == file.parent.name
+    stored = json.loads((file.parent / "identity.json").read_text())["settings"]
+    assert json.loads(to_json(config.identity())) == {part: stored[part] for part in stored if part != "images"}
 
 
 def test_a_candidate_has_one_spelling_in_record_recipe_file_and_mlflow(out: Path) -> None:

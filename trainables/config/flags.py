@@ -18,6 +18,25 @@ from typing import Any, NoReturn
 from trainables.config.candidate import CandidateConfig
 from trainables.config.checks import is_text
 from trainables.config.escaping import plain
+from trainables.layout import CHECKOUT
+
+# `sweeps/NAME.py` -> the command that a wheel installs for it
+ENTRY_POINTS = {
+    "kd_prune": "compression-sweep",
+    "ablation": "compression-ablation",
+    "studies": "compression-studies",
+    "runtimes": "compression-runtimes",
+}
+SHELLS = ("bash", "zsh", "tcsh")
+_SCRIPTS = re.compile(rf"(?:python )?(?:sweeps/)?\b({'|'.join(ENTRY_POINTS)})\.py\b")
+
+
+def as_typed(text: str) -> str:
+    """The text with `python sweeps/NAME.py` as the installed command, if that was typed or there is no checkout."""
+    typed = Path(sys.argv[0]).name in ENTRY_POINTS.values()
+    if not typed and (CHECKOUT / "pyproject.toml").exists():
+        return text
+    return _SCRIPTS.sub(lambda match: ENTRY_POINTS[match[1]], text)
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -29,8 +48,17 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print `message` on one line and exit with code 2."""
-        sys.stderr.write(plain(f"{self.prog}: {' '.join(message.split())}\n"))
+        self.refuse([message])
+
+    def refuse(self, messages: Collection[str]) -> NoReturn:
+        """Print each message on a line of its own and exit with code 2."""
+        for message in messages:
+            sys.stderr.write(plain(f"{as_typed(self.prog)}: {as_typed(' '.join(message.split()))}\n"))
         raise SystemExit(2)
+
+    def format_help(self) -> str:
+        """The help, with commands the way the user types them."""
+        return as_typed(super().format_help())
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse like argparse, but suggest the closest known flag for an unknown one, and refuse what is no text."""
@@ -44,6 +72,23 @@ class OneLineParser(argparse.ArgumentParser):
             close = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
             self.error(f"unknown flag {unknown[0]}; {f'did you mean {close[0]}?' if close else 'see --help.'}")
         return flags
+
+
+class _PrintCompletion(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None) -> NoReturn:
+        import shtab
+
+        script, module = parser.prog.removesuffix(".py"), parser.prog.rpartition(" ")[2]
+        parser.prog = ENTRY_POINTS.get(script, f"compression-{module}")  # a shell completes installed commands
+        print(shtab.complete(parser, values))
+        parser.exit()
+
+
+def add_completion_flag(group: Any) -> None:
+    """Add `--print-completion`."""
+    text = "Print the script that makes a shell complete the installed command, and exit"
+    settings = {"action": _PrintCompletion, "choices": SHELLS, "metavar": "SHELL", "default": argparse.SUPPRESS}
+    group.add_argument("--print-completion", help=f"{text}: {', '.join(SHELLS)}", **settings)
 
 
 def flag_name(field_name: str) -> str:

@@ -14,7 +14,7 @@ from sweeps.display.durations import Range
 from sweeps.display.live import screen
 from sweeps.display.progress import Progress
 from sweeps.display.standing import Standing, label_seconds
-from sweeps.running.command import tell_end
+from sweeps.running.interface.command import tell_end
 from sweeps.running.run import worker_of
 from sweeps.running.tune.delivery import Delivery
 from sweeps.search.presets import quick

@@ -7,7 +7,7 @@ from pathlib import Path
 from sweeps.cluster.address import check_shared
 from sweeps.display.console import Screen
 from sweeps.planning.budget import Deadline, remember_start
-from sweeps.running.flags import with_flags
+from sweeps.running.interface.flags import with_flags
 from sweeps.search.config import SweepConfig
 from sweeps.search.space import values_of
 from trainables.config.candidate import TEACHER_ITSELF
@@ -146,8 +146,9 @@ def run(
     *,
     deadline: Deadline | None = None,
     retry_failed: bool = False,
+    sweep_toml: str | None = None,
 ) -> int:
-    """Run a sweep; returns the exit code."""
+    """Run a sweep; returns the exit code. `sweep_toml` is the file of its settings to leave in its folder."""
     # Ray's import takes a second, which bad flags should not cost
     from sweeps.cluster.interrupts import Interrupted, RayDiedError
     from sweeps.running.launch import run_sweep
@@ -159,7 +160,8 @@ def run(
     screen.launch()
     screen.wait("Starting Ray and MLflow")
     try:
-        code = FAILED if run_sweep(config, dataset, screen, deadline=deadline, retry_failed=retry_failed) else 0
+        failed = run_sweep(config, dataset, screen, deadline=deadline, retry_failed=retry_failed, sweep_toml=sweep_toml)
+        code = FAILED if failed else 0
     except InputError as error:
         screen.go_on()
         parser.error(with_flags(str(error)))

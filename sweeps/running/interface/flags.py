@@ -17,9 +17,10 @@ from sweeps.display.durations import duration
 from sweeps.search import space
 from sweeps.search.config import PARTS, SweepConfig
 from sweeps.search.devices import Devices
-from sweeps.search.presets import augment_for
+from sweeps.search.presets import FILES, augment_for, default_name
 from trainables.config.candidate import KD_LOSSES, CandidateConfig
 from trainables.config.flags import (
+    add_completion_flag,
     add_config_flags,
     add_flags,
     config_from_flags,
@@ -81,6 +82,7 @@ def add_output_flags(group: "argparse._ArgumentGroup") -> None:
     either.add_argument("--quiet", action="store_true", help="Print the result alone (default: off)")
     text = "Print one JSON object a line for every event: started, trial, finished; what is for people goes to stderr"
     either.add_argument("--json", action="store_true", help=f"{text} (default: off)")
+    add_completion_flag(group)
     group.add_argument("-h", "--help", action="help", help="Show this text and exit")
 
 
@@ -166,6 +168,25 @@ def config_of(flags: argparse.Namespace, preset: SweepConfig, searched: Mapping[
     changes |= {"name": flags.name} if flags.name else {}
     changes |= cluster_settings(flags.address, gpus=flags.gpus, cpus=flags.cpus)
     return preset.replace(**changes | {"base": config_from_flags(base, typed), "space": searched})
+
+
+def searching(flags: argparse.Namespace, preset: SweepConfig, *, kind: str) -> SweepConfig:
+    """The sweep that flags ask for over a preset: parameters with several values are searched.
+
+    Args:
+        kind: begins the sweep's name, unless the flags name it.
+
+    Raises:
+        ValueError: if a value is out of its range.
+    """
+    texts = take_spaces(flags)
+    if "precision" in preset.search.space and flags.latency_runtime in FILES:
+        texts.setdefault("precision", FILES[flags.latency_runtime])
+    searched, fixed = space.split(texts)
+    preset = preset.replace(base=preset.search.base.replace(**fixed))
+    varied = {name: values for name, values in preset.search.space.items() if name not in fixed}
+    config = config_of(flags, preset, varied | searched)
+    return config if flags.name else config.replace(name=default_name(kind, config.identity()))
 
 
 def with_flags(message: str) -> str:

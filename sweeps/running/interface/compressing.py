@@ -1,0 +1,112 @@
+"""`compress`: a sweep over a trained network that a program has in memory."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from torch import nn
+
+from sweeps.display.console import Screen
+from sweeps.planning.packing import resolve_shares
+from sweeps.running.interface.command import check, check_limits, check_networks
+from sweeps.running.interface.config_file import ConfigFile
+from sweeps.running.interface.flags import add_sweep_flags, searching
+from sweeps.running.interface.given_images import GivenImages, write_images
+from sweeps.running.interface.given_model import importable, write_model
+from sweeps.running.interface.result import Result
+from sweeps.running.launch import run_sweep
+from sweeps.search.config import SweepConfig
+from sweeps.search.presets import cifar10, default_name
+from trainables.config.candidate import TEACHER_ITSELF
+from trainables.config.flags import OneLineParser
+from trainables.files import digest_of
+from trainables.stages.data import prepared
+from trainables.stages.data.folders import PREFIX
+
+GIVEN = "given"  # below the folder of data: images and networks of programs
+DECIDED = ("dataset", "teacher_model", "teacher_weights", "teacher_epochs", "address", "storage", "tracking_uri")
+
+
+def compress(
+    model: nn.Module,
+    *,
+    train: Any,
+    test: Any = None,
+    mean: float | Sequence[float] = 0.0,
+    std: float | Sequence[float] = 1.0,
+    class_names: Sequence[str] | None = None,
+    quiet: bool = False,
+    **settings: Any,
+) -> Result:
+    """Cut a trained network, recover it by distillation from itself, export and measure it, over a Ray of its own.
+
+    The same call goes on where it was interrupted.
+
+    Args:
+        model: takes (B, C, H, W) with C = 1 or 3 and returns logits (B, classes); it is copied, and left as it is.
+        train: map-style data set of (image, label), arrays (images, labels), or a folder with train/CLASS/ and
+            test/CLASS/; without random transforms and without Normalize: `write_images` says which forms fit. A tenth
+            is cut off for validation.
+        test: likewise; read once, for `test_accuracy`. Left out where `train` is a folder.
+        mean: of the Normalize that the network was trained with, for pixels in [0, 1]; one number or three.
+        std: likewise.
+        class_names: in the order of the labels.
+        quiet: print the result alone.
+        settings: of the sweep, by the names of the flags of sweeps/kd_prune.py: `trials=30`, `max_latency_ms=5`,
+            `pruning_ratio="0.2:0.8"`, `image_size=64`, `out="runs"`.
+
+    Raises:
+        ValueError: naming the argument, what is wrong and the fix.
+    """
+    if ray.is_initialized():
+        raise ValueError("Ray is running in this process already, without the network; call ray.shutdown() before.")
+    screen = Screen("quiet" if quiet else "people")
+    asked = _config(settings)
+    given = _images(train, test, asked.places.data_dir, class_names)
+    asked = asked.replace(base=asked.search.base.replace(dataset=f"{PREFIX}{given.folder.resolve()}"))
+    dataset = prepared.prepare(asked.search.base.data, asked.places.data_dir)
+    folder = asked.places.data_dir / GIVEN
+    name, weights = write_model(model, dataset, folder, mean=mean, std=std, channels=given.channels)
+    teacher = {"teacher_model": name, "teacher_weights": digest_of(weights, "teacher_weights")}
+    config = asked.replace(base=asked.search.base.replace(**teacher))
+    if "name" not in settings:
+        config = config.replace(name=default_name("compress", config.identity()))
+    with importable(folder):
+        check(config)
+        check_networks(config, dataset, str(weights))
+        check_limits(config, dataset)
+        run_sweep(resolve_shares(config, screen), dataset, screen)
+    return Result(name=config.name, out=config.places.out)
+
+
+def _config(settings: dict[str, Any]) -> SweepConfig:
+    """The sweep that the settings ask for, over the network itself as the student."""
+    for name in DECIDED:
+        if name in settings:
+            raise ValueError(f"{name}={settings[name]!r}: `compress` decides that; leave it out, or take a command.")
+    preset = cifar10()
+    base = preset.search.base.replace(student_model=TEACHER_ITSELF, teacher_epochs=0)
+    space = {name: values for name, values in preset.search.space.items() if name != "student_model"}
+    preset = preset.replace(base=base, space=space)
+    parser = OneLineParser(prog="compress", add_help=False)
+    add_sweep_flags(parser, preset)
+    plain = {name: _plain(value) for name, value in settings.items() if value is not None}
+    said = ConfigFile(settings=plain)
+    if mistakes := said.mistakes(parser):
+        raise ValueError("\n".join(mistakes))
+    flags = parser.parse_args(said.words(*plain))
+    return searching(flags, preset, kind="compress")
+
+
+def _plain(value: Any) -> Any:
+    """The value as a TOML file would have it."""
+    return list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
+
+
+def _images(train: Any, test: Any, data_dir: Path, class_names: Sequence[str] | None) -> GivenImages:
+    if isinstance(train, str | Path):
+        if test is not None or class_names is not None:
+            raise ValueError(f"train={str(train)!r}: a folder holds train/ and test/; leave test and class_names out.")
+        return GivenImages(Path(train).expanduser(), 3)
+    return write_images(train, test, data_dir / GIVEN, class_names=class_names)

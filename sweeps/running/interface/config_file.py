@@ -1,0 +1,117 @@
+"""`--config FILE`: settings from a TOML file, read as the flags that they are, before those of the command line."""
+
+import argparse
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from trainables.config.flags import OneLineParser, flag_name
+from trainables.layout import SWEEP_TOML
+
+# They say what one run does or prints, and are no settings.
+NOT_SETTINGS = ("config", "help", "json", "plan", "print_completion", "quiet", "retry_failed")
+SPACE = "SPACE"  # metavar of the flags that take a list or a range
+
+
+def add_config_flag(group: Any) -> None:
+    """Add `--config`."""
+    text = f"TOML file of settings, such as {SWEEP_TOML} in the folder of a sweep; flags override it (default: none)"
+    group.add_argument("--config", type=Path, metavar="FILE", help=text)
+
+
+def settings_of(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
+    """Key in a file -> the flag of that name, for every flag that is a setting."""
+    options = {option: action for action in parser._actions for option in action.option_strings}
+    keys = {option[2:].replace("-", "_"): action for option, action in options.items() if option.startswith("--")}
+    return {key: action for key, action in keys.items() if key not in NOT_SETTINGS and not key.startswith("no_")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfigFile:
+    """What a `--config` file says; nothing without one."""
+
+    path: Path | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """By key; tables are headings alone."""
+    twice: tuple[str, ...] = ()
+    """Keys that stand in more than one table."""
+
+    def words(self, *keys: str) -> list[str]:
+        """The flags that these keys stand for, as far as they are there."""
+        return [_word(key, self.settings[key]) for key in keys if key in self.settings]
+
+    def checked(self, parser: OneLineParser) -> list[str]:
+        """The flags that the file stands for; mistakes are answered by the parser, a line each, with exit code 2."""
+        if mistakes := self.mistakes(parser):
+            parser.refuse([f"--config {self.path}: {said}" for said in mistakes])
+        return self.words(*self.settings)
+
+    def mistakes(self, parser: OneLineParser) -> list[str]:
+        """A line for each key that is no setting of the parser, and for each value of a wrong type."""
+        known = settings_of(parser)
+        twice = [f"{key} stands in two tables; leave one out." for key in self.twice]
+        return [*twice, *(said for key, value in self.settings.items() if (said := _mistake(key, value, known)))]
+
+
+def read(words: list[str], parser: OneLineParser) -> ConfigFile:
+    """The file that the words of a command name; one that cannot be read is answered by the parser."""
+    first = OneLineParser(prog=parser.prog, add_help=False)
+    add_config_flag(first)
+    path = first.parse_known_args(words)[0].config
+    if path is None:
+        return ConfigFile()
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        parser.error(f"--config {path}: cannot be read ({error.strerror}).")
+    except (ValueError, RecursionError) as error:  # no TOML, or no UTF-8
+        parser.error(f"--config {path}: is no TOML ({error}).")
+    rows = [content, *(value for value in content.values() if isinstance(value, dict))]
+    pairs = [(key, value) for row in rows for key, value in row.items() if row is not content or value not in rows]
+    keys = [key for key, _ in pairs]
+    return ConfigFile(
+        path=path, settings=dict(pairs), twice=tuple(sorted({key for key in keys if keys.count(key) > 1}))
+    )
+
+
+def _word(key: str, value: object) -> str:
+    if isinstance(value, bool):
+        return flag_name(key if value else f"no_{key}")
+    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return f"{flag_name(key)}={text}"
+
+
+def _mistake(key: str, value: object, known: Mapping[str, argparse.Action]) -> str | None:
+    """What is wrong with a key or its value; None if nothing is, as far as its type goes."""
+    try:
+        typed = tomli_w.dumps({key: value}).strip()
+    except TypeError:  # from Python, not from a file
+        typed = f"{key} = {value!r:.60}"
+    if key not in known:
+        close = difflib.get_close_matches(key, known, n=1)
+        return f"unknown key in {typed}; {f'did you mean {close[0]}?' if close else 'see --help for the names.'}"
+    fits, wanted = _type_of(known[key])
+    parts = value if isinstance(value, list) and known[key].metavar == SPACE else [value]
+    if parts and all(isinstance(part, fits) and (fits == (bool,) or not isinstance(part, bool)) for part in parts):
+        return None
+    return f"{typed} must be {wanted}."
+
+
+def _type_of(action: argparse.Action) -> tuple[tuple[type, ...], str]:
+    """Types of TOML that a flag takes, and what they are called."""
+    if isinstance(action, argparse.BooleanOptionalAction):
+        return (bool,), "true or false"
+    if action.metavar == SPACE:
+        return (int, float, str), 'a value, a list of values, or a range such as "0.5:1"'
+    if action.type is int:
+        return (int,), "a whole number"
+    if action.type is float:
+        return (int, float), "a number"
+    if action.type in (None, str, Path):
+        return (str,), "text"
+    return (int, float, str), "a number or text"
