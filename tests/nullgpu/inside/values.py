@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 
 from trainables.config.candidate import CandidateConfig
+from trainables.config.training import TrainingConfig
 from trainables.records.stages import EpochRecord, ModelRecord
 from trainables.stages.data.on_device import load_images
 from trainables.stages.export.qat import train_quantised
+from trainables.stages.models import placement
+from trainables.stages.pruning import criteria
 from trainables.stages.pruning.cuts import plan_cut
 from trainables.stages.pruning.recovery import recover
 from trainables.stages.training.student import train_student
@@ -69,20 +72,24 @@ def run(stage: Generator[EpochRecord, None, ModelRecord]) -> tuple[ModelRecord, 
         curve.append((epoch.train_loss, epoch.val_loss, epoch.val_accuracy))
 
 
-def train_all(device: str, changes: dict[str, Any], root: Path) -> tuple[dict[str, Curve], dict[str, Weights]]:
-    """Run all stages that train; returns their curves, and their weights."""
+def make_bench(device: str, changes: dict[str, Any], root: Path) -> Bench:
     config = CandidateConfig().replace(**BASE | changes)
     settings = {"data": config.data, "data_dir": root / "data", "device": device, "threads": 1}
     place = Workspace(store=Store(root / device / "store"), lock_dir=root / device / "locks", **settings)
     place.enter()
     load_images.cache_clear()
-    candidate = config.resolve(place.dataset(), device=device)
-    bench = Bench.of(candidate, place)
+    return Bench.of(config.resolve(place.dataset(), device=device), place)
+
+
+def train_all(device: str, changes: dict[str, Any], root: Path) -> tuple[dict[str, Curve], dict[str, Weights]]:
+    """Run all stages that train; returns their curves, and their weights."""
+    bench = make_bench(device, changes, root)
+    prune = bench.candidate.prune
     with torch.random.fork_rng(devices=[]):
-        ratio = candidate.prune.pruning_ratio
+        ratio = prune.pruning_ratio
         teacher, taught = run(train_teacher(bench))
         student, distilled = run(train_student(bench, teacher))
-        if candidate.prune.shape_needs_weights:
+        if prune.shape_needs_weights:
             plan_cut(bench, student, channel_ratio=ratio)
         pruned, recovered = run(recover(bench, teacher, student, channel_ratio=ratio))
         rounded, quantised = run(train_quantised(bench, teacher, pruned))
@@ -106,3 +113,31 @@ def test_every_stage_gives_the_bits_of_the_cpu(name: str, tmp_path: Path) -> Non
         assert tensors.keys() == weights_there[stage].keys()
         for parameter, value in tensors.items():
             assert torch.equal(weights_there[stage][parameter], value), f"{stage}: {parameter}"
+
+
+def test_gradients_for_a_cut_are_computed_on_the_gpu_as_its_training_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the student comes from the store, no epoch of this process has set precision and determinism before."""
+    changes = CASES["taylor, global"] | {"precision": "fp32"}
+    seen: list[tuple[str, bool, bool]] = []
+    cross_entropy = criteria.F.cross_entropy
+
+    def note(logits: Tensor, *given: Any, **named: Any) -> Tensor:
+        if logits.requires_grad and named.get("reduction") == "sum":
+            deterministic = torch.are_deterministic_algorithms_enabled()
+            seen.append((logits.device.type, deterministic, torch.backends.cuda.matmul.allow_tf32))
+        return cross_entropy(logits, *given, **named)
+
+    with null_device.computing():
+        bench = make_bench("cuda", changes, tmp_path)
+        teacher, _ = run(train_teacher(bench))
+        student, _ = run(train_student(bench, teacher))
+        placement.set_up_kernels(torch.device("cuda"), TrainingConfig(train_precision="amp"))  # of another trial
+        monkeypatch.setattr(criteria.F, "cross_entropy", note)
+        plan_cut(bench, student, channel_ratio=0.3)
+        planned = list(seen)
+        placement.set_up_kernels(torch.device("cuda"), TrainingConfig(train_precision="amp"))
+        run(recover(bench, teacher, student, channel_ratio=0.3))
+    assert planned and len(seen) > len(planned)
+    assert set(seen) == {("cuda", True, False)}
