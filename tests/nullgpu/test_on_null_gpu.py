@@ -7,6 +7,7 @@ marked `gpu`. In a shell:
     PYTHONPATH=tests/nullgpu:tests/nullgpu/inside python -m pytest tests/nullgpu/inside/steps.py
 """
 
+import json
 import os
 import re
 import subprocess
@@ -44,10 +45,10 @@ def run(environment: Mapping[str, str], *words: str | Path) -> tuple[int, int]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("file", "least"), [("steps", 48), ("values", 5), ("streams", 2), ("faults", 7)], ids=lambda value: str(value)
+    ("files", "least"), [("steps faults", 55), ("values", 4), ("streams", 2)], ids=["steps", "values", "streams"]
 )
-def test_the_gpu_path_on_the_stand_in(on_stand_in: Mapping[str, str], file: str, least: int) -> None:
-    passed, skipped = run(on_stand_in, HERE / "inside" / f"{file}.py")
+def test_the_gpu_path_on_the_stand_in(on_stand_in: Mapping[str, str], files: str, least: int) -> None:
+    passed, skipped = run(on_stand_in, *(HERE / "inside" / f"{file}.py" for file in files.split()))
     assert passed >= least and not skipped
 
 
@@ -59,3 +60,19 @@ def test_the_tests_for_a_gpu_pass_on_the_stand_in(on_stand_in: Mapping[str, str]
     files = [path for path in files if path.parent != stages / "measuring"]
     passed, skipped = run(on_stand_in, "-p", "always_computing", "-m", "gpu", *files)
     assert passed >= 20 and not skipped
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sections", ["env waits", pytest.param("", id="all", marks=pytest.mark.nightly)])
+def test_the_benchmark_of_a_gpu_starts_and_reports(
+    on_stand_in: Mapping[str, str], tmp_path: Path, sections: str
+) -> None:
+    command = [sys.executable, str(TESTS / "benchmarks" / "on_gpu.py"), "--small"]
+    command += ["--only", *sections.split()] if sections else []
+    environment = {**on_stand_in, "OUT": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    rows = [json.loads(line) for line in (tmp_path / "on_gpu.jsonl").read_text().splitlines()]
+    codes = {row["section"]: row["exit_code"] for row in rows if row.keys() == {"section", "exit_code", "seconds"}}
+    assert len(codes) == (len(sections.split()) or 8)
+    assert set(codes.values()) == {0}, done.stdout + done.stderr
+    assert {row["section"] for row in rows if len(row) > 3} >= {*codes}, "each reports a result"

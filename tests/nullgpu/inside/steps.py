@@ -11,7 +11,7 @@ from setups import AUGMENTS, CUDA, Case, run
 from trainables.config.checks import MachineError
 from trainables.stages.training.loop import Trainer
 
-NETWORKS = ("resnet18", "mobilenet_v3_small", "alexnet", "vgg16_bn", "efficientnet_b0", "densenet121", "convnext_tiny")
+NETWORKS = ("resnet18", "mobilenet_v3_small", "alexnet", "efficientnet_b0", "densenet121", "convnext_tiny")
 PRECISIONS, STAGES = ("amp", "fp32"), ("teacher", "student", "recovery", "qat")
 LOSSES = ("kd", "logit_std", "dkd", "dist", "wttm", "mse", "none")
 WAITS_PER_EPOCH = 5
