@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _lib = ctypes.CDLL(None)
@@ -104,12 +103,29 @@ def _is_cuda(value: object) -> bool:
     return isinstance(value, Tensor) and value.device.type == "cuda"
 
 
+def _mapped(change: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    """The arguments or results of an operation with every tensor changed."""
+    if isinstance(tree, Tensor):
+        return change(tree)
+    if isinstance(tree, dict):
+        return {name: _mapped(change, value) for name, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return type(tree)([_mapped(change, value) for value in tree])
+    return tree
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    _mapped(lambda tensor: found.append(tensor) or tensor, tree)  # type: ignore[func-returns-value]
+    return found
+
+
 def _lowered(tree: Any) -> Any:
-    return pytree.tree_map(lambda leaf: on_host(leaf) if _is_cuda(leaf) else leaf, tree)
+    return _mapped(lambda tensor: on_host(tensor) if _is_cuda(tensor) else tensor, tree)
 
 
 def _batch_norm(*given: Any) -> Any:
-    return (*aten.native_batch_norm.default(*given), None)
+    return aten.native_batch_norm.default(*given)  # without the memory that cuDNN reserves for the backward pass
 
 
 def _batch_norm_backward(
@@ -143,17 +159,17 @@ _capturing = threading.local()
 class _Computing(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in DYNAMIC and any(map(_is_cuda, pytree.tree_leaves((args, kwargs)))):
+        if func in DYNAMIC and any(map(_is_cuda, _tensors((args, kwargs)))):
             func(*args, **kwargs)  # its checks, and its waiting
-            found = func(*_lowered(args), **_lowered(kwargs))
-            return pytree.tree_map_only(Tensor, lambda leaf: leaf.cuda(), found)
+            return _mapped(Tensor.cuda, func(*_lowered(args), **_lowered(kwargs)))
         if func in INDEXED and _is_cuda(args[0]):
             args = self._without_masks(args)
         out = func(*args, **kwargs)
         if func is aten.equal.default and _is_cuda(args[0]):
             return func(*_lowered(args))
-        leaves = pytree.tree_leaves((args, kwargs, out))
-        if func in NOTHING or func._schema.name in EMPTY or func.is_view or not any(map(_is_cuda, leaves)):
+        if func in NOTHING or func._schema.name in EMPTY or func.is_view:
+            return out
+        if not any(map(_is_cuda, _tensors((args, kwargs, out)))):
             return out
         work = functools.partial(self._compute, func, args, kwargs, out)
         work()
@@ -187,9 +203,8 @@ class _Computing(TorchDispatchMode):
             return
         if func._schema.is_mutable:
             return  # done in place
-        for there, value in zip(pytree.tree_leaves(out), pytree.tree_leaves(result), strict=True):
-            if isinstance(there, Tensor) and isinstance(value, Tensor):
-                (on_host(there) if _is_cuda(there) else there).copy_(value)
+        for there, value in zip(_tensors(out), _tensors(result), strict=func not in INSTEAD):
+            (on_host(there) if _is_cuda(there) else there).copy_(value)
 
 
 _real_graph, _real_replay = torch.cuda.graph, torch.cuda.CUDAGraph.replay

@@ -53,7 +53,7 @@ def test_memory_that_runs_out_is_said_in_words_that_earn_a_gpu_of_its_own(alloca
 def test_a_share_of_the_memory_is_kept_to() -> None:
     """A hundredth of 80 GiB, of which at least half is for tensors: the context's 600 MB would be three quarters."""
     placement.set_up_process("cuda", threads=1, memory_share=0.01)
-    torch.empty(400 * MB, dtype=torch.uint8, device=CUDA)
+    torch.empty(300 * MB, dtype=torch.uint8, device=CUDA)
     torch.cuda.empty_cache()
     with pytest.raises(torch.OutOfMemoryError, match="allowed"):
         torch.empty(420 * MB, dtype=torch.uint8, device=CUDA)
