@@ -35,6 +35,7 @@ def computing(process: psutil.Process) -> bool:
     return sum(process.cpu_times()[:2]) > 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["auto", "plan"])
 def test_probes_end_when_the_command_is_killed(tmp_path: Path, what: str) -> None:
     script = tmp_path / "caller.py"
