@@ -284,10 +284,10 @@ def latency(flags: Flags) -> None:
                 except (AbsentError, RuntimeError) as error:
                     tell("latency", runtime=runtime, batch=batch, absent=str(error).splitlines()[0])
                     continue
-                times, until = list[float](), time.perf_counter() + (0.1 if flags.small else 1.0)
                 for _ in range(20):
                     runner.run()
-                while time.perf_counter() < until:
+                times, until = list[float](), time.perf_counter() + (0.1 if flags.small else 1.0)
+                while not times or time.perf_counter() < until:
                     began = time.perf_counter()
                     runner.run()
                     times.append(1e3 * (time.perf_counter() - began))
