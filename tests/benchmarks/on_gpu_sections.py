@@ -46,8 +46,9 @@ def tell(section: str, **what: Any) -> None:
 def _said(words: Sequence[object]) -> tuple[int, list[str]]:
     """Exit code and lines of a Python script, errors among them."""
     command = [sys.executable, *map(str, words)]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    return done.returncode, done.stdout.strip().splitlines()
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    return done.returncode, (done.stdout + done.stderr).strip().splitlines()
 
 
 def environment(flags: Flags) -> None:
@@ -95,6 +96,7 @@ def gpu_tests(flags: Flags) -> None:
     )
     print("\n".join(lines[-60:]))
     tell("tests", exit_code=code, last=lines[-1:])
+    raise SystemExit(code)
 
 
 def same_as_cpu(flags: Flags) -> None:
@@ -301,3 +303,4 @@ def teacher(flags: Flags) -> None:
     words += ["--teacher-epochs", 15, "--student-epochs", 12, "--recovery-epochs", 4, *(["--steps", 2] * flags.small)]
     code, lines = _said(["tests/benchmarks/teacher_cifar10.py", *words])
     tell("teacher", exit_code=code, dataset=dataset, lines=lines)
+    raise SystemExit(code)
