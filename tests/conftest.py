@@ -1,7 +1,9 @@
+import functools
 import logging
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,26 @@ import sweeps  # noqa: F401 - makes settings that Ray reads when it is imported,
 # times the CPU time of one thread; a sweep's trials are given theirs by the sweep.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    """A bare machine with a GPU has no pytest-timeout, and the settings in pyproject.toml name its option."""
+    if not pluginmanager.hasplugin("timeout"):
+        parser.addini("timeout", "seconds that a test may take: without the plugin, any number")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """`-m gpu` reads only files with such tests: others import what a bare machine with a GPU does not have."""
+    if config.getoption("markexpr") == "gpu" and not _has_gpu_tests(collection_path):
+        return True
+    return None
+
+
+@functools.cache
+def _has_gpu_tests(path: Path) -> bool:
+    if path.is_dir():
+        return any(map(_has_gpu_tests, path.rglob("test_*.py")))
+    return "mark.gpu" in path.read_text(encoding="utf-8")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,6 +1,7 @@
 """Kernel file locks on one node: exclusive locks on files, and reader-writer locks on devices (no torch).
 
-A lock belongs to an open file, so the kernel releases it when the process dies for any reason.
+A lock belongs to an open file, so the kernel releases it when the process dies for any reason. Child processes end with
+their caller by the same rule: the kernel closes its end of their pipe.
 """
 
 import errno
@@ -8,6 +9,7 @@ import os
 import re
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,6 +87,20 @@ def open_locked(path: Path, mode: int = fcntl.LOCK_EX) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def end_with_caller(descriptor: int = 0) -> None:
+    """End this process as soon as the caller dies or closes its end of a pipe, whatever this process is doing then.
+
+    Args:
+        descriptor: the pipe, from which nobody reads any more: standard input, or `multiprocessing`'s sentinel.
+    """
+
+    def watch() -> None:
+        os.read(descriptor, 1)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="caller", daemon=True).start()
 
 
 def _lock_current(path: Path, mode: int) -> int:

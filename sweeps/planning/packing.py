@@ -236,7 +236,8 @@ class _Process:
         self._folder, self._number = folder, number
         self._log = (folder / f"{number}.log").open("w+")
         command = [sys.executable, "-m", "trainables.stages.training.throughput", str(folder), str(number)]
-        self._process = subprocess.Popen(command, stdout=self._log, stderr=subprocess.STDOUT)
+        # a pipe that nobody writes to: it closes when this process dies, and the probe ends
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=self._log, stderr=subprocess.STDOUT)
 
     def ready(self) -> bool:
         return (self._folder / f"{self._number}.ready").exists()
@@ -262,6 +263,8 @@ class _Process:
         if not self.over():
             self._process.kill()
             self._process.wait()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
         self._log.close()
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from sweeps.search.config import Search, SweepConfig
 from sweeps.search.sampling.first_trials import average_cut
 from sweeps.search.space import values_of
 from trainables.config.candidate import Candidate
+from trainables.locks import end_with_caller
 from trainables.records.stages import DatasetRecord
 from trainables.stages.data.on_device import Images, load_images
 from trainables.stages.export.stage import parity_images
@@ -51,6 +52,9 @@ def probe(config: SweepConfig, dataset: DatasetRecord, *, apart: bool) -> Probe:
 
 
 def _probe_in_child(config: SweepConfig, dataset: DatasetRecord) -> Probe:
+    parent = parent_process()
+    assert parent is not None
+    end_with_caller(parent.sentinel)
     placement.set_up_process(config.devices.device, threads=config.devices.cpus)
     return _probe(config, dataset)
 

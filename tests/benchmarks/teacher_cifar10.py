@@ -12,6 +12,7 @@ Students share one seed.
 
 import argparse
 import dataclasses
+import importlib.util
 import os
 import sys
 import tempfile
@@ -144,8 +145,11 @@ def compare(flags: argparse.Namespace, folder: Path) -> None:
     for how, alpha in (("distilled", 0.9), ("labels alone", 0.0)):
         own = dataclasses.replace(bench, candidate=resolved(config.replace(alpha=alpha, pruning_ratio=RATIO)))
         dense = end(train_student(own, taught_by))
-        pruned = end(recover(own, taught_by, dense, channel_ratio=RATIO))
         tell(f"student, {how}, dense", dense)
+        if importlib.util.find_spec("torch_pruning") is None:
+            print(f"student, {how}, pruned: torch-pruning is not installed", flush=True)
+            continue
+        pruned = end(recover(own, taught_by, dense, channel_ratio=RATIO))
         tell(f"student, {how}, {RATIO:.0%} of channels removed", pruned, dense.train_time_s)
 
 

@@ -17,8 +17,8 @@ IMPORT_ALL = """
         print(name, *(bad for bad in forbidden if bad in sys.modules))
 """
 
-IMPORT_WITHOUT = """
-    import importlib, sys
+HIDE = """
+    import importlib, os, sys
     hidden = set(sys.argv[2].split(","))
     class Hiding:
         def __init__(self, finder):
@@ -28,10 +28,22 @@ IMPORT_WITHOUT = """
         def __getattr__(self, name):
             return getattr(self.finder, name)
     sys.meta_path = [Hiding(finder) for finder in sys.meta_path]
+"""
+IMPORT_WITHOUT = f"""{HIDE}
     for name in sys.argv[1].split(","):
         importlib.import_module(name)
         print(name, *hidden & set(sys.modules))
 """
+COLLECT_WITHOUT = f"""{HIDE}
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # plugins are among what is hidden
+    import pytest
+    raise SystemExit(pytest.main(["-m", "gpu", "--collect-only", "-q", "-p", "no:cacheprovider", sys.argv[1]]))
+"""
+BEYOND_A_BARE_GPU = (  # which has torch, torchvision, onnx, onnxruntime, scikit-learn and pytest
+    *("ray", "optuna", "mlflow", "pandas", "moocore", "plotly", "matplotlib", "markdown_it", "rich", "sqlalchemy"),
+    *("safetensors", "pyarrow", "psutil", "pynvml", "torch_pruning", "onnxscript", "openvino", "s3fs", "moto"),
+    *("hypothesis", "playwright", "xdist", "pytest_timeout"),
+)
 
 
 def modules(package: str) -> list[str]:
@@ -128,3 +140,9 @@ def imported(file: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names.add(node.module.partition(".")[0])
     return names
+
+
+def test_tests_of_a_gpu_are_collected_on_a_machine_with_little_else(tmp_path: Path) -> None:
+    lines = python(COLLECT_WITHOUT, tmp_path, str(ROOT / "tests"), ",".join(BEYOND_A_BARE_GPU))
+    assert sum("::" in line for line in lines) >= 25
+    assert not any("error" in line for line in lines)

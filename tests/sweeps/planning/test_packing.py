@@ -103,11 +103,11 @@ def test_trials_are_really_run_together_and_measured(small: SweepConfig) -> None
     assert 100e6 < found.peak_bytes < found.device_bytes
 
 
-@pytest.mark.slow
 def one_student(config: SweepConfig) -> SweepConfig:
     return config.replace(space={name: v for name, v in config.search.space.items() if name != "student_model"})
 
 
+@pytest.mark.slow
 def test_the_memory_of_a_trial_is_that_of_the_one_that_asks_the_teacher(small: SweepConfig) -> None:
     base = small.search.base.replace(teacher_model="alexnet", image_size=64)
     prepared.prepare(base.data, small.places.data_dir)

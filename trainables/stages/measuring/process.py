@@ -11,14 +11,13 @@ import json
 import os
 import signal
 import sys
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from trainables.locks import DeviceLock
+from trainables.locks import DeviceLock, end_with_caller
 from trainables.records.encoding import decode, to_json
 from trainables.records.latency import ConditionsRecord, LatencyRecord
 from trainables.stages.measuring.machine import Counters, bind, conditions, disturbed_by, normal_priority
@@ -132,16 +131,6 @@ def _channel() -> Iterator[IO[str]]:
         yield channel
 
 
-def _end_with_caller() -> None:
-    """End this process when the caller's end of its standard input closes."""
-
-    def watch() -> None:
-        os.read(0, 1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def main() -> int:
     """Run the measuring process: read a job, open its files, measure, answer.
 
@@ -161,7 +150,7 @@ def main() -> int:
         channel.flush()
         if sys.stdin.readline() != "go\n":
             return 1
-        _end_with_caller()
+        end_with_caller()
         normal_priority()
         with lock.alone() if lock else contextlib.nullcontext():
             measured = _measure(job, probes, *opened)

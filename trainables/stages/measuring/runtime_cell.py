@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow
 
 from trainables.config.candidate import TEACHER_ITSELF
 from trainables.files import sha256, write_text
@@ -277,5 +276,7 @@ def _file(cell: Cell, artifact: Artifact) -> Path:
 
 
 def _zstd_bytes(file: Path) -> int:
+    import pyarrow  # only here: the rest of a cell is measured without it
+
     codec = pyarrow.Codec("zstd", compression_level=ZSTD_LEVEL)
     return len(codec.compress(file.read_bytes(), asbytes=True))

@@ -16,6 +16,9 @@ from trainables.stages.models.torch_private import compiler_in_use, has_cpp_comp
 
 # GPU memory of a process besides its tensors (context, kernels, cuBLAS and cuDNN): a guess, not measured yet.
 CONTEXT_BYTES = 600 * 2**20
+# NVML, which reports clocks and heat, numbers the devices in this order. CUDA reads the variable when it starts, which
+# counting the devices makes it do.
+os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 
 
@@ -130,7 +133,6 @@ def set_up_process(device: str, *, threads: int, memory_share: float = 1.0) -> N
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the order of NVML, which reports clocks and heat
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # 32 MB; deterministic runs need it before cuBLAS starts
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
         mallopt(_M_MMAP_MAX, 0)

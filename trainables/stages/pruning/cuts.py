@@ -22,6 +22,7 @@ from trainables.stages.data.on_device import Images
 from trainables.stages.data.splits import sample_evenly
 from trainables.stages.models.build import build_model
 from trainables.stages.models.inspection import count
+from trainables.stages.models.placement import set_up_kernels
 from trainables.stages.models.stored import build_for, load_model
 from trainables.stages.pruning.allocation import Plan, step_of
 from trainables.stages.pruning.channels import widths
@@ -48,8 +49,7 @@ def key_parts(config: PruneConfig) -> dict[str, Any]:
 def cut(
     model: nn.Module,
     config: PruneConfig,
-    dataset: DatasetRecord,
-    images: Images,
+    bench: Bench,
     *,
     channel_ratio: float,
     dense: Mapping[str, int],
@@ -58,13 +58,21 @@ def cut(
 ) -> PruneSummary:
     """Make cut number `step` of `pruning_steps` in place; after it, `step / pruning_steps` of the ratio is gone.
 
+    The gradients of `taylor` are computed on the device of the images, as the candidate's training is: the precision
+    and determinism that another stage left in the process would decide which channels go.
+
     Args:
+        model: on the CPU, before and afterwards.
         config: in canonical form.
         channel_ratio: fraction of channels that `structured` removes in all cuts together.
         dense: widths of the network before the first cut.
         plan: the widths to leave, where they are known.
     """
-    return prune(
+    device, dataset = bench.images.mean.device, bench.dataset
+    if config.pruning_criterion == "taylor":
+        set_up_kernels(device, bench.candidate.training)
+        model.to(device)
+    summary = prune(
         model,
         method=config.pruning_method,
         ratio=_whole_ratio(config, channel_ratio) * step / config.pruning_steps,
@@ -75,9 +83,11 @@ def cut(
         dense=dense,
         plan=plan,
         ignore=config.ignored,
-        batches=gradient_images(images, next(model.parameters()).device),
+        batches=gradient_images(bench.images, next(model.parameters()).device),
         must_remove=config.pruning_steps == 1,
     )
+    model.to("cpu")
+    return summary
 
 
 def cut_untrained(
@@ -138,7 +148,7 @@ def plan_cut(bench: Bench, student: ModelRecord, *, channel_ratio: float) -> dic
         model = load_model(student)
         before, dense = count(model, bench.dataset.image_size), widths(model)
         with bench.place.device_lock().shared():
-            cut(model, config, bench.dataset, bench.images, channel_ratio=channel_ratio, dense=dense)
+            cut(model, config, bench, channel_ratio=channel_ratio, dense=dense)
         write_plan(model, before, config, bench.dataset, folder, dense=dense, channel_ratio=channel_ratio)
         write_text(folder / RECORD, to_json({"student": student.key}))
 

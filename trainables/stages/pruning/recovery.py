@@ -103,11 +103,7 @@ class _Cuts:
         if prune.shape_needs_weights and prune.pruning_steps == 1:  # found already, to measure the shape
             plan = plan_cut(bench, self.student, channel_ratio=self.channel_ratio)
         with bench.place.device_lock().shared():
-            if prune.pruning_criterion == "taylor":
-                model.to(bench.images.mean.device)
-            ratio, dense = self.channel_ratio, self.dense
-            cut(model, prune, bench.dataset, bench.images, channel_ratio=ratio, dense=dense, step=step, plan=plan)
-            model.to("cpu")
+            cut(model, prune, bench, channel_ratio=self.channel_ratio, dense=self.dense, step=step, plan=plan)
         if kept is not None:
             save_weights(model, kept)
 

@@ -22,7 +22,8 @@ def find_missing(name: str) -> str:
         if importlib.util.find_spec(package) is None:
             return f"{package} is not installed; `uv sync --extra {package}` brings it"
     if runtime.device == "cuda" and count_cuda_devices() == 0:
-        return "this machine has no CUDA device"
+        hidden = _find_driver() is not None and os.environ.get("CUDA_VISIBLE_DEVICES") == ""
+        return "this process has no CUDA device; --gpus 1 gives it one" if hidden else "this machine has no CUDA device"
     if name == "tensorrt" and not load_tensorrt():
         return (
             "TensorRT 10 (libnvinfer.so.10), for which ONNX Runtime's provider is built, is not installed;"
@@ -44,20 +45,36 @@ def check_runtime(name: str, *, on_gpu: bool) -> None:
     Raises:
         ValueError: if it cannot; says what is missing.
     """
-    if reason := find_missing(name):
-        raise ValueError(f"latency_runtime={name}: {reason}; take onnxruntime_cpu.")
-    if RUNTIMES[name].device == "cuda" and not on_gpu:
+    reason = find_missing(name)
+    if not reason and RUNTIMES[name].device == "cuda" and not on_gpu:
         raise ValueError(f"latency_runtime={name}: trials without a GPU cannot measure on one; ask for a GPU.")
+    if not reason and RUNTIMES[name].source == "onnx":
+        reason = _find_missing_provider(name)
+    if reason:
+        raise ValueError(f"latency_runtime={name}: {reason}; take onnxruntime_cpu.")
+
+
+def _find_missing_provider(name: str) -> str:
+    if name == "openvino":
+        return ""
+    from trainables.stages.runtimes.onnx_runtimes import find_missing_provider  # imports ONNX Runtime
+
+    return find_missing_provider(name)
 
 
 def count_cuda_devices() -> int:
     """Count the CUDA devices that this process may use, without starting a context; 0 without a driver."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1" if os.name == "posix" else "nvcuda.dll")
-    except OSError:
+    if (driver := _find_driver()) is None:
         return 0
     count = ctypes.c_int(0)
     return count.value if driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 else 0
+
+
+def _find_driver() -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL("libcuda.so.1" if os.name == "posix" else "nvcuda.dll")
+    except OSError:
+        return None
 
 
 def load_tensorrt() -> bool:

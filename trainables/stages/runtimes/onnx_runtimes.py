@@ -1,6 +1,9 @@
 """Open ONNX files in ONNX Runtime (CPU, CUDA, TensorRT) and OpenVINO (no torch)."""
 
+import contextlib
+import ctypes
 import importlib
+import io
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,34 @@ PROVIDERS = {
     "onnxruntime_cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }
+# Of those that ONNX Runtime loads when they are asked for.
+LIBRARIES = {
+    "onnxruntime_cuda": "libonnxruntime_providers_cuda.so",
+    "tensorrt": "libonnxruntime_providers_tensorrt.so",
+}
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+
+
+def find_missing_provider(name: str) -> str:
+    """Find what ONNX Runtime lacks for one of `PROVIDERS`; return it as one line, or an empty string.
+
+    The provider's library is loaded as ONNX Runtime will load it, which starts no context on a GPU.
+    """
+    provider, have = PROVIDERS[name], onnxruntime.get_available_providers()
+    if provider not in have:
+        return f"this build of ONNX Runtime has no {provider}, only {', '.join(have)}"
+    if name not in LIBRARIES:
+        return ""
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+        onnxruntime.preload_dlls()  # the loader does not search the folders of the CUDA wheels
+    library = Path(onnxruntime.__file__).parent / "capi" / LIBRARIES[name]
+    if library.exists():  # elsewhere on Windows
+        try:
+            ctypes.CDLL(str(library.with_name("libonnxruntime_providers_shared.so")))
+            ctypes.CDLL(str(library))
+        except OSError as error:
+            return f"ONNX Runtime's {provider} does not load ({error})"
+    return ""
 
 
 def open_file(name: str, path: Path, *, threads: int, batch: int) -> Opened:
@@ -26,7 +56,7 @@ def open_file(name: str, path: Path, *, threads: int, batch: int) -> Opened:
     """
     if name == "openvino":
         return _open_openvino(path, threads=threads, batch=batch)
-    session = _open_session(path, PROVIDERS[name], threads)
+    session = _open_session(path, name, threads)
     image = session.get_inputs()[0]
     dtype = DTYPES[image.type]
     feed = {image.name: random_images(batch, image.shape[-1]).astype(dtype)}
@@ -44,13 +74,11 @@ def open_file(name: str, path: Path, *, threads: int, batch: int) -> Opened:
     return Opened(logits=logits, runner=runner)
 
 
-def _open_session(path: Path, provider: str, threads: int) -> Any:
-    """Open a session that runs in `provider`."""
-    if provider not in onnxruntime.get_available_providers():
-        have = ", ".join(onnxruntime.get_available_providers())
-        raise AbsentError(f"this build of ONNX Runtime has no {provider}, only {have}")
-    if provider != "CPUExecutionProvider":
-        onnxruntime.preload_dlls()  # the loader does not search the folders of the CUDA wheels
+def _open_session(path: Path, name: str, threads: int) -> Any:
+    """Open a session that runs in the provider of a runtime."""
+    if missing := find_missing_provider(name):
+        raise AbsentError(missing)
+    provider = PROVIDERS[name]
     wanted: list[Any] = [provider]
     if provider == PROVIDERS["tensorrt"]:
         # CUDA runs the operators that TensorRT refuses

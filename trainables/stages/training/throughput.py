@@ -3,7 +3,8 @@
 python -m trainables.stages.training.throughput FOLDER NUMBER     reads FOLDER/task.json, answers in FOLDER/NUMBER.json
 
 The process prepares (data, model, first steps), touches FOLDER/NUMBER.ready and trains from the moment FOLDER/go
-appears until FOLDER/stop does, so that all processes of a folder compute at the same time.
+appears until FOLDER/stop does, so that all processes of a folder compute at the same time. It ends when its standard
+input closes: a caller that is killed writes no FOLDER/stop.
 """
 
 import os
@@ -17,6 +18,7 @@ import torch
 from trainables.config.candidate import Candidate, CandidateConfig
 from trainables.files import write_text
 from trainables.layout import TASK
+from trainables.locks import end_with_caller
 from trainables.records.encoding import decode, read_json, to_json
 from trainables.records.probe import Probed, ProbeTask
 from trainables.stages.data import prepared
@@ -139,4 +141,5 @@ def _memory(device: str) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
+    end_with_caller()
     raise SystemExit(main(Path(sys.argv[1]), sys.argv[2]))

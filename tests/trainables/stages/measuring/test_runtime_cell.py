@@ -1,5 +1,6 @@
 """Networks in other runtimes than the one they are shipped for."""
 
+import ctypes
 import dataclasses
 import importlib.util
 import os
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnxruntime
 import pytest
 
 from trainables.config.candidate import CandidateConfig
@@ -17,7 +19,7 @@ from trainables.stages.candidate.teacher import make_teacher
 from trainables.stages.measuring import process, runtime_cell
 from trainables.stages.measuring.runtime_cell import CellRecord, measure_cell
 from trainables.stages.runtimes import absence as absence_module
-from trainables.stages.runtimes.absence import check_runtime, find_missing
+from trainables.stages.runtimes.absence import check_runtime, count_cuda_devices, find_missing
 from trainables.stages.runtimes.base import RUNTIMES, AbsentError
 from trainables.stages.runtimes.cell import Cell
 from trainables.stages.workspace import Workspace
@@ -50,6 +52,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 @pytest.fixture(scope="module")
 def made(place: Workspace) -> CandidateRecord:
     """A network, random but real, that has gone through the stages of a teacher."""
+    for package in ("onnxscript", "pyarrow"):  # a bare machine with a GPU may lack them
+        pytest.importorskip(package)
     steps = make_teacher(CONFIG.resolve(place.dataset(), device="cpu"), place)
     with pytest.raises(StopIteration) as end:
         while True:
@@ -258,7 +262,38 @@ def test_a_sweep_without_gpus_cannot_measure_on_one(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(absence_module, "count_cuda_devices", lambda: 1)
     with pytest.raises(ValueError, match="latency_runtime=onnxruntime_cuda: trials without a GPU"):
         check_runtime("onnxruntime_cuda", on_gpu=False)
-    check_runtime("onnxruntime_cuda", on_gpu=True)
+
+
+def test_a_build_of_onnx_runtime_without_cuda_is_refused_before_anything_trains(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(absence_module, "count_cuda_devices", lambda: 1)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    words = "latency_runtime=onnxruntime_cuda: this build of ONNX Runtime has no CUDAExecutionProvider, only CPU"
+    with pytest.raises(ValueError, match=words):
+        check_runtime("onnxruntime_cuda", on_gpu=True)
+    check_runtime("onnxruntime_cpu", on_gpu=True)
+
+
+@pytest.mark.skipif(count_cuda_devices() > 0, reason="the driver is here, and all loads")
+def test_a_cuda_build_whose_libraries_do_not_load_names_the_one_that_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Everything but the driver is in the wheels: that their versions fit together is seen without a GPU."""
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("ONNX Runtime is built without CUDA for this machine")
+    monkeypatch.setattr(absence_module, "count_cuda_devices", lambda: 1)
+    with pytest.raises(ValueError, match=r"CUDAExecutionProvider does not load \(libcuda.so.1: cannot open"):
+        check_runtime("onnxruntime_cuda", on_gpu=True)
+
+
+def test_a_gpu_that_is_hidden_is_not_called_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(absence_module, "count_cuda_devices", lambda: 0)
+    monkeypatch.setattr(absence_module, "_find_driver", lambda: ctypes.CDLL(None))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert find_missing("eager_cuda") == "this process has no CUDA device; --gpus 1 gives it one"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert find_missing("eager_cuda") == "this machine has no CUDA device"
 
 
 def test_cells_have_names_of_their_own() -> None:

@@ -163,3 +163,10 @@ def test_fp32_means_fp32_on_a_gpu_and_memory_is_capped() -> None:
             torch.empty(torch.cuda.mem_get_info()[1] // 20, dtype=torch.uint8, device="cuda")
     finally:
         placement.set_up_process("cuda", threads=1)
+
+
+def test_devices_are_numbered_as_nvml_does_before_anything_asks_for_them() -> None:
+    script = "import os, torch, trainables.stages.candidate.__main__; print(os.environ['CUDA_DEVICE_ORDER'])"
+    environment = {name: value for name, value in os.environ.items() if name != "CUDA_DEVICE_ORDER"}
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
+    assert said.stdout.strip() == "PCI_BUS_ID"

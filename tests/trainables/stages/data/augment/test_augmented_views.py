@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from PIL.Image import Resampling
+from sample_views import CONFIGS, IMAGES, NUM_SAMPLES, PLAIN, SIZE, pictures, views
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
@@ -18,31 +19,6 @@ from trainables.config.candidate import AugmentConfig
 from trainables.stages.data.augment import draws, randaugment
 from trainables.stages.data.augment.draws import batch_order
 from trainables.stages.data.augment.views import Views
-
-NUM_SAMPLES, SIZE = 40, 16
-PLAIN = AugmentConfig(flip=False, crop="none")
-CONFIGS = {
-    "plain": PLAIN,
-    "padded": AugmentConfig(),
-    "resized": AugmentConfig(crop="resized"),
-    "randaugment": AugmentConfig(randaugment_magnitude=17),
-    "mixup": AugmentConfig(mixup_alpha=0.8),
-    "all": AugmentConfig(crop="resized", randaugment_magnitude=9, mixup_alpha=1.0, data_seed=3),
-}
-
-
-def pictures(n: int, size: int, seed: int = 0) -> Tensor:
-    """Blobs and noise in colour: edges, flat parts and both ends of the scale."""
-    rng = np.random.default_rng(seed)
-    coarse = rng.integers(-60, 315, size=(n, 3, size // 4, size // 4)).repeat(4, axis=2).repeat(4, axis=3)
-    return torch.from_numpy((coarse + rng.integers(-20, 20, size=coarse.shape)).clip(0, 255).astype(np.uint8))
-
-
-IMAGES = pictures(NUM_SAMPLES, SIZE)
-
-
-def views(config: AugmentConfig, epoch: int = 0) -> Views:
-    return Views(config, num_samples=NUM_SAMPLES, epoch=epoch, image_size=SIZE)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -261,34 +237,6 @@ def test_reads_a_memory_map(tmp_path: Path) -> None:
     mapped = torch.from_numpy(np.load(tmp_path / "images.npy", mmap_mode="c"))
     index = torch.tensor([39, 2])
     assert torch.equal(views(CONFIGS["all"]).batch(mapped, index), views(CONFIGS["all"]).batch(IMAGES, index))
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("name", CONFIGS)
-def test_gpu_gives_the_same_views(name: str) -> None:
-    index = torch.arange(NUM_SAMPLES)
-    on_gpu = views(CONFIGS[name], 1)
-    actual = on_gpu.batch(IMAGES.cuda(), index)
-    assert actual.is_cuda
-    torch.testing.assert_close(actual.cpu(), views(CONFIGS[name], 1).batch(IMAGES, index), atol=2 / 255, rtol=0)
-    part = on_gpu.batch(IMAGES.cuda(), index[5:9].cuda())
-    assert torch.equal(part, actual[5:9])
-    from_cpu = Views(CONFIGS[name], num_samples=NUM_SAMPLES, epoch=1, image_size=SIZE, device="cuda")
-    assert torch.equal(from_cpu.batch(IMAGES, index), actual)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("name", CONFIGS)
-def test_no_view_waits_for_the_gpu(name: str) -> None:
-    images, index, on_gpu = IMAGES.cuda(), torch.arange(8), views(CONFIGS[name], 1)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        for _ in range(2):
-            on_gpu.batch(images, index)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_an_epoch_of_5000_small_images_is_quick_on_one_thread() -> None:
