@@ -73,11 +73,6 @@ OTHER_FAULTS = (
         "tests/sweeps/cluster/test_security.py::test_nobody_without_the_token_of_this_sweep_connects_to_its_ray",
     ),
     OtherFault(
-        "a port of a sweep is tried from another machine",
-        "a local Ray listens on loopback alone",
-        "tests/sweeps/cluster/test_security.py::test_a_local_ray_listens_on_loopback_alone",
-    ),
-    OtherFault(
         "another user looks for Ray's sockets and logs",
         "their folder is closed to others, and gone after the sweep",
         "tests/sweeps/cluster/test_security.py::test_nobody_else_enters_the_folder_of_its_sockets_and_logs",
@@ -88,19 +83,14 @@ OTHER_FAULTS = (
         "tests/trainables/store/test_store_command.py::test_a_manifest_that_names_another_place_removes_nothing_there",
     ),
     OtherFault(
-        "a manifest in the outbox names a file outside",
-        "it is not fetched",
-        "tests/trainables/tracking/test_transport.py::test_a_manifest_that_points_outside_is_not_followed",
-    ),
-    OtherFault(
-        "a record names a file outside its folder",
-        "it is refused by the file's name",
-        "tests/trainables/tracking/test_transport.py::test_a_record_that_names_files_outside_is_refused",
-    ),
-    OtherFault(
         "a record names a module as its network",
         "nothing is imported; the cell says `add --models NAME`",
         "tests/trainables/stages/measuring/test_runtime_cell.py::test_a_record_alone_imports_nothing",
+    ),
+    OtherFault(
+        "`model_name` in a stored `record.json` names another network",
+        "a worker builds the network that the user named",
+        "tests/trainables/records/test_encoding.py::test_a_result_that_was_moved_lies_where_it_is_found",
     ),
     OtherFault(
         "a copied sweep names a tracking server of somebody else",
@@ -128,19 +118,9 @@ OTHER_FAULTS = (
         "tests/analysis/test_shipping.py::test_predict_reads_the_formats_of_training_and_starts_no_program",
     ),
     OtherFault(
-        "a tracking server answers with HTML and Markdown in its texts",
-        "the report shows them as text",
-        "tests/analysis/pages/test_report.py::test_texts_from_outside_stay_text",
-    ),
-    OtherFault(
         "a tracking server answers with a picture's address",
         "the report shows it as text and loads no picture from elsewhere",
         "tests/analysis/pages/test_report.py::test_pictures_from_elsewhere_are_not_loaded",
-    ),
-    OtherFault(
-        "the same in `pareto.html`",
-        "shown as text",
-        "tests/analysis/plots/test_plots.py::test_names_from_outside_are_text_and_nothing_else",
     ),
     OtherFault(
         "rich markup, `:smile:` or escape codes in a text: `[red]x`, `[/x]`",
@@ -161,11 +141,6 @@ OTHER_FAULTS = (
         "a password in `--tracking-uri`, in `pareto.html`, `report.html`, `report.md` and the exported README",
         "the address has no user and no password",
         "tests/analysis/pages/test_report.py::test_no_page_holds_the_password_of_the_tracking_server",
-    ),
-    OtherFault(
-        "a password in `--tracking-uri`, in the sweep's folder",
-        "it is not written down; `sync` asks for it",
-        "tests/analysis/test_sync.py::test_no_password_is_written_down",
     ),
     OtherFault(
         "`state.pt` is cut, zeroed or changed anywhere",
@@ -298,11 +273,6 @@ OTHER_FAULTS = (
         "tests/sweeps/running/test_command.py::test_a_network_whose_channels_cannot_be_followed_is_refused_before_training",
     ),
     OtherFault(
-        "a way of pruning only pretends to cut",
-        "`prune --check` fails that cell",
-        "tests/trainables/stages/pruning/test_check.py::test_what_only_pretends_to_prune_fails",
-    ),
-    OtherFault(
         "a layer cannot be cut, such as a gate of one channel",
         "it stands in `pruning.json`, and a warning names it",
         "tests/trainables/stages/pruning/test_equivalence.py::test_layers_that_cannot_be_cut_are_recorded",
@@ -406,11 +376,6 @@ OTHER_FAULTS = (
         "a module prints while a sweep runs under `--json`",
         "events are alone on standard output",
         "tests/sweeps/display/test_console.py::test_events_are_alone_on_standard_output",
-    ),
-    OtherFault(
-        "a file beside the commands has the name of a library's module",
-        "a test names it",
-        "tests/contracts/test_imports.py::test_no_file_beside_the_commands_hides_a_module",
     ),
     OtherFault(
         "`--dataset folder:REL` with `--address`",
