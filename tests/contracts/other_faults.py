@@ -114,7 +114,7 @@ OTHER_FAULTS = (
     ),
     OtherFault(
         "PostScript in a `.jpg` for `predict.py`",
-        "the same",
+        "no picture; Ghostscript is not started",
         "tests/analysis/test_shipping.py::test_predict_reads_the_formats_of_training_and_starts_no_program",
     ),
     OtherFault(
@@ -164,7 +164,7 @@ OTHER_FAULTS = (
     ),
     OtherFault(
         "`?` or `%` in OUT",
-        "`mlflow.db` lies in OUT",
+        "`mlflow.db` lies in OUT, and nothing beside it",
         "tests/trainables/tracking/test_tracker.py::test_a_folder_whose_name_is_no_address_holds_its_own_database",
     ),
     OtherFault(
