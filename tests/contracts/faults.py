@@ -35,6 +35,7 @@ from fault_setups import (
     with_a_result,
     written,
 )
+from other_faults import HEAD, OTHER_FAULTS
 
 from analysis.__main__ import main as analysis
 from sweeps.ablation import main as ablation
@@ -335,7 +336,7 @@ class _Says(http.server.BaseHTTPRequestHandler):
 
 
 def write_table() -> None:
-    """FAULTS.md, from what every command says now."""
+    """FAULTS.md, from what every command says now and `other_faults`."""
     lines = ["# Bad inputs and faults, and what is said", "", "Written by `python tests/contracts/faults.py`.", ""]
     lines += ["| # | command | wrong | answer (exit code 2) |", "|---|---|---|---|"]
     archives = dict(downloads.ARCHIVES)
@@ -347,6 +348,7 @@ def write_table() -> None:
             if code != 2 or said.count("\n") != 1:
                 print(f"{number} {fault.command} {fault.words} {fault.what}: code {code}, {said!r}", file=sys.stderr)
             lines.append(row(number, fault, said))
+    lines += ["", *HEAD, *(other.row() for other in OTHER_FAULTS)]
     TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -322,6 +322,30 @@ def test_a_damaged_result_that_a_worker_found_is_told(
     assert shown == f"{store / 'student' / 'abc.corrupt-1'} was damaged: it was moved aside and computed again.\n"
 
 
+def test_files_that_are_left_out_are_said_before_the_sweep(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in (f"{split}/{name}/{i}" for split in ("train", "test") for name in ("cat", "dog") for i in range(4)):
+        (tmp_path / "photos" / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((16, 16), 50).save(tmp_path / "photos" / f"{path}.png")
+        (tmp_path / "photos" / f"{path}.heic").touch()
+    monkeypatch.setattr("sweeps.running.launch.run_sweep", lambda *_, **__: 0)
+    words = ["--preset", "quick", "--dataset", f"folder:{tmp_path / 'photos'}", "--val-fraction", "0.25"]
+    assert main([*words, "--out", str(tmp_path / "runs"), "--data-dir", str(tmp_path / "data")]) == 0
+    assert "16 of 32 files are left out (16 .heic)" in capsys.readouterr().out
+
+
+def test_a_folder_that_is_no_text_in_the_locale_is_named(tmp_path: Path) -> None:
+    """An umlaut where Python takes names for ASCII."""
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    words = [sys.executable, str(COMMAND), "--trials", "0", "--out", b"L\xc3\xa4ufe"]
+    done = subprocess.run(words, cwd=tmp_path, env=os.environ | locale, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (BAD_INPUT, "")
+    fix = "is no text in this locale; set PYTHONUTF8=1, and give files UTF-8 names."
+    assert done.stderr == f"kd_prune.py: b'L\\xc3\\xa4ufe' {fix}\n"
+    assert not list(tmp_path.iterdir())
+
+
 def test_output_is_for_people_or_for_programs(tmp_path: Path) -> None:
     done = run(tmp_path, "--quiet", "--json")
     assert (done.returncode, done.stdout) == (BAD_INPUT, "")

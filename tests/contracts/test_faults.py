@@ -1,10 +1,11 @@
-"""Every bad input and fault of `faults.py` is answered by exit code 2 and one line, and stands in FAULTS.md."""
+"""Every bad input and fault of `faults.py` is answered by exit code 2 and one line; all faults stand in FAULTS.md."""
 
 from pathlib import Path
 
 import faults
 import pytest
 import ray
+from other_faults import HEAD, OTHER_FAULTS, OtherFault
 
 from trainables.stages.data import downloads
 
@@ -37,3 +38,15 @@ def test_answered_by_one_line(number: int, fault: faults.Fault, tmp_path: Path, 
     if "argument" in said:  # argparse's own words differ between versions of Python
         row, _, _ = row.rpartition(" | ")
     assert row in faults.TABLE.read_text(encoding="utf-8"), "run `python tests/contracts/faults.py`"
+
+
+def test_every_other_fault_is_in_the_table_and_has_its_test() -> None:
+    table = faults.TABLE.read_text(encoding="utf-8")
+    rows = "\n".join((*HEAD, *(fault.row() for fault in OTHER_FAULTS)))
+    assert table.endswith(f"\n\n{rows}\n"), "run `python tests/contracts/faults.py`"
+    assert [fault.test for fault in OTHER_FAULTS if not fault.has_test()] == []
+
+
+def test_a_test_that_is_not_there_would_be_seen() -> None:
+    assert not OtherFault("a", "b", "tests/contracts/test_faults.py::test_that_nobody_wrote").has_test()
+    assert OtherFault("a | b", "c", "x").row() == "| a \\| b | c | `x` |"

@@ -5,7 +5,7 @@ The tables are MLflow's own; pyproject.toml bounds its version because of them (
 
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from trainables.layout import ARTIFACTS, SQLITE, database_path, sqlite_uri
@@ -37,6 +37,8 @@ def opening(uri: str, artifacts: Path, *, connect: Callable[[str], object]) -> I
         return
     database = database_path(uri)
     database.parent.mkdir(parents=True, exist_ok=True)
+    undecoded = Path(uri.removeprefix(SQLITE)).parent  # which MLflow makes, and leaves empty
+    strays = [folder for folder in (undecoded, *undecoded.parents) if not folder.exists()]
     with file_lock(database.with_name(f".{database.name}.lock")):
         if not database.exists():
             part = database.with_name(f".{database.name}.part")
@@ -49,6 +51,9 @@ def opening(uri: str, artifacts: Path, *, connect: Callable[[str], object]) -> I
             if database.parent.resolve() == artifacts.resolve().parent:
                 _relocate(connection, artifacts.resolve().as_uri())
         yield
+    for folder in strays:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _relocate(connection: sqlite3.Connection, place: str) -> None:

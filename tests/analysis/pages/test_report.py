@@ -1,11 +1,15 @@
 import dataclasses
+import os
 import re
+from pathlib import Path
 
 import pytest
 
 from analysis.findings.front import choose, competing, front_members
 from analysis.pages.model_card import model_card
 from analysis.pages.report import markdown, summary_of, write_report
+from analysis.plots.page import unpacked
+from analysis.reading.mlflow_client import open_store
 from analysis.reading.runs import Runs, read_runs
 
 EVIL = "<img src=x onerror=alert(1)> `code` [x](javascript:1) | **b**"
@@ -82,6 +86,34 @@ def test_texts_from_outside_stay_text(runs: Runs, tmp_path) -> None:
     assert "&lt;img src=x" in page
     assert "<img src=x" not in page and 'href="javascript' not in page
     assert "<strong>b</strong>" not in page and "<code>code</code>" not in page
+
+
+def test_pictures_from_elsewhere_are_not_loaded(runs: Runs, tmp_path: Path) -> None:
+    frame = runs.frame.assign(student_model="![x](http://127.0.0.1:1/x.png)")
+    write_report(dataclasses.replace(runs, frame=frame), tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "![x](http://127.0.0.1:1/x.png)" in page
+    assert 'src="http' not in page and "default-src 'none'" in page
+
+
+def test_no_page_holds_the_password_of_the_tracking_server(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("analysis.reading.runs.open_store", lambda uri: open_store(store))
+    runs = read_runs("http://me:s3cret@head:5000/")
+    texts = [path.read_text() for path in write_report(runs, tmp_path) if path.suffix in (".md", ".html", ".csv")]
+    data = unpacked((tmp_path / "pareto.html").read_text(encoding="utf-8"))
+    texts += [str(data), model_card(runs, str(front_members(runs).index[0]), "0"), summary_of(runs, model="night")]
+    assert data["url"] == "http://head:5000"
+    assert not any("s3cret" in text for text in texts)
+
+
+def test_files_are_replaced_whole(runs: Runs, tmp_path: Path) -> None:
+    """Who reads one while it is written, or after the disk was full, has the whole old file."""
+    for path in write_report(runs, tmp_path):
+        path.write_text("old")
+        os.link(path, path.with_name(f"{path.name}.open"))
+    assert {path.with_name(f"{path.name}.open").read_text() for path in write_report(runs, tmp_path)} == {"old"}
 
 
 def test_the_card_says_how_to_make_the_file_again(runs: Runs) -> None:

@@ -1,8 +1,11 @@
+import contextlib
 import dataclasses
 import http.server
 import json
 import re
+import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -20,7 +23,7 @@ from mlflow.entities import Run
 from onnx import TensorProto, helper
 
 from analysis.pages.mlflow_view import view_tags
-from trainables.layout import DELIVERED
+from trainables.layout import DELIVERED, database_path, database_uri
 from trainables.records.encoding import to_json
 from trainables.records.stages import EpochRecord
 from trainables.records.trial import TrialRecord
@@ -209,6 +212,17 @@ def test_a_database_of_several_folders_keeps_the_places_of_their_artifacts(
     open_tracker(uri, tmp_path)
     after = client.get_experiment_by_name("digits")
     assert before and after and before.artifact_location == after.artifact_location == (out / "artifacts").as_uri()
+
+
+def test_a_folder_whose_name_is_no_address_holds_its_own_database(tracker: Tracker, uri: str, tmp_path: Path) -> None:
+    """`?` ends the path of an address, and `%` begins a code."""
+    out = tmp_path / "really? 100%3F"
+    out.mkdir()
+    shutil.copy(database_path(uri), out / "mlflow.db")  # an empty one is made slowly
+    parent = open_tracker(database_uri(out), out, sweep="odd").parent_id
+    with contextlib.closing(sqlite3.connect(out / "mlflow.db")) as database:
+        assert database.execute("SELECT count(*) FROM runs WHERE run_uuid = ?", (parent,)).fetchone() == (1,)
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
 
 
 def test_curves_have_one_point_an_epoch(tracker: Tracker, client: mlflow.MlflowClient, left: Left) -> None:

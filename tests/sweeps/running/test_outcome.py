@@ -1,0 +1,29 @@
+"""What a sweep says at its end."""
+
+import io
+import socket
+from pathlib import Path
+from types import SimpleNamespace
+
+from analysis.reading.doors import Terminal
+from sweeps.running.outcome import finish
+from sweeps.search.presets import quick
+from tests.sweeps.running.tune.test_recovery import record
+from trainables.tracking.tracker import Tracker
+
+
+def test_records_that_wait_for_mlflow_are_counted_and_said(tmp_path: Path) -> None:
+    """They make the exit code 1: a sweep without a front is not done."""
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        config = quick().replace(name="night", out=tmp_path, tracking_uri=uri)
+        record(config.folder / "trials" / "00000", 0, "failed")
+        places = {"experiment": "digits", "sweep": "night", "sweep_id": "x", "artifacts": tmp_path / "artifacts"}
+        said = io.StringIO()
+        run = SimpleNamespace(
+            config=config, tracker=Tracker(uri, **places), console=Terminal(file=said), score=lambda metrics: 0.0
+        )
+        assert finish(run, "finished") == 1
+    assert "1 records wait in" in said.getvalue()
+    assert f"`python -m analysis sync --out {tmp_path} --tracking-uri {uri}` or the same command" in said.getvalue()
