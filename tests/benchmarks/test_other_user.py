@@ -23,8 +23,9 @@ SCRIPT = Path(__file__).with_name("other_user.py")
 
 
 @pytest.mark.ray
+@pytest.mark.nightly  # tests/sweeps/cluster/test_security.py is the small form: a few of these attempts
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("form", [["--ray-alone"], pytest.param(["--trials", "1"], marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("form", [["--ray-alone"], ["--trials", "1"]], ids=["Ray alone", "a sweep"])
 def test_nothing_of_a_running_sweep_is_open_to_another_user(form: list[str], tmp_path: Path) -> None:
     words = [sys.executable, str(SCRIPT), *form, "--out", str(tmp_path / "x")]
     done = subprocess.run(words, capture_output=True, text=True, timeout=800)

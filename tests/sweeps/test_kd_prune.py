@@ -166,7 +166,7 @@ def test_independent_script_gets_the_recorded_test_accuracy_exactly(out: Path, p
 def test_the_teacher_was_trained_once_and_its_logits_computed_once_a_view(out: Path) -> None:
     assert len(list(out.glob("store/teacher/*/record.json"))) == 1
     views = [json.loads(path.read_text())["view"] for path in out.glob("store/soft_labels/*/record.json")]
-    needed = round(3 * 8 / 2)  # epochs of an uncut network, times as many after a cut of 0.7, the half that is taught
+    needed = round(3 / 2)  # epochs of a cut teacher, the half that is taught
     assert sorted(views) == list(range(needed))
 
 

@@ -56,6 +56,11 @@ class OneLineParser(argparse.ArgumentParser):
             sys.stderr.write(plain(f"{as_typed(self.prog)}: {as_typed(' '.join(message.split()))}\n"))
         raise SystemExit(2)
 
+    def long_options(self) -> dict[str, argparse.Action]:
+        """What each `--option` does."""
+        pairs = [(option, action) for action in self._actions for option in action.option_strings]
+        return {option: action for option, action in pairs if option.startswith("--")}
+
     def format_help(self) -> str:
         """The help, with commands the way the user types them."""
         return as_typed(super().format_help())
@@ -68,7 +73,7 @@ class OneLineParser(argparse.ArgumentParser):
                 self.error(f"{name!r} is no text in this locale; set PYTHONUTF8=1, and give files UTF-8 names.")
         flags, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            known = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
+            known = list(self.long_options())
             close = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
             self.error(f"unknown flag {unknown[0]}; {f'did you mean {close[0]}?' if close else 'see --help.'}")
         return flags

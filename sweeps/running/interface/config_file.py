@@ -24,10 +24,9 @@ def add_config_flag(group: Any) -> None:
     group.add_argument("--config", type=Path, metavar="FILE", help=text)
 
 
-def settings_of(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
+def settings_of(parser: OneLineParser) -> dict[str, argparse.Action]:
     """Key in a file -> the flag of that name, for every flag that is a setting."""
-    options = {option: action for action in parser._actions for option in action.option_strings}
-    keys = {option[2:].replace("-", "_"): action for option, action in options.items() if option.startswith("--")}
+    keys = {option[2:].replace("-", "_"): action for option, action in parser.long_options().items()}
     return {key: action for key, action in keys.items() if key not in NOT_SETTINGS and not key.startswith("no_")}
 
 

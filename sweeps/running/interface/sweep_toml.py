@@ -1,6 +1,5 @@
 """The sweep.toml that a sweep leaves in its folder: what `--config` takes to ask for it again."""
 
-import argparse
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -13,10 +12,10 @@ from sweeps.running.interface.config_file import settings_of
 from sweeps.search import space
 from sweeps.search.config import PARTS, SweepConfig
 from sweeps.search.folder import PLACES
-from trainables.config.flags import as_typed, flag_name
+from trainables.config.flags import OneLineParser, as_typed, flag_name
 
 
-def sweep_toml(typed: Mapping[str, Any], config: SweepConfig, parser: argparse.ArgumentParser, script: str) -> str:
+def sweep_toml(typed: Mapping[str, Any], config: SweepConfig, parser: OneLineParser, script: str) -> str:
     """All settings of a sweep by its command's keys, but no paths and addresses of this machine.
 
     A teacher's weights, and images in folders, are named as they were typed.
