@@ -270,7 +270,7 @@ OTHER_FAULTS = (
     OtherFault(
         "such a network as `--student-model`",
         "refused before the teacher is trained",
-        "tests/sweeps/running/test_command.py::test_a_network_whose_channels_cannot_be_followed_is_refused_before_training",
+        "tests/sweeps/running/interface/test_command.py::test_a_network_whose_channels_cannot_be_followed_is_refused_before_training",
     ),
     OtherFault(
         "a layer cannot be cut, such as a gate of one channel",
