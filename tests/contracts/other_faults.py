@@ -265,7 +265,7 @@ OTHER_FAULTS = (
     OtherFault(
         "a network flips, shuffles or averages its channels, or flattens after `permute`",
         "refused by the layer's name: the cut network has to compute what the dense one does without those",
-        "tests/trainables/stages/pruning/test_equivalence.py::test_channels_that_reach_other_weights_are_refused",
+        "tests/trainables/stages/pruning/test_equivalence.py::test_what_reorders_or_mixes_channels_is_refused_with_a_layer_that_can_be_left_whole",
     ),
     OtherFault(
         "such a network as `--student-model`",
