@@ -141,32 +141,20 @@ def test_the_layer_is_named_whatever_chose_the_channels(criterion: str) -> None:
         )
 
 
-NETS = """
-from torch import nn
-
-class Flip(nn.Module):
-    def forward(self, x):
-        return x.flip(1)
-
-def flipped(num_classes):
-    body = [nn.Conv2d(3, 32, 3, padding=1), Flip(), nn.Conv2d(32, 32, 3, padding=1), nn.AdaptiveAvgPool2d(1)]
-    return nn.Sequential(*body, nn.Flatten(), nn.Linear(32, num_classes))
-"""
+def test_a_shortcut_that_is_filled_up_with_zeros_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="the channels of second reach weights that do not exist"):
+        cut(nets.Padded())
 
 
-def test_the_command_refuses_before_anything_is_trained(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "flipping_nets.py").write_text(NETS)
-    monkeypatch.syspath_prepend(tmp_path)
+def test_the_command_refuses_before_anything_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, data = str(tmp_path / "runs"), str(tmp_path / "data")
     with pytest.raises(SystemExit) as end:
-        main(["--dataset", "digits", "--student-model", "flipping_nets:flipped", "--out", out, "--data-dir", data])
+        main(["--dataset", "digits", "--student-model", "breaking_nets:Flipped", "--out", out, "--data-dir", data])
     said = capsys.readouterr().err
     assert end.value.code == 2
     assert said.count("\n") == 1
-    assert "the channels of 0 reach other weights" in said
-    assert "--prune-ignore '0'" in said
+    assert "the channels of first reach other weights" in said
+    assert "--prune-ignore 'first'" in said
     assert not (tmp_path / "runs" / "store" / "teacher").exists()
 
 
