@@ -1,18 +1,16 @@
-"""The Tune trainable on its own, without a sweep around it."""
+"""The Tune trainable on its own, without a sweep or a Ray around it: what Tune calls is called here."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ray import tune
 
-from sweeps.running.tune.fixed_runs import FixedRuns
 from trainables.config.candidate import CandidateConfig
 from trainables.trials.base import StageTrial
 from trainables.trials.candidate import CandidateTrial
 from trainables.trials.task import TrialTask, Worker
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
+pytestmark = pytest.mark.slow
 
 
 def run(trainable: type[StageTrial], folder: Path, **changes: Any) -> dict[str, Any]:
@@ -25,17 +23,13 @@ def run(trainable: type[StageTrial], folder: Path, **changes: Any) -> dict[str, 
     )
     candidate = config.resolve(worker.workspace().dataset(), device="cpu")
     task = TrialTask(candidate=candidate, worker=worker, key="x/00000", folder=folder / "trial")
-    (result,) = tune.Tuner(
-        trainable,
-        tune_config=tune.TuneConfig(search_alg=FixedRuns([task.tune_config()]), num_samples=1),
-        run_config=tune.RunConfig(
-            storage_path=str(folder / "tune"),
-            verbose=0,
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-        ),
-    ).fit()
-    assert result.error is None
-    return dict(result.metrics or {})
+    trial = trainable(config=task.tune_config())
+    try:
+        while not (result := trial.train())["done"]:
+            pass
+    finally:
+        trial.stop()
+    return result
 
 
 def test_a_step_is_an_epoch_and_what_is_in_the_store_takes_none(tmp_path: Path) -> None:
