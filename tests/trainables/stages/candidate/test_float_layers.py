@@ -126,7 +126,7 @@ def test_a_network_that_quantises_well_has_the_key_and_the_bytes_it_always_had(
     place: Workspace, tmp_path: Path
 ) -> None:
     _, _, fp32 = exported(place, config(precision="fp32"))
-    _, _, int8 = exported(place, config())
+    _, _, int8 = exported(place, config(int8_tolerance=0.05))  # few images: another processor's rounding costs 0.01
     assert int8.kept_in_float == ()
     scheme = scheme_for("onnxruntime_cpu")
     parts = {"precision": "int8_ptq", "calibration_images": 256} | vars(scheme)
