@@ -24,8 +24,8 @@ from trainables.config.candidate import DataConfig
 from trainables.files import digest_of
 from trainables.layout import ARTIFACTS, CELLS, ONNX_FILE, has_record, recorded
 from trainables.records.trial import TrialRecord, read_trial, set_damaged_aside
-from trainables.stages.data.folders import PREFIX
 from trainables.stages.data.prepared import prepare, public_name
+from trainables.stages.data.sources.folders import PREFIX
 from trainables.stages.runtimes.base import RUNTIMES
 from trainables.stages.runtimes.cell import Cell
 from trainables.store.results import store_below

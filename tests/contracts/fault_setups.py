@@ -16,7 +16,7 @@ from PIL import Image
 
 from sweeps.search.presets import quick
 from trainables.records.encoding import to_json
-from trainables.stages.data import downloads
+from trainables.stages.data.sources import downloads
 
 Prepare = Callable[[Path], None]
 

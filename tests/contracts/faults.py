@@ -43,7 +43,7 @@ from sweeps.kd_prune import main as sweep
 from sweeps.runtimes import main as runtimes
 from sweeps.studies import main as studies
 from trainables.stages.candidate.__main__ import main as candidate
-from trainables.stages.data import downloads
+from trainables.stages.data.sources import downloads
 from trainables.store.__main__ import main as store
 
 TABLE = Path(__file__).with_name("FAULTS.md")

@@ -19,8 +19,8 @@ from sweeps.search.config import PARTS, SweepConfig
 from sweeps.search.presets import quick
 from trainables.config.flags import flag_name
 from trainables.records.encoding import to_json
-from trainables.stages.data import downloads
-from trainables.stages.data.downloads import Archive
+from trainables.stages.data.sources import downloads
+from trainables.stages.data.sources.downloads import Archive
 
 COMMAND = Path(__file__).parents[2] / "sweeps" / "kd_prune.py"
 

@@ -7,7 +7,7 @@ import pytest
 import ray
 from other_faults import HEAD, OTHER_FAULTS, OtherFault
 
-from trainables.stages.data import downloads
+from trainables.stages.data.sources import downloads
 
 
 @pytest.fixture(scope="module")

@@ -71,7 +71,7 @@ def python(script: str, cwd: Path, *arguments: str) -> list[str]:
             [
                 *(name for room in ("config", "records", "store") for name in modules(f"trainables.{room}")),
                 *("trainables.files", "trainables.layout", "trainables.locks"),
-                *(f"trainables.stages.{name}" for name in ("data.prepared", "data.readers", "export.session")),
+                *(f"trainables.stages.{name}" for name in ("data.prepared", "data.sources.readers", "export.session")),
                 *(f"trainables.stages.runtimes.{name}" for name in ("absence", "base", "cell", "onnx_runtimes")),
                 *(f"trainables.stages.measuring.{name}" for name in ("clean_room", "process", "machine", "timing")),
                 "trainables.stages.export.scheme",

@@ -136,9 +136,10 @@ class TeacherConfig:
     """The large model the student learns from."""
 
     teacher_model: str = "resnet18"
-    """A model name of `trainables.stages.models.build` or `package.module:function`."""
+    """A model name of `trainables.stages.models.build`, `timm:NAME` (with weights: `timm:NAME.TAG`) or
+    `package.module:function`."""
     pretrained: bool = False
-    """Start from torchvision's ImageNet weights."""
+    """Start from torchvision's ImageNet weights, or timm's of the default tag."""
     teacher_weights: str | None = None
     """FILE with trained weights to start from: a state_dict, saved by torch or as .safetensors; records name its
     digest. With `teacher_epochs` 0 it is the teacher as it is."""
@@ -175,10 +176,10 @@ class StudentConfig:
     """The small model and how it is distilled."""
 
     student_model: str = "mobilenet_v3_small"
-    """`teacher` (its trained network is cut), a model name of `trainables.stages.models.build`, or
-    `package.module:function`."""
+    """`teacher` (its trained network is cut), a model name of `trainables.stages.models.build`, `timm:NAME` (with
+    weights: `timm:NAME.TAG`), or `package.module:function`."""
     student_pretrained: bool = False
-    """Start from torchvision's ImageNet weights."""
+    """Start from torchvision's ImageNet weights, or timm's of the default tag."""
     student_epochs: int = 12
     """Passes over the training split before the cut; a student that is the teacher has been trained, and takes them
     after the cut, beside `recovery_epochs`."""

@@ -22,7 +22,7 @@ from trainables.config.candidate import TEACHER_ITSELF
 from trainables.config.flags import OneLineParser
 from trainables.files import digest_of
 from trainables.stages.data import prepared
-from trainables.stages.data.folders import PREFIX
+from trainables.stages.data.sources.folders import PREFIX
 
 GIVEN = "given"  # below the folder of data: images and networks of programs
 DECIDED = ("dataset", "teacher_model", "teacher_weights", "teacher_epochs", "address", "storage", "tracking_uri")

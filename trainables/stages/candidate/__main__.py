@@ -6,14 +6,15 @@ python -m trainables.stages.candidate --dataset digits --teacher-model alexnet -
 import argparse
 import os
 import sys
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import torch
 
 from trainables.config import mlflow_settings  # noqa: F401 - before ONNX Runtime, whose telemetry it ends
 from trainables.config.candidate import CandidateConfig
-from trainables.config.flags import OneLineParser, add_config_flags, config_from_flags, with_flags
+from trainables.config.flags import OneLineParser, add_config_flags, config_from_flags, flag_name, with_flags
 from trainables.files import digest_of
 from trainables.layout import LEASES, STORE
 from trainables.locks import check_locks
@@ -69,8 +70,23 @@ def _check(flags: argparse.Namespace, config: CandidateConfig) -> None:
         check_elsewhere(config.measure.measure_on)
     config.check_unlabeled()
     check_runtime(config.measure.latency_runtime, on_gpu=flags.device == "cuda")
-    check_model(config.teacher.teacher_model)
-    check_model(config.network)
+    for name, field in _networks(config).items():
+        with _naming(field):
+            check_model(name)
+
+
+def _networks(config: CandidateConfig) -> dict[str, str]:
+    """The names of the networks that are built, and the setting that each stands in."""
+    return {config.network: "student_model", config.teacher.teacher_model: "teacher_model"}
+
+
+@contextmanager
+def _naming(field: str) -> Iterator[None]:
+    """Put the flag in front of what is wrong with a network."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{flag_name(field)}: {error}") from error
 
 
 def _make(flags: argparse.Namespace) -> CandidateRecord:
@@ -93,8 +109,9 @@ def _make(flags: argparse.Namespace) -> CandidateRecord:
         lock_dir=flags.out / LEASES,
     )
     place.enter()
-    for name in (config.teacher.teacher_model, config.network):
-        check_network(name, place.dataset(), opset=config.export.opset)
+    for name, field in _networks(config).items():
+        with _naming(field):
+            check_network(name, place.dataset(), opset=config.export.opset)
     if weights is not None:
         model = build_for(config.teacher.teacher_model, place.dataset())
         import_weights(Path(weights), model, place.store)

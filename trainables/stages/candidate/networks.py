@@ -11,7 +11,7 @@ from trainables.records.stages import DatasetRecord
 from trainables.stages.export.writer import export, silence_exporters
 from trainables.stages.models.build import MODEL_NAMES
 from trainables.stages.models.inspection import OUT_OF_MEMORY, USERS_ERRORS, describe_error
-from trainables.stages.models.stored import build_for
+from trainables.stages.models.stored import build_to_train
 from trainables.stages.models.torch_private import untraceable_line
 
 IMAGES = 12  # exported files are compared in batches of 1, 3 and 8
@@ -20,6 +20,8 @@ IMAGES = 12  # exported files are compared in batches of 1, 3 and 8
 def check_network(name: str, dataset: DatasetRecord, *, opset: int) -> None:
     """Take one training step with an untrained network, and export it; our own networks are known to do both.
 
+    Pretrained weights that its name asks for are loaded, which downloads them before Ray starts.
+
     Raises:
         ValueError: if either fails; names the line of the network's code where it does.
     """
@@ -27,7 +29,7 @@ def check_network(name: str, dataset: DatasetRecord, *, opset: int) -> None:
         return
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = build_for(name, dataset)
+        model = build_to_train(name, dataset, pretrained=False)
         images = torch.rand(IMAGES, 3, dataset.image_size, dataset.image_size)
         _check_training(model, images[:2], name=name, num_classes=dataset.num_classes)
         _check_export(model, images, name, dataset, opset)

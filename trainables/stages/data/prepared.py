@@ -17,9 +17,9 @@ from trainables.files import sync, write_text
 from trainables.locks import file_lock
 from trainables.records import encoding
 from trainables.records.stages import DatasetRecord
-from trainables.stages.data import folders
 from trainables.stages.data.decoding import ARRAY_ERRORS, RawDataset, RawSplit, create, decode
-from trainables.stages.data.readers import OWN_SIZE, Reader, find_reader
+from trainables.stages.data.sources import folders
+from trainables.stages.data.sources.readers import OWN_SIZE, Reader, find_reader
 from trainables.stages.data.splits import cut_validation, limit_training
 
 DECODER_VERSION = 2  # to be incremented when the same files would decode to other pixels or another split

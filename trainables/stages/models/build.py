@@ -1,22 +1,18 @@
-"""Build teachers and students by name: torchvision's classifiers, CIFAR variants, or the user's own function.
+"""Build teachers and students by name: torchvision's and timm's, CIFAR variants, or the user's own function.
 
 Shape letters: B images, C classes.
 """
 
 import difflib
-import importlib
-import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torchvision
 from torch import nn
 
-from trainables.files import sha256
-from trainables.stages.models.inspection import OUT_OF_MEMORY, USERS_ERRORS, check_logits, describe_error
-from trainables.stages.models.small_images import (
+from trainables.stages.models.inspection import check_logits
+from trainables.stages.models.zoo import timm_zoo
+from trainables.stages.models.zoo.small_images import (
     LATER,
     SMALL_IMAGE,
     adapt,
@@ -24,7 +20,8 @@ from trainables.stages.models.small_images import (
     build_mobilenet_v1_small,
     build_resnet_cifar,
 )
-from trainables.stages.models.torchvision_zoo import build_torchvision_model
+from trainables.stages.models.zoo.torchvision_zoo import build_torchvision_model
+from trainables.stages.models.zoo.users_functions import build_users_model, digest_source, import_function
 
 # Networks made for small images, which torchvision does not have.
 FOR_CIFAR: Mapping[str, Callable[[int, int], nn.Module]] = {
@@ -34,10 +31,9 @@ FOR_CIFAR: Mapping[str, Callable[[int, int], nn.Module]] = {
     "mobilenet_v1_small": build_mobilenet_v1_small,
     "alexnet_small": partial(build_alexnet_cifar, small=True),
 }
-# The networks that suit small images too; any torchvision classifier and `package.module:function` work as well.
+# The networks that suit small images too; any torchvision classifier, `timm:NAME` and `package.module:function` work as
+# well.
 MODEL_NAMES = ("resnet18", "mobilenet_v3_small", "alexnet", *FOR_CIFAR, *LATER)
-
-OURS = ("analysis", "sweeps", "trainables")
 
 
 def build_model(name: str, *, num_classes: int, image_size: int, pretrained: bool = False) -> nn.Module:
@@ -47,8 +43,10 @@ def build_model(name: str, *, num_classes: int, image_size: int, pretrained: boo
         ValueError: if the name is unknown, the weights are unavailable, or one image does not give (1, num_classes).
     """
     check_model(name)
-    if ":" in name:
-        model = _build_users_model(name, num_classes=num_classes, pretrained=pretrained)
+    if name.startswith(timm_zoo.PREFIX):
+        model = timm_zoo.build_timm_model(name, num_classes=num_classes, image_size=image_size, pretrained=pretrained)
+    elif ":" in name:
+        model = build_users_model(name, num_classes=num_classes, pretrained=pretrained)
     elif name in FOR_CIFAR or (name == "alexnet" and image_size < SMALL_IMAGE):
         if pretrained:
             raise ValueError(f"--pretrained: no weights exist for model {name!r} at image_size={image_size}.")
@@ -68,8 +66,11 @@ def check_model(name: str) -> None:
     Raises:
         ValueError: if it does not; one line with close names, or what is wrong with `package.module:function`.
     """
+    if name.startswith(timm_zoo.PREFIX):
+        timm_zoo.check_timm_model(name)
+        return
     if ":" in name:
-        _import_users_function(name)
+        import_function(name)
         return
     known = [*MODEL_NAMES, *torchvision.models.list_models(module=torchvision.models)]
     if name not in known:
@@ -77,48 +78,18 @@ def check_model(name: str) -> None:
         hint = f"Did you mean {' or '.join(close)}? " if close else ""
         raise ValueError(
             f"Unknown model {name!r}. {hint}Use {', '.join(MODEL_NAMES)}, another torchvision classification model, "
-            "or package.module:function."
+            "timm:NAME or package.module:function."
         )
 
 
 def source_digest(name: str) -> str:
-    """Return a digest of the file that defines a user's model; it is part of store keys, so an edit gives a new key.
+    """Return what is part of store keys beside the name: timm's version, a digest of the file of a user's model.
 
-    Files that this one imports are not included. For most known names the digest is empty.
+    So an edit gives a new key; files that this one imports are not included. For most known names it is empty.
     """
+    if name.startswith(timm_zoo.PREFIX):
+        return timm_zoo.describe_version(name)
     if ":" not in name:
         # tells results of the adapted network from those stored before it was adapted
         return "small-1" if name in LATER else ""
-    file = inspect.getsourcefile(importlib.import_module(name.partition(":")[0]))
-    return sha256(Path(file))[:16] if file else ""
-
-
-def _import_users_function(name: str) -> Callable[..., Any]:
-    module_name, _, attribute = name.partition(":")
-    if module_name.partition(".")[0] in OURS:
-        raise ValueError(f"Model {name!r}: {module_name!r} is a module of this tool; give yours another name.")
-    try:
-        module = importlib.import_module(module_name)
-    except USERS_ERRORS as error:  # the user's module may raise anything while it is imported
-        raise ValueError(
-            f"Model {name!r}: cannot import {module_name!r} ({describe_error(error)}); is its folder on PYTHONPATH?"
-        ) from error
-    function: Any = getattr(module, attribute, None)
-    if not callable(function):
-        raise ValueError(f"Model {name!r}: {module_name!r} has no function {attribute!r}.")
-    found: Callable[..., Any] = function
-    return found
-
-
-def _build_users_model(name: str, *, num_classes: int, pretrained: bool) -> nn.Module:
-    if pretrained:
-        raise ValueError(f"--pretrained is for torchvision models; load weights inside the function of model {name!r}.")
-    try:
-        model = _import_users_function(name)(num_classes=num_classes)
-    except OUT_OF_MEMORY:
-        raise
-    except USERS_ERRORS as error:  # the user's function may raise anything
-        raise ValueError(f"Model {name!r}: the function raised {describe_error(error)}.") from error
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"Model {name!r} must return a torch.nn.Module, but got {type(model).__name__}.")
-    return model
+    return digest_source(name)

@@ -12,6 +12,7 @@ from trainables.records.stages import DatasetRecord, EpochRecord, ModelRecord
 from trainables.stages.models.build import build_model
 from trainables.stages.models.inspection import count
 from trainables.stages.models.weights import load_weights, save_weights
+from trainables.stages.models.zoo.timm_zoo import names_weights
 from trainables.store.results import Key
 
 
@@ -41,6 +42,11 @@ def write_model(
 def build_for(name: str, dataset: DatasetRecord, *, pretrained: bool = False) -> torch.nn.Module:
     """Build a model for the data set's classes and image size."""
     return build_model(name, num_classes=dataset.num_classes, image_size=dataset.image_size, pretrained=pretrained)
+
+
+def build_to_train(name: str, dataset: DatasetRecord, *, pretrained: bool) -> torch.nn.Module:
+    """Build a model that starts from pretrained weights if these are asked for, or named by a tag of timm's."""
+    return build_for(name, dataset, pretrained=pretrained or names_weights(name))
 
 
 def load_model(record: ModelRecord) -> torch.nn.Module:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from trainables.files import digest_of, replacing, write_text
 from trainables.layout import RECORD, WEIGHTS
 from trainables.records.encoding import to_json
+from trainables.stages.models.attention import find_attentions, fit_heads
 from trainables.stages.models.inspection import OUT_OF_MEMORY, evaluating
 from trainables.stages.models.torch_private import BatchNorm
 from trainables.store.results import Key, Store
@@ -73,12 +74,15 @@ def _load_resized(model: nn.Module, state: dict[str, Tensor]) -> None:
     if odd := sorted(own.keys() ^ state.keys()):
         where = "model" if odd[0] in own else "file"
         raise ValueError(f"{len(odd)} tensors are on one side only, the first is {odd[0]} of the {where}.")
+    attentions = find_attentions(model).values()
     for name, layer in model.named_modules():
         prefix = f"{name}." if name else ""
         tensors = dict(layer.named_parameters(recurse=False)) | dict(layer.named_buffers(recurse=False))
         shapes = {key: state[prefix + key].shape for key in tensors if prefix + key in state}
         if any(tensors[key].shape != shape for key, shape in shapes.items()):
             _resize(layer, shapes, where=name or type(layer).__name__)
+    for block in attentions:
+        fit_heads(block)
     model.load_state_dict(state)
 
 

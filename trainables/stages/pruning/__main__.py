@@ -6,6 +6,7 @@ loaded into the dense architecture give the same logits.
 """
 
 import copy
+import importlib.util
 import sys
 import tempfile
 import time
@@ -29,6 +30,11 @@ MODELS = (
     *("resnet18", "mobilenet_v3_small", "alexnet", "vgg16_bn", "efficientnet_b0", "densenet121"),
     "convnext_tiny",
 )
+TIMM = (
+    *("timm:resnet18", "timm:mobilenetv3_small_050", "timm:efficientnet_lite0", "timm:regnetx_002"),
+    *("timm:convnext_atto", "timm:vit_tiny_patch16_224", "timm:mixer_s32_224"),
+)
+"""One of each family, small ones; checked where timm is installed."""
 RATIOS = (0.0, 0.3, 0.5, 0.8)
 CLASSES, SIZE = 10, 32
 
@@ -119,7 +125,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; return 0 if every cell passed or was refused with a reason, else 1."""
     parser = OneLineParser(prog="python -m trainables.stages.pruning", description=__doc__.partition("\n")[0])
     parser.add_argument("--check", action="store_true", required=True, help="print the table")
-    parser.add_argument("--models", default=",".join(MODELS), help="a list (default: %(default)s)")
+    there = MODELS if importlib.util.find_spec("timm") is None else (*MODELS, *TIMM)
+    parser.add_argument("--models", default=",".join(there), help="a list (default: %(default)s)")
     parser.add_argument("--ratios", default="0,0.3,0.5,0.8", help="a list (default: %(default)s)")
     flags = parser.parse_args(argv)
     try:

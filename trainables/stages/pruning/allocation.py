@@ -38,23 +38,39 @@ class Group:
     remove: Any
     """torch-pruning's function that takes channels out of the layer."""
     scores: Tensor
-    """One per channel; for a grouped convolution, one per channel of a convolution group."""
+    """One per channel; for a grouped convolution, one per channel of a convolution group; one per attention head."""
     parts: int
     """Groups of the convolution; usually 1."""
+    unit: int = 1
+    """Neighbouring channels that go with one score: the size of an attention head; usually 1."""
+    heads: Any = None
+    """What removes attention heads, if the group is made of these; no trace says how they go together."""
+
+    @property
+    def per_score(self) -> int:
+        """Channels of the layer that go with one score."""
+        return self.parts * self.unit
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a score is of one channel, so that widths are multiples of 4 or 8."""
+        return self.per_score == 1
 
 
 def surplus(group: Group, ratio: float, dense: int, threshold: float) -> int:
     """The number of channels to remove so that (1 - ratio) of the dense width is left."""
     width = len(group.scores)
+    if group.unit > 1:  # heads: few, so that rounding all blocks down would remove far more than asked for
+        return max(0, width - max(1, math.floor(dense // group.per_score * (1 - ratio) + 1 - threshold)))
     if group.parts > 1:  # of each part
         return max(0, width - int(dense // group.parts * (1 - ratio)))
     return max(0, width - rounded(dense * (1 - ratio), dense, threshold))
 
 
 def allowed_widths(group: Group, dense: int) -> tuple[int, ...]:
-    """The widths that a group may have, in falling order from its own; of a grouped convolution, of each part."""
-    width, full = len(group.scores), dense // group.parts
-    step = 1 if group.parts > 1 else step_of(dense)
+    """The widths that a group may have, in falling order from its own: of each part of a grouped convolution; heads."""
+    width, full = len(group.scores), dense // group.per_score
+    step = step_of(dense) if group.is_plain else 1
     least = max(step, math.ceil(LEAST_GLOBAL * full))
     return (width, *(left for left in range((width - 1) // step * step, 0, -step) if left >= least))
 
@@ -70,11 +86,11 @@ def thresholds(layers: int) -> list[float]:
 
 def rank_together(groups: Sequence[Group], ratio: float, dense: Plan) -> list[int]:
     """Rank the channels of all groups together; return how many of the lowest scores each group loses."""
-    total = sum(dense[group.name] // group.parts for group in groups)
+    total = sum(dense[group.name] // group.per_score for group in groups)
     budget = sum(len(group.scores) for group in groups) - round(total * (1 - ratio))
     owner = torch.cat([torch.full((len(group.scores),), index) for index, group in enumerate(groups)])
     order = torch.cat([group.scores for group in groups]).argsort(stable=True)
-    room = [len(group.scores) - math.ceil(LEAST_GLOBAL * dense[group.name] / group.parts) for group in groups]
+    room = [len(group.scores) - math.ceil(LEAST_GLOBAL * dense[group.name] / group.per_score) for group in groups]
     removed = [0] * len(groups)
     for index in owner[order].tolist():
         if budget <= 0:
@@ -83,7 +99,7 @@ def rank_together(groups: Sequence[Group], ratio: float, dense: Plan) -> list[in
             removed[index] += 1
             budget -= 1
     return [
-        count if group.parts > 1 else max(0, len(group.scores) - rounded(len(group.scores) - count, dense[group.name]))
+        max(0, len(group.scores) - rounded(len(group.scores) - count, dense[group.name])) if group.is_plain else count
         for group, count in zip(groups, removed, strict=True)
     ]
 

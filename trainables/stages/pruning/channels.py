@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainables.stages.models.attention import find_attentions, find_hidden, is_of_tokens
 from trainables.stages.models.inspection import OUT_OF_MEMORY, describe_error, evaluating
 from trainables.stages.models.torch_private import BatchNorm
 from trainables.stages.models.weights import check_reload, is_scale
@@ -26,6 +27,7 @@ from trainables.stages.pruning.allocation import (
 )
 from trainables.stages.pruning.criteria import Batches, Score, add_gradients, scorer
 from trainables.stages.pruning.equivalence import Removed, Slice, advice, check_equivalence, check_runs
+from trainables.stages.pruning.heads import head_groups
 
 HARM_BATCHES = 4  # of images, for `sensitivity`
 # Layers with one number per channel for which the graph has rules that do not fit ours.
@@ -72,7 +74,7 @@ def remove_channels(
     whole = copy.deepcopy(model)  # the dense architecture, into which the store loads pruned weights
     device = next(model.parameters()).device
     image = torch.zeros(1, 3, image_size, image_size, device=device)
-    kept = {_output_layer(model, image, num_classes), *_ignored(model, ignore)}
+    kept = {_output_layer(model, image, num_classes), *_ignored(model, ignore), *_residual(model)}
     # torch-pruning traces the graph through autograd, which frozen parameters would interrupt
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     model.requires_grad_(True)
@@ -80,7 +82,7 @@ def remove_channels(
     if criterion == "taylor":
         add_gradients(model, batches)
     try:
-        cutter = _Cutter(model, image, kept, scorer(criterion))
+        cutter = _Cutter(model, image, kept, criterion)
         counts = cutter.count_removed(ratio, scope, dense or widths(model), plan, batches)
         removed = cutter.remove(counts)
     except (*OUT_OF_MEMORY, _RefusedError):
@@ -106,14 +108,14 @@ def _cut_alone(
 ) -> tuple[nn.Module, Removed]:
     """A copy of the network that loses `count` channels of one group and nothing else, those of smallest magnitude."""
     model = copy.deepcopy(whole).requires_grad_(True)
-    cutter = _Cutter(model, image, [model.get_submodule(layer) for layer in ignored], scorer("magnitude"))
+    cutter = _Cutter(model, image, [model.get_submodule(layer) for layer in ignored], "magnitude")
     return model, cutter.remove([count if other == name else 0 for other in cutter.names()])
 
 
 class _Cutter:
     """The groups of coupled channels of one network, which can be cut together."""
 
-    def __init__(self, model: nn.Module, image: Tensor, kept: Collection[nn.Module], score: Score) -> None:
+    def __init__(self, model: nn.Module, image: Tensor, kept: Collection[nn.Module], criterion: str) -> None:
         import torch_pruning  # only here: machines that only train or load need torch alone
 
         self._model = model
@@ -121,7 +123,9 @@ class _Cutter:
             warnings.simplefilter("ignore")
             self._graph = torch_pruning.DependencyGraph()
             self._graph.build_dependency(model, example_inputs=image, unwrapped_parameters=_scales(model))
-            self._groups = _groups(self._graph, model, kept, score)
+            heads = list(head_groups(model, kept, criterion))
+            whole = [*kept, *(group.layer for group in heads)]
+            self._groups = [*_groups(self._graph, model, whole, scorer(criterion)), *heads]
         self._names = {layer: name for name, layer in model.named_modules()}
         if not self._groups:
             raise _RefusedError(
@@ -137,7 +141,7 @@ class _Cutter:
         """How many channels each group loses; of a grouped convolution, each part."""
         groups = self._groups
         if plan is not None:
-            return [max(0, len(group.scores) - plan[group.name] // group.parts) for group in groups]
+            return [max(0, len(group.scores) - plan[group.name] // group.per_score) for group in groups]
         if scope == "global":
             return rank_together(groups, ratio, dense)
         at = thresholds(len(groups))
@@ -151,7 +155,10 @@ class _Cutter:
         ]
         removed = {group.name: self._slices(group, count) for group, count in chosen}
         for group, count in chosen:
-            self._coupled(group, count).prune()
+            if group.heads is None:
+                self._coupled(group, count).prune()
+            else:
+                group.heads.prune(_lowest(group, count))
         return removed
 
     def _allocate(self, uniform: Sequence[int], dense: Plan, batches: Batches) -> list[int]:
@@ -171,6 +178,9 @@ class _Cutter:
         return self._slices(group, len(group.scores) - width)
 
     def _slices(self, group: Group, count: int) -> list[Slice]:
+        if group.heads is not None:
+            found: list[Slice] = group.heads.slices(_lowest(group, count))
+            return found
         items = [item for item in self._coupled(group, count) if item.dep.target.module in self._names]
         return [
             Slice(
@@ -182,13 +192,18 @@ class _Cutter:
         ]
 
     def _can_go(self, group: Group, count: int) -> bool:
+        if group.heads is not None:
+            return 0 < count < len(group.scores)
         return count > 0 and bool(self._graph.check_pruning_group(self._coupled(group, count)))
 
     def _coupled(self, group: Group, count: int) -> Any:
         """torch-pruning's group of the `count` channels with the lowest scores of every part."""
-        lowest = group.scores.argsort()[:count]
-        indices = [int(index) + part * len(group.scores) for part in range(group.parts) for index in lowest]
+        indices = [index + part * len(group.scores) for part in range(group.parts) for index in _lowest(group, count)]
         return self._graph.get_pruning_group(group.layer, group.remove, sorted(indices))
+
+
+def _lowest(group: Group, count: int) -> list[int]:
+    return [int(index) for index in group.scores.argsort()[:count]]
 
 
 def _groups(graph: Any, model: nn.Module, kept: Collection[nn.Module], score: Score) -> list[Group]:
@@ -220,6 +235,14 @@ def _groups(graph: Any, model: nn.Module, kept: Collection[nn.Module], score: Sc
     return found
 
 
+def _residual(model: nn.Module) -> list[nn.Module]:
+    """The layers of a network of tokens that stay whole: all but the hidden ones of its MLPs, and its heads."""
+    if not is_of_tokens(model):
+        return []
+    cut = {*find_hidden(model), *(block.qkv for block in find_attentions(model).values())}
+    return [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear) and layer not in cut]
+
+
 def _ignored(model: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
     """The layers whose names fit a pattern."""
     layers = ((name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear))
@@ -248,9 +271,13 @@ def _parts(layer: nn.Module) -> int:
 def _check_layers(model: nn.Module) -> None:
     """Check that every parameter can lose channels: it belongs to a known layer, or has one number per channel.
 
+    In a network of tokens, only Linear layers lose any.
+
     Raises:
         ValueError: if one cannot.
     """
+    if is_of_tokens(model):
+        return
     for name, layer in model.named_modules():
         sizes = [parameter.shape for parameter in layer.parameters(recurse=False)]
         fit = all(map(is_scale, sizes)) and not (
@@ -265,6 +292,8 @@ def _check_layers(model: nn.Module) -> None:
 
 def _scales(model: nn.Module) -> list[tuple[nn.Parameter, int]]:
     """Parameters outside known layers with one number per channel, and the dimension of the channels."""
+    if is_of_tokens(model):
+        return []
     known = (nn.Conv2d, BatchNorm, nn.Linear, nn.LayerNorm)
     own = [p for layer in model.modules() if not isinstance(layer, known) for p in layer.parameters(recurse=False)]
     return [(parameter, int(torch.tensor(parameter.shape).argmax())) for parameter in own if parameter.numel() > 1]

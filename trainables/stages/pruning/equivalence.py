@@ -153,8 +153,11 @@ def _normalise_rest(
     channels: Sequence[int], noise: float, layer: nn.LayerNorm, inputs: tuple[Tensor, ...], output: Tensor
 ) -> Tensor:
     """LayerNorm over the channels that are left: with fewer of them, the mean and the variance are others."""
-    kept = [channel for channel in range(output.shape[-1]) if channel not in set(channels)]
+    kept = [channel for channel in range(layer.normalized_shape[-1]) if channel not in set(channels)]
     weight, bias = (None if own is None else own[kept] for own in (layer.weight, layer.bias))
+    # torchvision's and timm's LayerNorm2d have their channels in front
+    where = 1 if type(layer).__name__.endswith("2d") else -1
     output = torch.full_like(output, noise)
-    output[..., kept] = F.layer_norm(inputs[0][..., kept], (len(kept),), weight, bias, layer.eps)
+    rest = F.layer_norm(inputs[0].movedim(where, -1)[..., kept], (len(kept),), weight, bias, layer.eps)
+    output.movedim(where, -1)[..., kept] = rest
     return output

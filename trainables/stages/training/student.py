@@ -7,7 +7,7 @@ import torch
 from trainables.config.candidate import Candidate
 from trainables.records.stages import DatasetRecord, ModelRecord
 from trainables.stages.models.build import source_digest
-from trainables.stages.models.stored import build_for
+from trainables.stages.models.stored import build_to_train
 from trainables.stages.training.lessons import Distillation
 from trainables.stages.training.loop import Loop, seed_for
 from trainables.stages.training.stage import Epochs, Made, fit, obtain_model
@@ -41,7 +41,7 @@ def train_student(bench: Bench, teacher: ModelRecord) -> Epochs:
 
     def make(folder: Path) -> Made:
         torch.manual_seed(seed_for(candidate.training.seed, "student", "weights"))
-        model = build_for(own.student_model, bench.dataset, pretrained=own.student_pretrained)
+        model = build_to_train(own.student_model, bench.dataset, pretrained=own.student_pretrained)
         loop = student_loop(candidate)
         return model, (yield from fit(bench, model, loop, Distillation.of(bench, teacher, loop), folder))
 

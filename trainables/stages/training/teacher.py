@@ -9,7 +9,7 @@ from trainables.config.candidate import Candidate
 from trainables.config.training import TrainingConfig
 from trainables.records.stages import DatasetRecord
 from trainables.stages.models.build import source_digest
-from trainables.stages.models.stored import build_for
+from trainables.stages.models.stored import build_for, build_to_train
 from trainables.stages.models.weights import find_weights, load_weights
 from trainables.stages.training.lessons import Labels
 from trainables.stages.training.loop import Loop, seed_for
@@ -42,8 +42,10 @@ def train_teacher(bench: Bench) -> Epochs:
 
     def make(folder: Path) -> Made:
         torch.manual_seed(seed_for(own.teacher_seed, "teacher", "weights"))
-        model = build_for(own.teacher_model, bench.dataset, pretrained=own.pretrained)
-        if own.teacher_weights is not None:
+        if own.teacher_weights is None:
+            model = build_to_train(own.teacher_model, bench.dataset, pretrained=own.pretrained)
+        else:
+            model = build_for(own.teacher_model, bench.dataset)
             load_weights(model, find_weights(own.teacher_weights, bench.place.store))
         lesson = Labels(own.teacher_label_smoothing)
         return model, (yield from fit(bench.labelled(), model, teacher_loop(candidate), lesson, folder))

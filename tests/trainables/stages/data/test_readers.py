@@ -17,9 +17,9 @@ from PIL import Image
 
 from trainables.config.candidate import DataConfig
 from trainables.records.stages import DatasetRecord
-from trainables.stages.data import downloads
-from trainables.stages.data.downloads import Archive
 from trainables.stages.data.prepared import load, prepare
+from trainables.stages.data.sources import downloads
+from trainables.stages.data.sources.downloads import Archive
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ import torch
 import torchvision
 from torch import nn
 
-from trainables.stages.models import torchvision_zoo
 from trainables.stages.models.build import MODEL_NAMES, build_model, check_model
 from trainables.stages.models.inspection import count, evaluating, recalibrate_bn
+from trainables.stages.models.zoo import torchvision_zoo
 
 
 def _users_module(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> None:

@@ -14,7 +14,7 @@ def adapt(name: str, model: Any, *, pretrained: bool, num_classes: int) -> None:
     """Remove early strides in place to keep the resolution of small images; leave unknown networks as they are."""
     match name:
         case "resnet18":
-            model.conv1 = _shrink_stem(model.conv1, pretrained=pretrained)
+            model.conv1 = shrink_stem(model.conv1, pretrained=pretrained)
             model.maxpool = nn.Identity()
         case "mobilenet_v3_small":
             model.features[0][0].stride = (1, 1)
@@ -23,7 +23,7 @@ def adapt(name: str, model: Any, *, pretrained: bool, num_classes: int) -> None:
             model.features[0][0].stride = (1, 1)
             model.features[2][0].block[1][0].stride = (1, 1)
         case "densenet121":
-            model.features.conv0 = _shrink_stem(model.features.conv0, pretrained=pretrained)
+            model.features.conv0 = shrink_stem(model.features.conv0, pretrained=pretrained)
             model.features.pool0 = nn.Identity()
         case "convnext_tiny":
             if not pretrained:  # weights for patches of 4x4 pixels do not fit patches of 2x2
@@ -37,9 +37,9 @@ def adapt(name: str, model: Any, *, pretrained: bool, num_classes: int) -> None:
                 )
 
 
-def _shrink_stem(old: nn.Conv2d, *, pretrained: bool) -> nn.Conv2d:
+def shrink_stem(old: nn.Conv2d, *, pretrained: bool) -> nn.Conv2d:
     """Build a 3x3 convolution of stride 1 that replaces a 7x7 one of stride 2."""
-    stem = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    stem = nn.Conv2d(old.in_channels, old.out_channels, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
     if pretrained:
         with torch.no_grad():

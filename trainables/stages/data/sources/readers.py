@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from trainables.config.candidate import DataConfig
-from trainables.stages.data import folders
 from trainables.stages.data.decoding import RawDataset, RawSplit, make_array_split, open_image, to_array
-from trainables.stages.data.downloads import ARCHIVES, fetch
+from trainables.stages.data.sources import folders
+from trainables.stages.data.sources.downloads import ARCHIVES, fetch
 from trainables.stages.data.splits import sample_stratified
 
 Reader = Callable[[DataConfig, Path], RawDataset]

@@ -1,0 +1,1 @@
+"""Where images come from: public archives, folders of files, Hugging Face data sets."""
