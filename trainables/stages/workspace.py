@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from trainables.records.stages import DatasetRecord
 from trainables.stages.data import prepared
 from trainables.stages.data.on_device import Images, load_images
 from trainables.stages.models import placement
+from trainables.stages.models.devices import accelerator
 from trainables.store.results import Store
 
 
@@ -25,13 +27,18 @@ class Workspace:
     data_dir: Path
     """Downloads and decoded arrays of this node."""
     device: str
-    """`cpu` or `cuda`."""
+    """`cpu` or `gpu`, whatever accelerator that is here."""
     threads: int
     """CPU threads of this process."""
     lock_dir: Path
     """Lock files of this node, on a local disk: trials train together, a measurement runs alone."""
     memory_share: float = 1.0
     """Fraction of the GPU's memory that this process may use in all, in (0, 1]; see `placement.set_up_process`."""
+
+    @property
+    def found(self) -> torch.device:
+        """The device as PyTorch calls it here; raises like `accelerator.find_device`."""
+        return accelerator.find_device(self.device)
 
     def dataset(self) -> DatasetRecord:
         """The prepared images, decoded first if necessary; remembered for the life of the process."""
@@ -47,12 +54,13 @@ class Workspace:
         """
         if elsewhere is not None:
             return DeviceLock(self.lock_dir, elsewhere)
-        return DeviceLock(self.lock_dir, "cpu", drain=torch.cuda.synchronize if self.device == "cuda" else None)
+        drain = None if self.device == accelerator.CPU else partial(accelerator.synchronize, self.found)
+        return DeviceLock(self.lock_dir, "cpu", drain=drain)
 
     def make_room(self) -> None:
         """Release the GPU memory that PyTorch caches, because another process is about to measure there."""
-        if self.device == "cuda":
-            torch.cuda.empty_cache()
+        if self.device != accelerator.CPU:
+            accelerator.empty_cache()
 
     def enter(self) -> None:
         """Set this process up for computing on the device."""

@@ -125,7 +125,8 @@ def test_the_memory_of_a_trial_is_that_of_the_one_that_asks_the_teacher(small: S
 def test_a_probes_memory_is_not_that_of_who_started_it() -> None:
     """The kernel's ru_maxrss of a new process begins with its parent's; in a large parent all trials were as large."""
     ballast = np.ones(2 << 30, dtype=np.uint8)
-    script = "from trainables.stages.training.throughput import _memory; print(_memory('cpu')[0])"
+    script = "import torch; from trainables.stages.models.devices.accelerator import peak_bytes"
+    script += "; print(peak_bytes(torch.device('cpu'), kept=True))"
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert int(said) < ballast.nbytes / 2
 

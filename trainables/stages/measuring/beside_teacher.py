@@ -192,5 +192,5 @@ def timed_on(measure: MeasureConfig) -> str:
 
 def hardware(runtime: str) -> str:
     """The hardware that a latency in a runtime of `runtimes.base.RUNTIMES` is valid for: processor, and GPU if used."""
-    gpu = gpu_name() if RUNTIMES[runtime].device == "cuda" else ""
+    gpu = gpu_name() if RUNTIMES[runtime].on_gpu else ""
     return f"{processor_name()}, {gpu}" if gpu else processor_name()
