@@ -121,7 +121,7 @@ def main(argv: list[str] | None = None) -> int:
         with redirect_stdout(sys.stderr):  # for what the user's module prints
             record = _make(flags)
     except ValueError as error:
-        parser.error(with_flags(str(error), list(CandidateConfig().flat())))
+        parser.error(with_flags(str(error), ["device", *CandidateConfig().flat()]))
     print(to_json(record.metrics()))
     print(f"files: {record.export.folder}")
     return 0

@@ -38,10 +38,14 @@ def find_device(name: str) -> torch.device:
     if name == CPU:
         return torch.device(CPU)
     there = torch.accelerator.current_accelerator(check_available=True)
+    if name not in (GPU, there and there.type):
+        try:
+            torch.device(name)
+        except RuntimeError:
+            raise MachineError(f"device={name}: PyTorch knows no such device; take cpu or gpu.") from None
+        raise MachineError(f"device={name}: PyTorch finds {there.type if there else 'no GPU'} here; take cpu or gpu.")
     if there is None:
-        raise MachineError(f"device={name}: PyTorch {torch.__version__} finds no GPU here; take cpu.")
-    if name not in (GPU, there.type):
-        raise MachineError(f"device={name}: PyTorch {torch.__version__} finds {there.type} here; take gpu or cpu.")
+        raise MachineError(f"device={name}: PyTorch finds no GPU here; take cpu.")
     return torch.device(there.type, torch.accelerator.current_device_index())
 
 
