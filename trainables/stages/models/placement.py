@@ -33,7 +33,7 @@ def move(model: nn.Module, device: torch.device, *, image_size: int) -> None:
         return
     model.to(memory_format=torch.channels_last)
     images = torch.zeros(2, 3, image_size, image_size, device=device).contiguous(memory_format=torch.channels_last)
-    with evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad(), accelerator.without_timing():
         try:
             model(images)
         except RuntimeError as error:
@@ -119,6 +119,8 @@ def set_up_process(device: str, *, threads: int, memory_share: float = 1.0) -> N
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     os.environ["OMP_NUM_THREADS"] = str(threads)
+    # else the compiler starts a worker for each core of the machine, in every trial
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = str(threads)
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # 32 MB; deterministic runs need it before cuBLAS starts
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
         mallopt(_M_MMAP_MAX, 0)

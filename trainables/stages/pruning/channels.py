@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainables.stages.models.devices.accelerator import without_timing
 from trainables.stages.models.inspection import OUT_OF_MEMORY, describe_error, evaluating
 from trainables.stages.models.torch_private import BatchNorm
 from trainables.stages.models.weights import check_reload, is_scale
@@ -42,6 +43,7 @@ def widths(model: nn.Module) -> dict[str, int]:
     return {name: int(layer.weight.shape[0]) for name, layer in layers}
 
 
+@without_timing()
 def remove_channels(
     model: nn.Module,
     ratio: float,

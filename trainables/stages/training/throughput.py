@@ -25,6 +25,7 @@ from trainables.stages.data.on_device import Images, load_images
 from trainables.stages.models import placement
 from trainables.stages.models.build import build_model
 from trainables.stages.models.devices import accelerator
+from trainables.stages.models.devices.gpu import read_used_bytes
 from trainables.stages.models.inspection import OUT_OF_MEMORY
 from trainables.stages.training.lessons import LogitsAtHand
 from trainables.stages.training.loop import EVAL_BATCH, Trainer
@@ -90,6 +91,8 @@ def main(folder: Path, number: str) -> int:
 
 
 def _probe(task: ProbeTask, folder: Path, number: str) -> Probed:
+    # before this process has a context there
+    others = (read_used_bytes() or 0) if task.device != accelerator.CPU else 0
     device, there = task.device, accelerator.find_device(task.device)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, task.cores)
@@ -112,8 +115,8 @@ def _probe(task: ProbeTask, folder: Path, number: str) -> Probed:
         steps.trainer.learn(passes)
         done += len(images.train_labels)
     seconds = time.perf_counter() - started
-    peak, whole = _memory(there)
-    return Probed(images=done, seconds=seconds, peak_bytes=peak, device_bytes=whole)
+    peak, whole = _memory(there, others)
+    return Probed(images=done, seconds=seconds, peak_bytes=peak, device_bytes=whole, others_bytes=others)
 
 
 def _wait_for(path: Path) -> None:
@@ -124,11 +127,11 @@ def _wait_for(path: Path) -> None:
         time.sleep(POLL_S)
 
 
-def _memory(device: torch.device) -> tuple[int, int]:
-    """(peak of this process, total of the device), in bytes."""
+def _memory(device: torch.device, others: int) -> tuple[int, int]:
+    """(peak of this process, total of the device), in bytes; `others` had so many when it began."""
     peak, (free, total) = accelerator.peak_bytes(device, kept=True), accelerator.memory_info(device)
     # context and libraries use memory that PyTorch's allocator does not count
-    besides = total - free - accelerator.reserved_bytes(device)
+    besides = max(0, total - free - accelerator.reserved_bytes(device) - others)
     return peak + besides, total
 
 

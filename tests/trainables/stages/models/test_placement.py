@@ -91,6 +91,19 @@ def test_an_operation_without_a_deterministic_form_is_named() -> None:
     assert to_machine_error(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
 
 
+def test_the_compiler_has_no_more_workers_than_a_trial_has_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import config
+
+    for name in ("TORCHINDUCTOR_COMPILE_THREADS", "OMP_NUM_THREADS"):  # as they are after the test
+        monkeypatch.setenv(name, "64")
+    before = torch.get_num_threads()
+    try:
+        placement.set_up_process("cpu", threads=3)
+        assert config.decide_compile_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_compile_without_a_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._inductor import config
 

@@ -7,6 +7,8 @@ differ here alone. Where something is missing on a kind of device, the answer is
 import os
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -104,6 +106,17 @@ def choose_convolutions(*, timed: bool, deterministic: bool) -> None:
     """Let cuDNN time its algorithms at every new shape, or take deterministic ones; others have no such choice."""
     torch.backends.cudnn.benchmark = timed
     torch.backends.cudnn.deterministic = deterministic
+
+
+@contextmanager
+def without_timing() -> Iterator[None]:
+    """Let cuDNN take its first choice within: timing all of its algorithms pays only for shapes that repeat."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def has_graphs(device: torch.device) -> bool:

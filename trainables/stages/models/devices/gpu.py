@@ -86,6 +86,21 @@ def read_gpu_use() -> list[GpuUse] | None:
             return None
 
 
+def read_used_bytes(index: int = 0) -> int | None:
+    """Read how much of a GPU's memory all processes use; None if NVML is absent or does not know.
+
+    Args:
+        index: as in `GpuState.now`.
+    """
+    with open_nvml() as nvml:
+        if nvml is None:
+            return None
+        try:
+            return int(nvml.nvmlDeviceGetMemoryInfo(find_handle(nvml, index), version=nvml.nvmlMemory_v2).used)
+        except nvml.NVMLError:
+            return None
+
+
 def measure_others_on_gpu(index: int = 0) -> float | None:
     """Measure the fraction of time in which other processes use the GPU; None without NVML.
 
