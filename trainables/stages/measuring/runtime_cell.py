@@ -208,7 +208,7 @@ def _test(
     )
 
     def compute(folder: Path) -> None:
-        with place.device_lock().shared():
+        with place.device_lock(on_gpu=RUNTIMES[cell.runtime].on_gpu).shared():
             opened = open_runtime(cell.runtime, artifact, threads=place.threads, batch=EVALUATION_BATCH)
             found = _quality(opened, reference, dataset, threads=place.threads)
             del opened  # give GPU memory back before the timing process opens the file
@@ -262,7 +262,7 @@ def _time(
         "batch": cell.batch_images,
     }
     place.make_room()
-    found = measure_apart(Job(**job), place.device_lock())
+    found = measure_apart(Job(**job), place.device_lock(on_gpu=RUNTIMES[cell.runtime].on_gpu))
     return found.candidate, {"speedup": 1 / found.ratio, "speedup_half_width": found.ratio_half_width} if eager else {}
 
 

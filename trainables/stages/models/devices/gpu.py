@@ -143,7 +143,12 @@ def open_nvml() -> Iterator[Any]:
 
 def find_handle(nvml: Any, index: int) -> Any:
     """Return NVML's handle of a CUDA device."""
+    name = visible_name(index)
+    return nvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit() else nvml.nvmlDeviceGetHandleByUUID(name)
+
+
+def visible_name(index: int) -> str:
+    """Return what this machine calls a device that CUDA numbers in this process: its number, or its UUID."""
     # NVML counts all GPUs of the machine, CUDA only those in CUDA_VISIBLE_DEVICES
     visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-    name = visible[index] if index < len(visible) else str(index)
-    return nvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit() else nvml.nvmlDeviceGetHandleByUUID(name)
+    return visible[index] if index < len(visible) else str(index)
