@@ -36,6 +36,7 @@ from sweeps.running.interface.flags import Help, screen_of
 from sweeps.search.config import SweepConfig
 from trainables.config.flags import OneLineParser, as_typed
 from trainables.stages.data import prepared
+from trainables.stages.runtimes.base import name_on_device
 
 BATCH = 64  # images per call over the test set
 OWN_SIZE = 32  # pixels per side of CIFAR's images, if no --image-size is given
@@ -162,7 +163,8 @@ def _command(script: str, words: Sequence[str]) -> str:
 
 def _runtimes(config: SweepConfig, exported: str) -> tuple[str, str]:
     """Original and exported, on the device of the sweep."""
-    return f"eager_{config.devices.device}", f"{exported}_{config.devices.device}"
+    original, shipped = (name_on_device(family, on_gpu=config.devices.gpus > 0) for family in ("eager", exported))
+    return original, shipped
 
 
 def _cells(config: SweepConfig, exported: str) -> list[str]:

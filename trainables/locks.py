@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 if sys.platform == "win32":
@@ -130,20 +130,43 @@ class DeviceLock:
         drain: called when a step ends while a measurement waits; returns once the device has finished its queued work,
             because a GPU keeps running after the step that queued it. It is not called for a measurement that arrives
             between two steps.
+        node: the lock of the node that a GPU is part of. A step on the GPU is one of the node's, too; a measurement on
+            the GPU shares the node with steps on other GPUs, and a measurement on the node pauses all of them.
     """
 
     # `filelock.ReadWriteLock` cannot tell whether a measurement is waiting, which draining a GPU needs.
 
-    def __init__(self, folder: Path, device: str, *, drain: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, folder: Path, device: str, *, drain: Callable[[], None] | None = None, node: "DeviceLock | None" = None
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         name = re.sub(r"[^A-Za-z0-9_.-]", "_", device)
         self._gate = folder / f"{name}.gate"
         self._room = folder / f"{name}.room"
-        self._drain = drain
+        self._drain, self._node = drain, node
 
     @contextmanager
     def shared(self) -> Iterator[None]:
         """Share the device with other trials for one training step; waits for running and queued measurements."""
+        with self._node.shared() if self._node else nullcontext(), self._shared():  # everybody takes the node first
+            yield
+
+    @contextmanager
+    def alone(self, *, whole_node: bool = False) -> Iterator[None]:
+        """Hold the device for one measurement; waits until every running step has ended and keeps new ones out.
+
+        Args:
+            whole_node: hold the node of a GPU as well, so that nothing computes beside it.
+        """
+        if self._node is None:
+            node: AbstractContextManager[None] = nullcontext()
+        else:
+            node = self._node.alone() if whole_node else self._node.shared()
+        with node, self._alone():
+            yield
+
+    @contextmanager
+    def _shared(self) -> Iterator[None]:
         # keep the gate until the room is entered: then no step can be between the two when a measurement has the gate
         gate = open_locked(self._gate, fcntl.LOCK_SH)
         try:
@@ -158,8 +181,7 @@ class DeviceLock:
             os.close(room)
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Hold the device for one measurement; waits until every running step has ended and keeps new ones out."""
+    def _alone(self) -> Iterator[None]:
         gate = open_locked(self._gate)
         try:
             room = open_locked(self._room)

@@ -44,7 +44,7 @@ class Probe:
     label_batches: int
     """Per view."""
     peak_bytes: int
-    """Most CUDA memory allocated, or this process's resident memory."""
+    """Most memory of the GPU that tensors took, or this process's resident memory."""
     student_bytes: int
     """ONNX file of the dense student."""
     teacher_bytes: int

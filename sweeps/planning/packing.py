@@ -45,6 +45,8 @@ class Together:
     """Peak memory of one trial, the largest."""
     device_bytes: int
     """Memory of the device."""
+    others_bytes: int = 0
+    """What others had of it before the first of these processes came."""
 
 
 class ProbeError(RuntimeError):
@@ -52,8 +54,8 @@ class ProbeError(RuntimeError):
 
 
 def fits(trials: int, alone: Together) -> bool:
-    """Whether so many trials fit into memory, each with `HEADROOM` times the peak of one."""
-    return trials * HEADROOM * alone.peak_bytes <= alone.device_bytes
+    """Whether so many trials fit into the memory that others leave, each with `HEADROOM` times the peak of one."""
+    return trials * HEADROOM * alone.peak_bytes <= alone.device_bytes - alone.others_bytes
 
 
 def choose(measured: Sequence[Together]) -> int:
@@ -153,6 +155,7 @@ def together(config: SweepConfig, trials: int, *, seconds: float = SECONDS) -> T
         images_per_s=sum(row.images_per_s for row in rows),
         peak_bytes=max(row.peak_bytes for row in rows),
         device_bytes=rows[0].device_bytes,
+        others_bytes=min(row.others_bytes for row in rows),
     )
 
 

@@ -1,8 +1,6 @@
 """Time a few steps of every stage in a temporary folder: the input of `sweeps.planning.cost`."""
 
 import math
-import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +24,7 @@ from trainables.stages.data.on_device import Images, load_images
 from trainables.stages.export.stage import parity_images
 from trainables.stages.export.writer import export
 from trainables.stages.models import placement
+from trainables.stages.models.devices import accelerator
 from trainables.stages.models.stored import build_for
 from trainables.stages.pruning.methods import prune
 from trainables.stages.training.lessons import Labels, LogitsAtHand
@@ -87,7 +86,7 @@ def _time_stages(config: SweepConfig, dataset: DatasetRecord, images: tuple[Imag
     candidate = candidates[0]
     smoothing = candidate.training.label_smoothing
     teacher = build_for(candidate.teacher.teacher_model, dataset)
-    clock = _Clock(device)
+    clock = _Clock(whole.mean.device)
     torch.set_num_threads(devices.cpus)  # the teacher trains alone, with all cores
     trainer = Trainer(teacher, teacher_loop(candidate), few.labelled(), Labels(smoothing))
     teacher_steps, teacher_check = clock.steps(trainer.steps(1)), clock.time(trainer.check)
@@ -107,7 +106,7 @@ def _time_stages(config: SweepConfig, dataset: DatasetRecord, images: tuple[Imag
         began = time.perf_counter()
         sizes.append(_export(student, candidate, dataset, folder))
         exports[name] = time.perf_counter() - began
-    peak = torch.cuda.max_memory_allocated() if device == "cuda" else _resident_bytes()
+    peak = accelerator.peak_bytes(whole.mean.device, kept=False)
     return Probe(
         teacher_step_s=_warm(teacher_steps),
         student_step_s=student_steps,
@@ -166,7 +165,7 @@ def _weight_bytes(model: nn.Module) -> int:
 class _Clock:
     """Measures the time of work on a device, and waits until that work is done."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: torch.device) -> None:
         self._device, self.turns = device, list[float]()
         """Seconds of every `turn` so far."""
 
@@ -196,8 +195,7 @@ class _Clock:
         self.turns.append(time.perf_counter() - started)
 
     def _settle(self) -> None:
-        if self._device == "cuda":
-            torch.cuda.synchronize()
+        accelerator.synchronize(self._device)
 
 
 def _warm(seconds: Sequence[float]) -> tuple[float, ...]:
@@ -206,7 +204,3 @@ def _warm(seconds: Sequence[float]) -> tuple[float, ...]:
 
 def _checked_images(images: Images) -> int:
     return min(RECALIBRATION_IMAGES, len(images.train_labels)) + len(images.val_labels)
-
-
-def _resident_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

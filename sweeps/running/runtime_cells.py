@@ -43,12 +43,12 @@ def measure_cells(
         ValueError: if MLflow cannot be used, or the images are not on this machine.
     """
     quiet()
-    cuda = flags.gpus > 0 and any(RUNTIMES[cell.runtime].device == "cuda" for cell in cells)
+    on_gpu = flags.gpus > 0 and any(RUNTIMES[cell.runtime].on_gpu for cell in cells)
     config = SweepConfig(
         name=flags.name,
         places=Places(out=flags.out, data_dir=flags.data_dir, tracking_uri=flags.tracking_uri),
         # One cell at a time per GPU: a cell has its device to itself while it is timed.
-        devices=Devices(gpus=flags.gpus if cuda else 0, cpus=max(1, flags.gpus)),
+        devices=Devices(gpus=flags.gpus if on_gpu else 0, cpus=max(1, flags.gpus)),
     )
     folder = config.folder / CELLS
     set_damaged_aside(recorded(folder))

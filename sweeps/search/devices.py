@@ -66,8 +66,8 @@ class Devices:
 
     @property
     def device(self) -> str:
-        """The kind of device that trials train on: `cpu` or `cuda`."""
-        return "cuda" if self.gpus else "cpu"
+        """The kind of device that trials train on: `cpu` or `gpu`."""
+        return "gpu" if self.gpus else "cpu"
 
     @property
     def concurrency(self) -> int:

@@ -75,7 +75,7 @@ def python(script: str, cwd: Path, *arguments: str) -> list[str]:
                 *(f"trainables.stages.runtimes.{name}" for name in ("absence", "base", "cell", "onnx_runtimes")),
                 *(f"trainables.stages.measuring.{name}" for name in ("clean_room", "process", "machine", "timing")),
                 "trainables.stages.export.scheme",
-                *modules("trainables.stages.models.devices"),
+                *(name for name in modules("trainables.stages.models.devices") if not name.endswith(".accelerator")),
             ],
             ("torch", "ray", "mlflow", "optuna"),
         ),

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -75,6 +75,65 @@ def test_who_may_be_in_with_whom(tmp_path: Path, held: str, wanted: str, togethe
 def test_devices_do_not_exclude_each_other(tmp_path: Path) -> None:
     with DeviceLock(tmp_path, "cuda:0").alone():
         assert _enters(DeviceLock(tmp_path, "cuda:1"), "alone").wait(5)
+
+
+@pytest.mark.parametrize(
+    ("held", "wanted", "together"),
+    [
+        ("gpu-0 alone", "gpu-1 shared", True),  # trials on other GPUs go on
+        ("gpu-0 alone", "cpu shared", True),  # and those on the CPU
+        ("gpu-0 alone", "gpu-1 alone", True),
+        ("gpu-0 alone", "gpu-0 shared", False),
+        ("gpu-0 shared", "gpu-0 alone", False),
+        ("gpu-0 shared", "gpu-1 shared", True),
+        ("gpu-0 shared", "cpu alone", False),  # a latency on the CPU pauses everything, whatever trains where
+        ("cpu alone", "gpu-0 shared", False),
+        ("cpu alone", "gpu-0 alone", False),
+        ("gpu-0 alone", "cpu alone", False),
+        ("gpu-0 whole", "gpu-1 shared", False),
+        ("gpu-1 shared", "gpu-0 whole", False),
+        ("gpu-0 whole", "cpu shared", False),
+    ],
+)
+def test_a_measurement_on_a_gpu_pauses_the_trials_there_and_one_on_the_cpu_all(
+    tmp_path: Path, held: str, wanted: str, together: bool
+) -> None:
+    def enter(words: str) -> AbstractContextManager[None]:
+        device, mode = words.split()
+        node = DeviceLock(tmp_path, "cpu")
+        lock = node if device == "cpu" else DeviceLock(tmp_path, device, node=node)
+        return lock.alone(whole_node=True) if mode == "whole" else getattr(lock, mode)()
+
+    entered = threading.Event()
+
+    def want() -> None:
+        with enter(wanted):
+            entered.set()
+
+    with enter(held):
+        threading.Thread(target=want, daemon=True).start()
+        assert entered.wait(5 if together else 0.1) is together
+    assert entered.wait(5)
+
+
+def test_measurements_and_steps_on_two_gpus_and_the_cpu_never_wait_for_each_other_in_a_circle(tmp_path: Path) -> None:
+    done: list[str] = []
+
+    def work(device: str, mode: str) -> None:
+        node = DeviceLock(tmp_path, "cpu")
+        lock = node if device == "cpu" else DeviceLock(tmp_path, device, node=node)
+        for number in range(20):
+            with lock.shared() if mode == "shared" else lock.alone(whole_node=number % 2 == 1):
+                time.sleep(0.0005)
+        done.append(f"{device} {mode}")
+
+    names = [(device, mode) for device in ("cpu", "gpu-0", "gpu-1") for mode in ("shared", "alone")]
+    threads = [threading.Thread(target=work, args=words, daemon=True) for words in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert len(done) == len(names), "the others wait for each other"
 
 
 @pytest.mark.parametrize("held", ["shared", "alone"])

@@ -177,7 +177,7 @@ class CandidateConfig:
         Args:
             dataset: the decoded images; their name contains no local path, and a digest stands for those without
                 labels.
-            device: where it trains, `cpu` or `cuda`; sets the training precision if none was requested.
+            device: where it trains, `cpu` or `gpu`; sets the training precision if none was requested.
         """
         parts = vars(self.canonical())
         unlabeled = parts["data"].unlabeled and dataset.unlabeled

@@ -125,7 +125,7 @@ class TrainingConfig:
             )
 
     def on(self, device: str) -> "TrainingConfig":
-        """The same settings with an explicit precision, as keys and records need it; `device` is `cpu` or `cuda`."""
+        """The same settings with an explicit precision, as keys and records need it; `device` is `cpu` or `gpu`."""
         if self.train_precision is not None:
             return self
         return dataclasses.replace(self, train_precision="fp32" if device == "cpu" else "amp")

@@ -30,9 +30,11 @@ class Probed:
     images: int
     seconds: float
     peak_bytes: int
-    """CUDA memory, including the context and everything else on the GPU; on a CPU, this process's resident memory."""
+    """GPU memory, including the context; on a CPU, this process's resident memory."""
     device_bytes: int
     """Total memory of the GPU, or of the machine."""
+    others_bytes: int = 0
+    """GPU memory that was in use before this process came, of other users or of other probes; 0 if unknown."""
 
     @property
     def images_per_s(self) -> float:

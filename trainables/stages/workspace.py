@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,6 +13,8 @@ from trainables.records.stages import DatasetRecord
 from trainables.stages.data import prepared
 from trainables.stages.data.on_device import Images, load_images
 from trainables.stages.models import placement
+from trainables.stages.models.devices import accelerator
+from trainables.stages.models.devices.gpu import visible_name
 from trainables.store.results import Store
 
 
@@ -25,7 +28,7 @@ class Workspace:
     data_dir: Path
     """Downloads and decoded arrays of this node."""
     device: str
-    """`cpu` or `cuda`."""
+    """`cpu` or `gpu`, whatever accelerator that is here."""
     threads: int
     """CPU threads of this process."""
     lock_dir: Path
@@ -33,26 +36,37 @@ class Workspace:
     memory_share: float = 1.0
     """Fraction of the GPU's memory that this process may use in all, in (0, 1]; see `placement.set_up_process`."""
 
+    @property
+    def found(self) -> torch.device:
+        """The device as PyTorch calls it here; raises like `accelerator.find_device`."""
+        return accelerator.find_device(self.device)
+
     def dataset(self) -> DatasetRecord:
         """The prepared images, decoded first if necessary; remembered for the life of the process."""
         return prepared.prepare_once(self.data, self.data_dir)
 
-    def device_lock(self, elsewhere: str | None = None) -> DeviceLock:
+    def device_lock(self, *, on_gpu: bool | None = None, elsewhere: str | None = None) -> DeviceLock:
         """The lock for computing on this node: shared for training, exclusive for measuring.
 
-        There is one per node, whatever device a trial trains on: latency is measured on the CPU, which all trials use.
+        A measurement on the CPU holds the node, as all trials use the CPU whatever they train on; one on a GPU holds
+        that GPU, and the node only if the trials on other GPUs turn out to disturb it.
 
         Args:
+            on_gpu: whether that is on a GPU; None means where this workspace trains.
             elsewhere: address of another machine that this node measures on; nobody here trains there.
         """
         if elsewhere is not None:
             return DeviceLock(self.lock_dir, elsewhere)
-        return DeviceLock(self.lock_dir, "cpu", drain=torch.cuda.synchronize if self.device == "cuda" else None)
+        drain = None if self.device == accelerator.CPU else partial(accelerator.synchronize, self.found)
+        node = DeviceLock(self.lock_dir, "cpu", drain=drain)
+        if not (drain is not None if on_gpu is None else on_gpu):
+            return node
+        return DeviceLock(self.lock_dir, f"gpu-{visible_name(0)}", drain=drain, node=node)
 
     def make_room(self) -> None:
         """Release the GPU memory that PyTorch caches, because another process is about to measure there."""
-        if self.device == "cuda":
-            torch.cuda.empty_cache()
+        if self.device != accelerator.CPU:
+            accelerator.empty_cache()
 
     def enter(self) -> None:
         """Set this process up for computing on the device."""

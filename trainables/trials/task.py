@@ -41,7 +41,7 @@ class Worker:
     storage: str | None
     """The folder or URL that all nodes share; None for a single node."""
     device: str
-    """`cpu` or `cuda`."""
+    """`cpu` or `gpu`, whatever accelerator that is on its node."""
     threads: int
     memory_share: float = 1.0
     """Fraction of a GPU's memory that it may use, in (0, 1]."""

@@ -56,9 +56,9 @@ def check(config: SweepConfig) -> None:
         raise ValueError(f"--tracking-uri {uri}: must begin with {', '.join(TRACKING_SCHEMES)}.")
     if config.search.base.measure.measure_on is not None:
         check_elsewhere(config.search.base.measure.measure_on)
-    import torch  # takes seconds: wrong paths and addresses are reported before
-
+    # importing torch takes seconds: wrong paths and addresses are reported before
     from trainables.stages.models.build import check_model
+    from trainables.stages.models.devices.accelerator import count_gpus
     from trainables.stages.runtimes.absence import check_runtime
 
     for field, names in _networks(config).items():
@@ -69,7 +69,7 @@ def check(config: SweepConfig) -> None:
             raise ValueError(f"{flag_name(field)}: {error}") from error
     _check_unlabeled(config)
     check_runtime(config.search.base.measure.latency_runtime, on_gpu=config.devices.gpus > 0)
-    there = torch.cuda.device_count()
+    there = count_gpus()
     if config.devices.gpus > there and config.devices.address is None:
         raise ValueError(
             f"--gpus {config.devices.gpus}: this machine has {there}; ask for at most that, or 0 for the CPU."

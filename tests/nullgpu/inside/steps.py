@@ -6,9 +6,13 @@ from collections.abc import Iterator
 import null_device
 import pytest
 import torch
-from setups import AUGMENTS, CUDA, Case, run
+from setups import AUGMENTS, CLASSES, CUDA, Case, run
+from torch import nn
 
 from trainables.config.checks import MachineError
+from trainables.config.training import TrainingConfig
+from trainables.stages.models import placement
+from trainables.stages.models.build import build_model
 from trainables.stages.training.loop import Trainer
 
 NETWORKS = ("resnet18", "mobilenet_v3_small", "alexnet", "efficientnet_b0", "densenet121", "convnext_tiny")
@@ -64,6 +68,20 @@ def test_there_are_many_combinations() -> None:
 def test_an_operation_without_a_deterministic_form_is_named() -> None:
     with pytest.raises(MachineError, match="adaptive_avg_pool2d_backward_cuda has no deterministic form"):
         run(Case(network="alexnet", size=96, deterministic=True))
+
+
+def test_algorithms_are_timed_for_shapes_that_repeat_alone() -> None:
+    """A network that is placed sees two images once; each convolution would be run by up to ten algorithms."""
+    network = build_model("alexnet_small", num_classes=CLASSES, image_size=32)
+    convolutions = sum(isinstance(layer, nn.Conv2d) for layer in network.modules())
+    placement.set_up_kernels(CUDA, TrainingConfig(train_precision="fp32"))
+    before = null_device.counts()
+    placement.move(network, CUDA, image_size=32)
+    assert null_device.since(before)["dnn"] == convolutions
+    assert torch.backends.cudnn.benchmark
+    before = null_device.counts()
+    network(torch.zeros(3, 3, 32, 32, device=CUDA))
+    assert null_device.since(before)["dnn"] > convolutions, "training's own shapes are timed"
 
 
 def test_a_wait_in_a_step_would_be_seen() -> None:

@@ -7,11 +7,11 @@ from concurrent.futures import Executor, Future
 from typing import Any
 
 import pytest
-import torch
 from setups import Case, run
 from torch.cuda import _sanitizer
 
 from trainables.stages.data import streaming
+from trainables.stages.models.devices import accelerator
 
 
 class _Here(Executor):
@@ -43,6 +43,6 @@ def test_streamed_data_have_no_race() -> None:
 
 
 def test_a_missing_wait_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda.Stream, "wait_event", lambda *given: None)
+    monkeypatch.setattr(accelerator, "take_over", lambda tensor, ready: None)
     with pytest.raises(_sanitizer.CUDASanitizerErrors, match="detected 1 errors"):
         run(Case(streamed=True))

@@ -18,12 +18,15 @@ from trainables.stages.data import prepared
 GB = 10**9
 
 
-def at(trials: int, images_per_s: float, peak_gb: float = 2.0, device_gb: float = 140.0) -> Together:
+def at(
+    trials: int, images_per_s: float, peak_gb: float = 2.0, device_gb: float = 140.0, others_gb: float = 0.0
+) -> Together:
     return Together(
         trials=trials,
         images_per_s=images_per_s,
         peak_bytes=int(peak_gb * GB),
         device_bytes=int(device_gb * GB),
+        others_bytes=int(others_gb * GB),
     )
 
 
@@ -36,8 +39,9 @@ def at(trials: int, images_per_s: float, peak_gb: float = 2.0, device_gb: float 
         ([at(1, 3000), at(2, 5900), at(3, 8100), at(4, 7000)], 3),  # contention
         ([at(1, 3000, 40), at(2, 5900, 40), at(4, 9800, 40)], 2),  # 4 x 44 GB are more than 140
         ([at(1, 3000, 139), at(2, 5900, 139)], 1),  # one that hardly fits still runs
+        ([at(1, 3000, 10, others_gb=70), at(6, 9000, 10), at(8, 9900, 10)], 6),  # 6 x 11 GB fit beside 70, 8 do not
     ],
-    ids=["one", "saturated", "plateau", "contention", "memory", "full"],
+    ids=["one", "saturated", "plateau", "contention", "memory", "full", "others"],
 )
 def test_the_fewest_trials_within_3_percent_of_the_best_total_that_fit(measured: list[Together], trials: int) -> None:
     assert choose(measured) == trials
@@ -125,7 +129,8 @@ def test_the_memory_of_a_trial_is_that_of_the_one_that_asks_the_teacher(small: S
 def test_a_probes_memory_is_not_that_of_who_started_it() -> None:
     """The kernel's ru_maxrss of a new process begins with its parent's; in a large parent all trials were as large."""
     ballast = np.ones(2 << 30, dtype=np.uint8)
-    script = "from trainables.stages.training.throughput import _memory; print(_memory('cpu')[0])"
+    script = "import torch; from trainables.stages.models.devices.accelerator import peak_bytes"
+    script += "; print(peak_bytes(torch.device('cpu'), kept=True))"
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert int(said) < ballast.nbytes / 2
 

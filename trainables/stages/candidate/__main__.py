@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
-import torch
-
 from trainables.config import mlflow_settings  # noqa: F401 - before ONNX Runtime, whose telemetry it ends
 from trainables.config.candidate import CandidateConfig
 from trainables.config.flags import OneLineParser, add_config_flags, config_from_flags, flag_name, with_flags
@@ -26,6 +24,7 @@ from trainables.records.stages import (
 from trainables.stages.candidate.chain import Steps, make_candidate
 from trainables.stages.candidate.networks import check_network
 from trainables.stages.models.build import check_model
+from trainables.stages.models.devices import accelerator
 from trainables.stages.models.devices.elsewhere import check_elsewhere
 from trainables.stages.models.stored import build_for
 from trainables.stages.models.weights import import_weights
@@ -56,8 +55,7 @@ def _show(steps: Steps) -> CandidateRecord:
 
 def _check(flags: argparse.Namespace, config: CandidateConfig) -> None:
     """Refuse what cannot work before anything is trained."""
-    if flags.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: this machine has no CUDA device; take cpu.")
+    accelerator.find_device(flags.device)
     if flags.threads < 1:
         raise ValueError(f"--threads {flags.threads}: must be 1 or more.")
     for folder, flag in ((flags.out, "--out"), (flags.data_dir, "--data-dir")):
@@ -69,7 +67,7 @@ def _check(flags: argparse.Namespace, config: CandidateConfig) -> None:
     if config.measure.measure_on is not None:
         check_elsewhere(config.measure.measure_on)
     config.check_unlabeled()
-    check_runtime(config.measure.latency_runtime, on_gpu=flags.device == "cuda")
+    check_runtime(config.measure.latency_runtime, on_gpu=flags.device != accelerator.CPU)
     for name, field in _networks(config).items():
         with _naming(field):
             check_model(name)
@@ -128,7 +126,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--data-dir", type=Path, default=Path("data"), help="downloads and decoded images (default: data)"
     )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to train (default: cpu)")
+    parser.add_argument(
+        "--device",
+        default="cpu",
+        help="where to train: cpu, gpu, or that by PyTorch's name, such as cuda (default: cpu)",
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads (default: all)")
     add_config_flags(parser, CandidateConfig())
     flags = parser.parse_args(argv)
@@ -136,7 +138,7 @@ def main(argv: list[str] | None = None) -> int:
         with redirect_stdout(sys.stderr):  # for what the user's module prints
             record = _make(flags)
     except ValueError as error:
-        parser.error(with_flags(str(error), list(CandidateConfig().flat())))
+        parser.error(with_flags(str(error), ["device", *CandidateConfig().flat()]))
     print(to_json(record.metrics()))
     print(f"files: {record.export.folder}")
     return 0

@@ -11,6 +11,7 @@ from torch import Tensor
 from trainables.records.stages import DatasetRecord
 from trainables.stages.data import prepared
 from trainables.stages.data.streaming import Streamed
+from trainables.stages.models.devices import accelerator
 
 # Largest fraction of this process's GPU memory for images of one split; the rest is for weights, activations and cuDNN.
 RESIDENT_SHARE = 0.5
@@ -71,20 +72,21 @@ def load_images(dataset: DatasetRecord, device: str) -> Images:
     On a CPU they stay memory-mapped, so that processes share them. On a GPU each is copied there if it fits, and
     streamed from the memory map if not.
     """
+    there = accelerator.find_device(device)
     images: dict[str, Tensor | Streamed] = {}
     labels: dict[str, Tensor] = {}
     arrays = {"val": prepared.load(dataset, "val"), "train": prepared.load_for_students(dataset)}
     for split, (mapped, classes) in sorted(arrays.items(), key=lambda item: item[1][0].nbytes):  # the smaller first
         with warnings.catch_warnings():  # the arrays are read-only on purpose, and nothing here writes to them
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            images[split], labels[split] = place(torch.from_numpy(mapped), device), torch.from_numpy(classes).to(device)
+            images[split], labels[split] = place(torch.from_numpy(mapped), device), torch.from_numpy(classes).to(there)
     return Images(
         train_images=images["train"],
         train_labels=labels["train"],
         val_images=images["val"],
         val_labels=labels["val"],
-        mean=torch.tensor(dataset.mean, device=device).view(1, 3, 1, 1),
-        std=torch.tensor(dataset.std, device=device).view(1, 3, 1, 1),
+        mean=torch.tensor(dataset.mean, device=there).view(1, 3, 1, 1),
+        std=torch.tensor(dataset.std, device=there).view(1, 3, 1, 1),
         num_classes=dataset.num_classes,
         unlabeled=dataset.num_unlabeled,
     )
@@ -92,13 +94,14 @@ def load_images(dataset: DatasetRecord, device: str) -> Images:
 
 def place(images: Tensor, device: str) -> Tensor | Streamed:
     """Put images on the device as one tensor, or stream them if they would exceed `RESIDENT_SHARE` of its memory."""
-    if device == "cpu":
+    there = accelerator.find_device(device)
+    if not accelerator.is_gpu(there):
         return images
-    free, total = torch.cuda.mem_get_info()
-    room = min(free, total * torch.cuda.get_per_process_memory_fraction())
+    free, total = accelerator.memory_info(there)
+    room = min(free, total * accelerator.memory_limit(there))
     if images.nbytes <= RESIDENT_SHARE * room:
-        return images.to(device)
-    return Streamed(images, torch.device(device, torch.cuda.current_device()))
+        return images.to(there)
+    return Streamed(images, there)
 
 
 def _take_first(images: Tensor | Streamed, count: int) -> Tensor | Streamed:

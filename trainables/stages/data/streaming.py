@@ -7,9 +7,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from trainables.stages.models.devices import accelerator
+
 AHEAD = 3  # batches: one is in use, one is being copied, one is being read
 Index = slice | Tensor
-Arrival = tuple[Tensor, torch.cuda.Event | None]
+Arrival = tuple[Tensor, torch.Event | None]
 """Rows on the device, and on a GPU the event that marks the end of their copy."""
 
 
@@ -22,8 +24,7 @@ class Streamed:
 
     def __init__(self, images_N3HW: Tensor, device: torch.device) -> None:
         self._images, self.device = images_N3HW, device
-        self._on_gpu = device.type == "cuda"
-        self._stream = torch.cuda.Stream(device) if self._on_gpu else None
+        self._stream = accelerator.open_stream(device)
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="images")
         self._coming: Iterator[Index] = iter(())
         self._ahead: deque[tuple[Index, Future[Arrival]]] = deque()
@@ -43,10 +44,7 @@ class Streamed:
         else:
             images, copied = self._read(index)
         if copied is not None:
-            current = torch.cuda.current_stream(self.device)
-            current.wait_event(copied)  # only for this batch: waiting for the stream would include later batches
-            # allocated on the other stream, so the allocator must know that this one uses the memory too
-            images.record_stream(current)
+            accelerator.take_over(images, copied)
         return images
 
     def take_first(self, count: int) -> "Streamed":
@@ -71,15 +69,15 @@ class Streamed:
     def _read(self, index: Index) -> Arrival:
         host = self._gather(index)
         if self._stream is None:
-            return host, None
-        with torch.cuda.stream(self._stream):
+            return host.to(self.device), None
+        with self._stream:
             images = host.to(self.device, non_blocking=True)  # torch keeps pinned memory until the copy ends
             return images, self._stream.record_event()
 
     def _gather(self, index: Index) -> Tensor:
-        """Copy the rows into new host memory, pinned if they go on to a GPU."""
+        """Copy the rows into new host memory, pinned if another stream copies them on."""
         if isinstance(index, slice):
             rows = self._images[index]
-            return torch.empty(rows.shape, dtype=torch.uint8, pin_memory=self._on_gpu).copy_(rows)
-        host = torch.empty((len(index), *self.shape[1:]), dtype=torch.uint8, pin_memory=self._on_gpu)
+            return torch.empty(rows.shape, dtype=torch.uint8, pin_memory=self._stream is not None).copy_(rows)
+        host = torch.empty((len(index), *self.shape[1:]), dtype=torch.uint8, pin_memory=self._stream is not None)
         return torch.index_select(self._images, 0, index.cpu(), out=host)

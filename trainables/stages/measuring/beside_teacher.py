@@ -70,7 +70,8 @@ def time_beside(
         address=measure.measure_on,
     )
     place.make_room()
-    lock = place.device_lock(measure.measure_on)
+    on_gpu = RUNTIMES[measure.latency_runtime].on_gpu
+    lock = place.device_lock(on_gpu=on_gpu, elsewhere=measure.measure_on)
     if known is None:
         return measure_apart(job, lock)
     first = measure_apart(dataclasses.replace(job, seconds=KNOWN_SHARE * job.seconds), lock)
@@ -192,5 +193,5 @@ def timed_on(measure: MeasureConfig) -> str:
 
 def hardware(runtime: str) -> str:
     """The hardware that a latency in a runtime of `runtimes.base.RUNTIMES` is valid for: processor, and GPU if used."""
-    gpu = gpu_name() if RUNTIMES[runtime].device == "cuda" else ""
+    gpu = gpu_name() if RUNTIMES[runtime].on_gpu else ""
     return f"{processor_name()}, {gpu}" if gpu else processor_name()

@@ -72,7 +72,9 @@ def measure_apart(job: Job, lease: DeviceLock) -> Measured:
     alone_s = 0.0
     for attempt in range(job.attempts):
         time.sleep(attempt * PAUSE_S)  # none before the first; outside the lease, so that others can work
-        measured, seconds = persist(job.address, partial(_attempt, job, lease))
+        # first beside trials on other GPUs; again, or if there is but one attempt, beside nothing
+        whole_node = attempt > 0 or job.attempts == 1
+        measured, seconds = persist(job.address, partial(_attempt, job, lease, whole_node=whole_node))
         tries.append(measured)
         alone_s += seconds
         if _settled(tries):
@@ -88,14 +90,14 @@ def measure_apart(job: Job, lease: DeviceLock) -> Measured:
     )
 
 
-def _attempt(job: Job, lease: DeviceLock) -> tuple[Measured, float]:
+def _attempt(job: Job, lease: DeviceLock, *, whole_node: bool) -> tuple[Measured, float]:
     """Measure in one process; returns the seconds for which it had the lease alone, too."""
     with lease.shared() if job.address else contextlib.nullcontext():  # sending files would disturb another one there
         room = _Room(job)
     with room:
         with lease.alone() if job.runtime == "tensorrt" else lease.shared():
             room.wait_until_ready()
-        with lease.alone():
+        with lease.alone(whole_node=whole_node):
             began = time.monotonic()
             measured = room.measure()
             return measured, time.monotonic() - began

@@ -74,7 +74,7 @@ class Measured:
 def _measure(job: Job, probes: Probes, candidate: Opened, reference: Opened, wide: Opened | None) -> Measured:
     """Time both files, and read the machine's counters before and after."""
     cores = bind(job.threads)
-    on_gpu = RUNTIMES[job.runtime].device == "cuda"
+    on_gpu = RUNTIMES[job.runtime].on_gpu
     gpu_others_share = measure_others_on_gpu() if on_gpu else None
     before = Counters.now()
     with open_meter(on_gpu=on_gpu) as meter:

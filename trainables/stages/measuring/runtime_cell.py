@@ -24,7 +24,7 @@ from trainables.stages.measuring.beside_teacher import hardware
 from trainables.stages.measuring.clean_room import measure_apart
 from trainables.stages.measuring.process import Job
 from trainables.stages.runtimes.absence import find_missing
-from trainables.stages.runtimes.base import RUNTIMES, AbsentError, Artifact, Logits, Opened
+from trainables.stages.runtimes.base import RUNTIMES, AbsentError, Artifact, Logits, Opened, name_on_device
 from trainables.stages.runtimes.cell import Cell
 from trainables.stages.runtimes.opening import open_runtime
 from trainables.stages.workspace import Workspace
@@ -36,7 +36,6 @@ EVALUATION_BATCH = 64  # for all evaluations, the last batch padded: runtimes th
 ZSTD_LEVEL = 3  # level 19 is smaller by 0.02 % on these files and takes minutes on large ones
 # Stages that leave weights; the last of them in a trial made its network.
 TRAINING_STAGES = ("teacher", "student", "scratch", "recovery", "qat")
-EAGER = {"cpu": "eager_cpu", "cuda": "eager_cuda"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +208,7 @@ def _test(
     )
 
     def compute(folder: Path) -> None:
-        with place.device_lock().shared():
+        with place.device_lock(on_gpu=RUNTIMES[cell.runtime].on_gpu).shared():
             opened = open_runtime(cell.runtime, artifact, threads=place.threads, batch=EVALUATION_BATCH)
             found = _quality(opened, reference, dataset, threads=place.threads)
             del opened  # give GPU memory back before the timing process opens the file
@@ -251,7 +250,7 @@ def _time(
     cell: Cell, artifact: Artifact, plain: Artifact, place: Workspace, seconds: float
 ) -> tuple[LatencyRecord, dict[str, float]]:
     """Measure the latency of a call, and its speedup over eager PyTorch in FP32 if the weights are still there."""
-    eager = EAGER[RUNTIMES[cell.runtime].device] if plain.weights is not None else None
+    eager = name_on_device("eager", on_gpu=RUNTIMES[cell.runtime].on_gpu) if plain.weights is not None else None
     job: dict[str, Any] = {
         "candidate": artifact,
         "reference": plain if eager else artifact,
@@ -263,7 +262,7 @@ def _time(
         "batch": cell.batch_images,
     }
     place.make_room()
-    found = measure_apart(Job(**job), place.device_lock())
+    found = measure_apart(Job(**job), place.device_lock(on_gpu=RUNTIMES[cell.runtime].on_gpu))
     return found.candidate, {"speedup": 1 / found.ratio, "speedup_half_width": found.ratio_half_width} if eager else {}
 
 

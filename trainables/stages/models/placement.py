@@ -11,14 +11,12 @@ from torch import Tensor, nn
 
 from trainables.config.checks import MachineError
 from trainables.config.training import TrainingConfig
+from trainables.stages.models.devices import accelerator
 from trainables.stages.models.inspection import evaluating
 from trainables.stages.models.torch_private import compiler_in_use, has_cpp_compiler
 
 # GPU memory of a process besides its tensors (context, kernels, cuBLAS and cuDNN): a guess, not measured yet.
 CONTEXT_BYTES = 600 * 2**20
-# NVML, which reports clocks and heat, numbers the devices in this order. CUDA reads the variable when it starts, which
-# counting the devices makes it do.
-os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 
 
@@ -35,7 +33,7 @@ def move(model: nn.Module, device: torch.device, *, image_size: int) -> None:
         return
     model.to(memory_format=torch.channels_last)
     images = torch.zeros(2, 3, image_size, image_size, device=device).contiguous(memory_format=torch.channels_last)
-    with evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad(), accelerator.without_timing():
         try:
             model(images)
         except RuntimeError as error:
@@ -67,25 +65,13 @@ def set_up_kernels(device: torch.device, training: TrainingConfig) -> None:
     torch.use_deterministic_algorithms(training.deterministic)
     # no code here reads uninitialised memory, so filling it would only cost time
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch's own types lack it
-    if device.type != "cuda":
+    if not accelerator.is_gpu(device):
         return
     amp = training.train_precision == "amp"
-    if amp and not torch.cuda.is_bf16_supported(including_emulation=False):
-        name = torch.cuda.get_device_name(device)
-        raise MachineError(f"train_precision=amp: {name} has no bfloat16; take fp32.")
-    torch.backends.cudnn.deterministic = training.deterministic
-    torch.backends.cudnn.benchmark = not training.deterministic
-    allow_tf32(amp)
-
-
-def allow_tf32(on: bool) -> None:
-    """Allow or forbid TF32 in CUDA's float32 matrix products and convolutions.
-
-    This uses torch's older switches: once the newer ones (`fp32_precision`) are set, reading the older ones raises an
-    exception, and torch.compile reads them.
-    """
-    torch.set_float32_matmul_precision("high" if on else "highest")
-    torch.backends.cudnn.allow_tf32 = on
+    if amp and not accelerator.has_bfloat16(device):
+        raise MachineError(f"train_precision=amp: {accelerator.device_name(device)} has no bfloat16; take fp32.")
+    accelerator.choose_convolutions(timed=not training.deterministic, deterministic=training.deterministic)
+    accelerator.allow_tf32(amp)
 
 
 def compile_model(model: nn.Module, training: TrainingConfig) -> Callable[[Tensor], Tensor]:
@@ -93,7 +79,7 @@ def compile_model(model: nn.Module, training: TrainingConfig) -> Callable[[Tenso
 
     Batches of another shape go through `model` itself, which has the same weights.
 
-    On a GPU, forward and backward become CUDA graphs ("reduce-overhead"). Inductor keeps its code in
+    Where the device has graphs, forward and backward become such ("reduce-overhead"). Inductor keeps its code in
     TORCHINDUCTOR_CACHE_DIR, which all processes of a user on a machine share.
 
     Raises:
@@ -104,7 +90,7 @@ def compile_model(model: nn.Module, training: TrainingConfig) -> Callable[[Tenso
     if not has_cpp_compiler():
         raise MachineError("compile=True: torch.compile needs a C++ compiler; install g++ or leave it out.")
     device = next(model.parameters()).device
-    return torch.compile(model, dynamic=False, mode="reduce-overhead" if device.type == "cuda" else None)
+    return torch.compile(model, dynamic=False, mode="reduce-overhead" if accelerator.has_graphs(device) else None)
 
 
 def to_machine_error(error: RuntimeError) -> MachineError | None:
@@ -125,21 +111,24 @@ def set_up_process(device: str, *, threads: int, memory_share: float = 1.0) -> N
     at 32 pixels and 33 % of one of MobileNetV3-Small at 224.
 
     Args:
-        device: `cpu` or `cuda`.
+        device: `cpu` or `gpu`.
         threads: CPU threads.
         memory_share: fraction of the GPU's memory that this process may use in all, in (0, 1]; below 1,
-            `CONTEXT_BYTES` of it are left for the CUDA context.
+            `CONTEXT_BYTES` of it are left for the device's context.
     """
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     os.environ["OMP_NUM_THREADS"] = str(threads)
+    # else the compiler starts a worker for each core of the machine, in every trial
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = str(threads)
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # 32 MB; deterministic runs need it before cuBLAS starts
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
         mallopt(_M_TOP_PAD, 64 << 20)
-    if device == "cuda":
-        torch.cuda.set_per_process_memory_fraction(tensor_share(memory_share, torch.cuda.mem_get_info()[1]))
+    there = accelerator.find_device(device)
+    if accelerator.is_gpu(there):
+        accelerator.limit_memory(there, tensor_share(memory_share, accelerator.memory_info(there)[1]))
 
 
 def tensor_share(memory_share: float, device_bytes: int) -> float:
@@ -159,5 +148,4 @@ def release_memory() -> None:
         torch.compiler.reset()  # otherwise the ninth width in a process exceeds its limit and runs uncompiled
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
         trim(0)
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
+    accelerator.empty_cache()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from trainables.stages.models.attention import find_attentions, find_hidden, is_of_tokens
+from trainables.stages.models.devices.accelerator import without_timing
 from trainables.stages.models.inspection import OUT_OF_MEMORY, describe_error, evaluating
 from trainables.stages.models.torch_private import BatchNorm
 from trainables.stages.models.weights import check_reload, is_scale
@@ -44,6 +45,7 @@ def widths(model: nn.Module) -> dict[str, int]:
     return {name: int(layer.weight.shape[0]) for name, layer in layers}
 
 
+@without_timing()
 def remove_channels(
     model: nn.Module,
     ratio: float,

@@ -21,7 +21,7 @@ def find_missing(name: str) -> str:
     for package in runtime.needs:
         if importlib.util.find_spec(package) is None:
             return f"{package} is not installed; `uv sync --extra {package}` brings it"
-    if runtime.device == "cuda" and count_cuda_devices() == 0:
+    if runtime.on_gpu and count_cuda_devices() == 0:
         hidden = _find_driver() is not None and os.environ.get("CUDA_VISIBLE_DEVICES") == ""
         return "this process has no CUDA device; --gpus 1 gives it one" if hidden else "this machine has no CUDA device"
     if name == "tensorrt" and not load_tensorrt():
@@ -46,7 +46,7 @@ def check_runtime(name: str, *, on_gpu: bool) -> None:
         ValueError: if it cannot; says what is missing.
     """
     reason = find_missing(name)
-    if not reason and RUNTIMES[name].device == "cuda" and not on_gpu:
+    if not reason and RUNTIMES[name].on_gpu and not on_gpu:
         raise ValueError(f"latency_runtime={name}: trials without a GPU cannot measure on one; ask for a GPU.")
     if not reason and RUNTIMES[name].source == "onnx":
         reason = _find_missing_provider(name)

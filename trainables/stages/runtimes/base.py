@@ -69,6 +69,11 @@ class Runtime:
     needs: tuple[str, ...] = ()
     """Python packages that must be installed."""
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it needs a GPU."""
+        return self.device != "cpu"
+
 
 RUNTIMES: Mapping[str, Runtime] = {
     "onnxruntime_cpu": Runtime(device="cpu", source="onnx", needs=("onnxruntime",)),
@@ -84,6 +89,11 @@ RUNTIMES: Mapping[str, Runtime] = {
     "cuda_graph": Runtime(device="cuda", source="network", needs=("torch",)),
 }
 # A sweep can take its latency objective from these only: they need nothing but the file to ship.
+
+
+def name_on_device(family: str, *, on_gpu: bool) -> str:
+    """Return the runtime of a family, such as `eager`, on a GPU or on the CPU."""
+    return f"{family}_{'cuda' if on_gpu else 'cpu'}"
 
 
 def random_images(batch: int, image_size: int) -> npt.NDArray[np.float32]:

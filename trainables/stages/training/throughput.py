@@ -8,7 +8,6 @@ input closes: a caller that is killed writes no FOLDER/stop.
 """
 
 import os
-import resource
 import sys
 import time
 from pathlib import Path
@@ -25,6 +24,8 @@ from trainables.stages.data import prepared
 from trainables.stages.data.on_device import Images, load_images
 from trainables.stages.models import placement
 from trainables.stages.models.build import build_model
+from trainables.stages.models.devices import accelerator
+from trainables.stages.models.devices.gpu import read_used_bytes
 from trainables.stages.models.inspection import OUT_OF_MEMORY
 from trainables.stages.training.lessons import LogitsAtHand
 from trainables.stages.training.loop import EVAL_BATCH, Trainer
@@ -90,7 +91,9 @@ def main(folder: Path, number: str) -> int:
 
 
 def _probe(task: ProbeTask, folder: Path, number: str) -> Probed:
-    device = task.device
+    # before this process has a context there
+    others = (read_used_bytes() or 0) if task.device != accelerator.CPU else 0
+    device, there = task.device, accelerator.find_device(task.device)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, task.cores)
     placement.set_up_process(device, threads=task.threads, memory_share=task.memory_share)
@@ -100,9 +103,8 @@ def _probe(task: ProbeTask, folder: Path, number: str) -> Probed:
     images = few_of(candidate, load_images(dataset, device), STEPS)
     steps = TrialSteps(candidate, images)
     steps.warm_up(1)  # kernels, caches, and the memory of a view's soft labels and of a validation
-    if device == "cuda":  # exclude the memory that cuDNN used to try its algorithms
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+    if accelerator.is_gpu(there):  # exclude the memory that cuDNN used to try its algorithms
+        accelerator.forget_peak(there)
         steps.warm_up(2)
     (folder / f"{number}.ready").touch()
     _wait_for(folder / "go")
@@ -113,8 +115,8 @@ def _probe(task: ProbeTask, folder: Path, number: str) -> Probed:
         steps.trainer.learn(passes)
         done += len(images.train_labels)
     seconds = time.perf_counter() - started
-    peak, whole = _memory(device)
-    return Probed(images=done, seconds=seconds, peak_bytes=peak, device_bytes=whole)
+    peak, whole = _memory(there, others)
+    return Probed(images=done, seconds=seconds, peak_bytes=peak, device_bytes=whole, others_bytes=others)
 
 
 def _wait_for(path: Path) -> None:
@@ -125,19 +127,12 @@ def _wait_for(path: Path) -> None:
         time.sleep(POLL_S)
 
 
-def _memory(device: str) -> tuple[int, int]:
-    """(peak of this process, total of the device), in bytes."""
-    if device == "cuda":
-        free, total = torch.cuda.mem_get_info()
-        # the CUDA context and libraries use memory that PyTorch's allocator does not count
-        besides = total - free - torch.cuda.memory_reserved()
-        return torch.cuda.max_memory_reserved() + besides, total
-    status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss starts at the parent process's peak
-        peak = next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) * 1024
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return peak, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def _memory(device: torch.device, others: int) -> tuple[int, int]:
+    """(peak of this process, total of the device), in bytes; `others` had so many when it began."""
+    peak, (free, total) = accelerator.peak_bytes(device, kept=True), accelerator.memory_info(device)
+    # context and libraries use memory that PyTorch's allocator does not count
+    besides = max(0, total - free - accelerator.reserved_bytes(device) - others)
+    return peak + besides, total
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import pytest
 
 from tests.trainables.stages.measuring.busy_cpu import bound_to, busy, linux
 from tests.trainables.stages.measuring.linear_onnx import linear_job
-from trainables.locks import DeviceLock
+from trainables.locks import DeviceLock, is_locked
 from trainables.stages.measuring import clean_room, process
 from trainables.stages.measuring.clean_room import BrokenRoomError, measure_apart
 from trainables.stages.measuring.process import Job, Measured
@@ -20,7 +20,7 @@ from trainables.stages.runtimes.base import AbsentError
 CALLER = """
 import sys
 from pathlib import Path
-from trainables.locks import DeviceLock
+from trainables.locks import DeviceLock, is_locked
 from trainables.stages.measuring.clean_room import measure_apart
 from trainables.stages.measuring.process import Job
 from trainables.stages.runtimes.base import Artifact
@@ -93,6 +93,25 @@ def test_a_disturbance_that_passes_is_measured_away(
     result = measure_apart(job, lease).candidate
     assert result.latency_attempts == 2
     assert result.latency_p50_ms == taken[1].candidate.latency_p50_ms
+
+
+@pytest.mark.parametrize(("attempts", "whole"), [(3, [False, True]), (1, [True])])
+def test_a_gpu_is_measured_beside_trials_on_others_until_that_disturbs(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attempts: int, whole: list[bool]
+) -> None:
+    monkeypatch.setattr(clean_room, "PAUSE_S", 0.0)
+    lease = DeviceLock(tmp_path / "leases", "gpu-0", node=DeviceLock(tmp_path / "leases", "cpu"))
+    measure = clean_room._Room.measure
+    held: list[bool] = []
+
+    def look(room: clean_room._Room) -> Measured:
+        held.append(is_locked(tmp_path / "leases" / "cpu.gate"))
+        return measure(room)
+
+    monkeypatch.setattr(clean_room._Room, "measure", look)
+    monkeypatch.setattr(clean_room, "_disturbance", lambda measured: 30.0 if len(held) == 1 else 0.0)
+    measure_apart(dataclasses.replace(job, attempts=attempts), lease)
+    assert held == whole
 
 
 def test_kill_9_of_the_caller_ends_the_measuring_process_and_frees_the_lease(job: Job, lease: DeviceLock) -> None:

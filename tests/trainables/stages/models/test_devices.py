@@ -8,7 +8,7 @@ import pytest
 
 from tests.trainables.stages.models.nvml import NVMLError, library
 from trainables.stages.models.devices import gpu, processor
-from trainables.stages.models.devices.gpu import GpuState, GpuUse, measure_others_on_gpu, read_gpu_use
+from trainables.stages.models.devices.gpu import GpuState, GpuUse, measure_others_on_gpu, read_gpu_use, read_used_bytes
 from trainables.stages.models.devices.processor import cpu_seconds, processor_name, read_cpuinfo
 
 
@@ -59,6 +59,16 @@ def test_every_gpu_of_the_machine_is_told_whichever_are_visible(visible: pytest.
     first, second = GpuUse(busy_share=0.93, used_bytes=10**9), GpuUse(busy_share=0.07, used_bytes=2 * 10**9)
     assert read_gpu_use() == [first, second]
     assert seen == [0, 1]
+
+
+def test_the_memory_in_use_is_that_of_the_gpu_that_cuda_means(visible: pytest.MonkeyPatch) -> None:
+    visible.setenv("CUDA_VISIBLE_DEVICES", "1")
+    seen: list[Any] = []
+    visible.setitem(sys.modules, "pynvml", library(used=[2 * 10**9], asked=seen))
+    assert read_used_bytes() == 2 * 10**9
+    assert seen == [1]
+    visible.setitem(sys.modules, "pynvml", None)
+    assert read_used_bytes() is None
 
 
 def test_a_gpu_that_does_not_tell_its_use_is_unknown(visible: pytest.MonkeyPatch) -> None:

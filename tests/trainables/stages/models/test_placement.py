@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from trainables.config.training import TrainingConfig
 from trainables.stages.models import placement
 from trainables.stages.models.build import build_model
+from trainables.stages.models.devices import accelerator
 from trainables.stages.models.placement import autocast, compile_model, layout, move, set_up_kernels, to_machine_error
 
 ROOT = Path(__file__).parents[4]
@@ -71,13 +72,13 @@ def test_determinism_is_of_one_training_not_of_the_process() -> None:
 @pytest.mark.parametrize("on", [True, False])
 def test_tf32_is_read_the_same_through_every_switch_of_torch(on: bool) -> None:
     """torch.compile reads the older ones, which raise where only the newer are set."""
-    placement.allow_tf32(on)
+    accelerator.allow_tf32(on)
     try:
         assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == on
         assert (torch.get_float32_matmul_precision() == "high") == on
         assert (torch.backends.cuda.matmul.fp32_precision == "tf32") == on
     finally:
-        placement.allow_tf32(False)
+        accelerator.allow_tf32(False)
 
 
 def test_an_operation_without_a_deterministic_form_is_named() -> None:
@@ -88,6 +89,19 @@ def test_an_operation_without_a_deterministic_form_is_named() -> None:
         "deterministic=True: put_cuda has no deterministic form; leave it out or take another model."
     )
     assert to_machine_error(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
+
+
+def test_the_compiler_has_no_more_workers_than_a_trial_has_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import config
+
+    for name in ("TORCHINDUCTOR_COMPILE_THREADS", "OMP_NUM_THREADS"):  # as they are after the test
+        monkeypatch.setenv(name, "64")
+    before = torch.get_num_threads()
+    try:
+        placement.set_up_process("cpu", threads=3)
+        assert config.decide_compile_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_compile_without_a_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

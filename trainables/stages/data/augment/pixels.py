@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor
 
+from trainables.stages.models.devices.accelerator import is_gpu
+
 
 def send(rows: Tensor, device: torch.device) -> Tensor:
     """Copy rows to a device, without waiting for a GPU to finish its work, as a plain copy from the host would."""
     # only towards a GPU: a copy to the host that does not wait could be read before it is complete
-    return rows.to(device, non_blocking=device.type == "cuda")
+    return rows.to(device, non_blocking=is_gpu(device))
 
 
 def pick(images_BCHW: Tensor, ys: Tensor, xs: Tensor) -> Tensor:

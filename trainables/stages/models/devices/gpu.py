@@ -86,6 +86,21 @@ def read_gpu_use() -> list[GpuUse] | None:
             return None
 
 
+def read_used_bytes(index: int = 0) -> int | None:
+    """Read how much of a GPU's memory all processes use; None if NVML is absent or does not know.
+
+    Args:
+        index: as in `GpuState.now`.
+    """
+    with open_nvml() as nvml:
+        if nvml is None:
+            return None
+        try:
+            return int(nvml.nvmlDeviceGetMemoryInfo(find_handle(nvml, index), version=nvml.nvmlMemory_v2).used)
+        except nvml.NVMLError:
+            return None
+
+
 def measure_others_on_gpu(index: int = 0) -> float | None:
     """Measure the fraction of time in which other processes use the GPU; None without NVML.
 
@@ -128,7 +143,12 @@ def open_nvml() -> Iterator[Any]:
 
 def find_handle(nvml: Any, index: int) -> Any:
     """Return NVML's handle of a CUDA device."""
+    name = visible_name(index)
+    return nvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit() else nvml.nvmlDeviceGetHandleByUUID(name)
+
+
+def visible_name(index: int) -> str:
+    """Return what this machine calls a device that CUDA numbers in this process: its number, or its UUID."""
     # NVML counts all GPUs of the machine, CUDA only those in CUDA_VISIBLE_DEVICES
     visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-    name = visible[index] if index < len(visible) else str(index)
-    return nvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit() else nvml.nvmlDeviceGetHandleByUUID(name)
+    return visible[index] if index < len(visible) else str(index)
