@@ -1,5 +1,7 @@
 """A whole sweep on real images through the real command: Ray, Optuna's journal, MLflow on SQLite, ONNX Runtime."""
 
+import base64
+import html
 import json
 import re
 import shlex
@@ -21,8 +23,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from analysis.findings.front import front_members
+from analysis.plots.page import unpacked
 from analysis.reading.runs import Runs, read_runs
-from sweeps import kd_prune, runtimes
+from sweeps import kd_prune, runtimes, sweep
 from sweeps.search.sampling.searcher import RULED_OUT, dropped
 from sweeps.search.space import tidy
 from trainables.records.encoding import to_json
@@ -268,6 +271,24 @@ def test_the_terminal_stays_calm(out: Path) -> None:
 
 def controls(runs: Runs) -> dict[str, int]:
     return dict(Counter(runs.frame["control"].dropna()))
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_call_from_python_goes_on_with_the_commands_sweep(
+    photos: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (file,) = out.glob("sweeps/*/sweep.toml")
+    before = children(out)
+    result = sweep(file, cpus=2, quiet=True, out=out, data_dir=out.parent / "data")
+    assert result.complete and result.name == file.parent.name
+    assert len(children(out)) == len(before), "a trial was made again"
+    said = capsys.readouterr().out
+    pd.testing.assert_frame_equal(result.front, front_members(read_runs(f"sqlite:///{out / 'mlflow.db'}", result.name)))
+    assert str(int(result.best()["trial_number"])) in said
+    shown = result.figure()._repr_mimebundle_()
+    page = html.unescape(shown["text/html"].partition('srcdoc="')[2].partition('" style')[0])
+    assert unpacked(page)["pareto"].count(1) == len(result.front)
+    assert base64.b64decode(shown["image/png"]) == (file.parent / "front" / "pareto.png").read_bytes()
 
 
 @pytest.mark.usefixtures("local_ray")
