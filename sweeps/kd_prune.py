@@ -10,9 +10,9 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 if __name__ == "__main__":  # modules on PYTHONPATH must not hide our packages, nor those beside this file the user's
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -121,15 +121,9 @@ def sweep(
     from sweeps.running.interface.result import Result
 
     started = time.monotonic()
-    given: Mapping[str, Any] = {}
-    if isinstance(config, str | Path):
-        given = config_file.read(["--config", str(config)], _RaisingParser()).settings
-    elif config is not None:
-        given = config
-    said = config_file.ConfigFile.of(given)
-    said = dataclasses.replace(said, settings={**said.settings, **config_file.ConfigFile.of(settings).settings})
-    asked = {"--plan": plan, "--retry-failed": retry_failed, "--quiet": quiet}
-    parser, flags = _parse([word for word, wanted in asked.items() if wanted], said, _RaisingParser)
+    words = {"--plan": plan, "--retry-failed": retry_failed, "--quiet": quiet}
+    said = config_file.from_program(config, settings)
+    parser, flags = _parse([word for word, wanted in words.items() if wanted], said, config_file.RaisingParser)
     with importable(Path.cwd()):  # as Python itself does where a notebook or script lies
         made, code = _run(parser, flags, screen_of(flags), started)
     if code >= INTERRUPTED:
@@ -140,13 +134,6 @@ def sweep(
         tracking_uri=made.places.tracking_uri,
         complete=code == 0 and not plan,
     )
-
-
-class _RaisingParser(OneLineParser):
-    """A parser for calls from a program: what a command would print before it exits is raised."""
-
-    def refuse(self, messages: Collection[str]) -> NoReturn:
-        raise ValueError("\n".join(" ".join(message.split()) for message in messages)) from None
 
 
 def _run(parser: OneLineParser, flags: argparse.Namespace, screen: Screen, started: float) -> tuple[SweepConfig, int]:

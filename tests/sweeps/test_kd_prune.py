@@ -3,17 +3,25 @@
 import base64
 import html
 import json
+import os
 import re
 import shlex
+import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
 import onnx
+import onnxruntime
 import optuna
 import pandas as pd
 import pytest
@@ -271,6 +279,62 @@ def test_the_terminal_stays_calm(out: Path) -> None:
 
 def controls(runs: Runs) -> dict[str, int]:
     return dict(Counter(runs.frame["control"].dropna()))
+
+
+@pytest.mark.nightly
+def test_the_registered_model_answers_images_over_http(out: Path, photos: Path, tmp_path: Path) -> None:
+    (name,) = (path.name for path in out.glob("sweeps/*"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = f"mlflow models serve -m models:/{name}@balanced --env-manager local --host 127.0.0.1 --port {port}"
+    settings = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{out / 'mlflow.db'}"}
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", *words.split()], env=settings, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        answer = served(port, server, tmp_path / "log")
+        photo = next((photos / "test" / "7").glob("*.png"))
+        pixels = np.asarray(Image.open(photo).convert("RGB"), dtype=np.float32).transpose(2, 0, 1)[None] / 255
+        status, said = answer({"inputs": {"image": pixels.tolist()}})
+        assert status == 200, said
+        mlflow.set_tracking_uri(f"sqlite:///{out / 'mlflow.db'}")
+        model = mlflow.onnx.load_model(f"models:/{name}@balanced")
+        (expected,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"image": pixels})
+        np.testing.assert_allclose(said["predictions"]["logits"], expected, rtol=1e-4, atol=1e-5)
+        status, said = answer({"inputs": {"image": pixels[:, :1].tolist()}})
+        assert status == 400 and "(-1, 3, 32, 32)" in said["message"], said
+        about = mlflow.models.get_model_info(f"models:/{name}@balanced").metadata
+        assert json.loads(about["class_names"]) == list("0123456789")
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(timeout=60)
+
+
+def served(
+    port: int, server: "subprocess.Popen[bytes]", log: Path
+) -> Callable[[dict[str, Any]], tuple[int, dict[str, Any]]]:
+    """What asks a scoring server on this machine, once it is up: status and answer."""
+
+    def ask(content: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        body, headers = json.dumps(content).encode(), {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/invocations", body, headers)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as reply:
+                return reply.status, json.load(reply)
+        except urllib.error.HTTPError as error:
+            text = error.read().decode()
+            return error.code, json.loads(text) if text.startswith("{") else {"message": text}
+
+    for _ in range(180):
+        assert server.poll() is None, log.read_text()
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5):
+                return ask
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError(log.read_text())
 
 
 @pytest.mark.usefixtures("local_ray")

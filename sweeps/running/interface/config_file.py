@@ -3,10 +3,10 @@
 import argparse
 import difflib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import tomli_w
 
@@ -83,6 +83,27 @@ def read(words: list[str], parser: OneLineParser) -> ConfigFile:
     except (ValueError, RecursionError) as error:  # no TOML, or no UTF-8
         parser.error(f"--config {path}: is no TOML ({error}).")
     return ConfigFile.of(content, path=path)
+
+
+class RaisingParser(OneLineParser):
+    """A parser for calls from a program: what a command would print before it exits is raised, as `ValueError`."""
+
+    def refuse(self, messages: Collection[str]) -> NoReturn:
+        """Raise the messages, one a line."""
+        raise ValueError("\n".join(" ".join(message.split()) for message in messages)) from None
+
+
+def from_program(config: str | Path | Mapping[str, Any] | None, settings: Mapping[str, Any]) -> ConfigFile:
+    """What a program asks for by a file or a mapping, overridden by keywords.
+
+    Raises:
+        ValueError: if the file cannot be read.
+    """
+    if isinstance(config, str | Path):
+        file = read(["--config", str(config)], RaisingParser())
+    else:
+        file = ConfigFile.of(config or {})
+    return ConfigFile(settings={**file.settings, **ConfigFile.of(settings).settings}, twice=file.twice)
 
 
 def _as_in_a_file(value: object) -> object:
