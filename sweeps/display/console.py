@@ -74,11 +74,15 @@ class Screen(Terminal):
         if self._launched is not None and self.start_s is None:
             self.start_s = time.monotonic() - self._launched
 
+    def note(self, text: str) -> None:
+        """Show `text` in a notebook, until the sweep is drawn there; nothing elsewhere."""
+        if self.place is not None:
+            self.place.say(text)
+
     def wait(self, text: str) -> None:
         """Show a spinner with `text` on a terminal, until `go_on`; in a notebook `text`, until the sweep is drawn."""
         self.go_on()
-        if self.place is not None:
-            self.place.say(text)
+        self.note(text)
         if self.mode == "people" and self.is_terminal:
             self._waiting = self.status(Text(plain(text)))
             self._waiting.start()
@@ -92,7 +96,7 @@ class Screen(Terminal):
     def busy(self, text: str) -> AbstractContextManager[object]:
         """A spinner with `text` for the length of a `with` block; in a notebook `text`, until the sweep is drawn."""
         if self.place is not None:
-            self.place.say(text)
+            self.note(text)
             return nullcontext()
         return self.status(Text(plain(text))) if self.mode == "people" else nullcontext()
 

@@ -63,6 +63,7 @@ def compress(
         raise ValueError("Ray is running in this process already, without the network; call ray.shutdown() before.")
     screen = Screen("quiet" if quiet else "people")
     asked = _config(settings)
+    screen.note("Reading the images")
     given = _images(train, test, asked.places.data_dir, class_names)
     asked = asked.replace(base=asked.search.base.replace(dataset=f"{PREFIX}{given.folder.resolve()}"))
     dataset = prepared.prepare(asked.search.base.data, asked.places.data_dir)
@@ -74,8 +75,10 @@ def compress(
         config = config.replace(name=default_name("compress", config.identity()))
     with importable(folder):
         check(config)
+        screen.note("Trying the network: a step, a cut, an export")
         check_networks(config, dataset, str(weights))
         check_limits(config, dataset)
+        screen.note("Starting Ray and MLflow")
         try:
             failed = run_sweep(resolve_shares(config, screen), dataset, screen)
         finally:
