@@ -5,15 +5,20 @@ from typing import TYPE_CHECKING, Any
 from sweeps.cluster import ray_settings
 
 if TYPE_CHECKING:
+    from sweeps.kd_prune import sweep
     from sweeps.running.interface.compressing import compress
 
-__all__ = ["compress", "ray_settings"]
+__all__ = ["compress", "ray_settings", "sweep"]
 
 
 def __getattr__(name: str) -> Any:
-    """`sweeps.compress`, whose imports take seconds that the commands need not spend."""
-    if name != "compress":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from sweeps.running.interface.compressing import compress
+    """`sweeps.compress` and `sweeps.sweep`, whose imports take seconds that the commands need not spend."""
+    if name == "compress":
+        from sweeps.running.interface.compressing import compress
 
-    return compress
+        return compress
+    if name == "sweep":
+        from sweeps.kd_prune import sweep
+
+        return sweep
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

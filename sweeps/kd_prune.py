@@ -10,7 +10,9 @@ import functools
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 if __name__ == "__main__":  # modules on PYTHONPATH must not hide our packages, nor those beside this file the user's
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -55,7 +57,10 @@ from trainables.config.flags import OneLineParser
 from trainables.records.stages import DatasetRecord
 from trainables.stages.data import prepared
 
-__all__ = ["BAD_INPUT", "FAILED", "INTERRUPTED", "main"]
+if TYPE_CHECKING:
+    from sweeps.running.interface.result import Result
+
+__all__ = ["BAD_INPUT", "FAILED", "INTERRUPTED", "main", "sweep"]
 
 EXAMPLES = f"""\
 examples:
@@ -80,12 +85,59 @@ def main(argv: list[str] | None = None) -> int:
     screen = screen_of(flags)
     try:
         with screen.alone():
-            return _run(parser, flags, screen, started)
+            return _run(parser, flags, screen, started)[1]
     except KeyboardInterrupt:  # before the sweep had begun
         return INTERRUPTED
 
 
-def _run(parser: OneLineParser, flags: argparse.Namespace, screen: Screen, started: float) -> int:
+def sweep(
+    config: str | Path | Mapping[str, Any] | None = None,
+    /,
+    *,
+    plan: bool = False,
+    retry_failed: bool = False,
+    quiet: bool = False,
+    **settings: Any,
+) -> "Result":
+    """Run the sweep that this command runs, or resume it, and return its front and files.
+
+    The same call goes on where it was interrupted.
+
+    Args:
+        config: a TOML file of settings, such as the sweep.toml that every sweep leaves, or the same as a mapping.
+        plan: print what the sweep would cost in time, memory and disk, after a probe of a few steps; train nothing.
+            The result is then that of an earlier call, or empty.
+        retry_failed: run the failed trials again, once what made them fail is mended.
+        quiet: print the result alone.
+        settings: by the names of the flags, which `--help` explains with their units: `preset="quick"`, `trials=30`,
+            `budget="1h30m"`, `max_latency_ms=5`, `pruning_ratio="0.2:0.8"`, `dataset="folder:photos"`, `out="runs"`.
+            They override `config`.
+
+    Raises:
+        ValueError: naming the flag, what is wrong and the fix; one line for each mistake.
+        KeyboardInterrupt: if Ctrl-C or SIGTERM ended it early; what is finished is kept.
+    """
+    from sweeps.running.interface.given_model import importable  # torch takes seconds; bad settings need not wait
+    from sweeps.running.interface.result import Result
+
+    started = time.monotonic()
+    words = {"--plan": plan, "--retry-failed": retry_failed, "--quiet": quiet}
+    said = config_file.from_program(config, settings)
+    parser, flags = _parse([word for word, wanted in words.items() if wanted], said, config_file.RaisingParser)
+    with importable(Path.cwd()):  # as Python itself does where a notebook or script lies
+        made, code = _run(parser, flags, screen_of(flags), started)
+    if code >= INTERRUPTED:
+        raise KeyboardInterrupt(f"exit code {code}")
+    return Result(
+        name=made.name,
+        out=made.places.out,
+        tracking_uri=made.places.tracking_uri,
+        complete=code == 0 and not plan,
+    )
+
+
+def _run(parser: OneLineParser, flags: argparse.Namespace, screen: Screen, started: float) -> tuple[SweepConfig, int]:
+    """The sweep that the flags ask for, and the exit code."""
     keeps_students = flags.student_model is not None  # named ones: a budget leaves none of them out
     try:
         typed = dict(vars(flags))
@@ -105,18 +157,22 @@ def _run(parser: OneLineParser, flags: argparse.Namespace, screen: Screen, start
         if flags.plan or flags.budget:
             config, deadline = _plan(config, dataset, flags, screen, started, keeps_students=keeps_students)
             if flags.plan:
-                return 0
+                return config, 0
     except ValueError as error:
         parser.error(with_flags(str(error)))
-    return run(config, dataset, parser, screen, deadline=deadline, retry_failed=flags.retry_failed, sweep_toml=asked)
+    again = flags.retry_failed
+    return config, run(config, dataset, parser, screen, deadline=deadline, retry_failed=again, sweep_toml=asked)
 
 
-def _parse(words: list[str]) -> tuple[OneLineParser, argparse.Namespace]:
-    first = OneLineParser(prog="kd_prune.py", add_help=False)
+def _parse(
+    words: list[str], file: config_file.ConfigFile | None = None, kind: type[OneLineParser] = OneLineParser
+) -> tuple[OneLineParser, argparse.Namespace]:
+    """The parser, and what the words say, and the file, which the words name unless it is given."""
+    first = kind(prog="kd_prune.py", add_help=False)
     first.add_argument("--preset", choices=sorted(PRESETS), default="cifar10")
-    file = config_file.read(words, first)
+    file = file or config_file.read(words, first)
     preset = PRESETS[first.parse_known_args([*file.words("preset"), *words])[0].preset]()
-    parser = OneLineParser(
+    parser = kind(
         prog="kd_prune.py",
         usage="python sweeps/kd_prune.py [FLAGS]",
         description=__doc__,

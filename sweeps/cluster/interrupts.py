@@ -1,5 +1,6 @@
 """Handle Ctrl-C and SIGTERM: the first ends a sweep in order, the second at once."""
 
+import ctypes
 import os
 import signal
 import sys
@@ -134,7 +135,11 @@ def _listen(heard: int) -> None:
             first = time.monotonic()
             print("Stopping in order; once more stops at once.", file=sys.stderr, flush=True)
         elif time.monotonic() - first > ONE_REQUEST_S:
-            os._exit(128 + signals[0])
+            if not hasattr(sys, "ps1"):
+                os._exit(128 + signals[0])
+            # a notebook or an interpreter: what is in its memory is the user's
+            main = ctypes.c_ulong(threading.main_thread().ident or 0)
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(main, ctypes.py_object(KeyboardInterrupt))
 
 
 def raise_if_asked() -> None:

@@ -8,10 +8,12 @@ from contextlib import AbstractContextManager, nullcontext, redirect_stdout, sup
 from pathlib import Path
 from typing import IO, Any, TextIO
 
+from rich.console import Console
 from rich.status import Status
 from rich.text import Text
 
 from analysis.reading.doors import Terminal
+from sweeps.display.notebook import COLUMNS, Place
 from trainables.config.escaping import hide_password, plain
 
 MODES = ("people", "quiet", "json")
@@ -20,7 +22,7 @@ MODES = ("people", "quiet", "json")
 class Screen(Terminal):
     """Standard output in the format that the command line asks for.
 
-    people  a live view on a terminal, plain lines elsewhere, then the result
+    people  a live view on a terminal or in a notebook, plain lines elsewhere, then the result
     quiet   the result alone
     json    one JSON object per line for every event; text for people goes to standard error
     """
@@ -35,7 +37,14 @@ class Screen(Terminal):
         self.start_s: float | None = None
         """Seconds from launch to the first trial; None before that."""
         people = sys.stderr if mode == "json" else file
-        super().__init__(file=people, **settings)
+        self.place: Place | None = None
+        """The part of a notebook's output in which the sweep is drawn; None elsewhere."""
+        if mode == "people" and file is None and Console().is_jupyter:
+            self.place = Place()
+            # its standard output says that it is a terminal, and cannot move a cursor
+            settings = {"width": COLUMNS, "force_terminal": False, **settings}
+        # rich would put every line into an output of its own
+        super().__init__(file=people, force_jupyter=False, **settings)
 
     def event(self, name: str, **fields: Any) -> None:
         """Write an event with its Unix time in seconds, for programs; does nothing in other modes than `json`."""
@@ -65,9 +74,15 @@ class Screen(Terminal):
         if self._launched is not None and self.start_s is None:
             self.start_s = time.monotonic() - self._launched
 
+    def note(self, text: str) -> None:
+        """Show `text` in a notebook, until the sweep is drawn there; nothing elsewhere."""
+        if self.place is not None:
+            self.place.say(text)
+
     def wait(self, text: str) -> None:
-        """Show a spinner with `text` on a terminal, until `go_on`."""
+        """Show a spinner with `text` on a terminal, until `go_on`; in a notebook `text`, until the sweep is drawn."""
         self.go_on()
+        self.note(text)
         if self.mode == "people" and self.is_terminal:
             self._waiting = self.status(Text(plain(text)))
             self._waiting.start()
@@ -79,7 +94,10 @@ class Screen(Terminal):
             self._waiting = None
 
     def busy(self, text: str) -> AbstractContextManager[object]:
-        """A spinner with `text` for the length of a `with` block."""
+        """A spinner with `text` for the length of a `with` block; in a notebook `text`, until the sweep is drawn."""
+        if self.place is not None:
+            self.note(text)
+            return nullcontext()
         return self.status(Text(plain(text))) if self.mode == "people" else nullcontext()
 
 

@@ -54,6 +54,12 @@ def screen(standing: Standing, use: str, *, width: int, height: int) -> Renderab
     return Group(*lines[: height - 1])
 
 
+def ended(standing: Standing) -> RenderableType:
+    """What stays of `screen` when the sweep has ended: what ran, how far and how long."""
+    gone = clock(standing.elapsed_s)
+    return Group(_line(standing.title, "bold"), _line(f"{standing.done}/{standing.trials} done in {gone}"))
+
+
 def remaining(left: Range | None) -> str:
     """The time left in words; empty while it is unknown.
 

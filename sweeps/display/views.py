@@ -1,4 +1,4 @@
-"""The views of a running sweep: a live screen, plain lines, nothing but the result, JSON for programs."""
+"""The views of a running sweep: a live screen, in a notebook, too, plain lines, the result alone, JSON for programs."""
 
 from typing import Protocol
 
@@ -8,7 +8,8 @@ from rich.live import Live
 from sweeps.cluster.usage import Usage
 from sweeps.display.console import Screen
 from sweeps.display.durations import Range
-from sweeps.display.live import remaining, screen
+from sweeps.display.live import ended, remaining, screen
+from sweeps.display.notebook import COLUMNS, LINES, Place, Redrawing
 from sweeps.display.standing import Standing
 from trainables.records.trial import TrialRecord
 
@@ -36,6 +37,8 @@ def view_of(console: Console, standing: Standing, *, gpus: bool) -> View:
         return JsonView(console, standing)
     if mode == "quiet":
         return NoView()
+    if isinstance(console, Screen) and console.place is not None:
+        return NotebookView(console, console.place, standing, gpus=gpus)
     return LiveView(console, standing, gpus=gpus) if console.is_terminal else LineView(console, standing)
 
 
@@ -106,6 +109,30 @@ class LiveView:
         if self._live is not None:
             self._live.stop()
             self._live = None
+
+
+class NotebookView:
+    """A view of one place in a cell's output; when the sweep has ended, one line of it stays."""
+
+    def __init__(self, console: Console, place: Place, standing: Standing, *, gpus: bool) -> None:
+        self._console, self._standing = console, standing
+        self._usage = Usage(gpus=gpus)
+        self._redrawing = Redrawing(place, lambda: screen(standing, self._usage.text, width=COLUMNS, height=LINES))
+
+    def start(self) -> None:
+        """Draw until `stop`."""
+        self._usage.start()
+        self._redrawing.start()
+
+    def ended(self, label: str, record: TrialRecord, score: float | None, summary: str) -> None:
+        """Print why a trial has failed; other results are on the next redraw."""
+        if record.status == "failed":
+            self._console.print(f"trial {label}  failed: {record.reason}", soft_wrap=True)
+
+    def stop(self) -> None:
+        """Leave how far it came: the result follows."""
+        self._usage.stop()
+        self._redrawing.stop(ended(self._standing))
 
 
 class JsonView:

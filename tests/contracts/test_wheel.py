@@ -50,9 +50,9 @@ def run(site: Path, name: str, *words: str, cwd: Path) -> "subprocess.CompletedP
 
 def test_the_wheel_holds_every_module_and_file_of_the_packages_and_nothing_else(site: Path) -> None:
     inside = {path.relative_to(site).as_posix() for path in site.rglob("*") if path.is_file()}
-    page = "analysis/plots/front_page.html"
+    files = {"analysis/plots/front_page.html", "sweeps/cluster/kuberay.yaml", "sweeps/cluster/slurm.sh"}
     modules = {file.relative_to(ROOT).as_posix() for file in MODULES.values()}
-    assert {name for name in inside if ".dist-info/" not in name} == modules | {page}
+    assert {name for name in inside if ".dist-info/" not in name} == modules | files
 
 
 def test_the_wheel_says_where_it_runs_and_which_licence_it_has(site: Path) -> None:

@@ -1,17 +1,27 @@
 """A whole sweep on real images through the real command: Ray, Optuna's journal, MLflow on SQLite, ONNX Runtime."""
 
+import base64
+import html
 import json
+import os
 import re
 import shlex
+import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
 import onnx
+import onnxruntime
 import optuna
 import pandas as pd
 import pytest
@@ -21,8 +31,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from analysis.findings.front import front_members
+from analysis.plots.page import unpacked
 from analysis.reading.runs import Runs, read_runs
-from sweeps import kd_prune, runtimes
+from sweeps import kd_prune, runtimes, sweep
 from sweeps.search.sampling.searcher import RULED_OUT, dropped
 from sweeps.search.space import tidy
 from trainables.records.encoding import to_json
@@ -268,6 +279,80 @@ def test_the_terminal_stays_calm(out: Path) -> None:
 
 def controls(runs: Runs) -> dict[str, int]:
     return dict(Counter(runs.frame["control"].dropna()))
+
+
+@pytest.mark.nightly
+def test_the_registered_model_answers_images_over_http(out: Path, photos: Path, tmp_path: Path) -> None:
+    (name,) = (path.name for path in out.glob("sweeps/*"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = f"mlflow models serve -m models:/{name}@balanced --env-manager local --host 127.0.0.1 --port {port}"
+    settings = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{out / 'mlflow.db'}"}
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", *words.split()], env=settings, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        answer = served(port, server, tmp_path / "log")
+        photo = next((photos / "test" / "7").glob("*.png"))
+        pixels = np.asarray(Image.open(photo).convert("RGB"), dtype=np.float32).transpose(2, 0, 1)[None] / 255
+        status, said = answer({"inputs": {"image": pixels.tolist()}})
+        assert status == 200, said
+        mlflow.set_tracking_uri(f"sqlite:///{out / 'mlflow.db'}")
+        model = mlflow.onnx.load_model(f"models:/{name}@balanced")
+        (expected,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"image": pixels})
+        np.testing.assert_allclose(said["predictions"]["logits"], expected, rtol=1e-4, atol=1e-5)
+        status, said = answer({"inputs": {"image": pixels[:, :1].tolist()}})
+        assert status == 400 and "(-1, 3, 32, 32)" in said["message"], said
+        about = mlflow.models.get_model_info(f"models:/{name}@balanced").metadata
+        assert json.loads(about["class_names"]) == list("0123456789")
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(timeout=60)
+
+
+def served(
+    port: int, server: "subprocess.Popen[bytes]", log: Path
+) -> Callable[[dict[str, Any]], tuple[int, dict[str, Any]]]:
+    """What asks a scoring server on this machine, once it is up: status and answer."""
+
+    def ask(content: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        body, headers = json.dumps(content).encode(), {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/invocations", body, headers)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as reply:
+                return reply.status, json.load(reply)
+        except urllib.error.HTTPError as error:
+            text = error.read().decode()
+            return error.code, json.loads(text) if text.startswith("{") else {"message": text}
+
+    for _ in range(180):
+        assert server.poll() is None, log.read_text()
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5):
+                return ask
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError(log.read_text())
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_call_from_python_goes_on_with_the_commands_sweep(
+    photos: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (file,) = out.glob("sweeps/*/sweep.toml")
+    before = children(out)
+    result = sweep(file, cpus=2, quiet=True, out=out, data_dir=out.parent / "data")
+    assert result.complete and result.name == file.parent.name
+    assert len(children(out)) == len(before), "a trial was made again"
+    said = capsys.readouterr().out
+    pd.testing.assert_frame_equal(result.front, front_members(read_runs(f"sqlite:///{out / 'mlflow.db'}", result.name)))
+    assert str(int(result.best()["trial_number"])) in said
+    shown = result.figure()._repr_mimebundle_()
+    page = html.unescape(shown["text/html"].partition('srcdoc="')[2].partition('" style')[0])
+    assert unpacked(page)["pareto"].count(1) == len(result.front)
+    assert base64.b64decode(shown["image/png"]) == (file.parent / "front" / "pareto.png").read_bytes()
 
 
 @pytest.mark.usefixtures("local_ray")

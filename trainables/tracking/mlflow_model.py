@@ -10,6 +10,12 @@ from google.protobuf.message import DecodeError
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
+# A signature has no room for what the numbers mean: `mlflow.models.get_model_info(...).metadata` has.
+ABOUT = {
+    "image": "RGB in [0, 1], (images, 3, height, width); normalisation is part of the model",
+    "logits": "one row an image, one column a class; the largest is the answer",
+}
+
 
 def write_mlflow_model(model: Path, folder: Path) -> None:
     """Write an ONNX file as an MLflow model, with signature, input example, requirements and embedded weights.
@@ -33,6 +39,7 @@ def write_mlflow_model(model: Path, folder: Path) -> None:
             inputs=Schema([TensorSpec(floats, (-1, *dims), "image")]),
             outputs=Schema([TensorSpec(floats, (-1, classes), "logits")]),
         ),
+        metadata=ABOUT | {entry.key: entry.value for entry in proto.metadata_props if entry.key == "class_names"},
         input_example={"image": np.full((1, *dims), 0.5, dtype=np.float32)},
         pip_requirements=[f"{name}=={version(name)}" for name in ("onnx", "numpy")] + [_runtime()],
         onnx_execution_providers=["CPUExecutionProvider"],

@@ -63,6 +63,7 @@ def compress(
         raise ValueError("Ray is running in this process already, without the network; call ray.shutdown() before.")
     screen = Screen("quiet" if quiet else "people")
     asked = _config(settings)
+    screen.note("Reading the images")
     given = _images(train, test, asked.places.data_dir, class_names)
     asked = asked.replace(base=asked.search.base.replace(dataset=f"{PREFIX}{given.folder.resolve()}"))
     dataset = prepared.prepare(asked.search.base.data, asked.places.data_dir)
@@ -74,10 +75,15 @@ def compress(
         config = config.replace(name=default_name("compress", config.identity()))
     with importable(folder):
         check(config)
+        screen.note("Trying the network: a step, a cut, an export")
         check_networks(config, dataset, str(weights))
         check_limits(config, dataset)
-        run_sweep(resolve_shares(config, screen), dataset, screen)
-    return Result(name=config.name, out=config.places.out)
+        screen.note("Starting Ray and MLflow")
+        try:
+            failed = run_sweep(resolve_shares(config, screen), dataset, screen)
+        finally:
+            screen.go_on()
+    return Result(name=config.name, out=config.places.out, complete=not failed)
 
 
 def _config(settings: dict[str, Any]) -> SweepConfig:
@@ -91,17 +97,11 @@ def _config(settings: dict[str, Any]) -> SweepConfig:
     preset = preset.replace(base=base, space=space)
     parser = OneLineParser(prog="compress", add_help=False)
     add_sweep_flags(parser, preset)
-    plain = {name: _plain(value) for name, value in settings.items() if value is not None}
-    said = ConfigFile(settings=plain)
+    said = ConfigFile.of(settings)
     if mistakes := said.mistakes(parser):
         raise ValueError("\n".join(mistakes))
-    flags = parser.parse_args(said.words(*plain))
+    flags = parser.parse_args(said.words(*said.settings))
     return searching(flags, preset, kind="compress")
-
-
-def _plain(value: Any) -> Any:
-    """The value as a TOML file would have it."""
-    return list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
 
 
 def _images(train: Any, test: Any, data_dir: Path, class_names: Sequence[str] | None) -> GivenImages:

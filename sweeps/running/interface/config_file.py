@@ -3,10 +3,10 @@
 import argparse
 import difflib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import tomli_w
 
@@ -40,6 +40,17 @@ class ConfigFile:
     twice: tuple[str, ...] = ()
     """Keys that stand in more than one table."""
 
+    @classmethod
+    def of(cls, content: Mapping[str, Any], *, path: Path | None = None) -> "ConfigFile":
+        """What a file with this content would say; a None, which only a program can say, is a setting left out."""
+        tables = [value for value in content.values() if isinstance(value, Mapping)]
+        pairs = [(key, value) for key, value in content.items() if not isinstance(value, Mapping)]
+        pairs += [pair for table in tables for pair in table.items()]
+        keys = [key for key, _ in pairs]
+        twice = tuple(sorted({key for key in keys if keys.count(key) > 1}))
+        settings = {key: _as_in_a_file(value) for key, value in pairs if value is not None}
+        return cls(path=path, settings=settings, twice=twice)
+
     def words(self, *keys: str) -> list[str]:
         """The flags that these keys stand for, as far as they are there."""
         return [_word(key, self.settings[key]) for key in keys if key in self.settings]
@@ -47,7 +58,8 @@ class ConfigFile:
     def checked(self, parser: OneLineParser) -> list[str]:
         """The flags that the file stands for; mistakes are answered by the parser, a line each, with exit code 2."""
         if mistakes := self.mistakes(parser):
-            parser.refuse([f"--config {self.path}: {said}" for said in mistakes])
+            where = f"--config {self.path}: " if self.path else ""
+            parser.refuse([where + said for said in mistakes])
         return self.words(*self.settings)
 
     def mistakes(self, parser: OneLineParser) -> list[str]:
@@ -70,12 +82,36 @@ def read(words: list[str], parser: OneLineParser) -> ConfigFile:
         parser.error(f"--config {path}: cannot be read ({error.strerror}).")
     except (ValueError, RecursionError) as error:  # no TOML, or no UTF-8
         parser.error(f"--config {path}: is no TOML ({error}).")
-    rows = [content, *(value for value in content.values() if isinstance(value, dict))]
-    pairs = [(key, value) for row in rows for key, value in row.items() if row is not content or value not in rows]
-    keys = [key for key, _ in pairs]
-    return ConfigFile(
-        path=path, settings=dict(pairs), twice=tuple(sorted({key for key in keys if keys.count(key) > 1}))
-    )
+    return ConfigFile.of(content, path=path)
+
+
+class RaisingParser(OneLineParser):
+    """A parser for calls from a program: what a command would print before it exits is raised, as `ValueError`."""
+
+    def refuse(self, messages: Collection[str]) -> NoReturn:
+        """Raise the messages, one a line."""
+        raise ValueError("\n".join(" ".join(message.split()) for message in messages)) from None
+
+
+def from_program(config: str | Path | Mapping[str, Any] | None, settings: Mapping[str, Any]) -> ConfigFile:
+    """What a program asks for by a file or a mapping, overridden by keywords.
+
+    Raises:
+        ValueError: if the file cannot be read.
+    """
+    if isinstance(config, str | Path):
+        file = read(["--config", str(config)], RaisingParser())
+    else:
+        file = ConfigFile.of(config or {})
+    return ConfigFile(settings={**file.settings, **ConfigFile.of(settings).settings}, twice=file.twice)
+
+
+def _as_in_a_file(value: object) -> object:
+    """The value as a TOML file would have it."""
+    if isinstance(value, list | tuple):
+        return [_as_in_a_file(part) for part in value]
+    number = getattr(value, "tolist", None)  # of NumPy
+    return str(value) if isinstance(value, Path) else number() if callable(number) else value
 
 
 def _word(key: str, value: object) -> str:

@@ -1,6 +1,8 @@
 """What `compress` returns: the front of its sweep, and the files on it."""
 
+import base64
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,13 @@ import pandas as pd
 from analysis import commands
 from analysis.findings import selecting
 from analysis.findings.front import choose, competing, front_members
+from analysis.pages.front_files import write_page
 from analysis.reading.rows import row_of
 from analysis.reading.runs import Runs, read_runs
-from trainables.layout import ONNX_FILE, database_uri, sweep_folder, trial_folder
+from trainables.layout import FRONT, ONNX_FILE, database_uri, sweep_folder, trial_folder
 from trainables.stages.export.session import open_session
+
+FRAME_PX = 640  # height of the figure in a notebook
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,17 +32,33 @@ class Result:
     """The sweep's, also in MLflow and for `python -m analysis --name`."""
     out: Path
     """Folder that holds it."""
+    tracking_uri: str | None = None
+    """Its MLflow server or database; None is the database in `out`."""
+    complete: bool = True
+    """Whether every trial has ended without an error, and MLflow has it; if not, the same call goes on."""
 
     @property
     def runs(self) -> Runs:
         """Everything that was recorded."""
-        return read_runs(database_uri(self.out), self.name)
+        return read_runs(self.tracking_uri or database_uri(self.out), self.name)
 
     @property
     def front(self) -> pd.DataFrame:
         """A row for each file on the Pareto front, the most accurate first: `val_accuracy` and `test_accuracy` (0 to
         1), `latency_p50_ms` of one image, `size_bytes` of the ONNX file, `trial_number`, and the settings."""
         return front_members(self.runs)
+
+    def figure(self) -> "Figure":
+        """The interactive front, which a notebook draws: accuracy (%) against latency of one image (ms), size (MB) by
+        colour; parallel coordinates of the settings; hypervolume over trials. It is written anew.
+
+        Raises:
+            ValueError: if no trial has finished.
+        """
+        folder = sweep_folder(self.out, self.name) / FRONT
+        if not (written := write_page(self.runs, folder)):
+            raise ValueError(f"Sweep {self.name} has no finished trial, so there is no front to draw.")
+        return Figure(page=written[0])
 
     def best(
         self,
@@ -101,5 +122,27 @@ class Result:
             ValueError: if there is no such file.
         """
         self.path(which)
-        commands.export(out=self.out, tracking_uri=None, which=f"{self.name}@{which}", to=Path(to))
+        commands.export(out=self.out, tracking_uri=self.tracking_uri, which=f"{self.name}@{which}", to=Path(to))
         return Path(to)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """The front as an interactive page that needs no network; in a notebook it draws itself."""
+
+    page: Path
+    """The HTML file, for a browser."""
+
+    @property
+    def picture(self) -> Path:
+        """The same front as PNG, for viewers that run no scripts, as GitHub's."""
+        return self.page.with_suffix(".png")
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
+        """What a notebook shows: the page in a frame of its own, whose scripts and styles are not the notebook's."""
+        page = escape(self.page.read_text(encoding="utf-8"))
+        frame = f'<iframe srcdoc="{page}" style="width: 100%; height: {FRAME_PX}px; border: 0"></iframe>'
+        shown: dict[str, Any] = {"text/html": frame, "text/plain": repr(self)}
+        if self.picture.is_file():
+            shown["image/png"] = base64.b64encode(self.picture.read_bytes()).decode()
+        return shown

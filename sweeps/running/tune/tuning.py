@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ray import tune
+from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
 from sweeps.cluster.interrupts import StoppableTuner, WatchRay
@@ -17,6 +18,17 @@ from trainables.trials.task import task_of
 
 # How many times a trial's process may die without finishing an epoch; invalid configurations are run only once.
 MAX_FAILURES = 3
+
+
+class _Silent(tune.ProgressReporter):
+    """Report nothing; in a notebook, Tune's own reporter clears the cell's output, `verbose` or not."""
+
+    def should_report(self, trials: list[Trial], done: bool = False) -> bool:
+        """Never."""
+        return False
+
+    def report(self, trials: list[Trial], done: bool, *sys_info: Any) -> None:
+        """Nothing."""
 
 
 def tuner(
@@ -59,6 +71,7 @@ def tuner(
             storage_path=str((config.folder / TUNE).resolve()),
             callbacks=[*callbacks, Allowance(MAX_FAILURES), WatchRay(), *timesheet],
             verbose=0,  # the sweep has a display of its own
+            progress_reporter=_Silent(),
             failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
             # Stages checkpoint to the store themselves; a Tune checkpoint would be a second copy.
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),

@@ -73,6 +73,37 @@ def test_the_first_signal_ends_in_order_and_the_second_at_once(first: signal.Sig
         assert time.monotonic() - started < 5
 
 
+INTERACTIVE = """
+    import sys, time
+    sys.ps1 = ">>> "
+    from sweeps.cluster.interrupts import Interrupted, stoppable
+    try:
+        with stoppable():
+            try:
+                print("ready", flush=True)
+                time.sleep(60)
+            except Interrupted:
+                print("saving", flush=True)
+                while True:
+                    time.sleep(0.1)
+    except KeyboardInterrupt as stop:
+        print(type(stop).__name__, flush=True)
+"""
+
+
+def test_the_second_signal_leaves_a_notebook_its_memory() -> None:
+    words = [sys.executable, "-c", textwrap.dedent(INTERACTIVE)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "saving\n"
+        time.sleep(ONE_REQUEST_S + 0.1)
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "KeyboardInterrupt\n"
+        assert process.wait(timeout=30) == 0
+
+
 TUNED = """
     import time
     import sweeps

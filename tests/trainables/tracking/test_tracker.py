@@ -533,6 +533,7 @@ def test_front_members_are_registered_once_load_back_and_predict(
     (image,) = loaded.metadata.signature.inputs
     assert (image.name, image.shape, image.type) == ("image", (-1, 3, 8, 8), np.dtype(np.float32))
     assert loaded.metadata.saved_input_example_info is not None
+    assert loaded.metadata.metadata["image"].startswith("RGB in [0, 1]")
     requirements = Path(mlflow.artifacts.download_artifacts(versions["fastest"].source, tracking_uri=uri))
     named = (requirements / "requirements.txt").read_text().split()
     assert [line.partition("==")[0] for line in named] == ["mlflow", "onnx", "numpy", "onnxruntime"]
