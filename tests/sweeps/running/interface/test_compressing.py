@@ -83,7 +83,14 @@ def accuracy(model: nn.Module, data: Digits) -> float:
 def test_a_network_in_memory_goes_all_the_way(trained: Small, tmp_path: Path) -> None:
     before = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
     environment = dict(os.environ)
-    small = {"recovery_epochs": 1, "latency_seconds": 0.2, "latency_max_attempts": 1, "batch_size": 64, "flip": False}
+    small = {
+        "student_epochs": 12,
+        "recovery_epochs": 1,
+        "latency_seconds": 0.2,
+        "latency_max_attempts": 1,
+        "batch_size": 64,
+        "flip": False,
+    }
     where = {"out": tmp_path / "runs", "data_dir": tmp_path / "data"}
     result = compress(
         trained, train=TRAIN, test=TEST, mean=MEAN, std=STD, trials=2, crop="none", cpus=2, pruning_ratio="0:0.5",
