@@ -130,8 +130,8 @@ def _parse(words: list[str]) -> tuple[OneLineParser, argparse.Namespace]:
     )
     group = parser.add_argument_group("command")
     text = (
-        "What the other flags start from: cifar10 (ResNet-18, for GPUs) or quick (small images of digits); the default"
-        " is cifar10 with --gpus, else quick or, with --dataset, small networks and a budget that ends in minutes"
+        "What the other flags start from: cifar10 (ResNet-18, for GPUs) or quick (small images of digits) (default:"
+        " cifar10 with --gpus, else what ends in minutes: quick or, with --dataset, small networks and a budget)"
     )
     group.add_argument("--preset", choices=sorted(PRESETS), help=text)
     config_file.add_config_flag(group)

@@ -4,7 +4,7 @@
     python sweeps/runtimes.py --name NAME --run 12 --runtimes onnxruntime_cpu,openvino --batches 1,8,64
 
 Every cell is a Ray trial that has the machine to itself while it is timed, and a run in MLflow under the sweep's.
-What this machine has not got becomes a row that says so. Cells that are there are not measured again, but for
+What this machine lacks gets a row that says so. Cells that are there are not measured again, but for
 those that are not clean with --again.
 """
 
