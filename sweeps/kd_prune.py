@@ -60,7 +60,7 @@ EXAMPLES = f"""\
 examples:
   python sweeps/kd_prune.py                         small images, CPU, minutes
   python sweeps/kd_prune.py --dataset folder:photos --image-size 64
-  python sweeps/kd_prune.py --dataset folder:photos --image-size 64 --budget 2h
+  python sweeps/kd_prune.py --dataset cifar10 --budget 2h
   python sweeps/kd_prune.py --max-latency-ms 5 --max-size-mb 2 --max-drop 1
   python sweeps/kd_prune.py --alpha 0.5:1 --pruning-ratio 0.2,0.5
   python sweeps/kd_prune.py --gpus 4 --plan         what it would cost
