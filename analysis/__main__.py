@@ -1,4 +1,4 @@
-"""`python -m analysis`: look at a sweep, choose from it, ship a file. Without a command: `front`."""
+"""Look at a sweep, choose from it, ship a file; without a command, print the front."""
 
 import argparse
 import sys
@@ -11,20 +11,22 @@ from trainables.config.flags import OneLineParser, add_completion_flag, with_fla
 from trainables.layout import DATABASE
 
 COMMANDS: Mapping[str, str] = {
-    "front": "print the Pareto front and write its tables, pictures and pages (what happens without a command)",
-    "select": "the file that fits your limits, the runner-up, or what it would take; exit code 1 if nothing fits",
-    "export": "write a folder to ship: ONNX, TorchScript, preprocessing, labels, a predict.py",
-    "report": "write one page, HTML and Markdown: verdict, front, controls, ablations, latency, model cards",
-    "importance": "which parameter moved accuracy, latency and size",
-    "compare": "two sweeps: hypervolume, and how surely one is ahead",
-    "du": "what the folder takes on disk",
-    "sync": "deliver to MLflow what waits on disk because it was away, each trial once",
+    "front": "Print the Pareto front and write its tables, pictures and pages (what happens without a command)",
+    "select": "The file that fits your limits, the runner-up, or what it would take; exit code 1 if nothing fits",
+    "export": "Write a folder to ship: ONNX, TorchScript, preprocessing, labels, a predict.py",
+    "report": "Write one page, HTML and Markdown: verdict, front, controls, ablations, latency, model cards",
+    "importance": "Which parameter moved accuracy, latency and size",
+    "compare": "Two sweeps: hypervolume, and how surely one is ahead",
+    "du": "What the folder takes on disk",
+    "sync": "Deliver to MLflow what waits on disk because it was away, each trial once",
 }
 # Commands on one front: they take a sweep's name and the device of its latencies.
 FRONT_COMMANDS = ("front", "select", "report", "importance")
 PROGRAM = "python -m analysis"
 BAD_INPUT = 2
-EPILOG = """examples:
+EPILOG = """COMMAND --help shows the flags of a command.
+
+examples:
   python -m analysis --out runs
   python -m analysis select --max-latency-ms 5 --max-size-mb 4 --min-accuracy 0.9
   python -m analysis export NAME@balanced --to ship
@@ -71,18 +73,18 @@ def parser() -> OneLineParser:
             type=Path,
             default=Path("runs"),
             metavar="DIR",
-            help=f"folder of the sweeps, with {DATABASE} (default: runs)",
+            help=f"Folder of the sweeps, with {DATABASE} (default: runs)",
         )
         if name in FRONT_COMMANDS:
-            command.add_argument("--name", help="sweep; several with commas between them (default: the newest)")
+            command.add_argument("--name", help="Sweep; several with commas between them (default: the newest)")
             command.add_argument(
-                "--device", help="device of the latencies, such as cpu:1; needed where there are several"
+                "--device", help="Device of the latencies, such as cpu:1; needed where there are several"
             )
         if name not in ("du", "sync"):
             text = f"MLflow store to read instead of OUT/{DATABASE}"
             command.add_argument("--tracking-uri", metavar="URI", help=text)
     for name in ("front", "report"):
-        place = f"folder to write to (default: OUT/sweeps/NAME/{name}; of several sweeps OUT/together/NAMES/{name})"
+        place = f"Folder to write to (default: OUT/sweeps/NAME/{name}; of several sweeps OUT/together/NAMES/{name})"
         made[name].add_argument("--to", type=Path, metavar="DIR", help=place)
     _add_own_flags(made)
     return top
@@ -91,22 +93,22 @@ def parser() -> OneLineParser:
 def _add_own_flags(made: Mapping[str, argparse.ArgumentParser]) -> None:
     """The flags that one command alone has."""
     select = made["select"]
-    select.add_argument("--max-latency-ms", type=float, metavar="MS", help="median latency of one image, at most")
+    select.add_argument("--max-latency-ms", type=float, metavar="MS", help="Median latency of one image, at most")
     select.add_argument("--max-size-mb", type=float, metavar="MB", help="ONNX file, at most (1 MB = 1,000,000 bytes)")
-    select.add_argument("--min-accuracy", type=float, metavar="SHARE", help="on the validation split, 0 to 1, at least")
+    select.add_argument("--min-accuracy", type=float, metavar="SHARE", help="On the validation split, 0 to 1, at least")
     made["export"].add_argument(
         "which",
         metavar="NAME@WHICH",
-        help="sweep @ balanced, most_accurate, fastest, smallest, an alias of MLflow's registry, a trial, or teacher",
+        help="Sweep @ balanced, most_accurate, fastest, smallest, an alias of MLflow's registry, a trial, or teacher",
     )
-    made["export"].add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to write")
+    made["export"].add_argument("--to", type=Path, required=True, metavar="DIR", help="Folder to write")
     made["importance"].add_argument(
-        "--evaluator", default="fanova", metavar="NAME", help="fanova or ped-anova (default: fanova)"
+        "--evaluator", default="fanova", metavar="{fanova,ped-anova}", help="How shares are computed (default: fanova)"
     )
     made["compare"].add_argument(
-        "sweeps", nargs=2, metavar="NAME", help="a sweep; several taken together with commas between them"
+        "sweeps", nargs=2, metavar="NAME", help="A sweep; several taken together with commas between them"
     )
-    made["sync"].add_argument("--name", help="sweep to deliver (default: all)")
+    made["sync"].add_argument("--name", help="Sweep to deliver (default: all)")
     made["sync"].add_argument("--tracking-uri", metavar="URI", help=f"MLflow store (default: OUT/{DATABASE})")
 
 

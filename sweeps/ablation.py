@@ -63,8 +63,8 @@ GRIDS: Mapping[str, Mapping[str, tuple[object, ...]]] = {
 EXAMPLES = f"""\
 examples:
   python sweeps/ablation.py --preset distillation --base quick
+  python sweeps/ablation.py --preset kd-grid --temperature 1,4 --seeds 1
   python sweeps/ablation.py --preset kd-grid --seeds 5 --gpus 4
-  python sweeps/ablation.py --preset kd-grid --temperature 1,4 --base quick
 
 {EXIT_CODES}
 """
@@ -117,9 +117,12 @@ def _run(parser: OneLineParser, flags: argparse.Namespace, screen: Screen) -> in
 def parse(words: list[str]) -> tuple[OneLineParser, argparse.Namespace]:
     """The parser, and what the words of the command line say."""
     first = OneLineParser(prog="ablation.py", add_help=False)
-    first.add_argument("--base", dest="start", choices=sorted(PRESETS), default="cifar10")
+    first.add_argument("--base", dest="start", choices=sorted(PRESETS))
+    first.add_argument("--gpus")
     file = config_file.read(words, first)
-    preset = _start(first.parse_known_args([*file.words("base"), *words])[0].start).replace(space={})
+    known = first.parse_known_args([*file.words("base", "gpus"), *words])[0]
+    start = known.start or ("quick" if known.gpus in (None, "0") else "cifar10")
+    preset = _start(start).replace(space={})
     parser = OneLineParser(
         prog="ablation.py",
         usage="python sweeps/ablation.py --preset GRID [FLAGS]",
@@ -130,8 +133,8 @@ def parse(words: list[str]) -> tuple[OneLineParser, argparse.Namespace]:
     )
     group = parser.add_argument_group("command")
     group.add_argument("--preset", choices=sorted(GRIDS), required=True, help="What is varied")
-    text = "What the other flags start from (default: cifar10)"
-    group.add_argument("--base", dest="start", choices=sorted(PRESETS), default="cifar10", help=text)
+    text = "What the other flags start from (default: cifar10 with --gpus, else quick, which takes minutes)"
+    group.add_argument("--base", dest="start", choices=sorted(PRESETS), default=start, help=text)
     config_file.add_config_flag(group)
     add_output_flags(group)
     leave_out = ("trials", "objective", "search_seed", *FIXED)

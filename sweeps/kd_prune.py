@@ -1,12 +1,11 @@
 """Search distillation and pruning settings: accuracy against latency and size.
 
-Flags are settings of the sweep or of its candidates; --preset says what those
-that are not given are. The same command goes on where it was interrupted.
+Without --preset and --gpus it takes what ends in minutes on these cores, and
+says what and how long. The same command goes on where it was interrupted.
 """
 
 import argparse
 import dataclasses
-import functools
 import os
 import sys
 import time
@@ -52,7 +51,7 @@ from sweeps.running.interface.flags import (
 )
 from sweeps.running.interface.sweep_toml import sweep_toml
 from sweeps.search.config import SweepConfig
-from sweeps.search.presets import PRESETS
+from sweeps.search.presets import PRESETS, epochs_for, kind_of, on_cores
 from trainables.config.flags import OneLineParser
 from trainables.records.stages import DatasetRecord
 from trainables.stages.data import prepared
@@ -64,17 +63,19 @@ __all__ = ["BAD_INPUT", "FAILED", "INTERRUPTED", "main", "sweep"]
 
 EXAMPLES = f"""\
 examples:
-  python sweeps/kd_prune.py --preset quick          CPU, four minutes
+  python sweeps/kd_prune.py                         small images, CPU, minutes
+  python sweeps/kd_prune.py --dataset folder:photos --image-size 64
+  python sweeps/kd_prune.py --dataset cifar10 --budget 2h
+  python sweeps/kd_prune.py --max-latency-ms 5 --max-size-mb 2 --max-drop 1
+  python sweeps/kd_prune.py --alpha 0.5:1 --pruning-ratio 0.2,0.5
   python sweeps/kd_prune.py --gpus 4 --plan         what it would cost
   python sweeps/kd_prune.py --gpus 4 --budget 6h    epochs and trials that fit
   python sweeps/kd_prune.py --gpus 4 --gpus-per-trial 0.25 --trials 200
-  python sweeps/kd_prune.py --dataset folder:photos --image-size 64
-  python sweeps/kd_prune.py --max-latency-ms 5 --max-size-mb 2 --max-drop 1
-  python sweeps/kd_prune.py --alpha 0.5:1 --pruning-ratio 0.2,0.5
   python sweeps/kd_prune.py --preset quick --json > events.jsonl
 
 {EXIT_CODES}
 """
+DIGITS = "digits"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -138,30 +139,31 @@ def sweep(
 
 def _run(parser: OneLineParser, flags: argparse.Namespace, screen: Screen, started: float) -> tuple[SweepConfig, int]:
     """The sweep that the flags ask for, and the exit code."""
-    keeps_students = flags.student_model is not None  # named ones: a budget leaves none of them out
     try:
-        typed = dict(vars(flags))
+        typed = argparse.Namespace(**vars(flags))
         config = _config(flags)
-        asked = sweep_toml(typed, config, parser, "kd_prune.py")
         check(config)
         with screen.busy(f"Reading the images of {config.search.base.data.dataset}"):
             dataset = prepared.prepare(config.search.base.data, config.places.data_dir)
         if lacking := prepared.left_out(config.search.base.data.dataset):
             screen.print(lacking, style="yellow", markup=False, soft_wrap=True)
-        check_networks(config, dataset, flags.teacher_weights)
+        config = _suited(config, typed, dataset.num_train)
+        check_networks(config, dataset, typed.teacher_weights)
         check_limits(config, dataset)
-        config = resolve_shares(config, screen)
+        asked, config = config, resolve_shares(config, screen)
         for line in prices(config):
             screen.print(line)
         deadline = None
-        if flags.plan or flags.budget:
-            config, deadline = _plan(config, dataset, flags, screen, started, keeps_students=keeps_students)
-            if flags.plan:
+        if typed.plan or typed.budget or _minutes(typed):
+            config, deadline = _plan(config, dataset, typed, screen, started)
+            if typed.plan:
                 return config, 0
+        named = {"budget": deadline and deadline.budget_s}
+        toml = sweep_toml(vars(typed) | named, asked, parser, "kd_prune.py", fitted=_fits_cores(typed))
     except ValueError as error:
         parser.error(with_flags(str(error)))
-    again = flags.retry_failed
-    return config, run(config, dataset, parser, screen, deadline=deadline, retry_failed=again, sweep_toml=asked)
+    again = typed.retry_failed
+    return config, run(config, dataset, parser, screen, deadline=deadline, retry_failed=again, sweep_toml=toml)
 
 
 def _parse(
@@ -169,9 +171,11 @@ def _parse(
 ) -> tuple[OneLineParser, argparse.Namespace]:
     """The parser, and what the words say, and the file, which the words name unless it is given."""
     first = kind(prog="kd_prune.py", add_help=False)
-    first.add_argument("--preset", choices=sorted(PRESETS), default="cifar10")
+    first.add_argument("--preset", choices=sorted(PRESETS))
+    for flag in ("--gpus", "--dataset"):
+        first.add_argument(flag)
     file = file or config_file.read(words, first)
-    preset = PRESETS[first.parse_known_args([*file.words("preset"), *words])[0].preset]()
+    known = first.parse_known_args([*file.words("preset", "gpus", "dataset"), *words])[0]
     parser = kind(
         prog="kd_prune.py",
         usage="python sweeps/kd_prune.py [FLAGS]",
@@ -181,69 +185,100 @@ def _parse(
         add_help=False,
     )
     group = parser.add_argument_group("command")
-    text = "What the other flags start from (default: cifar10)"
-    group.add_argument("--preset", choices=sorted(PRESETS), default="cifar10", help=text)
+    text = (
+        "What the other flags start from: cifar10 (ResNet-18, for GPUs) or quick (small images of digits) (default:"
+        " cifar10 with --gpus, else what ends in minutes: quick or, with --dataset, small networks and a budget)"
+    )
+    group.add_argument("--preset", choices=sorted(PRESETS), help=text)
     config_file.add_config_flag(group)
     add_cost_flags(group)
     add_output_flags(group)
-    add_sweep_flags(parser, preset)
+    add_sweep_flags(parser, _preset(known))
     return parser, parser.parse_args([*file.checked(parser), *words])
 
 
-def _config(flags: argparse.Namespace) -> SweepConfig:
+def _config(flags: argparse.Namespace, preset: SweepConfig | None = None) -> SweepConfig:
+    """The sweep that the flags ask for, over the preset that they name, or another one."""
     if flags.budget and flags.trials is not None:
         raise ValueError(
             f"--budget and --trials {flags.trials}: a budget chooses the number of trials; leave one of them out."
         )
-    return searching(flags, PRESETS[flags.preset](), kind=flags.preset)
+    kind = kind_of(flags.dataset) if _fits_cores(flags) else _preset_name(flags)
+    return searching(flags, preset or _preset(flags), kind=kind)
+
+
+def _suited(config: SweepConfig, typed: argparse.Namespace, images: int) -> SweepConfig:
+    """The sweep with the epochs that suit the user's images, where neither a preset nor a GPU was asked for."""
+    if not _fits_cores(typed):
+        return config
+    preset = _preset(typed)
+    suited = epochs_for(images, config.search.base.training.batch_size)
+    preset = preset.replace(base=preset.search.base.replace(**suited))
+    return _config(argparse.Namespace(**vars(typed)), preset)
+
+
+def _preset_name(flags: argparse.Namespace) -> str:
+    """The preset that is named, or that goes with a GPU or without one."""
+    return flags.preset or ("cifar10" if _on_gpus(flags) else "quick")
+
+
+def _preset(flags: argparse.Namespace) -> SweepConfig:
+    if _fits_cores(flags):
+        return on_cores(flags.dataset, getattr(flags, "image_size", None))
+    return PRESETS[_preset_name(flags)]()
+
+
+def _on_gpus(flags: argparse.Namespace) -> bool:
+    return flags.gpus not in (None, 0, "0")
+
+
+def _minutes(flags: argparse.Namespace) -> bool:
+    """Whether nobody has named a preset or asked for a GPU."""
+    return flags.preset is None and not _on_gpus(flags)
+
+
+def _fits_cores(flags: argparse.Namespace) -> bool:
+    """Whether the images, too, are the user's choice, so that the settings have to suit them."""
+    return _minutes(flags) and flags.dataset not in (None, DIGITS)
 
 
 def _plan(
-    config: SweepConfig,
-    dataset: DatasetRecord,
-    flags: argparse.Namespace,
-    screen: Screen,
-    started: float,
-    *,
-    keeps_students: bool,
+    config: SweepConfig, dataset: DatasetRecord, flags: argparse.Namespace, screen: Screen, started: float
 ) -> tuple[SweepConfig, Deadline | None]:
     """Probe, then print the plan, or make the sweep fit its budget; a budget counts from `started`.
 
     Raises:
         ValueError: if the budget is too small for one trial.
     """
-    from sweeps.planning.cost import START_S, Hits, Plan, estimate, show
-    from sweeps.planning.probe import probe
-    from sweeps.planning.reuse import look_up
-    from trainables.store.results import store_below
+    from sweeps.planning.cost import show
+    from sweeps.planning.unasked import fit_teacher, fit_to_minutes, plan_maker, say_unasked
 
-    with screen.busy("Timing a few steps of every stage"):
-        measured = probe(config, dataset, apart=config.devices.gpus > 0)
-    start_s = start_seconds(config.places.out)
-
-    # a budget tries many plans, and a store may be remote
-    find = functools.cache(store_below(config.places.out, config.places.storage).find)
-
-    def plan_of(sweep: SweepConfig) -> tuple[Plan, Hits]:
-        hits = look_up(sweep, dataset, find)
-        return estimate(measured, sweep, hits, start_s=start_s or START_S), hits
-
+    plan_of = plan_maker(config, dataset, screen)
+    typed = [name for name, value in vars(flags).items() if value is not None]
+    keeps_students = "student_model" in typed  # named ones: a budget leaves none of them out
     deadline = None
     if flags.budget:
-        asked_for = any(getattr(flags, name) is not None for name in EPOCHS)
-        shares = (1.0,) if asked_for else EPOCH_SHARES
+        if _fits_cores(flags) and "teacher_epochs" not in typed:
+            config = fit_teacher(config, plan_of, flags.budget)
+        shares = (1.0,) if any(name in typed for name in EPOCHS) else EPOCH_SHARES
         spent = spent_seconds(config.folder, flags.budget)
         at = started + flags.budget - spent
         config, deadline = fit_to_budget(
             config, plan_of, at=at, budget_s=flags.budget, shares=shares, keeps_students=keeps_students
         )
-    plan, hits = plan_of(config)
-    if flags.budget:
         before = f", {in_words(spent)} of it spent before" if spent else ""
-        screen.print(f"A budget of {in_words(flags.budget)}{before}: {describe(config, plan)}.")
+        screen.print(f"A budget of {in_words(flags.budget)}{before}: {describe(config, plan_of(config)[0])}.")
+    else:
+        if _fits_cores(flags):
+            config, deadline = fit_to_minutes(
+                config, plan_of, started=started, typed=typed, keeps_students=keeps_students
+            )
+        if _minutes(flags):
+            say_unasked(screen, config, plan_of(config)[0], deadline)
     if flags.plan:
+        plan, hits = plan_of(config)
         screen.event("plan", sweep=config.name, **dataclasses.asdict(plan))
-        show(screen, plan, config, hits, measured_start=start_s is not None)
+        show(screen, plan, config, hits, measured_start=start_seconds(config.places.out) is not None)
     return config, deadline
 
 

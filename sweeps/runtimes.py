@@ -1,11 +1,8 @@
-"""Measure finished models in every runtime, precision and batch, and say where one disappoints.
+"""Measure finished models in every runtime, precision and batch.
 
-    python sweeps/runtimes.py --name NAME                         # the sweep's teacher and every member of its front
-    python sweeps/runtimes.py --name NAME --run 12 --runtimes onnxruntime_cpu,openvino --batches 1,8,64
-
-Every cell is a Ray trial that has the machine to itself while it is timed, and a run in MLflow under the sweep's.
-What this machine has not got becomes a row that says so. Cells that are there are not measured again, but for
-those that are not clean with --again.
+Every cell is a Ray trial that has the machine to itself while it is timed,
+and a run in MLflow under the sweep's. What this machine lacks gets a row that
+says so. A cell is measured once; --again repeats those that are not clean.
 """
 
 import argparse
@@ -38,6 +35,14 @@ from trainables.stages.runtimes.base import RUNTIMES
 from trainables.stages.runtimes.cell import Cell
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+EXAMPLES = """\
+examples:
+  python sweeps/runtimes.py --name NAME             the teacher and the front
+  python sweeps/runtimes.py --name NAME --run 12 --runtimes onnxruntime_cpu
+  python sweeps/runtimes.py --name NAME --batches 1,8,64 --again
+
+exit codes: 0 done, 1 a cell failed, 2 bad input, 130 interrupted
+"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -68,24 +73,50 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> OneLineParser:
     parser = OneLineParser(
-        prog="runtimes.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="runtimes.py",
+        usage="python sweeps/runtimes.py --name NAME [FLAGS]",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_completion_flag(parser)
-    parser.add_argument("--name", required=True, help="the sweep whose models are measured")
-    parser.add_argument("--run", help="one model: a trial's number, an MLflow run id, or `teacher`")
-    parser.add_argument("--front", action="store_true", help="the teacher and every member of the front (the default)")
-    parser.add_argument("--runtimes", default=",".join(RUNTIMES), help=f"of {', '.join(RUNTIMES)} (default: all)")
-    parser.add_argument("--precisions", default=",".join(PRECISIONS), help=f"of {', '.join(PRECISIONS)} (default: all)")
-    parser.add_argument("--models", help="package.module:function, ...: your own, that PyTorch's runtimes may import")
-    parser.add_argument("--batches", default="1,8,64", help="images a call (default: 1,8,64)")
-    parser.add_argument("--runtime-threads", default="1", help="CPU threads, a list such as 1,4 (default: 1)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="for timing a cell (default: 2; slow ones 8)")
-    parser.add_argument("--again", action="store_true", help="measure cells anew whose latency is not clean")
-    parser.add_argument("--gpus", type=int, default=0, help="GPUs to use, needed for CUDA runtimes (default: 0)")
-    parser.add_argument("--dataset", help="where the images lie now, for folder: data sets (default: as recorded)")
-    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the sweep (default: runs)")
-    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="decoded images (default: data)")
-    parser.add_argument("--tracking-uri", help=f"MLflow server or database (default: OUT/{DATABASE})")
+    parser.add_argument("--name", required=True, metavar="NAME", help="The sweep whose models are measured")
+    parser.add_argument("--run", metavar="RUN", help="One model: a trial's number, an MLflow run id, or teacher")
+    parser.add_argument("--front", action="store_true", help="The teacher and every member of the front (the default)")
+    parser.add_argument(
+        "--runtimes", default=",".join(RUNTIMES), metavar="LIST", help=f"Of {', '.join(RUNTIMES)} (default: all)"
+    )
+    parser.add_argument(
+        "--precisions", default=",".join(PRECISIONS), metavar="LIST", help=f"Of {', '.join(PRECISIONS)} (default: all)"
+    )
+    parser.add_argument(
+        "--models",
+        metavar="LIST",
+        help="Models of your own, package.module:function, for PyTorch's runtimes (default: none)",
+    )
+    parser.add_argument("--batches", default="1,8,64", metavar="LIST", help="Images a call (default: 1,8,64)")
+    parser.add_argument(
+        "--runtime-threads", default="1", metavar="LIST", help="CPU threads, a list such as 1,4 (default: 1)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=2.0, metavar="X", help="Time of a cell (default: 2; slow ones 8)"
+    )
+    parser.add_argument(
+        "--again", action="store_true", help="Measure the cells again whose latency is not clean (default: off)"
+    )
+    parser.add_argument(
+        "--gpus", type=int, default=0, metavar="N", help="GPUs to use, needed for CUDA runtimes (default: 0)"
+    )
+    parser.add_argument(
+        "--dataset", metavar="NAME", help="Where the images lie now, for folder: data sets (default: as recorded)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs"), metavar="PATH", help="Folder of the sweep (default: runs)"
+    )
+    parser.add_argument(
+        "--data-dir", type=Path, default=Path("data"), metavar="PATH", help="Decoded images (default: data)"
+    )
+    parser.add_argument("--tracking-uri", metavar="NAME", help=f"MLflow server or database (default: OUT/{DATABASE})")
     return parser
 
 

@@ -42,9 +42,9 @@ BATCH = 64  # images per call over the test set
 OWN_SIZE = 32  # pixels per side of CIFAR's images, if no --image-size is given
 EXAMPLES = f"""\
 examples:
-  python sweeps/studies.py distillation --teacher-epochs 30 --student-epochs 30
+  python sweeps/studies.py onnx --train-limit 5000 --teacher-epochs 5 --student-epochs 5
+  python sweeps/studies.py distillation --gpus 1
   python sweeps/studies.py pruning --gpus 1
-  python sweeps/studies.py onnx --train-limit 5000 --teacher-epochs 5
 
 {EXIT_CODES}
 """

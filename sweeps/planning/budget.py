@@ -143,12 +143,12 @@ def _only_cuts(config: SweepConfig) -> SweepConfig:
     return config.replace(space=space, base=config.search.base.replace(student_model=TEACHER_ITSELF))
 
 
-def begun_with(config: SweepConfig) -> SweepConfig | None:
+def begun_with(config: SweepConfig, names: Sequence[str] = EPOCHS) -> SweepConfig | None:
     """The sweep with the epochs and students that it has begun with; None if it has not, or its file is unreadable
     (`run` reports that)."""
     try:
         base = json.loads((config.folder / IDENTITY).read_text(encoding="utf-8"))["settings"]["base"]
-        epochs = {name: int(base[name]) for name in EPOCHS}
+        epochs = {name: int(base[name]) for name in names}
         begun = config.replace(base=config.search.base.replace(**epochs))
         return _only_cuts(begun) if base.get("student_model") == TEACHER_ITSELF else begun
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -33,10 +33,10 @@ class Places:
     data_dir: Path = Path("data")
     """Downloads and decoded images."""
     tracking_uri: str | None = None
-    """MLflow server or database; None is OUT/mlflow.db."""
+    """MLflow server or database (default: OUT/mlflow.db)."""
     storage: str | None = None
     """What all nodes share, stored stages and results on their way to the driver: a folder that has this path on every
-    node, or a URL such as s3://bucket/runs; unset, OUT itself, which a cluster must then see on every node."""
+    node, or a URL such as s3://bucket/runs (default: OUT itself, which a cluster must then see on every node)."""
 
     def __post_init__(self) -> None:
         if self.storage is not None and not STORAGE.fullmatch(self.storage):
@@ -56,7 +56,7 @@ class Search:
     """`pareto` gives Optuna accuracy, latency and size, and finds the front sooner; `composite` one score, and finds
     the best score sooner."""
     sampler: str = "tpe"
-    """Who proposes: `tpe`, `nsga2`, `gp`, `random` or `grid` (every combination once)."""
+    """Who proposes trials; `grid` takes every combination once."""
     search_seed: int = 0
     """Of the sampler."""
     reuse_probability: float = 0.25

@@ -13,8 +13,8 @@ class Devices:
     """What a sweep may use, and what a trial gets of it."""
 
     address: str | None = None
-    """Ray cluster to join: HOST:PORT, `auto` for the one of this machine, or `none`; unset, what RAY_ADDRESS says (`ray
-    job submit` sets it), else none: then a Ray of the sweep's own runs on this machine."""
+    """Ray cluster to join: HOST:PORT, `auto` for the one of this machine, or `none` for a Ray of the sweep's own
+    (default: what RAY_ADDRESS says, which `ray job submit` sets, else `none`)."""
     gpus: int = 0
     """GPUs to use; 0 trains on the CPU."""
     gpus_per_trial: float | str = 1.0

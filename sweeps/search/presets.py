@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -51,6 +52,44 @@ def cifar10() -> SweepConfig:
     """ResNet-18 to MobileNetV3-Small on CIFAR-10 at 32 pixels; meant for GPUs."""
     base = CandidateConfig().replace(dataset="cifar10", **_SWEEP_DEFAULTS, **vars(augment_for("cifar10", None)))
     return SweepConfig(name="cifar10", search=Search(base=base, space=_space("mobilenet_v3_small")))
+
+
+# An epoch of few images is a few steps: they get more epochs.
+EPOCHS_ON_CORES, MOST_EPOCHS, ENOUGH_STEPS = 30, 120, 600
+
+
+def on_cores(dataset: str, image_size: int | None) -> SweepConfig:
+    """ResNet-20 and ResNet-8, which take images of any size at one cost, with the batches and seconds of a CPU."""
+    base = CandidateConfig(
+        training=TrainingConfig(batch_size=64),
+        teacher=TeacherConfig(teacher_model="resnet20"),
+        student=StudentConfig(student_model="resnet8"),
+        measure=MeasureConfig(latency_seconds=1.0),
+    )
+    base = base.replace(dataset=dataset, **_SWEEP_DEFAULTS, **vars(augment_for(dataset, image_size)))
+    return SweepConfig(name="cores", search=Search(base=base, space=_space("resnet8")))
+
+
+def epochs_for(images: int, batch_size: int) -> dict[str, int]:
+    """Epochs that suit a training split, before a probe has said how many of them these cores can pay.
+
+    They depend on the images alone: so a command has the same sweep whatever else the machine does.
+
+    Example:
+        >>> epochs_for(45000, 64), epochs_for(500, 64)["teacher_epochs"]
+        ({'teacher_epochs': 30, 'student_epochs': 12, 'recovery_epochs': 12}, 86)
+    """
+    steps = max(1, images // batch_size)
+    epochs = max(EPOCHS_ON_CORES, min(MOST_EPOCHS, round(ENOUGH_STEPS / steps)))
+    part = round(0.4 * epochs)
+    return {"teacher_epochs": epochs, "student_epochs": part, "recovery_epochs": part}
+
+
+def kind_of(dataset: str) -> str:
+    """What the name of a sweep without a preset begins with: the data set, or the last part of its folder."""
+    return (
+        re.sub(r"[^A-Za-z0-9]+", "-", dataset.rstrip("/").rpartition("/")[2].rpartition(":")[2]).strip("-") or "sweep"
+    )
 
 
 # Precisions that a runtime has fast kernels for: every network is written in all of them.

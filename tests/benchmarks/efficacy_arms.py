@@ -48,7 +48,7 @@ def ours(job: Job) -> list[dict[str, Any]]:
     meter, limit = Meter(), job.budget_s
     while (left := limit - meter.seconds()) > 0.1 * limit:
         command = [
-            sys.executable, str(REPO / "sweeps" / "kd_prune.py"), "--name", "ours", "--dataset",
+            sys.executable, str(REPO / "sweeps" / "kd_prune.py"), "--preset", "cifar10", "--name", "ours", "--dataset",
             f"folder:{job.folder / 'images'}", "--data-dir", str(job.out / "data"), "--out", str(job.out / "runs"),
             "--teacher-weights", str(job.folder / "teacher.pt"), "--teacher-epochs", "0",
             "--teacher-model", json.loads((job.folder / "teacher.json").read_text())["model"],

@@ -50,7 +50,7 @@ def settings(config: SweepConfig) -> set[str]:
 
 
 def test_help_names_every_setting_and_its_default(tmp_path: Path) -> None:
-    done = run(tmp_path, "--help")
+    done = run(tmp_path, "--help-all")
     assert (done.returncode, done.stderr) == (0, "")
     entries = re.split(r"\n  (?=-)", done.stdout.partition("\ncommand:")[2])[1:]
     by_flag = {entry.replace(",", " ").split()[0]: entry for entry in entries}
@@ -63,12 +63,25 @@ def test_help_names_every_setting_and_its_default(tmp_path: Path) -> None:
         "--quiet",
         "--json",
         "--print-completion",
+        "--help-all",
         "-h",
     }
     assert by_flag.keys() == {flag_name(name) for name in settings(quick())} | own
     for flag, entry in by_flag.items():
-        assert flag in ("-h", "--print-completion") or "(default:" in entry, entry
+        assert flag in ("-h", "--help-all", "--print-completion") or "(default:" in entry, entry
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_short_help_names_the_usual_flags_and_the_long_one_no_python_words(tmp_path: Path) -> None:
+    short, long = run(tmp_path, "--help").stdout, run(tmp_path, "--help-all").stdout
+    flags = [{line.split()[0] for line in text.splitlines() if line.startswith("  --")} for text in (short, long)]
+    assert flags[0] < flags[1]
+    assert {"--dataset", "--budget", "--max-latency-ms", "--gpus", "--help-all"} <= flags[0]
+    assert f"{len(flags[1]) - len(flags[0])} more flags: --help-all" in short
+    assert len(short.splitlines()) < 120 < len(long.splitlines())
+    assert not re.search(r"\bNone\b|trainables\.|10\^6|`", long)
+    assert "{composite,pareto}" in long and "--crop {none,padded,resized}" in long
+    assert short.index("\nsearch space:") < short.index("\nlimits:") < short.index("\nfiles and cluster:")
 
 
 def test_help_shows_the_defaults_of_the_preset(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the README prints can be typed: every command's flags are known to its parser."""
+"""What the README files print can be typed: every command's flags are known to its parser."""
 
 import re
 import shlex
@@ -11,9 +11,11 @@ from sweeps import ablation, kd_prune, runtimes, studies
 from trainables.store import __main__
 
 ROOT = Path(__file__).parents[2]
+FILES = [ROOT / folder / "README.md" for folder in ("", "sweeps", "trainables", "analysis")]
 COMMAND = re.compile(r"^    (?:[A-Z]+=\S+ )?(python -m analysis\b.*?)(?:\s{2,}#.*)?$", re.MULTILINE)
 OURS = re.compile(
-    r"(?:^    |-- )(python (?:sweeps/\w+\.py|-m trainables\.store)(?: .*?)?)(?:\s+#.*| \.\.\.)?$",
+    r"(?:^    (?:[A-Z]+=\S+ )?(?:.*&& uv run )?|-- )"
+    r"(python (?:sweeps/\w+\.py|-m trainables\.store)(?: .*?)?)(?:\s+#.*| \.\.\.)?$",
     re.MULTILINE,
 )
 
@@ -32,8 +34,12 @@ def checked(words: list[str]) -> None:
         ablation.config_from(ablation.parse(named)[1])
 
 
+def texts() -> str:
+    return "\n".join(file.read_text(encoding="utf-8") for file in FILES).replace("\\\n", " ")
+
+
 def commands() -> list[str]:
-    return COMMAND.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    return sorted(set(COMMAND.findall(texts())))
 
 
 def test_the_readme_has_commands_for_looking_choosing_and_shipping() -> None:
@@ -48,8 +54,7 @@ def test_analysis_commands_parse_as_printed(command: str) -> None:
 
 
 def own_commands() -> list[str]:
-    text = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
-    return OURS.findall(text)
+    return sorted(set(OURS.findall(texts())))
 
 
 @pytest.mark.parametrize("command", own_commands())
@@ -59,6 +64,15 @@ def test_commands_of_sweeps_and_store_are_taken_as_printed(
     (tmp_path / "big.pt").touch()  # the reader's trained network
     monkeypatch.chdir(tmp_path)
     checked(shlex.split(command))
+
+
+@pytest.mark.parametrize("command", [one for one in own_commands() if "kd_prune" in one and "--gpus" not in one])
+def test_no_command_without_a_gpu_trains_for_hours_when_pasted(command: str) -> None:
+    _, flags = kd_prune._parse(shlex.split(command)[2:])
+    assert flags.preset is None, "what fits the machine"
+    assert (flags.budget or 0) <= 3600
+    base = kd_prune._preset(flags).search.base
+    assert base.teacher.teacher_model in ("alexnet", "resnet20")
 
 
 def test_every_program_has_a_command_in_the_readme() -> None:

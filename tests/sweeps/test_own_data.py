@@ -23,7 +23,7 @@ from analysis.__main__ import main
 from tests.sweeps.test_kd_prune import children, study_of
 
 REPO = Path(__file__).parents[2]
-README = REPO / "README.md"
+README = REPO / "sweeps" / "README.md"
 NETS = '''
 from torch import nn
 

@@ -181,7 +181,7 @@ class MeasureConfig:
     """How the exported file is timed."""
 
     latency_runtime: str = "onnxruntime_cpu"
-    """What runs the file: `onnxruntime_cpu`, `onnxruntime_cuda`, `tensorrt` or `openvino`."""
+    """What runs the file."""
     latency_threads: int = 1
     """CPU threads of the runtime."""
     latency_max_attempts: int = 3
@@ -191,7 +191,7 @@ class MeasureConfig:
     calls are too slow for 8 blocks."""
     measure_on: str | None = None
     """ssh://[USER@]HOST[:PORT] of the machine that times the files; it needs python3, onnxruntime and numpy, and lets
-    this one (in a cluster, every node) in with a key. Accuracy is measured here. None means here."""
+    this one (in a cluster, every node) in with a key. Accuracy is measured here (default: here)."""
 
     def __post_init__(self) -> None:
         if self.measure_on is not None:

@@ -11,13 +11,15 @@ import sys
 import textwrap
 import types
 import typing
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from trainables.config.candidate import CandidateConfig
+from trainables.config.candidate import CROPS, LATENCY_RUNTIMES, OPTIMIZERS, CandidateConfig
 from trainables.config.checks import is_text
+from trainables.config.compression import PRUNED_SHARES, RECOVERY_BUDGETS
 from trainables.config.escaping import plain
+from trainables.config.training import TRAIN_PRECISIONS
 from trainables.layout import CHECKOUT
 
 # `sweeps/NAME.py` -> the command that a wheel installs for it
@@ -26,6 +28,15 @@ ENTRY_POINTS = {
     "ablation": "compression-ablation",
     "studies": "compression-studies",
     "runtimes": "compression-runtimes",
+}
+# Settings that take one of a few words; the configurations check them.
+WORDS: Mapping[str, Collection[str]] = {
+    "crop": CROPS,
+    "train_precision": TRAIN_PRECISIONS,
+    "teacher_optimizer": OPTIMIZERS,
+    "pruning_of": PRUNED_SHARES,
+    "recovery_budget": RECOVERY_BUDGETS,
+    "latency_runtime": LATENCY_RUNTIMES,
 }
 SHELLS = ("bash", "zsh", "tcsh")
 _SCRIPTS = re.compile(rf"(?:python )?(?:sweeps/)?\b({'|'.join(ENTRY_POINTS)})\.py\b")
@@ -41,6 +52,9 @@ def as_typed(text: str) -> str:
 
 class OneLineParser(argparse.ArgumentParser):
     """A parser that answers bad input with one line naming flag, value and fix, and with exit code 2."""
+
+    usual: Collection[str] = ()
+    """Options that `--help` names where there is `--help-all`, too; all of them if empty."""
 
     def __init__(self, **kwargs: Any) -> None:
         # an abbreviation in a script would change its meaning when a flag with the same beginning is added
@@ -62,7 +76,27 @@ class OneLineParser(argparse.ArgumentParser):
         return {option: action for option, action in pairs if option.startswith("--")}
 
     def format_help(self) -> str:
-        """The help, with commands the way the user types them."""
+        """The help, with commands the way the user types them: the usual flags, where a parser names some."""
+        if not self.usual:
+            return as_typed(super().format_help())
+        unusual = [action for action in self._actions if not {*action.option_strings} & {*self.usual}]
+        kept = [(action, action.help) for action in unusual], [(g, g.description) for g in self._action_groups]
+        try:
+            for action in unusual:
+                action.help = argparse.SUPPRESS
+            for group in self._action_groups:
+                group.description = None
+            more = f"{len(unusual)} more flags: --help-all\n\n"
+            before, examples, after = super().format_help().partition("examples:\n")
+            return as_typed(before + more + examples + after)
+        finally:
+            for action, text in kept[0]:
+                action.help = text
+            for group, text in kept[1]:
+                group.description = text
+
+    def format_all(self) -> str:
+        """The help with every flag."""
         return as_typed(super().format_help())
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -89,6 +123,21 @@ class _PrintCompletion(argparse.Action):
         parser.exit()
 
 
+class _HelpAll(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None) -> NoReturn:
+        assert isinstance(parser, OneLineParser)
+        print(parser.format_all(), end="")
+        parser.exit()
+
+
+def add_help_flags(group: Any) -> None:
+    """Add `--help` and `--help-all`."""
+    group.add_argument("-h", "--help", action="help", help="Show the usual flags and exit")
+    group.add_argument(
+        "--help-all", action=_HelpAll, nargs=0, default=argparse.SUPPRESS, help="Show all flags and exit"
+    )
+
+
 def add_completion_flag(group: Any) -> None:
     """Add `--print-completion`."""
     text = "Print the script that makes a shell complete the installed command, and exit"
@@ -110,13 +159,21 @@ def add_config_flags(
         add_flags(parser.add_argument_group(part.name, inspect.getdoc(type(value))), value, leave_out=leave_out)
 
 
-def add_flags(group: Any, defaults: Any, *, leave_out: Collection[str] = ()) -> None:
-    """Add one flag for every field of a dataclass instance; a flag not given is `None` in the namespace."""
+def add_flags(
+    group: Any, defaults: Any, *, leave_out: Collection[str] = (), words: Mapping[str, Collection[str]] = WORDS
+) -> None:
+    """Add one flag for every field of a dataclass instance; a flag not given is `None` in the namespace.
+
+    Args:
+        leave_out: fields without a flag.
+        words: field -> the few words that it takes, for the help.
+    """
     docs = field_docs(type(defaults))
     hints = typing.get_type_hints(type(defaults))
     for field in dataclasses.fields(defaults):
         if field.name not in leave_out:
-            _add_flag(group, field.name, hints[field.name], docs[field.name], getattr(defaults, field.name))
+            doc, default = docs[field.name], getattr(defaults, field.name)
+            _add_flag(group, field.name, hints[field.name], doc, default, words.get(field.name, ()))
 
 
 def set_fields(flags: argparse.Namespace, config_class: type) -> dict[str, Any]:
@@ -147,16 +204,17 @@ def field_docs(config_class: type) -> dict[str, str]:
     return docs
 
 
-def _add_flag(group: Any, name: str, hint: Any, doc: str, default: Any) -> None:
+def _add_flag(group: Any, name: str, hint: Any, doc: str, default: Any, words: Collection[str]) -> None:
     # `int | None` is a flag of type int: None is the default, and nobody types it
     kind = next(t for t in typing.get_args(hint) if t is not types.NoneType) if typing.get_args(hint) else hint
-    # argparse takes % in a help text for a format specifier
-    text = f"{doc} (default: {'none' if default is None else default})".replace("%", "%%")
+    doc, unset, means = doc.removesuffix(".").partition(" (default: ")  # what it means that there is no value
+    shown = f"{unset}{means}" if default is None and unset else f" (default: {'none' if default is None else default})"
+    text = f"{doc}{shown}".replace("%", "%%")  # argparse takes % for a format specifier
     if kind is bool:
         # default=None tells a flag that was left out from `--no-...`
         group.add_argument(flag_name(name), action=argparse.BooleanOptionalAction, default=None, help=text)
     else:
-        metavar = {int: "N", float: "X", str: "NAME", Path: "PATH"}[kind]
+        metavar = f"{{{','.join(words)}}}" if words else {int: "N", float: "X", str: "NAME", Path: "PATH"}[kind]
         group.add_argument(flag_name(name), type=kind, default=None, metavar=metavar, help=text)
 
 

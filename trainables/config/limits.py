@@ -34,7 +34,7 @@ class Limits:
     max_latency_ms: float | None = None
     """Largest p50 latency of one image, milliseconds."""
     max_size_mb: float | None = None
-    """Largest ONNX file, 10^6 bytes."""
+    """Largest ONNX file, MB (1 MB = 1,000,000 bytes)."""
     max_macs: float | None = None
     """Most multiply-accumulates of one image."""
     max_drop: float | None = None

@@ -32,13 +32,13 @@ class DataConfig:
     dataset: str = "digits"
     """`digits`, `cifar10`, `cifar100`, `tiny-imagenet` or `folder:PATH`."""
     image_size: int | None = None
-    """Pixels of a side; None takes the data set's own size."""
+    """Pixels of a side (default: the data set's own size)."""
     val_fraction: float = 0.1
     """Share of train cut off for validation, stratified, in (0, 1)."""
     split_seed: int = 0
     """Decides which images are validation images."""
     train_limit: int | None = None
-    """Images left for training after the split, stratified; None keeps all."""
+    """Images left for training after the split, stratified (default: all)."""
     unlabeled: str | None = None
     """FOLDER of images without labels, at any depth, that students learn beside the training split, from the teacher
     alone (alpha = 1); the teacher does not see them, and records name their digest."""
@@ -66,13 +66,13 @@ class AugmentConfig:
     flip: bool = True
     """Mirror half of the images."""
     crop: str = "padded"
-    """`none`, `padded` (shift by up to `crop_padding` pixels) or `resized` (RandomResizedCrop)."""
+    """`padded` shifts by up to `crop_padding` pixels, `resized` is RandomResizedCrop."""
     crop_padding: int = 4
     """Pixels of the stored image, which is scaled afterwards; used by `padded` only."""
     randaugment_magnitude: int | None = None
-    """RandAugment strength 0 to 30 with two operations an image; None is off."""
+    """RandAugment strength 0 to 30 with two operations an image (default: off)."""
     mixup_alpha: float | None = None
-    """Beta(mixup_alpha, mixup_alpha) of Mixup, arXiv:1710.09412; None is off."""
+    """Beta(mixup_alpha, mixup_alpha) of Mixup, arXiv:1710.09412 (default: off)."""
     data_seed: int = 0
     """Decides every view."""
 
@@ -102,8 +102,8 @@ class TrainingConfig:
     seed: int = 0
     """Weights, batch order and dropout of the student; the teacher has its own `teacher_seed`."""
     train_precision: str | None = None
-    """`fp32` or `amp` (bfloat16 autocast); none is amp on a GPU and fp32 on a CPU. `precision` is that of the file to
-    ship."""
+    """Precision of training; amp is bfloat16 autocast. `precision` is that of the file to ship (default: amp on a GPU,
+    fp32 on a CPU)."""
     deterministic: bool = False
     """Bit-equal reruns on a GPU too, at a price that is measured and printed; on a CPU reruns are bit-equal anyway."""
     compile: bool = False
@@ -136,8 +136,8 @@ class TeacherConfig:
     """The large model the student learns from."""
 
     teacher_model: str = "resnet18"
-    """A model name of `trainables.stages.models.build`, `timm:NAME` (with weights: `timm:NAME.TAG`) or
-    `package.module:function`."""
+    """A model's name, such as resnet18, resnet20 or any other of torchvision, `timm:NAME` (with weights:
+    `timm:NAME.TAG`), or `package.module:function`."""
     pretrained: bool = False
     """Start from torchvision's ImageNet weights, or timm's of the default tag."""
     teacher_weights: str | None = None
@@ -176,8 +176,8 @@ class StudentConfig:
     """The small model and how it is distilled."""
 
     student_model: str = "mobilenet_v3_small"
-    """`teacher` (its trained network is cut), a model name of `trainables.stages.models.build`, `timm:NAME` (with
-    weights: `timm:NAME.TAG`), or `package.module:function`."""
+    """`teacher` (its trained network is cut), a model's name, such as resnet20, `timm:NAME` (with weights:
+    `timm:NAME.TAG`), or `package.module:function`."""
     student_pretrained: bool = False
     """Start from torchvision's ImageNet weights, or timm's of the default tag."""
     student_epochs: int = 12

@@ -89,28 +89,28 @@ def _parser() -> OneLineParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="ls|du|gc")
     shared = OneLineParser(add_help=False)
     shared.add_argument(
-        "--out", type=Path, default=Path("runs"), metavar="DIR", help="holds store/ and sweeps/ (default: runs)"
+        "--out", type=Path, default=Path("runs"), metavar="DIR", help="Holds store/ and sweeps/ (default: runs)"
     )
-    shared.add_argument("--store", metavar="DIR|URL", help="the store, if it is elsewhere (default: OUT/store)")
-    commands.add_parser("ls", parents=[shared], help="one line a result, the largest first")
-    commands.add_parser("du", parents=[shared], help="space and cost by stage")
+    shared.add_argument("--store", metavar="DIR|URL", help="The store, if it is elsewhere (default: OUT/store)")
+    commands.add_parser("ls", parents=[shared], help="One line a result, the largest first")
+    commands.add_parser("du", parents=[shared], help="Space and cost by stage")
     gc = commands.add_parser(
-        "gc", parents=[shared], help="show what no sweep needs, ask, and remove it; never touches sweeps/"
+        "gc", parents=[shared], help="Show what no sweep needs, ask, and remove it; never touches sweeps/"
     )
     gc.add_argument(
         "--keep",
         choices=("front", "all-trials"),
         default="front",
-        help="besides teachers, champions and controls: front members or every trial (default: front)",
+        help="Besides teachers, champions and controls: front members or every trial (default: front)",
     )
     asks = gc.add_mutually_exclusive_group()
-    asks.add_argument("--dry-run", action="store_true", help="only say what would go")
-    asks.add_argument("--yes", action="store_true", help="remove it without asking")
+    asks.add_argument("--dry-run", action="store_true", help="Only say what would go")
+    asks.add_argument("--yes", action="store_true", help="Remove it without asking")
     gc.add_argument(
-        "--forget", action="append", default=[], metavar="NAME", help="a sweep that is gone and needs nothing any more"
+        "--forget", action="append", default=[], metavar="NAME", help="A sweep that is gone and needs nothing any more"
     )
-    gc.add_argument("--failures", action="store_true", help="also forget which configurations are known to fail")
-    gc.add_argument("--all", action="store_true", help="remove every result and remembered failure of any format")
+    gc.add_argument("--failures", action="store_true", help="Also forget which configurations are known to fail")
+    gc.add_argument("--all", action="store_true", help="Remove every result and remembered failure of any format")
     return parser
 
 

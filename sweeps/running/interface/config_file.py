@@ -14,7 +14,7 @@ from trainables.config.flags import OneLineParser, flag_name
 from trainables.layout import SWEEP_TOML
 
 # They say what one run does or prints, and are no settings.
-NOT_SETTINGS = ("config", "help", "json", "plan", "print_completion", "quiet", "retry_failed")
+NOT_SETTINGS = ("config", "help", "help_all", "json", "plan", "print_completion", "quiet", "retry_failed")
 SPACE = "SPACE"  # metavar of the flags that take a list or a range
 
 

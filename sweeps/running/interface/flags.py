@@ -15,14 +15,16 @@ from sweeps.cluster.usage import usable_cores
 from sweeps.display.console import Screen
 from sweeps.display.durations import duration
 from sweeps.search import space
-from sweeps.search.config import PARTS, SweepConfig
+from sweeps.search.config import OBJECTIVES, PARTS, SAMPLERS, STOPPERS, Search, Selection, SweepConfig
 from sweeps.search.devices import Devices
 from sweeps.search.presets import FILES, augment_for, default_name
 from trainables.config.candidate import KD_LOSSES, CandidateConfig
 from trainables.config.flags import (
+    OneLineParser,
     add_completion_flag,
     add_config_flags,
     add_flags,
+    add_help_flags,
     config_from_flags,
     field_docs,
     flag_name,
@@ -48,6 +50,16 @@ _SEARCHED_DOCS = {
     "pruning_scope": "Where structured removes: layer (each alike), global (worst of all) or sensitivity (least harm)",
     "precision": "Of the ONNX file: fp32, fp16, int8_ptq or int8_qat; a list searches among them",
 }
+
+
+# What `--help` names; `--help-all` names the others, too.
+USUAL = (
+    *("--help", "--help-all", "--preset", "--base", "--config", "--plan", "--budget", "--name", "--out"),
+    *("--dataset", "--image-size", "--student-model", "--pruning-ratio", "--precision", "--trials", "--champions"),
+    *("--teacher-model", "--teacher-weights", "--teacher-epochs", "--max-latency-ms", "--max-size-mb", "--max-drop"),
+    *("--gpus", "--gpus-per-trial", "--cpus", "--address", "--storage", "--tracking-uri", "--seeds"),
+)
+SEARCH_WORDS = {"objective": OBJECTIVES, "sampler": SAMPLERS, "stopper": tuple(STOPPERS)}
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
@@ -83,7 +95,7 @@ def add_output_flags(group: "argparse._ArgumentGroup") -> None:
     text = "Print one JSON object a line for every event: started, trial, finished; what is for people goes to stderr"
     either.add_argument("--json", action="store_true", help=f"{text} (default: off)")
     add_completion_flag(group)
-    group.add_argument("-h", "--help", action="help", help="Show this text and exit")
+    add_help_flags(group)
 
 
 def screen_of(flags: argparse.Namespace) -> Screen:
@@ -100,12 +112,8 @@ def add_sweep_flags(
         leave_out: fields of `SweepConfig` that the command sets itself.
         limits: whether to add the flags of limits.
     """
-    group = parser.add_argument_group("sweep")
-    text = f"{field_docs(SweepConfig)['name']} (default: preset and a digest of the settings)"
-    group.add_argument("--name", help=text)
-    for part in ("search", "selection", "places"):
-        add_flags(group, getattr(preset, part), leave_out=("base", "space", *leave_out))
-    _add_device_flags(parser.add_argument_group("devices", inspect.getdoc(Devices)), preset.devices, leave_out)
+    if isinstance(parser, OneLineParser):
+        parser.usual = USUAL
     searched = parser.add_argument_group("search space", "each takes one value, a list such as 1,2,4, or LOW:HIGH")
     for name in (*space.SEARCHED, *space.OPTIONAL):
         shown = (
@@ -114,18 +122,31 @@ def add_sweep_flags(
         searched.add_argument(flag_name(name), metavar="SPACE", help=f"{_SEARCHED_DOCS[name]} (default: {shown})")
     if limits:
         add_flags(parser.add_argument_group("limits", inspect.getdoc(Limits)), preset.limits)
-    add_flags(parser.add_argument_group("score", inspect.getdoc(ExchangeRates)), preset.rates)
     add_config_flags(parser, preset.search.base, leave_out=(*space.SEARCHED, *space.OPTIONAL))
+    group = parser.add_argument_group("search", inspect.getdoc(Search))
+    add_flags(group, preset.search, leave_out=("base", "space", *leave_out), words=SEARCH_WORDS)
+    add_flags(parser.add_argument_group("score", inspect.getdoc(ExchangeRates)), preset.rates)
+    add_flags(parser.add_argument_group("proof", inspect.getdoc(Selection)), preset.selection, leave_out=leave_out)
+    group = parser.add_argument_group("devices", inspect.getdoc(Devices))
+    _add_device_flags(group, preset.devices, ("address", *leave_out))
+    group = parser.add_argument_group("files and cluster", "Where files go, and what a cluster needs.")
+    text = f"{field_docs(SweepConfig)['name'].rstrip('.')} (default: preset or data set, and a digest of the settings)"
+    group.add_argument("--name", help=text)
+    add_flags(group, preset.places)
+    in_group = {name for name in vars(preset.devices) if name != "address"}
+    add_flags(group, preset.devices, leave_out=in_group)
 
 
 def _add_device_flags(group: "argparse._ArgumentGroup", devices: Devices, leave_out: Collection[str]) -> None:
     # By hand: the default of `cpus` is this machine's core count, and the shares take a number or `auto`.
     docs, shares = field_docs(Devices), ("cpus_per_trial", "gpus_per_trial")
     add_flags(group, devices, leave_out=("cpus", *shares, *leave_out))
-    group.add_argument("--cpus", type=int, metavar="N", help=f"{docs['cpus']} (default: all, {len(usable_cores())})")
+    group.add_argument(
+        "--cpus", type=int, metavar="N", help=f"{docs['cpus'].rstrip('.')} (default: all, {len(usable_cores())})"
+    )
     for name, number in zip(shares, (int, float), strict=True):
         if name not in leave_out:
-            text = f"{docs[name]} (default: {getattr(devices, name)})"
+            text = f"{docs[name].rstrip('.')} (default: {getattr(devices, name)})"
             group.add_argument(flag_name(name), type=_or_text(number), metavar="X", help=text)
 
 

@@ -15,7 +15,9 @@ from sweeps.search.folder import PLACES
 from trainables.config.flags import OneLineParser, as_typed, flag_name
 
 
-def sweep_toml(typed: Mapping[str, Any], config: SweepConfig, parser: OneLineParser, script: str) -> str:
+def sweep_toml(
+    typed: Mapping[str, Any], config: SweepConfig, parser: OneLineParser, script: str, *, fitted: bool = False
+) -> str:
     """All settings of a sweep by its command's keys, but no paths and addresses of this machine.
 
     A teacher's weights, and images in folders, are named as they were typed.
@@ -24,6 +26,7 @@ def sweep_toml(typed: Mapping[str, Any], config: SweepConfig, parser: OneLinePar
         typed: the flags, for what only they tell: preset, name, budget, cores, the file of weights.
         config: as the flags ask for it, before a probe or a budget has changed it.
         script: the file of the command, such as `kd_prune.py`.
+        fitted: whether a probe has fitted the epochs to these cores, as it does for a budget.
     """
     base, search = config.search.base, config.search
     budget = typed.get("budget")
@@ -41,8 +44,9 @@ def sweep_toml(typed: Mapping[str, Any], config: SweepConfig, parser: OneLinePar
     sections["teacher"] = {**sections["teacher"], "teacher_weights": typed["teacher_weights"]}
     sections["space"] = {name: searched[name] for name in named}
     known = {key for key in settings_of(parser) if flag_name(key) not in PLACES}
-    if budget:  # it decides what nobody has asked for
-        known -= {key for key in ("trials", "student_model", *EPOCHS) if typed[key] is None}
+    # what a probe decides, as far as nobody has asked for it
+    probed = ["trials"] * bool(budget) + ["student_model", *EPOCHS] * bool(budget or fitted)
+    known -= {key for key in [*probed, *["teacher_epochs"] * fitted] if typed[key] is None}
     rows: dict[str, Any] = _set(command, known)
     rows |= {title: row for title, section in sections.items() if (row := _set(section, known))}
     return f"# {as_typed(f'python sweeps/{script}')} --config FILE\n{tomli_w.dumps(rows)}"

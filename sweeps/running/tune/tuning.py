@@ -50,7 +50,7 @@ def tuner(
         name: of the Tune run, below OUT/sweeps/NAME/tune.
         searcher: hands out Tune configs that carry a `Task`; in a param space Tune would replace it by a placeholder.
         resources: of a trial, if they differ from those of the sweep's trials.
-        seconds: time limit of this run; None sets none.
+        seconds: time limit of this run; None if there is none.
         deadline: of the whole sweep; the time spent of its budget is saved.
     """
     scheduler = scheduler or RetryAlone(alone=config.devices.alone_after_running_out)

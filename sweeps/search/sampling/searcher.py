@@ -39,7 +39,7 @@ MAX_STUCK = 10
 SAME_NETWORK = ("fp32", "fp16", "int8_ptq")
 # Attribute of a queued trial whose network has been trained.
 OTHER_FILE = "another_file"
-# Attribute of a study: the number of the trial whose student is pruned hard.
+# Attribute of a study: the number of the trial whose student gets the largest cut.
 CUT = "far_cuts"
 
 

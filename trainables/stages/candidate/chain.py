@@ -91,7 +91,8 @@ class Chain:
         """Distil the student, prune and recover it; returns both networks.
 
         Where only the trained weights tell the pruned widths (`pruning_scope` other than `layer`), the first shape was
-        an estimate that refuses nobody; the trained student's own is measured, yielded and checked before recovery.
+        only a forecast, to which no limit applies; the trained student's own is measured, yielded and checked before
+        recovery.
         """
         bench, prune = self.bench, self.bench.candidate.prune
         student = yield from self.spend(train_student(bench, teacher))

@@ -1,4 +1,4 @@
-"""Observe what else the machine does during a measurement, and say what came between (no torch)."""
+"""Observe what else the machine does during a measurement, and name what disturbed it (no torch)."""
 
 import contextlib
 import os
@@ -110,7 +110,7 @@ def conditions(
 
 
 def disturbed_by(seen: ConditionsRecord) -> str:
-    """The worst thing that came between, as `NAME: facts`; empty if the machine was quiet.
+    """The worst disturbance, as `NAME: facts`; empty if the machine was quiet.
 
     Counters that the system lacks count as quiet.
     """

@@ -83,7 +83,14 @@ def accuracy(model: nn.Module, data: Digits) -> float:
 def test_a_network_in_memory_goes_all_the_way(trained: Small, tmp_path: Path) -> None:
     before = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
     environment = dict(os.environ)
-    small = {"recovery_epochs": 1, "latency_seconds": 0.2, "latency_max_attempts": 1, "batch_size": 64, "flip": False}
+    small = {
+        "student_epochs": 12,
+        "recovery_epochs": 1,
+        "latency_seconds": 0.2,
+        "latency_max_attempts": 1,
+        "batch_size": 64,
+        "flip": False,
+    }
     where = {"out": tmp_path / "runs", "data_dir": tmp_path / "data"}
     result = compress(
         trained, train=TRAIN, test=TEST, mean=MEAN, std=STD, trials=2, crop="none", cpus=2, pruning_ratio="0:0.5",
@@ -247,6 +254,9 @@ def test_images_of_a_wrong_form_are_one_line(train: object, said: str, tmp_path:
         ({"alpha": object()}, "alpha = <object object at .* must be a value, a list"),
         ({"teacher_model": "resnet18"}, "teacher_model='resnet18': `compress` decides that"),
         ({"pruning_ratio": 1.5}, "pruning_ratio"),
+        ({"budget": "soon"}, "budget='soon' must be a time such as '90m'"),
+        ({"budget": -1}, "budget=-1 must be a time"),
+        ({"budget": "1h", "trials": 3}, "budget='1h' and trials=3: leave one of them out"),
         ({"test": None, "train": "nowhere"}, "nowhere: no such folder"),
         ({"train": "photos"}, "train='photos': a folder holds train/ and test/; leave test and class_names out"),
     ],
