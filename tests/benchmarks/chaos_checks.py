@@ -77,6 +77,8 @@ def _environment(pid: int) -> bytes:
 def check_study(folder: Path, name: str, trials: int) -> list[str]:
     """Optuna saw every result once, and nothing is left running."""
     path = folder / "study.journal"
+    if not path.exists():
+        return ["it has no study"]
     study = optuna.load_study(study_name=name, storage=open_journal(path))
     of_state = Counter(trial.state for trial in study.trials if "duplicate" not in trial.user_attrs)
     of_state.pop(optuna.trial.TrialState.WAITING, None)

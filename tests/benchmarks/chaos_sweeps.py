@@ -14,7 +14,7 @@ import psutil
 from chaos_checks import check_store, check_sweep, check_workers, finished_records, left_of
 from chaos_kills import KILL_TRIALS, possible, strike
 from chaos_nodes import Cut
-from chaos_world import World, is_trial, kill
+from chaos_world import World, is_raylet, is_trial, kill
 
 from trainables.store.manifest import MANIFEST
 
@@ -200,6 +200,8 @@ class Round:
         for pid in [pid for pid, until in self._frozen.items() if everything or time.monotonic() > until]:
             del self._frozen[pid]
             _signal(pid, signal.SIGCONT)
+            if not self.local and is_raylet(pid):  # Ray has given its node up, and a machine that is new takes its place
+                kill([pid])
 
     def faults(self) -> list[str]:
         """Everything that is wrong with the round, one line each."""
