@@ -200,7 +200,7 @@ class Round:
         for pid in [pid for pid, until in self._frozen.items() if everything or time.monotonic() > until]:
             del self._frozen[pid]
             _signal(pid, signal.SIGCONT)
-            if not self.local and is_raylet(pid):  # Ray has given its node up, and a machine that is new takes its place
+            if not self.local and is_raylet(pid):  # Ray has given its node up; a new one takes its place
                 kill([pid])
 
     def faults(self) -> list[str]:
