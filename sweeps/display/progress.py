@@ -1,8 +1,11 @@
 """Callback of Tune that follows a sweep and keeps its display up to date."""
 
+import math
+import time
 from collections.abc import Mapping
 from typing import Any
 
+import ray
 from ray import tune
 from ray.tune.experiment import Trial
 from rich.console import Console
@@ -11,6 +14,9 @@ from sweeps.display.console import Screen
 from sweeps.display.standing import Standing
 from sweeps.display.views import View, view_of
 from trainables.records.trial import TrialRecord
+
+WAITING_S = 60.0  # a local Ray starts a trial within a few seconds, a node of a cloud within minutes
+RESOURCES = ("CPU", "GPU")
 
 
 class Progress(tune.Callback):
@@ -27,6 +33,7 @@ class Progress(tune.Callback):
         self._console = console
         self._standing = Standing(**standing)
         self._view: View = view_of(console, self._standing, gpus=gpus)
+        self._idle_since: float | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles callbacks, and a console and its locks cannot be pickled."""
@@ -82,6 +89,20 @@ class Progress(tune.Callback):
             f"{label:>7}  {stage:<8} {result['epoch']}/{result['epochs']}  val {100 * result['val_accuracy']:.1f} %"
         )
 
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Tune: a step of its loop is over, several times a second. Say once if trials wait and none can run."""
+        waiting = [trial for trial in trials if trial.status == Trial.PENDING]
+        if not waiting or any(trial.status == Trial.RUNNING for trial in trials):
+            self._idle_since = None
+        elif self._idle_since is None:
+            self._idle_since = time.monotonic()
+        elif time.monotonic() > self._idle_since + WAITING_S:
+            self._idle_since = math.inf
+            one = _amounts(waiting[0].placement_group_factory.required_resources)
+            text = f"No trial has run for {WAITING_S:.0f} s: one takes {one}, the cluster has"
+            text += f" {_amounts(ray.cluster_resources())}. It goes on when there is room; `ray status` tells more."
+            self._console.print(text, style="yellow", markup=False, soft_wrap=True)
+
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Tune: a trial has ended without an error."""
         self._end(trial)
@@ -92,3 +113,7 @@ class Progress(tune.Callback):
 
     def _end(self, trial: Trial) -> None:
         self._standing.end(trial.trial_id)
+
+
+def _amounts(resources: Mapping[str, float]) -> str:
+    return ", ".join(f"{resources.get(name, 0):g} {name}" for name in RESOURCES)

@@ -7,6 +7,9 @@ from types import SimpleNamespace
 from typing import Any, Never
 
 import pytest
+import ray
+from ray.tune import PlacementGroupFactory
+from ray.tune.experiment import Trial
 from rich.console import Console
 
 from sweeps.display.console import Screen
@@ -243,6 +246,23 @@ def test_the_time_to_the_first_trial_is_taken_once() -> None:
     time.sleep(0.01)
     here.first_trial()
     assert here.start_s == first is not None
+
+
+def test_a_cluster_without_room_is_told_once_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = io.StringIO()
+    shown = Progress(Console(file=said, width=200), phase="trials", title="", trials=2, done=0, concurrency=1)
+    needs = PlacementGroupFactory([{"CPU": 1, "GPU": 0.25}])
+    trial = SimpleNamespace(status=Trial.PENDING, placement_group_factory=needs)
+    monkeypatch.setattr("sweeps.display.progress.WAITING_S", 0.05)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0, "memory": 1e9})
+    for status in (Trial.PENDING, Trial.RUNNING, Trial.PENDING):
+        trial.status = status
+        for _ in range(4):
+            shown.on_step_end(0, [trial])
+            time.sleep(0.04)
+    lines = said.getvalue().splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("No trial has run for 0 s: one takes 1 CPU, 0.25 GPU, the cluster has 2 CPU, 0 GPU.")
 
 
 def test_a_stopped_trial_keeps_its_curve_and_its_shape(tmp_path: Path) -> None:
