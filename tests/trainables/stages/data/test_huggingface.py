@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets.packaged_modules.parquet.parquet import Parquet
 from PIL import Image
 
 from trainables.config.candidate import DataConfig
@@ -251,7 +252,7 @@ def test_without_a_network_the_hubs_cache_is_enough(tmp_path: Path, data_dir: Pa
     root = parquet_folder(tmp_path / "pets")
     files = {split: [str(root / "data" / f"{split}-00000-of-00001.parquet")] for split in SPLITS}
     home = tmp_path / "home"
-    builder = datasets.packaged_modules.parquet.parquet.Parquet(
+    builder = Parquet(
         cache_dir=str(home / "datasets"), dataset_name="pets", repo_id="me/pets", hash="abc", data_files=files
     )
     builder.download_and_prepare()
