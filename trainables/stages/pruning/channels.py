@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainables.stages.models.attention import find_attentions, find_hidden, is_of_tokens
-from trainables.stages.models.inspection import OUT_OF_MEMORY, describe_error, evaluating
+from trainables.stages.models.attention import find_residual, is_of_tokens
+from trainables.stages.models.inspection import OUT_OF_MEMORY, describe_error, evaluating, find_output_layer
 from trainables.stages.models.torch_private import BatchNorm
 from trainables.stages.models.weights import check_reload, is_scale
 from trainables.stages.pruning.allocation import (
@@ -74,7 +74,7 @@ def remove_channels(
     whole = copy.deepcopy(model)  # the dense architecture, into which the store loads pruned weights
     device = next(model.parameters()).device
     image = torch.zeros(1, 3, image_size, image_size, device=device)
-    kept = {_output_layer(model, image, num_classes), *_ignored(model, ignore), *_residual(model)}
+    kept = {find_output_layer(model, image, num_classes), *_ignored(model, ignore), *find_residual(model)}
     # torch-pruning traces the graph through autograd, which frozen parameters would interrupt
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     model.requires_grad_(True)
@@ -235,14 +235,6 @@ def _groups(graph: Any, model: nn.Module, kept: Collection[nn.Module], score: Sc
     return found
 
 
-def _residual(model: nn.Module) -> list[nn.Module]:
-    """The layers of a network of tokens that stay whole: all but the hidden ones of its MLPs, and its heads."""
-    if not is_of_tokens(model):
-        return []
-    cut = {*find_hidden(model), *(block.qkv for block in find_attentions(model).values())}
-    return [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear) and layer not in cut]
-
-
 def _ignored(model: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
     """The layers whose names fit a pattern."""
     layers = ((name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear))
@@ -297,22 +289,3 @@ def _scales(model: nn.Module) -> list[tuple[nn.Parameter, int]]:
     known = (nn.Conv2d, BatchNorm, nn.Linear, nn.LayerNorm)
     own = [p for layer in model.modules() if not isinstance(layer, known) for p in layer.parameters(recurse=False)]
     return [(parameter, int(torch.tensor(parameter.shape).argmax())) for parameter in own if parameter.numel() > 1]
-
-
-def _output_layer(model: nn.Module, image: Tensor, num_classes: int) -> nn.Module:
-    """Find the layer that runs last among those with num_classes outputs: it must keep all of them."""
-    ran: list[nn.Module] = []
-
-    def note(layer: nn.Module, inputs: Any, output: Any) -> None:
-        if getattr(layer, "out_features", getattr(layer, "out_channels", None)) == num_classes:
-            ran.append(layer)
-
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
-    hooks = [layer.register_forward_hook(note) for layer in layers]
-    with evaluating(model), torch.no_grad():
-        model(image)
-    for hook in hooks:
-        hook.remove()
-    if not ran:
-        raise ValueError(f"Structured pruning finds no Linear or Conv2d with {num_classes=} outputs; nothing to keep.")
-    return ran[-1]

@@ -252,21 +252,23 @@ def test_without_a_network_the_hubs_cache_is_enough(tmp_path: Path, data_dir: Pa
     root = parquet_folder(tmp_path / "pets")
     files = {split: [str(root / "data" / f"{split}-00000-of-00001.parquet")] for split in SPLITS}
     home = tmp_path / "home"
-    builder = Parquet(
-        cache_dir=str(home / "datasets"), dataset_name="pets", repo_id="me/pets", hash="abc", data_files=files
-    )
-    builder.download_and_prepare()
+    cache = home / "datasets"
+    Parquet(cache_dir=str(cache), dataset_name="pets", hash="abc", data_files=files).download_and_prepare()
+    (made,) = (cache / "pets").iterdir()
+    (cache / "me___pets").mkdir()
+    made.rename(cache / "me___pets" / "default")
     done = subprocess.run(
         [sys.executable, "-c", OFFLINE, str(data_dir), "hf:me/pets", "hf:me/nets", "hf:me/pets:tiny", "hf:a b"],
         capture_output=True,
         text=True,
         check=True,
-        env={**os.environ, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(home / "datasets")},
+        env={**os.environ, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(cache)},
     )
     lines = done.stdout.splitlines()
     assert lines[0] == "hf:me/pets ('zebra', 'ant') 16 4 6"
     assert "--dataset hf:me/nets: cannot be had from the hub or its cache (ConnectionError" in lines[1]
     assert "set HF_HUB_OFFLINE=1" in lines[1]
-    assert "--dataset hf:me/pets:tiny: cannot be read" in lines[2]
+    assert lines[2].startswith("--dataset hf:me/pets:tiny: cannot be read (ValueError: Couldn't find cache for me/pets")
+    assert lines[2].endswith("check NAME and CONFIG on the hub.")
     assert "--dataset hf:a b: must be hf:NAME or hf:NAME:CONFIG" in lines[3]
     assert len(lines) == 4

@@ -212,7 +212,7 @@ def test_a_head_that_may_not_go_is_kept() -> None:
 
 
 def test_bn_scale_has_no_score_in_a_transformer() -> None:
-    model = build_model("timm:vit_tiny_patch16_224", num_classes=4, image_size=SIZE)
+    model = build_model("timm:test_vit", num_classes=4, image_size=SIZE)
     model.blocks = model.blocks[:1]
     with pytest.raises(ValueError, match="bn_scale needs BatchNorm"):
         prune(model, method="structured", ratio=0.5, image_size=SIZE, num_classes=4, criterion="bn_scale")

@@ -153,7 +153,7 @@ def _read_hub(dataset: str) -> tuple[dict[str, Table], Path | None]:
     except ValueError as error:
         if str(error).startswith("--dataset"):
             raise
-        raise _error(dataset, f"cannot be read ({_reason(error)})") from error
+        raise _error(dataset, f"cannot be read ({_reason(error)}); check NAME and CONFIG on the hub") from error
     except Exception as error:  # datasets, the hub and pyarrow raise anything
         fix = "check the name; without a network, copy the Hugging Face cache (HF_HOME) and set HF_HUB_OFFLINE=1"
         raise _error(dataset, f"cannot be had from the hub or its cache ({_reason(error)}); {fix}") from error
