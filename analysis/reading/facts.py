@@ -33,7 +33,9 @@ def dataset_of(frame: pd.DataFrame, sweep: Mapping[str, Any]) -> str:
     """The data set's name; a folder goes by the last part of its path."""
     dataset = str(first_known("dataset", frame, sweep) or "data set not recorded")
     # The rest of the path names users and machines: it does not belong on a page that is passed on.
-    return f"folder:{dataset.rstrip('/').rsplit('/', 1)[-1]}" if "/" in dataset else dataset
+    if "/" not in dataset or dataset.startswith("hf:"):  # a name on the hub, or one that has no path any more
+        return dataset
+    return f"folder:{dataset.rstrip('/').rsplit('/', 1)[-1]}"
 
 
 def images_of(split: str, frame: pd.DataFrame, sweep: Mapping[str, Any]) -> str:

@@ -24,8 +24,7 @@ from trainables.config.candidate import DataConfig
 from trainables.files import digest_of
 from trainables.layout import ARTIFACTS, CELLS, ONNX_FILE, has_record, recorded
 from trainables.records.trial import TrialRecord, read_trial, set_damaged_aside
-from trainables.stages.data.prepared import prepare, public_name
-from trainables.stages.data.sources.folders import PREFIX
+from trainables.stages.data.prepared import is_folder, prepare, public_name
 from trainables.stages.runtimes.base import RUNTIMES
 from trainables.stages.runtimes.cell import Cell
 from trainables.store.results import store_below
@@ -142,9 +141,9 @@ def _prepare_images(models: Sequence[Path], flags: argparse.Namespace) -> None:
         try:
             prepare(images, flags.data_dir)
         except ValueError as error:
-            if flags.dataset is not None or not images.dataset.startswith(PREFIX):
+            if flags.dataset is not None or not is_folder(images.dataset):
                 raise
-            raise ValueError(f"{error} Records hold its name alone: --dataset folder:PATH.") from error
+            raise ValueError(f"{error} Records hold its name alone: name its path by --dataset.") from error
 
 
 def _plural(count: int, word: str) -> str:

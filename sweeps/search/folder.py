@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -205,7 +206,8 @@ def public_words(words: Sequence[str]) -> list[str]:
 def versions() -> dict[str, str]:
     """Versions of the packages that results depend on."""
     names = ("torch", "torchvision", "torch-pruning", "onnx", "ray", "optuna", "mlflow", "numpy")
-    return {name: version(name) for name in names}
+    extras = [name for name in ("timm", "datasets") if find_spec(name) is not None]
+    return {name: version(name) for name in (*names, *extras)}
 
 
 def _commit() -> str | None:

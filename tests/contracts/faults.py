@@ -261,6 +261,12 @@ FAULTS = (
     Fault("--measure-on ssh://-oProxyCommand=x"),
     Fault("--measure-on ssh://pi@raspberrypi --latency-runtime tensorrt"),
     Fault("--measure-on pi", "candidate"),
+    Fault("--teacher-model timm:resnet81"),
+    Fault("--student-model teacher,timm:resnet18.a9"),
+    Fault("--teacher-model timm:resnet81", "candidate"),
+    Fault("--dataset hf:TMP/nowhere"),
+    Fault("--dataset hf:TMP/pets", prepare=lambda tmp: (tmp / "pets").mkdir(), what="an empty folder"),
+    Fault("--dataset hf:me/pets/more"),
 )
 
 

@@ -392,4 +392,25 @@ OTHER_FAULTS = (
         "it talks to loopback alone: all telemetry is off",
         "tests/sweeps/cluster/test_traffic.py::test_a_local_sweep_talks_to_loopback_alone",
     ),
+    OtherFault(
+        "`timm:NAME.TAG` without a network, and without its weights in the cache",
+        "refused before anything is trained, with the command that brings them",
+        "tests/trainables/stages/models/test_timm.py::"
+        "test_weights_come_from_the_hubs_cache_and_where_there_are_none_it_is_said",
+    ),
+    OtherFault(
+        "timm is not installed",
+        "exit code 2 with the flag and what to install",
+        "tests/trainables/stages/models/test_timm.py::test_without_timm_the_fix_is_said_with_the_flag",
+    ),
+    OtherFault(
+        "an image's `path` in a parquet file leads out of the data set, by `..`, a root, a link or a URL",
+        "the row is named; nothing outside is opened",
+        "tests/trainables/stages/data/test_huggingface.py::test_paths_of_images_stay_inside_the_data_set",
+    ),
+    OtherFault(
+        "a data set in the hub's form brings a script, or a README with patterns of files elsewhere",
+        "neither is read",
+        "tests/trainables/stages/data/test_huggingface.py::test_what_a_data_set_brings_is_not_executed",
+    ),
 )

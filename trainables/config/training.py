@@ -30,7 +30,8 @@ class DataConfig:
     """Which images, and how train is split. Where they lie on disk is not part of it."""
 
     dataset: str = "digits"
-    """`digits`, `cifar10`, `cifar100`, `tiny-imagenet` or `folder:PATH`."""
+    """`digits`, `cifar10`, `cifar100`, `tiny-imagenet`, `folder:PATH`, `hf:NAME[:CONFIG]` of the Hugging Face hub, or
+    `hf:PATH` with its parquet or arrow files."""
     image_size: int | None = None
     """Pixels of a side (default: the data set's own size)."""
     val_fraction: float = 0.1

@@ -123,6 +123,31 @@ def _decode_one(flag: str, split: RawSplit, i: int, size: int) -> NDArray[np.uin
         raise ValueError(f"{flag}: cannot read image {split.names[i]} ({reason}); replace it or remove it.") from error
 
 
+def find_common_size(dataset: str, splits: Sequence[RawSplit]) -> int:
+    """Read the images' headers and return their common side.
+
+    Raises:
+        ValueError: if a header cannot be read, or the images are not squares of one size.
+    """
+    first: tuple[int, int] | None = None
+    for split, i in ((one, i) for one in splits for i in range(len(one.labels))):
+        try:
+            with split.open(i) as image:
+                size = image.size
+        except READ_ERRORS as error:
+            problem = f"cannot read image {split.names[i]} ({' '.join(str(error).split())}); replace it or remove it"
+            raise ValueError(f"--dataset {dataset}: {problem}.") from error
+        first = first or size
+        if size != first or size[0] != size[1]:
+            width, height = size
+            raise ValueError(
+                f"--image-size is not given and the images of --dataset {dataset} are not squares of one size "
+                f"({split.names[i]} is {width} x {height}); add --image-size, such as --image-size 64."
+            )
+    assert first is not None
+    return first[0]
+
+
 def to_array(image: Image.Image, size: int) -> NDArray[np.uint8]:
     """Resize the largest centred square to RGB pixels (uint8, 3HW) with an antialiased bilinear filter.
 

@@ -19,6 +19,11 @@ from trainables.records import encoding
 from trainables.records.stages import DatasetRecord
 from trainables.stages.data.decoding import ARRAY_ERRORS, RawDataset, RawSplit, create, decode
 from trainables.stages.data.sources import folders
+from trainables.stages.data.sources.names import absolute as absolute
+from trainables.stages.data.sources.names import is_folder as is_folder
+from trainables.stages.data.sources.names import left_out as left_out
+from trainables.stages.data.sources.names import public_name as public_name
+from trainables.stages.data.sources.names import signature
 from trainables.stages.data.sources.readers import OWN_SIZE, Reader, find_reader
 from trainables.stages.data.splits import cut_validation, limit_training
 
@@ -91,34 +96,13 @@ def load_for_students(record: DatasetRecord) -> tuple[NDArray[np.uint8], NDArray
     return images, np.concatenate([labels, np.full(record.num_unlabeled, -1)])
 
 
-def public_name(dataset: str) -> str:
-    """Return the data set's name without local paths: `folder:photos` for `folder:/home/me/photos`."""
-    if dataset.startswith(folders.PREFIX):
-        return folders.PREFIX + folders.folder_of(dataset).name
-    return dataset
-
-
-def absolute(config: DataConfig) -> DataConfig:
-    """The configuration with the absolute path of a folder data set."""
-    if not config.dataset.startswith(folders.PREFIX):
-        return config
-    return dataclasses.replace(config, dataset=f"{folders.PREFIX}{folders.folder_of(config.dataset)}")
-
-
-def left_out(dataset: str) -> str | None:
-    """Say which files of a folder data set are not read; None if all are, or if it is no folder."""
-    return folders.left_out(dataset) if dataset.startswith(folders.PREFIX) else None
-
-
 def _open(folder: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     images = np.load(folder / f"{split}_images.npy", mmap_mode="r")
     return images, np.load(folder / f"{split}_labels.npy", mmap_mode="r")
 
 
 def _digest(config: DataConfig) -> str:
-    is_folder = config.dataset.startswith(folders.PREFIX)
-    source = folders.signature(config.dataset) if is_folder else config.dataset
-    key = dataclasses.asdict(config) | {"dataset": source, "version": DECODER_VERSION}
+    key = dataclasses.asdict(config) | {"dataset": signature(config.dataset), "version": DECODER_VERSION}
     del key["unlabeled"]  # decoded apart: with and without them, the labelled images are the same
     key |= {"train_size": OWN_SIZE[config.dataset]} if _is_enlarged(config) else {}
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]

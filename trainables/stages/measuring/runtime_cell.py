@@ -169,7 +169,7 @@ def _name(trial: TrialRecord) -> str:
 
 
 def _may_build(name: str, models: Collection[str]) -> bool:
-    return ":" not in name or name in models
+    return ":" not in name or name.startswith("timm:") or name in models  # timm's names are looked up, never imported
 
 
 def _network(trial: TrialRecord, store: Store) -> ModelRecord | None:

@@ -61,3 +61,11 @@ def is_of_tokens(model: nn.Module) -> bool:
 
 def _is_attention(block: nn.Module) -> bool:
     return all(isinstance(getattr(block, name, None), nn.Linear) for name in ("qkv", "proj"))
+
+
+def find_residual(model: nn.Module) -> list[nn.Module]:
+    """The layers of a network of tokens that stay whole: all but the hidden ones of its MLPs, and its heads."""
+    if not is_of_tokens(model):
+        return []
+    cut = {*find_hidden(model), *(block.qkv for block in find_attentions(model).values())}
+    return [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear) and layer not in cut]

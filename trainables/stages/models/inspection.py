@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -136,6 +137,29 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def find_output_layer(model: nn.Module, image: Tensor, num_classes: int) -> nn.Module:
+    """Find the layer that runs last among those with num_classes outputs: it must keep all of them.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    ran: list[nn.Module] = []
+
+    def note(layer: nn.Module, inputs: Any, output: Any) -> None:
+        if getattr(layer, "out_features", getattr(layer, "out_channels", None)) == num_classes:
+            ran.append(layer)
+
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    hooks = [layer.register_forward_hook(note) for layer in layers]
+    with evaluating(model), torch.no_grad():
+        model(image)
+    for hook in hooks:
+        hook.remove()
+    if not ran:
+        raise ValueError(f"Structured pruning finds no Linear or Conv2d with {num_classes=} outputs; nothing to keep.")
+    return ran[-1]
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainables.stages.models.attention import find_residual
 from trainables.stages.models.devices.accelerator import without_timing
-from trainables.stages.models.inspection import OUT_OF_MEMORY, describe_error, evaluating
+from trainables.stages.models.inspection import OUT_OF_MEMORY, describe_error, evaluating, find_output_layer
 from trainables.stages.models.weights import check_reload
 from trainables.stages.pruning.allocation import (
     Choice,
@@ -29,8 +30,6 @@ from trainables.stages.pruning.heads import head_groups
 from trainables.stages.pruning.layers import (
     check_layers,
     ignored_layers,
-    output_layer,
-    residual_layers,
     scales,
     widths,
 )
@@ -73,7 +72,7 @@ def remove_channels(
     whole = copy.deepcopy(model)  # the dense architecture, into which the store loads pruned weights
     device = next(model.parameters()).device
     image = torch.zeros(1, 3, image_size, image_size, device=device)
-    kept = {output_layer(model, image, num_classes), *ignored_layers(model, ignore), *residual_layers(model)}
+    kept = {find_output_layer(model, image, num_classes), *ignored_layers(model, ignore), *find_residual(model)}
     # torch-pruning traces the graph through autograd, which frozen parameters would interrupt
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     model.requires_grad_(True)

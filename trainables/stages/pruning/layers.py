@@ -2,13 +2,11 @@
 
 import fnmatch
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from trainables.stages.models.attention import find_attentions, find_hidden, is_of_tokens
-from trainables.stages.models.inspection import evaluating
+from trainables.stages.models.attention import is_of_tokens
 from trainables.stages.models.torch_private import BatchNorm
 from trainables.stages.models.weights import is_scale
 
@@ -20,14 +18,6 @@ def widths(model: nn.Module) -> dict[str, int]:
     """The number of output channels of every Conv2d and Linear, by name."""
     layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     return {name: int(layer.weight.shape[0]) for name, layer in layers}
-
-
-def residual_layers(model: nn.Module) -> list[nn.Module]:
-    """The layers of a network of tokens that stay whole: all but the hidden ones of its MLPs, and its heads."""
-    if not is_of_tokens(model):
-        return []
-    cut = {*find_hidden(model), *(block.qkv for block in find_attentions(model).values())}
-    return [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear) and layer not in cut]
 
 
 def ignored_layers(model: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
@@ -79,22 +69,3 @@ def scales(model: nn.Module) -> list[tuple[nn.Parameter, int]]:
     known = (nn.Conv2d, BatchNorm, nn.Linear, nn.LayerNorm)
     own = [p for layer in model.modules() if not isinstance(layer, known) for p in layer.parameters(recurse=False)]
     return [(parameter, int(torch.tensor(parameter.shape).argmax())) for parameter in own if parameter.numel() > 1]
-
-
-def output_layer(model: nn.Module, image: Tensor, num_classes: int) -> nn.Module:
-    """Find the layer that runs last among those with num_classes outputs: it must keep all of them."""
-    ran: list[nn.Module] = []
-
-    def note(layer: nn.Module, inputs: Any, output: Any) -> None:
-        if getattr(layer, "out_features", getattr(layer, "out_channels", None)) == num_classes:
-            ran.append(layer)
-
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
-    hooks = [layer.register_forward_hook(note) for layer in layers]
-    with evaluating(model), torch.no_grad():
-        model(image)
-    for hook in hooks:
-        hook.remove()
-    if not ran:
-        raise ValueError(f"Structured pruning finds no Linear or Conv2d with {num_classes=} outputs; nothing to keep.")
-    return ran[-1]

@@ -16,7 +16,7 @@ from PIL import Image
 
 from trainables.config.candidate import DataConfig
 from trainables.config.checks import is_text
-from trainables.stages.data.decoding import READ_ERRORS, RawDataset, RawSplit, open_image, readable_formats
+from trainables.stages.data.decoding import RawDataset, RawSplit, find_common_size, open_image, readable_formats
 
 PREFIX = "folder:"
 _SPLITS: Mapping[str, tuple[str, ...]] = {"train": ("train",), "test": ("test",), "val": ("val", "valid", "validation")}
@@ -81,7 +81,7 @@ def read_folder(config: DataConfig, data_dir: Path) -> RawDataset:
         if classes != class_names:
             raise _error(config.dataset, _describe_difference(name, class_names, classes))
     raw = {name: _make_split(files) for name, (_, files) in splits.items()}
-    size = config.image_size or _find_common_size(config.dataset, [f for _, files in splits.values() for f in files])
+    size = config.image_size or find_common_size(config.dataset, list(raw.values()))
     return RawDataset(
         image_size=size, class_names=class_names, train=raw["train"], test=raw["test"], val=raw.get("val")
     )
@@ -167,31 +167,6 @@ def _suffixes() -> frozenset[str]:
 def _make_split(files: list[_File]) -> RawSplit:
     labels = np.array([file.label for file in files], dtype=np.int64)
     return RawSplit(labels, [file.relative for file in files], lambda i: open_image(files[i].path))
-
-
-def _find_common_size(dataset: str, files: list[_File]) -> int:
-    """Read the images' headers and return their common side.
-
-    Raises:
-        ValueError: if a header cannot be read, or the images are not squares of one size.
-    """
-    first: tuple[int, int] | None = None
-    for file in files:
-        try:
-            with open_image(file.path) as image:
-                size = image.size
-        except READ_ERRORS as error:
-            problem = f"cannot read image {file.relative} ({' '.join(str(error).split())}); replace it or remove it"
-            raise _error(dataset, problem) from error
-        first = first or size
-        if size != first or size[0] != size[1]:
-            width, height = size
-            raise ValueError(
-                f"--image-size is not given and the images of --dataset {dataset} are not squares of one size "
-                f"({file.relative} is {width} x {height}); add --image-size, such as --image-size 64."
-            )
-    assert first is not None
-    return first[0]
 
 
 def _describe_difference(split: str, expected: tuple[str, ...], classes: tuple[str, ...]) -> str:

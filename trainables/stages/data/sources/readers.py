@@ -16,7 +16,7 @@ from PIL import Image
 
 from trainables.config.candidate import DataConfig
 from trainables.stages.data.decoding import RawDataset, RawSplit, make_array_split, open_image, to_array
-from trainables.stages.data.sources import folders
+from trainables.stages.data.sources import folders, huggingface
 from trainables.stages.data.sources.downloads import ARCHIVES, fetch
 from trainables.stages.data.splits import sample_stratified
 
@@ -33,13 +33,15 @@ def find_reader(dataset: str) -> Reader:
     """
     if dataset.startswith(folders.PREFIX):
         return folders.read_folder
+    if dataset.startswith(huggingface.PREFIX):
+        return huggingface.read_huggingface
     if dataset in _READERS:
         return _READERS[dataset]
     close = difflib.get_close_matches(dataset.lower(), _READERS, n=1, cutoff=0.5)
     if "/" in dataset or Path(dataset).is_dir():
         close = [f"{folders.PREFIX}{dataset}"]
     hint = f"; did you mean {close[0]}?" if close else "."
-    raise ValueError(f"--dataset {dataset}: unknown{hint} Known: {', '.join(_READERS)}, {folders.PREFIX}PATH.")
+    raise ValueError(f"--dataset {dataset}: unknown{hint} Known: {', '.join(_READERS)}, {folders.PREFIX}PATH, hf:NAME.")
 
 
 def read_digits(config: DataConfig, data_dir: Path) -> RawDataset:

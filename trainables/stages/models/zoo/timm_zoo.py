@@ -78,7 +78,7 @@ def check_timm_model(name: str) -> None:
     if not timm.is_model(architecture):
         close = difflib.get_close_matches(architecture, timm.list_models(), n=3)
         hint = f"did you mean {' or '.join(PREFIX + one for one in close)}?" if close else "see timm.list_models()."
-        raise ValueError(f"Unknown model {name!r}: timm {timm.__version__} has no {architecture!r}; {hint}")
+        raise ValueError(f"Unknown model {name!r}: timm has no {architecture!r}; {hint}")
     if tag and not timm.models.is_model_pretrained(_own_name(name)):
         tags = [one.partition(".")[2] for one in timm.list_pretrained(f"{architecture}.*")]
         there = f"it has {', '.join(tags)}" if tags else "it has none; leave the tag out"
