@@ -7,12 +7,13 @@ differ here alone. Where something is missing on a kind of device, the answer is
 import os
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainables.config.checks import MachineError
 
@@ -122,6 +123,16 @@ def without_timing() -> Iterator[None]:
 def has_graphs(device: torch.device) -> bool:
     """Whether kernels can be captured once and replayed in one call."""
     return device.type == _CUDA
+
+
+def capture(module: nn.Module, images: Tensor) -> Callable[[Tensor], Tensor]:
+    """Capture a network's forward and backward pass on a batch; the callable replays them on batches of its shape.
+
+    Raises:
+        RuntimeError: if the network waits for the device in between, or does what else cannot be captured.
+    """
+    replay: Any = torch.cuda.make_graphed_callables(module, (images,), allow_unused_input=True)
+    return replay  # type: ignore[no-any-return]
 
 
 # ---- memory
