@@ -77,6 +77,17 @@ def open_stream(device: torch.device) -> torch.Stream | None:
     return torch.Stream(device) if is_gpu(device) and device.type not in _SHARES_MEMORY else None
 
 
+@contextmanager
+def on_stream(stream: torch.Stream) -> Iterator[None]:
+    """Make a stream this thread's current one within; unlike `with stream`, several threads may do so at once."""
+    before = torch.accelerator.current_stream(stream.device)
+    torch.accelerator.set_stream(stream)
+    try:
+        yield
+    finally:
+        torch.accelerator.set_stream(before)
+
+
 def take_over(tensor: Tensor, ready: torch.Event) -> None:
     """Let the current stream use a tensor that another one makes, once that has reached `ready`."""
     current = torch.accelerator.current_stream(tensor.device)
