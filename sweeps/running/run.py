@@ -48,4 +48,5 @@ def worker_of(config: SweepConfig) -> Worker:
         device=config.devices.device,
         threads=config.devices.threads,
         memory_share=min(1.0, config.devices.share),
+        graphs=config.devices.graphs,
     )

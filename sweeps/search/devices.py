@@ -23,6 +23,9 @@ class Devices:
     mps: bool = False
     """Run NVIDIA's Multi-Process Service, on every node, while the sweep runs: trials on one GPU compute at the same
     time, not in turn."""
+    graphs: bool = False
+    """Replay each training step's network as CUDA graphs: the same kernels in a fraction of the calls. Networks that
+    cannot be captured train as without."""
     cpus: int = 1
     """CPU cores to use."""
     cpus_per_trial: int | str = 1
@@ -54,8 +57,9 @@ class Devices:
             raise ValueError(f"`gpus >= 0` must hold, but got gpus={self.gpus}.")
         if isinstance(self.gpus_per_trial, str) and self.gpus_per_trial != AUTO:
             raise ValueError(f"gpus_per_trial={self.gpus_per_trial!r} must be a number or {AUTO}.")
-        if self.mps and not self.gpus:
-            raise ValueError(f"mps=True needs GPUs, but got gpus={self.gpus}.")
+        for name in ("mps", "graphs"):
+            if getattr(self, name) and not self.gpus:
+                raise ValueError(f"{name}=True needs GPUs, but got gpus={self.gpus}.")
         share = self.share
         if not (0 < share <= 1 or (math.isfinite(share) and share == int(share) >= 1)):
             raise ValueError(f"gpus_per_trial={share} must be a share in (0, 1] or a whole number.")

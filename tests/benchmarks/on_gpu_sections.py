@@ -23,13 +23,9 @@ CHAIN: dict[str, Any] = {
     "batch_size": 64,
     "train_precision": "fp32",
     "deterministic": True,
-    "teacher_model": "alexnet_small",
-    "student_model": "alexnet_small",
-    "teacher_epochs": 1,
-    "student_epochs": 1,
-    "recovery_epochs": 1,
-    "learning_rate": 1e-3,
-    "teacher_learning_rate": 1e-3,
+    **dict.fromkeys(("teacher_model", "student_model"), "alexnet_small"),
+    **dict.fromkeys(("teacher_epochs", "student_epochs", "recovery_epochs"), 1),
+    **dict.fromkeys(("learning_rate", "teacher_learning_rate"), 1e-3),
     "pruning_method": "l1_unstructured",
     "pruning_ratio": 0.3,
 }
@@ -91,9 +87,8 @@ def environment(flags: Flags) -> None:
 
 def gpu_tests(flags: Flags) -> None:
     """`pytest -m gpu`."""
-    code, lines = _said(
-        ["-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", *(["--co"] if flags.small else [])]
-    )
+    more = ["--co"] if flags.small else []
+    code, lines = _said(["-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", *more])
     print("\n".join(lines[-60:]))
     tell("tests", exit_code=code, last=lines[-1:])
     raise SystemExit(code)
@@ -159,25 +154,19 @@ def _workspace(config: Any, device: str, folder: Path) -> Any:
     from trainables.stages.workspace import Workspace
     from trainables.store.results import Store
 
-    place = Workspace(
-        store=Store(folder / "store"),
-        data=config.data,
-        data_dir=OUT / "data",
-        device=device,
-        threads=os.cpu_count() or 1,
-        lock_dir=folder / "locks",
-    )
+    settings: dict[str, Any] = {"data_dir": OUT / "data", "device": device, "threads": os.cpu_count() or 1}
+    place = Workspace(store=Store(folder / "store"), data=config.data, lock_dir=folder / "locks", **settings)
     place.enter()
     return place
 
 
 def waits(flags: Flags) -> None:
-    """Whether a step waits for the GPU, which PyTorch then says by an error; a step's time in both precisions."""
+    """Whether a step waits for the GPU, which PyTorch then says by an error; its time by precision, and with graphs."""
     import torch
 
     for network in ("alexnet_small",) if flags.small else ("mobilenet_v3_small", "resnet18", "alexnet"):
-        for precision in ("amp", "fp32"):
-            trainer, steps = _trainer(network, precision, steps=2 if flags.small else 40)
+        for precision, graphs in (("amp", False), ("fp32", False), ("amp", True), ("fp32", True)):
+            trainer, steps = _trainer(network, precision, steps=2 if flags.small else 40, graphs=graphs)
             trainer.learn(1)
             host = time.process_time()
             started, waited = time.perf_counter(), ""
@@ -192,10 +181,10 @@ def waits(flags: Flags) -> None:
             host = time.process_time() - host
             torch.cuda.synchronize()
             took = {"ms_a_step": 1e3 * (time.perf_counter() - started) / steps, "host_ms_a_step": 1e3 * host / steps}
-            tell("waits", network=network, precision=precision, waited=waited, **took)
+            tell("waits", network=network, precision=precision, graphs=graphs, waited=waited, **took)
 
 
-def _trainer(network: str, precision: str, *, steps: int) -> tuple[Any, int]:
+def _trainer(network: str, precision: str, *, steps: int, graphs: bool) -> tuple[Any, int]:
     """A student's training on random images of 32 pixels in batches of 128."""
     import torch
 
@@ -212,7 +201,8 @@ def _trainer(network: str, precision: str, *, steps: int) -> tuple[Any, int]:
     images = Images(train_images=pixels, train_labels=labels, mean=half, std=half, **val)
     training = TrainingConfig(batch_size=128, train_precision=precision)
     loop = Loop(stage="student", epochs=10**6, learning_rate=1e-3, training=training, augment=AugmentConfig())
-    return Trainer(build_model(network, num_classes=10, image_size=32), loop, images, Labels(0.0)), steps
+    model = build_model(network, num_classes=10, image_size=32)
+    return Trainer(model, loop, images, Labels(0.0), graphs=graphs), steps
 
 
 def throughput(flags: Flags) -> None:
@@ -276,8 +266,7 @@ def latency(flags: Flags) -> None:
         images = torch.rand(1, 3, shape["image_size"], shape["image_size"])
         torch.jit.trace(model, images).save(str(folder / "traced.pt"))
         files = {"onnx": folder / "none", "weights": folder / "weights.pt", "torchscript": folder / "traced.pt"}
-        unit = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
-        artifact = Artifact(**files, model_name="mobilenet_v3_small", **shape, **unit)
+        artifact = Artifact(**files, model_name="mobilenet_v3_small", **shape, mean=(0.5,) * 3, std=(0.5,) * 3)
         runtimes = ("eager_cuda", "cuda_graph", "torchscript_cuda", "torch_compile_cuda")
         for runtime in runtimes[: 2 if flags.small else None]:
             for batch in (1, 8, 64):

@@ -13,7 +13,6 @@ import collections
 import contextlib
 import ctypes
 import functools
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -153,7 +152,8 @@ EMPTY = {"aten::empty", "aten::empty_strided", "aten::empty_like", "aten::new_em
 not_on_cpu: collections.Counter[str] = collections.Counter()
 """Operations without a CPU kernel, whose outputs stayed as they were."""
 _graphs: dict[int, list[Callable[[], None]]] = {}
-_capturing = threading.local()
+_capturing: list[list[Callable[[], None]]] = []
+"""What the graph that is being captured computes; not by thread, because autograd captures in one of its own."""
 
 
 class _Computing(TorchDispatchMode):
@@ -173,7 +173,7 @@ class _Computing(TorchDispatchMode):
             return out
         work = functools.partial(self._compute, func, args, kwargs, out)
         work()
-        if (graph := getattr(_capturing, "graph", None)) is not None:
+        for graph in _capturing:
             graph.append(work)
         return out
 
@@ -204,6 +204,8 @@ class _Computing(TorchDispatchMode):
         if func._schema.is_mutable:
             return  # done in place
         for there, value in zip(_tensors(out), _tensors(result), strict=func not in INSTEAD):
+            if not value.numel() and there.numel():  # BatchNorm's statistics in evaluation, which nobody reads
+                continue
             (on_host(there) if _is_cuda(there) else there).copy_(value)
 
 
@@ -218,10 +220,11 @@ class _RecordedGraph(contextlib.AbstractContextManager[None]):
 
     def __enter__(self) -> None:
         self._real.__enter__()
-        _capturing.graph = _graphs[id(self._graph)] = []
+        _graphs[id(self._graph)] = []
+        _capturing.append(_graphs[id(self._graph)])
 
     def __exit__(self, *why: Any) -> None:
-        _capturing.graph = None
+        _capturing.pop()
         self._real.__exit__(*why)
 
 

@@ -35,6 +35,8 @@ class Workspace:
     """Lock files of this node, on a local disk: trials train together, a measurement runs alone."""
     memory_share: float = 1.0
     """Fraction of the GPU's memory that this process may use in all, in (0, 1]; see `placement.set_up_process`."""
+    graphs: bool = False
+    """Whether training replays the network's kernels as graphs, which are the same; see `placement.capture_model`."""
 
     @property
     def found(self) -> torch.device:

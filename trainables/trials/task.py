@@ -45,6 +45,8 @@ class Worker:
     threads: int
     memory_share: float = 1.0
     """Fraction of a GPU's memory that it may use, in (0, 1]."""
+    graphs: bool = False
+    """Whether training replays the network's kernels as graphs."""
 
     def workspace(self) -> Workspace:
         """The workspace on this node."""
@@ -56,6 +58,7 @@ class Worker:
             threads=self.threads,
             lock_dir=self.out / LEASES,
             memory_share=self.memory_share,
+            graphs=self.graphs,
         )
 
 

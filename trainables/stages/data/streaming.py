@@ -70,7 +70,7 @@ class Streamed:
         host = self._gather(index)
         if self._stream is None:
             return host.to(self.device), None
-        with self._stream:
+        with accelerator.on_stream(self._stream):
             images = host.to(self.device, non_blocking=True)  # torch keeps pinned memory until the copy ends
             return images, self._stream.record_event()
 

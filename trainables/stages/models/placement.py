@@ -1,6 +1,7 @@
 """Set how a network runs on its device: memory layout, precision, determinism, memory. No default is relied on."""
 
 import ctypes
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from trainables.config.training import TrainingConfig
 from trainables.stages.models.devices import accelerator
 from trainables.stages.models.inspection import evaluating
 from trainables.stages.models.torch_private import compiler_in_use, has_cpp_compiler
+
+log = logging.getLogger(__name__)
 
 # GPU memory of a process besides its tensors (context, kernels, cuBLAS and cuDNN): a guess, not measured yet.
 CONTEXT_BYTES = 600 * 2**20
@@ -91,6 +94,44 @@ def compile_model(model: nn.Module, training: TrainingConfig) -> Callable[[Tenso
         raise MachineError("compile=True: torch.compile needs a C++ compiler; install g++ or leave it out.")
     device = next(model.parameters()).device
     return torch.compile(model, dynamic=False, mode="reduce-overhead" if accelerator.has_graphs(device) else None)
+
+
+class _Whole(nn.Module):
+    """A network whose forward pass may be replaced without replacing that of the network itself."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits_BC: Tensor = self.network(images)
+        return logits_BC
+
+
+def capture_model(model: nn.Module, training: TrainingConfig, *, image_size: int) -> Callable[[Tensor], Tensor]:
+    """Capture the network's training pass over a full batch as graphs, which replay hundreds of kernels in two calls.
+
+    The kernels are those of a plain step, and so are their results: PyTorch gives a replay the random numbers that a
+    plain step would draw. A network that cannot be captured stays as it is, which the log says.
+    """
+    device = next(model.parameters()).device
+    if not accelerator.has_graphs(device):
+        return model
+    shape = (training.batch_size, 3, image_size, image_size)
+    images = torch.zeros(shape, device=device).contiguous(memory_format=layout(model))
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    model.train()
+    amp = training.train_precision == "amp"
+    try:
+        # the cache would keep copies of weights from before the capture
+        with torch.autocast(device.type, torch.bfloat16, enabled=amp, cache_enabled=False):
+            return accelerator.capture(_Whole(model), images)
+    except RuntimeError as error:
+        log.warning("graphs: %s cannot be captured (%s); it stays as it is", type(model).__name__, error)
+        return model
+    finally:
+        for name, buffer in model.named_buffers():  # BatchNorm has seen what was captured
+            buffer.copy_(before[name])
 
 
 def to_machine_error(error: RuntimeError) -> MachineError | None:

@@ -24,8 +24,9 @@ from trainables.stages.data.augment import draws, views
 from trainables.stages.data.on_device import Images
 from trainables.stages.data.splits import sample_evenly
 from trainables.stages.data.streaming import Streamed
+from trainables.stages.models import placement
 from trainables.stages.models.inspection import recalibrate_bn
-from trainables.stages.models.placement import autocast, compile_model, layout, move, set_up_kernels, to_machine_error
+from trainables.stages.models.placement import autocast, layout, move, set_up_kernels
 from trainables.stages.training import checkpoints
 
 WARMUP_SHARE = 0.05  # of the stage's steps
@@ -98,6 +99,7 @@ def train(
     *,
     after_step: Callable[[], None] | None = None,
     turn: Turn = nullcontext,
+    graphs: bool = False,
 ) -> Generator[EpochRecord, None, tuple[EpochRecord, ...]]:
     """Train `model` in place; yield each epoch's record once its state is safely in `folder`; return all records.
 
@@ -107,8 +109,9 @@ def train(
     Args:
         after_step: called after every optimiser step (pruning masks).
         turn: entered around every step.
+        graphs: replay the network's kernels where that can be; see `placement.capture_model`.
     """
-    trainer = Trainer(model, loop, images, lesson, after_step=after_step, turn=turn)
+    trainer = Trainer(model, loop, images, lesson, after_step=after_step, turn=turn, graphs=graphs)
     curve = checkpoints.resume(model, trainer.optimizer, folder / STATE, images.mean.device)
     for epoch in range(len(curve) + 1, loop.epochs + 1):
         record = trainer.epoch(epoch)
@@ -131,6 +134,7 @@ class Trainer:
         *,
         after_step: Callable[[], None] | None = None,
         turn: Turn = nullcontext,
+        graphs: bool = False,
     ) -> None:
         device, training = images.mean.device, loop.training
         assert training.train_precision is not None or device.type == "cpu", "CandidateConfig.on(device) comes first"
@@ -140,7 +144,10 @@ class Trainer:
         self._model, self._loop, self._images, self._lesson = model, loop, images, lesson
         self._after_step, self._turn = after_step, turn
         self._device, self._layout = device, layout(model)
-        self._compiled = compile_model(model, training)
+        self._whole_batch = placement.compile_model(model, training)
+        if graphs and self._whole_batch is model:
+            with turn():
+                self._whole_batch = placement.capture_model(model, training, image_size=images.image_size)
 
     def epoch(self, epoch: int) -> EpochRecord:
         """Train for one pass, re-estimate BatchNorm and validate."""
@@ -215,7 +222,7 @@ class Trainer:
     def _step(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Run forward, backward and update; return loss and logits [B, C], both detached."""
         whole = len(batch.index) == self._loop.training.batch_size
-        network = self._compiled if whole else self._model  # a smaller last batch would compile again
+        network = self._whole_batch if whole else self._model  # a smaller last batch would compile again
         with autocast(self._device, self._loop.training):
             logits_BC = network(self._images.normalise(batch.pixels, self._layout))
         value = self._lesson(logits_BC, batch)
@@ -223,7 +230,7 @@ class Trainer:
         try:
             value.backward()
         except RuntimeError as error:
-            raise to_machine_error(error) or error from None
+            raise placement.to_machine_error(error) or error from None
         self.optimizer.step()
         if self._after_step is not None:
             self._after_step()

@@ -41,8 +41,9 @@ def obtain_model(bench: Bench, key: Key, name: str, make: Callable[[Path], Made]
 def fit(bench: Bench, model: nn.Module, loop: Loop, lesson: Lesson, folder: Path, masks: Masks = NO_MASKS) -> Curve:
     """Train in place as `train` does, pausing while a measurement runs on the node; masked weights stay zero."""
     after_step = (lambda: apply_masks(model, masks)) if masks else None
-    turn = bench.place.device_lock().shared
-    return train(model, loop, bench.images, lesson, folder, after_step=after_step, turn=turn)
+    place = bench.place
+    turn, graphs = place.device_lock().shared, place.graphs
+    return train(model, loop, bench.images, lesson, folder, after_step=after_step, turn=turn, graphs=graphs)
 
 
 @torch.no_grad()

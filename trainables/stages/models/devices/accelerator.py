@@ -7,12 +7,13 @@ differ here alone. Where something is missing on a kind of device, the answer is
 import os
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainables.config.checks import MachineError
 
@@ -76,6 +77,17 @@ def open_stream(device: torch.device) -> torch.Stream | None:
     return torch.Stream(device) if is_gpu(device) and device.type not in _SHARES_MEMORY else None
 
 
+@contextmanager
+def on_stream(stream: torch.Stream) -> Iterator[None]:
+    """Make a stream this thread's current one within; unlike `with stream`, several threads may do so at once."""
+    before = torch.accelerator.current_stream(stream.device)
+    torch.accelerator.set_stream(stream)
+    try:
+        yield
+    finally:
+        torch.accelerator.set_stream(before)
+
+
 def take_over(tensor: Tensor, ready: torch.Event) -> None:
     """Let the current stream use a tensor that another one makes, once that has reached `ready`."""
     current = torch.accelerator.current_stream(tensor.device)
@@ -122,6 +134,16 @@ def without_timing() -> Iterator[None]:
 def has_graphs(device: torch.device) -> bool:
     """Whether kernels can be captured once and replayed in one call."""
     return device.type == _CUDA
+
+
+def capture(module: nn.Module, images: Tensor) -> Callable[[Tensor], Tensor]:
+    """Capture a network's forward and backward pass on a batch; the callable replays them on batches of its shape.
+
+    Raises:
+        RuntimeError: if the network waits for the device in between, or does what else cannot be captured.
+    """
+    replay: Any = torch.cuda.make_graphed_callables(module, (images,), allow_unused_input=True)
+    return replay  # type: ignore[no-any-return]
 
 
 # ---- memory
