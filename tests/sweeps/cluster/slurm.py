@@ -33,8 +33,8 @@ SlurmdParameters=config_overrides
 MpiDefault=none
 ReturnToService=2
 MailProg=/bin/true
-NodeName=one NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=1 State=UNKNOWN
-NodeName=two NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=1 State=UNKNOWN
+NodeName=one NodeHostname={host} NodeAddr=127.0.0.2 Port={ports[1]} CPUs=1 State=UNKNOWN
+NodeName=two NodeHostname={host} NodeAddr=127.0.0.3 Port={ports[2]} CPUs=1 State=UNKNOWN
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
@@ -65,7 +65,7 @@ class Slurm:
 
 @contextmanager
 def slurm(folder: Path) -> Iterator[Slurm]:
-    """A SLURM with the nodes `one` and `two`, of one core each, until the block ends."""
+    """A SLURM with the nodes `one` and `two`, of one core and one address each, until the block ends."""
     key = folder / "munge.key"
     key.write_bytes(os.urandom(1024))
     key.chmod(0o400)
