@@ -6,7 +6,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -107,7 +107,7 @@ def free(count: int) -> list[int]:
     return ports
 
 
-def wait_for(is_so, seconds, told) -> None:  # type: ignore[no-untyped-def]
+def wait_for(is_so: Callable[[], bool], seconds: float, told: Callable[[], str]) -> None:
     """Wait until something is so; `told` says what to show if it never is."""
     end = time.monotonic() + seconds
     while not is_so():
