@@ -5,6 +5,7 @@ import getpass
 import os
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 
 from trainables.config.mlflow_settings import NO_TELEMETRY
@@ -23,6 +24,8 @@ SETTINGS = {
     "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled"),  # of a cluster that is joined; our own has a token
 }
 os.environ |= SETTINGS
+# In a notebook without ipywidgets tqdm says so when MLflow and Optuna import it; a sweep shows no bars of theirs.
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 
 def give_home() -> None:

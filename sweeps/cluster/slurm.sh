@@ -31,9 +31,13 @@ command -v ray >/dev/null && command -v compression-sweep >/dev/null ||
 # Whoever may connect to a Ray runs code in it: nodes and driver show a token, new for every start.
 RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN RAY_USAGE_STATS_ENABLED=0
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-address=$(scontrol show node -o "$first" | sed -E 's/.* NodeAddr=([^ ]+) .*/\1/')
-head_ip=$(getent ahostsv4 "$address" | awk 'NR == 1 { print $1 }')
+# A node's IPv4 address, in the network in which SLURM's own daemons talk.
+ip_of='ip_of() {
+  getent ahostsv4 "$(scontrol show node -o "$1" | sed -E "s/.* NodeAddr=([^ ]+) .*/\1/")" | awk "NR == 1 { print \$1 }"
+}'
+eval "$ip_of"
+head_ip=$(ip_of "$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)")
+[[ -n "$head_ip" ]] || fail "the first node of $SLURM_JOB_NODELIST has no IPv4 address."
 port=$((20000 + SLURM_JOB_ID % 10000)) # two jobs may share a node
 files=/tmp/ray-slurm-$SLURM_JOB_ID
 
@@ -45,10 +49,15 @@ if [[ "$SLURM_NODEID" == 0 ]]; then
   exec ray start --head --node-ip-address="$head_ip" --port="$port" --temp-dir="$files" --num-cpus="$cpus" \
     --include-dashboard=false --block
 fi
-exec ray start --address="$head_ip:$port" --num-cpus="$cpus" --block
+for _ in $(seq 60); do
+  ray status --address="$head_ip:$port" >/dev/null 2>&1 && break
+  sleep 1
+done
+exec ray start --address="$head_ip:$port" --node-ip-address="$(ip_of "$SLURMD_NODENAME")" --num-cpus="$cpus" --block
 NODE
 
-srun --overlap --kill-on-bad-exit=0 --cpus-per-task="$SLURM_CPUS_PER_TASK" bash -c "$on_node" ray "$head_ip" "$port" "$files" "$SLURM_CPUS_PER_TASK" \
+srun --overlap --kill-on-bad-exit=0 --cpus-per-task="$SLURM_CPUS_PER_TASK" bash -c "$ip_of
+$on_node" ray "$head_ip" "$port" "$files" "$SLURM_CPUS_PER_TASK" \
   >>"ray-$SLURM_JOB_ID.log" 2>&1 &
 ray=$!
 

@@ -347,7 +347,8 @@ def test_a_call_from_python_goes_on_with_the_commands_sweep(
     assert result.complete and result.name == file.parent.name
     assert len(children(out)) == len(before), "a trial was made again"
     said = capsys.readouterr().out
-    pd.testing.assert_frame_equal(result.front, front_members(read_runs(f"sqlite:///{out / 'mlflow.db'}", result.name)))
+    front = front_members(read_runs(f"sqlite:///{out / 'mlflow.db'}", result.name))
+    pd.testing.assert_frame_equal(result.front, front.astype({"trial_number": int}))
     assert str(int(result.best()["trial_number"])) in said
     shown = result.figure()._repr_mimebundle_()
     page = html.unescape(shown["text/html"].partition('srcdoc="')[2].partition('" style')[0])

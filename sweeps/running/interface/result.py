@@ -46,7 +46,9 @@ class Result:
     def front(self) -> pd.DataFrame:
         """A row for each file on the Pareto front, the most accurate first: `val_accuracy` and `test_accuracy` (0 to
         1), `latency_p50_ms` of one image, `size_bytes` of the ONNX file, `trial_number`, and the settings."""
-        return front_members(self.runs)
+        front = front_members(self.runs)
+        # of all runs, the teacher has none
+        return front.astype({name: int for name in ("trial_number",) if name in front.columns})
 
     def figure(self) -> "Figure":
         """The interactive front, which a notebook draws: accuracy (%) against latency of one image (ms), size (MB) by

@@ -6,7 +6,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,8 +33,8 @@ SlurmdParameters=config_overrides
 MpiDefault=none
 ReturnToService=2
 MailProg=/bin/true
-NodeName=one NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=1 State=UNKNOWN
-NodeName=two NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=1 State=UNKNOWN
+NodeName=one NodeHostname={host} NodeAddr=127.0.0.2 Port={ports[1]} CPUs=1 State=UNKNOWN
+NodeName=two NodeHostname={host} NodeAddr=127.0.0.3 Port={ports[2]} CPUs=1 State=UNKNOWN
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
@@ -65,7 +65,7 @@ class Slurm:
 
 @contextmanager
 def slurm(folder: Path) -> Iterator[Slurm]:
-    """A SLURM with the nodes `one` and `two`, of one core each, until the block ends."""
+    """A SLURM with the nodes `one` and `two`, of one core and one address each, until the block ends."""
     key = folder / "munge.key"
     key.write_bytes(os.urandom(1024))
     key.chmod(0o400)
@@ -107,7 +107,7 @@ def free(count: int) -> list[int]:
     return ports
 
 
-def wait_for(is_so, seconds, told) -> None:  # type: ignore[no-untyped-def]
+def wait_for(is_so: Callable[[], bool], seconds: float, told: Callable[[], str]) -> None:
     """Wait until something is so; `told` says what to show if it never is."""
     end = time.monotonic() + seconds
     while not is_so():
