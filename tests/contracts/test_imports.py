@@ -89,7 +89,7 @@ def test_importing_does_not_pull_in(tmp_path: Path, names: list[str], forbidden:
 
 def test_training_needs_torch_alone(tmp_path: Path) -> None:
     names = [name for room in ("data", "models", "training") for name in modules(f"trainables.stages.{room}")]
-    absent = "torch_pruning,onnx,onnxscript,onnxruntime,sklearn,ray,mlflow,optuna,pandas"
+    absent = "timm,datasets,huggingface_hub,torch_pruning,onnx,onnxscript,onnxruntime,sklearn,ray,mlflow,optuna,pandas"
     assert python(IMPORT_WITHOUT, tmp_path, ",".join(names), absent) == names
 
 
