@@ -58,11 +58,8 @@ def run(environment: Mapping[str, str], *words: str | Path) -> tuple[int, int]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("files", "least"),
-    [
-        *(("steps faults", 56), ("values", 4), ("streams", 2), ("graphs", 6)),
-        pytest.param("sweep", 1, marks=[pytest.mark.ray, pytest.mark.nightly]),
-    ],
-    ids=["steps", "values", "streams", "graphs", "sweep"],
+    [("steps faults", 56), ("values", 4), ("streams", 2), ("graphs", 6)],
+    ids=["steps", "values", "streams", "graphs"],
 )
 def test_the_gpu_path_on_the_stand_in(on_stand_in: Mapping[str, str], files: str, least: int) -> None:
     passed, skipped = run(on_stand_in, *(HERE / "inside" / f"{file}.py" for file in files.split()))
