@@ -58,7 +58,13 @@ class OneLineParser(argparse.ArgumentParser):
 
     def __init__(self, **kwargs: Any) -> None:
         # an abbreviation in a script would change its meaning when a flag with the same beginning is added
+        self.groups: list[Any] = []
         super().__init__(allow_abbrev=False, **kwargs)
+
+    def add_argument_group(self, *args: Any, **kwargs: Any) -> Any:
+        """Add a group, and keep it in `groups`."""
+        self.groups.append(super().add_argument_group(*args, **kwargs))
+        return self.groups[-1]
 
     def error(self, message: str) -> NoReturn:
         """Print `message` on one line and exit with code 2."""
@@ -80,11 +86,11 @@ class OneLineParser(argparse.ArgumentParser):
         if not self.usual:
             return as_typed(super().format_help())
         unusual = [action for action in self._actions if not {*action.option_strings} & {*self.usual}]
-        kept = [(action, action.help) for action in unusual], [(g, g.description) for g in self._action_groups]
+        kept = [(action, action.help) for action in unusual], [(g, g.description) for g in self.groups]
         try:
             for action in unusual:
                 action.help = argparse.SUPPRESS
-            for group in self._action_groups:
+            for group in self.groups:
                 group.description = None
             more = f"{len(unusual)} more flags: --help-all\n\n"
             before, examples, after = super().format_help().partition("examples:\n")

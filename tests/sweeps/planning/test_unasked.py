@@ -3,10 +3,14 @@
 import argparse
 import dataclasses
 import io
+import re
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from sweeps import kd_prune
 from sweeps.display.console import Screen
@@ -116,6 +120,30 @@ def test_what_was_typed_is_left_as_it_is(tmp_path: Path) -> None:
     fewer, _ = fit_to_minutes(config, planned, started=0.0, typed=["trials"])
     assert fewer.search.trials == 9
     assert fewer.search.base.teacher.teacher_epochs < 50 > fewer.search.base.student.student_epochs
+
+
+def test_a_users_images_get_a_real_probe_and_a_file_that_asks_for_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All of the command but the sweep itself."""
+    rng = np.random.default_rng(0)
+    for number in range(32):
+        folder = tmp_path / "photos" / ("train", "test")[number % 2] / ("day", "night")[number // 2 % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    swept: list[tuple[SweepConfig, dict[str, Any]]] = []
+    monkeypatch.setattr("sweeps.running.launch.run_sweep", lambda one, *_, **more: swept.append((one, more)) or 0)
+    monkeypatch.chdir(tmp_path)
+    assert kd_prune.main(["--dataset", "folder:photos", "--cpus", "1", "--val-fraction", "0.25"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"No --preset and no --gpus: teacher resnet20 \(\d+ epochs\), .*; a budget of \d+ ", said)
+    ((config, more),) = swept
+    assert more["deadline"].budget_s in BUDGETS_S
+    (tmp_path / "sweep.toml").write_text(more["sweep_toml"], encoding="utf-8")
+    _, flags = kd_prune._parse(["--config", "sweep.toml"])
+    typed = argparse.Namespace(**vars(flags))
+    assert kd_prune._suited(kd_prune._config(flags), typed, 12).name == config.name
+    assert typed.budget == more["deadline"].budget_s
 
 
 def test_a_long_sweep_is_said_even_where_it_is_quiet() -> None:
