@@ -118,7 +118,7 @@ class Network:
         self.temp = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # sockets have short paths
         self._private = Path(tempfile.mkdtemp(prefix="nodes-"))
         self._environment = environment
-        self._made = self._starts = self._most = 0
+        self._made = self._starts = 0
         self.services: Node | None = None
         self.nodes: list[Node] = []
         self.address, self.mark = f"{HEAD}:6390", self.temp.name
@@ -143,8 +143,8 @@ class Network:
         self._wait()
 
     def start_again(self) -> None:
-        """A new cluster with as many nodes as there ever were, in place of one whose GCS has died."""
-        count = self._most  # a dead one may not have been replaced yet
+        """A new cluster with as many nodes, in place of one whose GCS has died."""
+        count = len(self.nodes)
         for node in list(self.nodes):
             self.kill_node(node)
         self._kill_head()
@@ -161,7 +161,6 @@ class Network:
             ["env", f"PRIVATE={private}", f"TEMP={self.temp}", f"FOLDER={self.folder}", "sh", "-c", START, "sh"]
         )
         self.nodes.append(node)
-        self._most = max(self._most, len(self.nodes))
         self._ray([f"--address={self.address}", "--num-cpus=1"], node.address, prefix)
         self._wait()
         return node

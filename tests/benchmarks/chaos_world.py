@@ -93,13 +93,14 @@ class World:
         return [*self.nodes.pids(), *filter(is_gcs, head)]
 
     def replace_dead_nodes(self) -> None:
-        """One more node for each that has lost its raylet."""
+        """One more node for each that was killed or has lost its raylet."""
         if not isinstance(self.nodes, Network):
             return
         for node in list(self.nodes.nodes):
             if not any(map(is_raylet, node.pids())):
                 self.nodes.kill_node(node)
-                self.nodes.add_node()
+        while len(self.nodes.nodes) < self.count:
+            self.nodes.add_node()
 
     def kill_server(self) -> bool:
         """kill -9 of the tracking server and its workers."""
