@@ -23,7 +23,7 @@ from trainables.stages.models.build import build_model
 from trainables.stages.models.inspection import OUT_OF_MEMORY, count, evaluating
 from trainables.stages.models.torch_private import BatchNorm
 from trainables.stages.models.weights import load_weights, save_weights
-from trainables.stages.pruning.layers import widths
+from trainables.stages.pruning.channels import widths
 from trainables.stages.pruning.methods import GROUP, PruneSummary, check_removed, compare, convolutions, prune
 
 MODELS = (

@@ -1,6 +1,7 @@
 """Remove whole channels, coupled layers together, by score within each layer or over the whole network."""
 
 import copy
+import fnmatch
 import itertools
 import warnings
 from collections.abc import Collection, Sequence
@@ -10,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainables.stages.models.attention import find_residual
+from trainables.stages.models.attention import find_residual, is_of_tokens
 from trainables.stages.models.devices.accelerator import without_timing
 from trainables.stages.models.inspection import OUT_OF_MEMORY, describe_error, evaluating, find_output_layer
-from trainables.stages.models.weights import check_reload
+from trainables.stages.models.torch_private import BatchNorm
+from trainables.stages.models.weights import check_reload, is_scale
 from trainables.stages.pruning.allocation import (
     Choice,
     Group,
@@ -27,18 +29,20 @@ from trainables.stages.pruning.allocation import (
 from trainables.stages.pruning.criteria import Batches, Score, add_gradients, scorer
 from trainables.stages.pruning.equivalence import Removed, Slice, advice, check_equivalence, check_runs
 from trainables.stages.pruning.heads import head_groups
-from trainables.stages.pruning.layers import (
-    check_layers,
-    ignored_layers,
-    scales,
-    widths,
-)
 
 HARM_BATCHES = 4  # of images, for `sensitivity`
+# Layers with one number per channel for which the graph has rules that do not fit ours.
+_UNKNOWN = (nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.PReLU)
 
 
 class _RefusedError(ValueError):
     """A refusal of our own, which is not wrapped as errors of the tracer are."""
+
+
+def widths(model: nn.Module) -> dict[str, int]:
+    """The number of output channels of every Conv2d and Linear, by name."""
+    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    return {name: int(layer.weight.shape[0]) for name, layer in layers}
 
 
 @without_timing()
@@ -68,11 +72,11 @@ def remove_channels(
         ValueError: if the architecture cannot be pruned, run or stored, or the cut network would not compute what the
             dense one does without these channels; the model may then be unusable.
     """
-    check_layers(model)
+    _check_layers(model)
     whole = copy.deepcopy(model)  # the dense architecture, into which the store loads pruned weights
     device = next(model.parameters()).device
     image = torch.zeros(1, 3, image_size, image_size, device=device)
-    kept = {find_output_layer(model, image, num_classes), *ignored_layers(model, ignore), *find_residual(model)}
+    kept = {find_output_layer(model, image, num_classes), *_ignored(model, ignore), *find_residual(model)}
     # torch-pruning traces the graph through autograd, which frozen parameters would interrupt
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     model.requires_grad_(True)
@@ -120,7 +124,7 @@ class _Cutter:
         with evaluating(model), torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._graph = torch_pruning.DependencyGraph()
-            self._graph.build_dependency(model, example_inputs=image, unwrapped_parameters=scales(model))
+            self._graph.build_dependency(model, example_inputs=image, unwrapped_parameters=_scales(model))
             heads = list(head_groups(model, kept, criterion))
             whole = [*kept, *(group.layer for group in heads)]
             self._groups = [*_groups(self._graph, model, whole, scorer(criterion)), *heads]
@@ -233,6 +237,57 @@ def _groups(graph: Any, model: nn.Module, kept: Collection[nn.Module], score: Sc
     return found
 
 
+def _ignored(model: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
+    """The layers whose names fit a pattern."""
+    layers = ((name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear))
+    return [layer for name, layer in layers if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
+
+
+def check_ignored(models: Sequence[nn.Module], patterns: Sequence[str]) -> None:
+    """Check that every pattern of `prune_ignore` fits a layer of one of the models.
+
+    Raises:
+        ValueError: if one does not.
+    """
+    names = [name for model in models for name in widths(model)]
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise ValueError(
+                f"prune_ignore={pattern!r} fits no Conv2d or Linear; the first are {', '.join(names[:5])}."
+            )
+
+
 def _parts(layer: nn.Module) -> int:
     """The number of equal parts that a grouped convolution splits its channels into; 1 for a depthwise one."""
     return layer.groups if isinstance(layer, nn.Conv2d) and 1 < layer.groups != layer.out_channels else 1
+
+
+def _check_layers(model: nn.Module) -> None:
+    """Check that every parameter can lose channels: it belongs to a known layer, or has one number per channel.
+
+    In a network of tokens, only Linear layers lose any.
+
+    Raises:
+        ValueError: if one cannot.
+    """
+    if is_of_tokens(model):
+        return
+    for name, layer in model.named_modules():
+        sizes = [parameter.shape for parameter in layer.parameters(recurse=False)]
+        fit = all(map(is_scale, sizes)) and not (
+            isinstance(layer, _UNKNOWN) and any(size.numel() > 1 for size in sizes)
+        )
+        if not isinstance(layer, nn.Conv2d | BatchNorm | nn.Linear | nn.LayerNorm) and not fit:
+            raise ValueError(
+                "Structured pruning handles Conv2d, BatchNorm, LayerNorm and Linear layers, but got "
+                f"{name or 'a model'} of type {type(layer).__name__}; take pruning_method='l1_unstructured'."
+            )
+
+
+def _scales(model: nn.Module) -> list[tuple[nn.Parameter, int]]:
+    """Parameters outside known layers with one number per channel, and the dimension of the channels."""
+    if is_of_tokens(model):
+        return []
+    known = (nn.Conv2d, BatchNorm, nn.Linear, nn.LayerNorm)
+    own = [p for layer in model.modules() if not isinstance(layer, known) for p in layer.parameters(recurse=False)]
+    return [(parameter, int(torch.tensor(parameter.shape).argmax())) for parameter in own if parameter.numel() > 1]

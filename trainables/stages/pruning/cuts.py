@@ -25,8 +25,8 @@ from trainables.stages.models.inspection import count
 from trainables.stages.models.placement import set_up_kernels
 from trainables.stages.models.stored import build_for, load_model
 from trainables.stages.pruning.allocation import Plan, step_of
+from trainables.stages.pruning.channels import widths
 from trainables.stages.pruning.criteria import Batches
-from trainables.stages.pruning.layers import widths
 from trainables.stages.pruning.methods import Counts, PruneSummary, check_removed, compare, prune
 from trainables.stages.workspace import Bench
 from trainables.store.results import stage_key

@@ -14,8 +14,8 @@ from trainables.stages.models.inspection import count
 from trainables.stages.models.placement import move
 from trainables.stages.models.stored import load_model
 from trainables.stages.models.weights import load_weights, save_weights
+from trainables.stages.pruning.channels import widths
 from trainables.stages.pruning.cuts import cut, key_parts, plan_cut, write_plan
-from trainables.stages.pruning.layers import widths
 from trainables.stages.pruning.methods import masks
 from trainables.stages.training.lessons import Distillation
 from trainables.stages.training.loop import Loop, recalibrate

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from trainables.stages.models.build import build_model
 from trainables.stages.models.inspection import count
 from trainables.stages.pruning.allocation import LEAST_GLOBAL, rounded
+from trainables.stages.pruning.channels import widths
 from trainables.stages.pruning.criteria import add_gradients
-from trainables.stages.pruning.layers import widths
 from trainables.stages.pruning.methods import prune
 
 SIZE = 8

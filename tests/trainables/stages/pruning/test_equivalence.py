@@ -17,8 +17,8 @@ from trainables.records.stages import DatasetRecord
 from trainables.stages.candidate.__main__ import main
 from trainables.stages.models.inspection import count
 from trainables.stages.pruning import channels
+from trainables.stages.pruning.channels import widths
 from trainables.stages.pruning.cuts import write_plan
-from trainables.stages.pruning.layers import widths
 from trainables.stages.pruning.methods import prune
 
 SIZE = 8
