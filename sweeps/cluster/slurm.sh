@@ -39,7 +39,7 @@ eval "$ip_of"
 head_ip=$(ip_of "$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)")
 [[ -n "$head_ip" ]] || fail "the first node of $SLURM_JOB_NODELIST has no IPv4 address."
 port=$((20000 + SLURM_JOB_ID % 10000)) # two jobs may share a node
-files=$(mktemp -d /tmp/ray-XXXXXXXX) || fail "/tmp cannot be written." # a name that nobody can take before
+files=$(mktemp -d /tmp/ray-slurm-XXXXXXXX) || fail "/tmp cannot be written." # a name that nobody can take before
 
 # On every node; the first one is the head, and has trials, too. Ray's own processes end with `srun`.
 read -r -d '' on_node <<'NODE' || true
