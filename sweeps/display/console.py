@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext, redirect_stdout, sup
 from pathlib import Path
 from typing import IO, Any, TextIO
 
-from rich.console import Console
+from rich import get_console
 from rich.status import Status
 from rich.text import Text
 
@@ -39,7 +39,7 @@ class Screen(Terminal):
         people = sys.stderr if mode == "json" else file
         self.place: Place | None = None
         """The part of a notebook's output in which the sweep is drawn; None elsewhere."""
-        if mode == "people" and file is None and Console().is_jupyter:
+        if mode == "people" and file is None and get_console().is_jupyter:
             self.place = Place()
             # its standard output says that it is a terminal, and cannot move a cursor
             settings = {"width": COLUMNS, "force_terminal": False, **settings}
