@@ -2,6 +2,7 @@
 
 import atexit
 import getpass
+import logging
 import os
 import shutil
 import tempfile
@@ -24,8 +25,9 @@ SETTINGS = {
     "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled"),  # of a cluster that is joined; our own has a token
 }
 os.environ |= SETTINGS
-# In a notebook without ipywidgets tqdm says so when MLflow and Optuna import it; a sweep shows no bars of theirs.
+# In a notebook without ipywidgets tqdm says so when MLflow and Optuna import it, and Ray does; we draw without them.
 warnings.filterwarnings("ignore", message="IProgress not found")
+logging.getLogger("ray.widgets.util").setLevel(logging.WARNING)
 
 
 def give_home() -> None:

@@ -8,6 +8,18 @@ from trainables.records.trial import TrialRecord
 STATUS = {"finished": "FINISHED", "stopped": "KILLED", "infeasible": "KILLED", "failed": "FAILED"}
 
 
+def run_name(record: TrialRecord) -> str:
+    """The number and, of a candidate, what became of which network; MLflow's pages list and draw runs by it.
+
+    Example: `00009 teacher structured 0.3, int8_ptq`.
+    """
+    number, made = record.key.rpartition("/")[2], record.params
+    if record.stage != "candidate" or not {"student_model", "pruning_method", "pruning_ratio"} <= made.keys():
+        return number
+    cut = f"{made['pruning_method']} {made['pruning_ratio']:g}" if made["pruning_ratio"] else "uncut"
+    return f"{number} {made['student_model']} {cut}, {made['precision']}"
+
+
 def trial_tags(record: TrialRecord) -> dict[str, str]:
     """The tags that runs can be filtered by."""
     tags = {"kind": "trial", "key": record.key, "stage": record.stage, "status": record.status}

@@ -23,7 +23,7 @@ from trainables.records.encoding import to_json
 from trainables.records.trial import TrialRecord, read_delivered, read_trial
 from trainables.tracking.local_store import opening
 from trainables.tracking.registry import register
-from trainables.tracking.run_fields import STATUS, curve, trial_tags
+from trainables.tracking.run_fields import STATUS, curve, run_name, trial_tags
 
 RETRY_AFTER_S = 30.0  # no delivery is tried for so long after a server did not answer
 BATCH_METRICS = 800  # MLflow accepts 1,000 metrics, parameters and tags per call
@@ -201,10 +201,9 @@ class Tracker:
     def _deliver(self, folder: Path, record: TrialRecord, scores: Mapping[str, float]) -> None:
         experiment, parent = self._connect()
         tags = trial_tags(record) | {"sweep": self._sweep, "mlflow.parentRunId": parent}
-        name = record.key.rpartition("/")[2]
         # a driver that died before it wrote delivered.json may have created the run
         known = self._known(record)
-        run_id = known or self._create(experiment, name, tags, started=record.started)
+        run_id = known or self._create(experiment, run_name(record), tags, started=record.started)
         ended = int(record.ended * 1000)
         final = {**record.metrics, **scores}
         metrics = [Metric(name, float(value), ended, 0) for name, value in final.items()]

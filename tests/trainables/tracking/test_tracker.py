@@ -31,6 +31,7 @@ from trainables.tracking import tracker as tracker_module
 from trainables.tracking.tracker import AwayError, DeletedError, Tracker, TrackingError
 
 PARAMS = {"temperature": 4.0, "alpha": 0.9, "pruning_method": "structured", "image_size": None, "flip": True}
+PARAMS |= {"student_model": "resnet8", "pruning_ratio": 0.45, "precision": "int8_ptq"}
 METRICS = {"val_accuracy": 0.91, "latency_p50_ms": 1.25, "size_bytes": 1_400_000}
 
 Left = Callable[..., Path]
@@ -119,7 +120,7 @@ def test_delivered_twice_is_one_complete_run(tracker: Tracker, client: mlflow.Ml
     assert tracker.deliver(folder, {"score": 91.5})
     (run,) = runs_of(client, folder)
     assert run.info.status == "FINISHED"
-    assert run.info.run_name == folder.name
+    assert run.info.run_name == f"{folder.name} resnet8 structured 0.45, int8_ptq"
     assert (run.info.start_time, run.info.end_time) == (1_700_000_000_000, 1_700_000_060_000)
     assert run.data.params == {name: str(value) for name, value in PARAMS.items()}
     assert run.data.metrics.items() >= (METRICS | {"score": 91.5}).items()
