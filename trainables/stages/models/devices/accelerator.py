@@ -143,7 +143,7 @@ def capture(module: nn.Module, images: Tensor) -> Callable[[Tensor], Tensor]:
         RuntimeError: if the network waits for the device in between, or does what else cannot be captured.
     """
     replay: Any = torch.cuda.make_graphed_callables(module, (images,), allow_unused_input=True)
-    return replay  # type: ignore[no-any-return]
+    return replay  # type: ignore[no-any-return]  # torch leaves what it returns untyped
 
 
 # ---- memory

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainables.stages.models.inspection import check_logits, describe_error
+from trainables.stages.models.inspection import OUT_OF_MEMORY, check_logits, describe_error
 from trainables.stages.models.torch_private import BatchNorm
 from trainables.stages.models.zoo.small_images import SMALL_IMAGE, shrink_stem
 
@@ -50,6 +50,8 @@ def build_timm_model(name: str, *, num_classes: int, image_size: int, pretrained
         options["pretrained_cfg_overlay"] = {"file": str(file), "custom_load": False}
     try:
         model: nn.Module = timm.create_model(_own_name(name), pretrained=pretrained, **options)
+    except OUT_OF_MEMORY:  # says nothing about the model
+        raise
     except Exception as error:  # a model of timm may raise anything on an image size that it was not made for
         what = "its weights do not fit" if pretrained else "it cannot be built for"
         raise ValueError(
