@@ -12,6 +12,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 if sys.platform == "win32":
@@ -107,7 +108,13 @@ def _lock_current(path: Path, mode: int) -> int:
     """Lock the file that is at `path` once the lock is acquired: a collector may remove the one we waited for."""
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        descriptor = open_locked(path, mode)
+        try:
+            descriptor = open_locked(path, mode | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if mode & fcntl.LOCK_NB:
+                raise
+            with without_shares():  # its holder may be about to measure
+                descriptor = open_locked(path, mode)
         try:
             if os.path.samestat(os.fstat(descriptor), path.stat()):
                 return descriptor
@@ -116,15 +123,65 @@ def _lock_current(path: Path, mode: int) -> int:
         os.close(descriptor)
 
 
+@dataclass
+class _Share:
+    """A thread's share of a device."""
+
+    gate: Path
+    room: Path
+    descriptor: int | None = None
+    """Holds the room until it is closed."""
+
+    def enter(self) -> None:
+        """Take it; waits for measurements."""
+        # keep the gate until the room is entered: then no step can be between the two when a measurement has the gate
+        gate = open_locked(self.gate, fcntl.LOCK_SH)
+        try:
+            self.descriptor = open_locked(self.room, fcntl.LOCK_SH)
+        finally:
+            os.close(gate)
+
+    def leave(self) -> None:
+        """Give it up."""
+        descriptor, self.descriptor = self.descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+class _Thread(threading.local):
+    """What this thread shares now: room -> share, in the order in which they were taken."""
+
+    def __init__(self) -> None:
+        self.shares: dict[Path, _Share] = {}
+
+
+_thread = _Thread()
+
+
+@contextmanager
+def without_shares() -> Iterator[None]:
+    """Give up all devices that this thread shares, for as long as it waits for others; then share them again."""
+    given_up, _thread.shares = _thread.shares, {}
+    for share in given_up.values():
+        share.leave()
+    try:
+        yield
+    finally:
+        _thread.shares = given_up
+        for share in given_up.values():
+            share.enter()
+
+
 class DeviceLock:
-    """A reader-writer lock on one device of this node: training steps share it, a measurement has it alone.
+    """A reader-writer lock on one device of this node: what computes shares it, a measurement has it alone.
 
     Processes that use the same folder and device exclude each other. Two files form a turnstile: a step passes the gate
     and then holds the room, both with shared locks; a measurement closes the gate, so that no further step enters, and
     waits until the room is empty.
 
-    The folder must be on a local disk. Nothing is held between uses, so threads and forked children may share one
-    object. It is not re-entrant: `alone` inside `shared` deadlocks.
+    A thread that shares a device may share it again within, which lets a measurement that waits go first, and may
+    measure within: it gives up what it shares for that time, and whenever it waits for a `file_lock`, whose holder may
+    be the one that wants to measure. The folder must be on a local disk.
 
     Args:
         drain: called when a step ends while a measurement waits; returns once the device has finished its queued work,
@@ -162,23 +219,35 @@ class DeviceLock:
             node: AbstractContextManager[None] = nullcontext()
         else:
             node = self._node.alone() if whole_node else self._node.shared()
-        with node, self._alone():
+        with without_shares(), node, self._alone():
             yield
 
     @contextmanager
     def _shared(self) -> Iterator[None]:
-        # keep the gate until the room is entered: then no step can be between the two when a measurement has the gate
-        gate = open_locked(self._gate, fcntl.LOCK_SH)
-        try:
-            room = open_locked(self._room, fcntl.LOCK_SH)
-        finally:
-            os.close(gate)
-        try:
+        if self._room in _thread.shares:
+            self._let_measure()
             yield
-            if self._drain is not None and is_locked(self._gate):  # a measurement is waiting
-                self._drain()
+            self._finish_queued()
+            return
+        share = _thread.shares[self._room] = _Share(self._gate, self._room)
+        try:
+            share.enter()
+            yield
+            self._finish_queued()
         finally:
-            os.close(room)
+            share.leave()
+            _thread.shares.pop(self._room, None)
+
+    def _finish_queued(self) -> None:
+        """Wait for what the device has queued, if a measurement waits for it."""
+        if self._drain is not None and is_locked(self._gate):
+            self._drain()
+
+    def _let_measure(self) -> None:
+        """Let a measurement that waits for this device go first."""
+        if is_locked(self._gate):
+            with without_shares():
+                pass
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

@@ -5,7 +5,7 @@ import os
 import socket
 import uuid
 from collections.abc import Generator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -65,15 +65,24 @@ def cores_of_a_node(devices: Devices) -> int:
     return int(min(devices.cpus, largest)) or devices.threads
 
 
-def _started(devices: Devices) -> AbstractContextManager[None]:
+@contextmanager
+def _started(devices: Devices) -> Generator[None, None, None]:
     """A Ray of the sweep's size on this machine alone."""
-    return private_ray(
+    ours = private_ray(
         num_cpus=devices.cpus,
         num_gpus=devices.gpus,
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
     )
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(ours)
+        except Exception as error:  # Ray has a dozen kinds, and Exception itself among them
+            raise InputError(
+                f"Ray does not start on this machine ({_in_a_line(error)}); try again when it is less busy."
+            ) from error
+        yield
 
 
 @contextmanager
@@ -104,12 +113,16 @@ def _knock(address: str) -> None:
 
 
 def _why(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = _in_a_line(error)
     if "uthentication" in text or "token" in text:
         return f"that cluster asks for a token; set RAY_AUTH_MODE=token and have its token file ({text[:200]})"
     if "Could not find any running Ray instance" in text:
         return "no Ray cluster runs on this machine; start one with `ray start --head`, or leave the flag out."
     return f"that cluster cannot be joined: {text[:300]}"
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def runtime_env(more_settings: Mapping[str, str]) -> dict[str, Any]:

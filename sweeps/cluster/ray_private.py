@@ -17,6 +17,12 @@ from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-d
 from ray.tune.experiment import Trial
 
 LOOPBACK = "127.0.0.1"
+# It counts nothing for a dashboard that it does not have: that would go on beside a measurement.
+QUIET = {
+    "RAY_metrics_report_interval_ms": "86400000",
+    "RAY_task_events_report_interval_ms": "0",
+    "REPORTER_UPDATE_INTERVAL_MS": "86400000",
+}
 TMP = "/tmp"  # whatever TMPDIR says: names of sockets have at most 107 characters, and Ray adds 70
 
 
@@ -28,6 +34,7 @@ def private_ray(**settings: Any) -> Generator[None, None, None]:
     its sockets and logs, whose folders Ray opens to everybody, lie below a folder that only this user may enter.
     """
     Node.start_api_server = _no_api_server
+    Node.start_log_monitor = _no_log_monitor
     # As Ray has it on macOS and Windows; elsewhere it takes 127.0.0.1 for the machine's own address.
     ray_constants.ENABLE_RAY_CLUSTER = False
     with (
@@ -46,10 +53,14 @@ def _no_api_server(node: Node, **_: Any) -> None:
     node._webui_url = ""
 
 
+def _no_log_monitor(node: Node) -> None:
+    """It reads the logs of all workers to print them here, which we do not want, ten times a second."""
+
+
 @contextmanager
 def _token(token: str) -> Generator[None, None, None]:
     """Let a Ray that is started within ask for this token; its processes inherit it by their environment."""
-    ours = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    ours = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} | QUIET
     before = {name: os.environ.get(name) for name in ours}
     os.environ.update(ours)
     _read_settings()
@@ -72,6 +83,11 @@ def _read_settings() -> None:
 def allow_failures(trial: Trial, more: int) -> None:
     """Let a trial's process die `more` times from now on; Tune counts its own limit from the trial's start."""
     trial.max_failures = trial.num_failures + more
+
+
+def forgive_failure(trial: Trial) -> None:
+    """Let a trial's last failure not count."""
+    trial.max_failures += 1
 
 
 def failures(trial: Trial) -> int:

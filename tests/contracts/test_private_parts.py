@@ -231,10 +231,10 @@ def test_ray_has_what_we_use() -> None:
     from ray.tune.experiment import Trial
 
     there("ray", "ray._private.ray_constants", "ENABLE_RAY_CLUSTER")
-    from sweeps.cluster.ray_private import allow_failures, give_resources
+    from sweeps.cluster.ray_private import allow_failures, forgive_failure, give_resources
 
     there("ray", "ray._private.node", "Node")
-    there("ray", ray._private.node.Node, "start_api_server")
+    there("ray", ray._private.node.Node, "start_api_server", "start_log_monitor")
     there("ray", "ray._raylet", "Config", "AuthenticationTokenLoader")
     for name in ("_node_ip_address", "_temp_dir"):
         assert name in inspect.getsource(ray.init), moved("ray", f"init({name}=)")
@@ -243,6 +243,10 @@ def test_ray_has_what_we_use() -> None:
     trial.run_metadata.num_failures = 1
     assert not trial.should_recover()
     allow_failures(trial, 2)
+    assert trial.should_recover(), moved("ray", "Trial.max_failures")
+    trial.run_metadata.num_failures = 4
+    assert not trial.should_recover()
+    forgive_failure(trial)
     assert trial.should_recover(), moved("ray", "Trial.max_failures")
     give_resources(trial, {"cpu": 3.0})
     assert trial.placement_group_factory.required_resources == {"CPU": 3.0}, moved("ray", "Trial.update_resources")

@@ -10,6 +10,8 @@ from typing import TypeVar
 
 import fsspec
 
+from trainables.locks import without_shares
+
 Answer = TypeVar("Answer")
 log = logging.getLogger(__name__)
 
@@ -142,7 +144,8 @@ class Objects:
                 if time.monotonic() + wait_s > until:
                     raise ConnectionError(f"{self._url} does not answer: {error}") from error
                 log.warning("%s does not answer (%s); trying again", self._url, error)
-            time.sleep(wait_s)
+            with without_shares():
+                time.sleep(wait_s)
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 
     def _path(self, name: str) -> str:

@@ -71,7 +71,11 @@ class StageTrial(tune.Trainable, Generic[AnyTask]):
         """Handle a configuration without a result: `failed`, or `infeasible` with the metrics measured so far."""
 
     def step(self) -> dict[str, Any]:
-        """Train one epoch, or finish the trial."""
+        """Train one epoch, or finish the trial, while nobody measures on this node."""
+        with self.task.worker.node_lock().shared():
+            return self._advance()
+
+    def _advance(self) -> dict[str, Any]:
         try:
             # not in Tune's `setup`: an error there would not reach the handlers below
             if self._steps is None:
@@ -115,12 +119,13 @@ class StageTrial(tune.Trainable, Generic[AnyTask]):
 
     def cleanup(self) -> None:
         """Release locks and memory; the unfinished stage stays in the store."""
-        if self._steps is not None:
-            self._steps.close()  # runs the `finally` blocks of the stages, which release the locks
-        self._steps = None
-        self._shape = None
-        gc.collect()  # networks in reference cycles hold GPU memory until they are collected
-        release_memory()
+        with self.task.worker.node_lock().shared():
+            if self._steps is not None:
+                self._steps.close()  # runs the `finally` blocks of the stages, which release the locks
+            self._steps = None
+            self._shape = None
+            gc.collect()  # networks in reference cycles hold GPU memory until they are collected
+            release_memory()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: the store is the checkpoint."""

@@ -14,6 +14,7 @@ from trainables.config.candidate import Candidate, DataConfig
 from trainables.config.escaping import hide_password
 from trainables.config.limits import Limits
 from trainables.layout import LEASES, REPLACED, has_record
+from trainables.locks import DeviceLock
 from trainables.records.encoding import to_json
 from trainables.records.stages import EpochRecord
 from trainables.records.trial import TrialRecord, read_trial
@@ -56,10 +57,18 @@ class Worker:
             data_dir=self.data_dir,
             device=self.device,
             threads=self.threads,
-            lock_dir=self.out / LEASES,
+            lock_dir=self._lock_dir,
             memory_share=self.memory_share,
             graphs=self.graphs,
         )
+
+    def node_lock(self) -> DeviceLock:
+        """The lock of this node: what computes on it shares it, so that a measurement can have it alone."""
+        return DeviceLock(self._lock_dir, "cpu")
+
+    @property
+    def _lock_dir(self) -> Path:
+        return self.out / LEASES
 
 
 @dataclass(frozen=True, kw_only=True)

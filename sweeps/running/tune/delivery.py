@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -11,13 +12,14 @@ from typing import Any
 from ray import tune
 from ray.tune.experiment import Trial
 
-from sweeps.cluster.ray_private import allow_failures, failures
+from sweeps.cluster.ray_private import allow_failures, failures, forgive_failure
 from sweeps.display.progress import Progress
 from sweeps.planning.budget import Deadline
-from sweeps.running.tune.retry import last_failure, reason_in
+from sweeps.running.tune.retry import NODE_DIED, last_failure, reason_in
 from trainables.config.candidate import TEACHER_ITSELF
 from trainables.files import write_text
 from trainables.layout import RECORD, has_record
+from trainables.locks import DeviceLock
 from trainables.records.encoding import to_json
 from trainables.records.latency import doubt, teacher_ratio
 from trainables.records.stages import EpochRecord
@@ -31,11 +33,15 @@ from trainables.trials.task import Task, task_of
 log = logging.getLogger(__name__)
 
 TIMESHEET_S = 5.0  # between two writes: a kill -9 loses at most this much of the time spent
+NODE_DEATHS = 10  # that a trial survives without a new epoch
 EPOCH_FIELDS = tuple(field.name for field in dataclasses.fields(EpochRecord))
 
 
 class Delivery(tune.Callback):
-    """Deliver each trial to MLflow when Tune reports its end; an unreachable MLflow never stops a sweep."""
+    """Deliver each trial to MLflow when Tune reports its end; an unreachable MLflow never stops a sweep.
+
+    Nothing is delivered while a trial measures on this node.
+    """
 
     def __init__(self, tracker: Tracker, score: Score, progress: Progress, storage: str | None = None) -> None:
         self._tracker, self._score, self._progress, self._storage = tracker, score, progress, storage
@@ -66,7 +72,8 @@ class Delivery(tune.Callback):
                 return
             reason = f"after {seen.get('step')} of {seen.get('steps')} epochs"
             write_record(task, status="stopped", reason=reason, seconds=_seconds(trial), reports=reports)
-        self._deliver(folder)
+        with task.worker.node_lock().shared():
+            self._deliver(folder)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Tune: a trial has failed for good. Write its record, with the reason, and deliver it."""
@@ -75,7 +82,8 @@ class Delivery(tune.Callback):
         if trial.error_file:
             reason += f" ({failures(trial)} attempts; all of it: {trial.error_file})"
         write_record(task, status="failed", reason=reason, seconds=_seconds(trial), reports=reports)
-        self._deliver(task.folder)
+        with task.worker.node_lock().shared():
+            self._deliver(task.folder)
 
     def _deliver(self, folder: Path) -> None:
         record = read_trial(folder)
@@ -89,12 +97,22 @@ class Delivery(tune.Callback):
 
 
 class Allowance(tune.Callback):
-    """Give a trial new attempts after every new epoch: preemption is not a failure, dying without progress is."""
+    """Give a trial new attempts after every new epoch: preemption is not a failure, dying without progress is.
+
+    The death of a node counts only if it happens again and again: the trial may be why.
+    """
 
     def __init__(self, attempts: int) -> None:
         """`attempts` is how many times in a row a trial may die without finishing an epoch."""
         self._attempts = attempts
         self._stored: dict[str, set[tuple[str, int]]] = {}
+        self._forgiven: Counter[str] = Counter()
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Tune: a trial will be started again. Do not count the death of its node."""
+        if self._forgiven[trial.trial_id] < NODE_DEATHS and reason_in(last_failure(trial)) == NODE_DIED:
+            self._forgiven[trial.trial_id] += 1
+            forgive_failure(trial)
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: Mapping[str, Any], **info: Any
@@ -106,7 +124,21 @@ class Allowance(tune.Callback):
         epoch = str(result["stage"]), int(result["epoch"])
         if epoch not in stored:
             stored.add(epoch)
+            self._forgiven.pop(trial.trial_id, None)
             allow_failures(trial, self._attempts)
+
+
+class StandStill(tune.Callback):
+    """Let Tune's loop stand still while a trial measures on this node: it asks all trials ten times a second."""
+
+    def __init__(self, lock: DeviceLock) -> None:
+        """`lock` is that of this node."""
+        self._lock = lock
+
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Tune: its loop goes on. Wait until no trial measures."""
+        with self._lock.shared():
+            pass
 
 
 class Timesheet(tune.Callback):

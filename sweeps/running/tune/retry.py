@@ -18,9 +18,10 @@ OUT_OF_MEMORY = (
     "Failed to allocate memory",  # ONNX Runtime, in the process that measures
 )
 
+NODE_DIED = "its node died"
 # Ray's words -> ours, for failures that leave no exception.
 DEATHS = {
-    "node has died": "its node died",
+    "node has died": NODE_DIED,
     "owner has died": "Ray died",
     "worker process has died": "its process was killed, as for lack of memory, or crashed",
 }

@@ -9,7 +9,8 @@ from ray.tune.search import Searcher
 
 from sweeps.cluster.interrupts import StoppableTuner, WatchRay
 from sweeps.planning.budget import Deadline
-from sweeps.running.tune.delivery import Allowance, Timesheet
+from sweeps.running.run import worker_of
+from sweeps.running.tune.delivery import Allowance, StandStill, Timesheet
 from sweeps.running.tune.retry import RetryAlone
 from sweeps.search.config import SweepConfig
 from trainables.layout import SPENT, TUNE
@@ -54,7 +55,11 @@ def tuner(
         deadline: of the whole sweep; the time spent of its budget is saved.
     """
     scheduler = scheduler or RetryAlone(alone=config.devices.alone_after_running_out)
-    timesheet = [Timesheet(config.folder / SPENT, deadline)] if deadline is not None else []
+    ours: list[tune.Callback] = [Allowance(MAX_FAILURES), WatchRay()]
+    if config.devices.address is None:
+        ours.append(StandStill(worker_of(config).node_lock()))
+    if deadline is not None:
+        ours.append(Timesheet(config.folder / SPENT, deadline))
     return StoppableTuner(
         tune.with_resources(trainable, dict(resources or config.devices.resources)),
         tune_config=tune.TuneConfig(
@@ -69,7 +74,7 @@ def tuner(
         run_config=tune.RunConfig(
             name=name,
             storage_path=str((config.folder / TUNE).resolve()),
-            callbacks=[*callbacks, Allowance(MAX_FAILURES), WatchRay(), *timesheet],
+            callbacks=[*callbacks, *ours],
             verbose=0,  # the sweep has a display of its own
             progress_reporter=_Silent(),
             failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from trainables.files import sha256
 from trainables.layout import CHECKOUT, LEASES
-from trainables.locks import DeviceLock
+from trainables.locks import DeviceLock, without_shares
 from trainables.records.encoding import decode
 from trainables.stages.measuring.machine import disturbance
 from trainables.stages.measuring.process import Job, Measured
@@ -74,7 +74,8 @@ def measure_apart(job: Job, lease: DeviceLock) -> Measured:
         time.sleep(attempt * PAUSE_S)  # none before the first; outside the lease, so that others can work
         # first beside trials on other GPUs; again, or if there is but one attempt, beside nothing
         whole_node = attempt > 0 or job.attempts == 1
-        measured, seconds = persist(job.address, partial(_attempt, job, lease, whole_node=whole_node))
+        with without_shares():
+            measured, seconds = persist(job.address, partial(_attempt, job, lease, whole_node=whole_node))
         tries.append(measured)
         alone_s += seconds
         if _settled(tries):

@@ -18,7 +18,7 @@ from sweeps.planning.budget import Deadline
 from sweeps.running.run import worker_of
 from sweeps.running.trials import FAILED_ALIKE, SweepSearcher
 from sweeps.running.tune import recovery
-from sweeps.running.tune.delivery import Allowance, fetch_record, left_record, write_record
+from sweeps.running.tune.delivery import NODE_DEATHS, Allowance, fetch_record, left_record, write_record
 from sweeps.running.tune.recovery import fetch_late, recover, to_repeat
 from sweeps.running.tune.retry import reason_in
 from sweeps.search.config import Search, SweepConfig
@@ -176,6 +176,21 @@ def test_dying_is_no_failure_as_long_as_epochs_are_finished_in_between() -> None
         allowance.on_trial_result(0, [trial], trial, {"stage": "student", "epoch": epoch, "train_loss": 1.0})
     trial.run_metadata.num_failures += 4
     assert not trial.should_recover()
+
+
+def test_the_death_of_a_node_counts_only_if_it_happens_again_and_again(tmp_path: Path) -> None:
+    class OnNodes(Trial):
+        error_file = str(tmp_path / "error.txt")
+
+    trial, allowance, deaths = OnNodes("a trainable", stub=True, max_failures=3), Allowance(3), 0
+    while trial.should_recover():
+        deaths += 1
+        trial.run_metadata.num_failures += 1
+        text = f"Failure # {deaths}\nThe actor died because its node has died. Node Id: 1"
+        Path(trial.error_file).write_text(text)
+        if trial.should_recover():
+            allowance.on_trial_recover(0, [trial], trial)
+    assert deaths == 3 + NODE_DEATHS + 1
 
 
 @pytest.mark.parametrize("other", ["a configuration", "a sweep"])
