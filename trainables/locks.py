@@ -21,6 +21,8 @@ import fcntl
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # Lustre without `-o flock`, some NFS
 LACKS_LOCKS = "its file system has no file locks"
+NODE = "cpu"
+"""The device that a whole node is: all trials compute with its CPU, whatever they train on."""
 
 
 @contextmanager

@@ -36,6 +36,7 @@ from analysis.reading.runs import Runs, read_runs
 from sweeps import kd_prune, runtimes, sweep
 from sweeps.search.sampling.searcher import RULED_OUT, dropped
 from sweeps.search.space import tidy
+from tests.sweeps.standing_still import used_while_measuring
 from trainables.records.encoding import to_json
 from trainables.records.trial import read_trial
 
@@ -92,13 +93,30 @@ def children(out: Path) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def out(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A finished sweep. Its terminal output is in `OUT/terminal.txt`."""
+    """A finished sweep. Its terminal output is in `OUT/terminal.txt`, and in `OUT/standing_still.json` what it used."""
     out = tmp_path_factory.mktemp("sweep") / "runs"
-    run = subprocess.run(command(photos, out, "--trials", str(TRIALS)), capture_output=True, text=True, timeout=400)
-    assert run.returncode == 0, run.stdout + run.stderr
-    (out / "terminal.txt").write_text(run.stdout + run.stderr)
+    said = out.parent / "terminal.txt"
+    with said.open("w") as terminal:
+        sweep = subprocess.Popen(command(photos, out, "--trials", str(TRIALS)), stdout=terminal, stderr=terminal)
+        used = used_while_measuring(sweep, out / "leases" / "cpu.room", timeout_s=500)
+    assert sweep.returncode == 0, said.read_text()
+    said.rename(out / "terminal.txt")
+    (out / "standing_still.json").write_text(json.dumps(used))
     yield out
     mlflow.set_tracking_uri("")
+
+
+def test_nothing_of_a_sweep_computes_while_a_trial_measures(out: Path) -> None:
+    """Cores that its processes used then: 0.5 and more in single measurements before trials held the lock throughout.
+
+    On an idle machine all of them take less than 0.02 (tests/benchmarks/LOG.md); on a busy one waking up costs more.
+    """
+    used = json.loads((out / "standing_still.json").read_text())
+    assert used["measurements"] > TRIALS
+    ours = {name: cores for name, cores in used["cores"].items() if name == "driver" or name.startswith("trial")}
+    assert ours.keys() >= {"driver", "trial"}
+    assert all(cores < 0.03 for cores in ours.values()), used
+    assert sum(used["cores"].values()) < 0.08, used
 
 
 def test_every_trial_is_in_optuna_and_in_mlflow_with_the_same_numbers(out: Path) -> None:

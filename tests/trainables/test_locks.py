@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from trainables.locks import DeviceLock, check_locks, is_locked
+from trainables.locks import DeviceLock, check_locks, file_lock, is_locked, without_shares
 
 HOLDER = """
 import sys, time
@@ -233,3 +233,50 @@ def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(OSError, match="its file system has no file locks"):
         check_locks(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_trial_measures_within_its_own_step(tmp_path: Path) -> None:
+    lease = DeviceLock(tmp_path, "cpu")
+    with lease.shared(), lease.alone():
+        assert is_locked(tmp_path / "cpu.room")
+        assert not _enters(lease, "shared").wait(0.2)
+
+
+def test_a_step_within_a_step_lets_a_waiting_measurement_go_first(tmp_path: Path) -> None:
+    lease = DeviceLock(tmp_path, "cpu")
+    with lease.shared():
+        measurer = _enters(lease, "alone")
+        assert not measurer.wait(0.2)
+        with DeviceLock(tmp_path, "cpu").shared():  # objects of one device are one lock
+            assert measurer.is_set()
+            assert not _enters(lease, "alone").wait(0.2)  # the thread shares it again
+
+
+def test_who_waits_for_a_file_keeps_nobody_from_measuring(tmp_path: Path) -> None:
+    """A trial waits for a result that another one computes, and that has to measure for it."""
+    lease, file = DeviceLock(tmp_path, "cpu"), tmp_path / "result.lock"
+    entered = threading.Event()
+
+    def compute() -> None:
+        with file_lock(file):
+            entered.set()
+            time.sleep(0.2)  # until the other one waits
+            with lease.alone():
+                pass
+
+    thread = threading.Thread(target=compute, daemon=True)
+    thread.start()
+    assert entered.wait(5)
+    with lease.shared(), file_lock(file):
+        thread.join(5)
+        assert not thread.is_alive()
+        assert not _enters(lease, "alone").wait(0.2)
+
+
+def test_an_interrupted_wait_leaves_no_share_behind(tmp_path: Path) -> None:
+    lease = DeviceLock(tmp_path, "cpu")
+    with pytest.raises(KeyboardInterrupt), lease.shared(), without_shares():
+        raise KeyboardInterrupt
+    assert _enters(lease, "alone").wait(5)
+    with lease.shared():
+        assert not _enters(lease, "alone").wait(0.2)

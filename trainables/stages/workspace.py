@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from trainables.config.candidate import Candidate, DataConfig
-from trainables.locks import DeviceLock
+from trainables.locks import NODE, DeviceLock
 from trainables.records.stages import DatasetRecord
 from trainables.stages.data import prepared
 from trainables.stages.data.on_device import Images, load_images
@@ -60,7 +60,7 @@ class Workspace:
         if elsewhere is not None:
             return DeviceLock(self.lock_dir, elsewhere)
         drain = None if self.device == accelerator.CPU else partial(accelerator.synchronize, self.found)
-        node = DeviceLock(self.lock_dir, "cpu", drain=drain)
+        node = DeviceLock(self.lock_dir, NODE, drain=drain)
         if not (drain is not None if on_gpu is None else on_gpu):
             return node
         return DeviceLock(self.lock_dir, f"gpu-{visible_name(0)}", drain=drain, node=node)

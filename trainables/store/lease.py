@@ -7,6 +7,7 @@ import threading
 import time
 import uuid
 
+from trainables.locks import without_shares
 from trainables.store.objects import Objects
 
 
@@ -35,6 +36,12 @@ class Lease:
 
     def acquire(self) -> None:
         """Wait until the current owner releases the lease or falls silent, take it, and renew it in a thread."""
+        with without_shares():
+            self._wait()
+            self._thread = threading.Thread(target=self._renew, name=f"lease {self._name}", daemon=True)
+            self._thread.start()
+
+    def _wait(self) -> None:
         seen, since = b"", time.monotonic()
         while True:
             held = self._objects.read(self._name)
@@ -49,11 +56,9 @@ class Lease:
             if claimed:
                 time.sleep(self._settle_s)
                 if self._is_mine():
-                    break
+                    return
             else:
                 time.sleep(min(2.0, self._stale_s / 10))
-        self._thread = threading.Thread(target=self._renew, name=f"lease {self._name}", daemon=True)
-        self._thread.start()
 
     def check(self) -> None:
         """Raise if another node has taken the lease over.

@@ -23,7 +23,7 @@ from typing import Any, Never, TypeVar
 
 from trainables.files import write_text
 from trainables.layout import CACHE, RECORD, STORE, has_record
-from trainables.locks import file_lock, file_lock_if_free, without_shares
+from trainables.locks import file_lock, file_lock_if_free
 from trainables.records.encoding import to_json
 from trainables.store import entries
 from trainables.store.lease import Lease
@@ -262,8 +262,7 @@ class Store:
                 yield _Work(key, partial)
                 return
             lease = Lease(self._objects, f"{key}/{LEASE}", stale_s=self._stale_s)
-            with without_shares():
-                lease.acquire()
+            lease.acquire()
             try:
                 yield _Work(key, partial, Remote(self._objects, str(key)), lease)
             finally:

@@ -14,7 +14,7 @@ from trainables.config.candidate import Candidate, DataConfig
 from trainables.config.escaping import hide_password
 from trainables.config.limits import Limits
 from trainables.layout import LEASES, REPLACED, has_record
-from trainables.locks import DeviceLock
+from trainables.locks import NODE, DeviceLock
 from trainables.records.encoding import to_json
 from trainables.records.stages import EpochRecord
 from trainables.records.trial import TrialRecord, read_trial
@@ -64,7 +64,7 @@ class Worker:
 
     def node_lock(self) -> DeviceLock:
         """The lock of this node: what computes on it shares it, so that a measurement can have it alone."""
-        return DeviceLock(self._lock_dir, "cpu")
+        return DeviceLock(self._lock_dir, NODE)
 
     @property
     def _lock_dir(self) -> Path:

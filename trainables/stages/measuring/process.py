@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from trainables.locks import DeviceLock, end_with_caller
+from trainables.locks import NODE, DeviceLock, end_with_caller
 from trainables.records.encoding import decode, to_json
 from trainables.records.latency import ConditionsRecord, LatencyRecord
 from trainables.stages.measuring.machine import Counters, bind, conditions, disturbed_by, normal_priority
@@ -137,7 +137,7 @@ def main() -> int:
     On another machine an argument names a folder of locks, so that callers of several nodes take turns.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the caller decides
-    lock = DeviceLock(Path(sys.argv[1]), "cpu") if len(sys.argv) > 1 else None
+    lock = DeviceLock(Path(sys.argv[1]), NODE) if len(sys.argv) > 1 else None
     job = decode(Job, json.loads(sys.stdin.readline()), where="the job")
     with _channel() as channel:
         try:
