@@ -78,6 +78,11 @@ OTHER_FAULTS = (
         "tests/sweeps/cluster/test_security.py::test_nobody_else_enters_the_folder_of_its_sockets_and_logs",
     ),
     OtherFault(
+        "another user asks the Ray of a sweep for its metrics, where `ray[default]` is installed",
+        "nobody serves any",
+        "tests/sweeps/cluster/test_security.py::test_a_local_ray_shows_its_metrics_to_nobody",
+    ),
+    OtherFault(
         'a manifest in the store says `"key": "../../victim"`, or an absolute path',
         "`gc` removes nothing there",
         "tests/trainables/store/test_store_command.py::test_a_manifest_that_names_another_place_removes_nothing_there",
