@@ -288,6 +288,12 @@ OTHER_FAULTS = (
         "tests/trainables/stages/pruning/test_zeros.py::test_computed_weights_are_refused_because_they_keep_no_zeros",
     ),
     OtherFault(
+        "`taylor` under `--deterministic`, where the student comes from the store",
+        "its gradients are deterministic",
+        "tests/trainables/stages/pruning/test_cuts.py::"
+        "test_gradients_are_as_deterministic_as_the_candidate_and_not_as_the_process_was_left",
+    ),
+    OtherFault(
         "`int8_qat` of a network with hooks and parametrisations of its own",
         "they survive",
         "tests/trainables/stages/export/test_fake_quantize.py::test_a_networks_own_hooks_and_normalised_weights_survive",
