@@ -146,7 +146,7 @@ def _front_table(runs: Runs, front: pd.DataFrame, names: Mapping[str, str]) -> s
     energy = {"energy_per_image_mj": "mJ"} if "energy_per_image_mj" in runs.frame.columns else {}
     for run_id, row in with_teacher(runs, front).iterrows():
         doubt = "" if row["stage"] == "teacher" or row["may_be_optimal"] else " (ruled out)"
-        recipe = [f"{name} {plain_number(row[name])}" for name in _varied(runs) if pd.notna(row.get(name))]
+        recipe = [safe(f"{name} {plain_number(row[name])}") for name in _varied(runs) if pd.notna(row.get(name))]
         rows.append(
             [
                 trial_label(row) + doubt,

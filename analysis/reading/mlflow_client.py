@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar
 from analysis.reading.mlflow_sqlite import SqliteStore, check_sqlite
 from analysis.reading.rows import Row
 from trainables.config.mlflow_settings import READING, mlflow_settings
+from trainables.layout import DATABASE
 
 T = TypeVar("T")
 Point = tuple[str, int, float]
@@ -136,6 +137,8 @@ class ClientStore:
                 return call()
         except self._errors as error:
             raise ValueError(f"Cannot read tracking_uri={self._uri!r}: {first_line(error)}") from error
+        except ImportError as error:  # of the database's driver
+            raise ValueError(f"Cannot read tracking_uri={self._uri!r}: needs the module {error.name}.") from error
 
 
 def open_store(tracking_uri: str) -> Store:
@@ -145,7 +148,7 @@ def open_store(tracking_uri: str) -> Store:
         ValueError: if the store cannot be opened.
     """
     if not tracking_uri:
-        raise ValueError("No MLflow store at tracking_uri='': name one, such as sqlite:///runs/{DATABASE}.")
+        raise ValueError(f"No MLflow store at tracking_uri='': name one, such as sqlite:///runs/{DATABASE}.")
     return FileStore(tracking_uri) if tracking_uri.startswith("sqlite:") else ClientStore(tracking_uri)
 
 

@@ -31,7 +31,8 @@ def private_ray(**settings: Any) -> Generator[None, None, None]:
     """A Ray of this user alone, on this machine alone, until the block ends.
 
     Whoever may connect to a Ray runs code in it, so its ports are bound to loopback, it asks for a random token, and
-    its sockets and logs, whose folders Ray opens to everybody, lie below a folder that only this user may enter.
+    its sockets and logs, whose folders Ray opens to everybody, lie below a folder that only this user may enter. The
+    agent of `ray[default]` would show metrics to whoever asks, without the token: there are none.
     """
     Node.start_api_server = _no_api_server
     Node.start_log_monitor = _no_log_monitor
@@ -42,7 +43,13 @@ def private_ray(**settings: Any) -> Generator[None, None, None]:
         tempfile.TemporaryDirectory(prefix="ray-", dir=TMP, ignore_cleanup_errors=True) as private,
     ):
         try:
-            ray.init(address="local", _node_ip_address=LOOPBACK, _temp_dir=f"{private}/ray", **settings)
+            ray.init(
+                address="local",
+                _node_ip_address=LOOPBACK,
+                _temp_dir=f"{private}/ray",
+                _system_config={"enable_metrics_collection": False},
+                **settings,
+            )
             yield
         finally:
             ray.shutdown()

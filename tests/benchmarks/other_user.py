@@ -144,13 +144,18 @@ def _all_of(
         for kind, target in new:
             found = stranger.submit(TRIES[kind], target, sorted(secrets)).result()
             rows += [_judged(target, one, world) for one in found]
-            if kind == "TCP port":
-                answered += Counter(name for token in secrets for name in ALIVE if knock(target, name, token))
+        answered += _answers({target for kind, target in tried if kind == "TCP port"}, secrets, answered)
         time.sleep(0.3)
     for path in filter(Path.is_file, world.rglob("*")):  # as they are at the end, with every token known
         found = stranger.submit(look, str(path), sorted(secrets)).result()
         rows += [_judged(str(path), one, world) for one in found if one.what == "secret"]
     return rows, answered
+
+
+def _answers(ports: set[str], tokens: set[str], before: Counter[str]) -> Counter[str]:
+    """How often each of `ALIVE` answers its owner, asked until it has: a port may be seen before its token is."""
+    waiting = [name for name in ALIVE if not before[name]]
+    return Counter(name for name in waiting for port in ports for token in tokens if knock(port, name, token))
 
 
 def _judged(target: str, one: Try, world: Path) -> Row:

@@ -232,6 +232,7 @@ FAULTS = (
     ),
     Fault("--out TMP/runs", "analysis"),
     Fault("--tracking-uri sqlite:///TMP/none.db", "analysis"),
+    Fault("--tracking-uri postgresql://me:secret@127.0.0.1:PORT/x", "analysis", what="no driver for that database"),
     Fault("--nme x", "analysis"),
     Fault("sync --out TMP/runs", "analysis"),
     Fault("sync --out TMP/runs --name ours", "analysis"),

@@ -236,7 +236,7 @@ def test_ray_has_what_we_use() -> None:
     there("ray", "ray._private.node", "Node")
     there("ray", ray._private.node.Node, "start_api_server", "start_log_monitor")
     there("ray", "ray._raylet", "Config", "AuthenticationTokenLoader")
-    for name in ("_node_ip_address", "_temp_dir"):
+    for name in ("_node_ip_address", "_temp_dir", "_system_config"):
         assert name in inspect.getsource(ray.init), moved("ray", f"init({name}=)")
     trial = Trial("a trainable", stub=True)
     there("ray", trial, "max_failures", "num_failures", "update_resources")

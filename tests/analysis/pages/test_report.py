@@ -88,11 +88,12 @@ def test_texts_from_outside_stay_text(runs: Runs, tmp_path) -> None:
     assert "<strong>b</strong>" not in page and "<code>code</code>" not in page
 
 
-def test_pictures_from_elsewhere_are_not_loaded(runs: Runs, tmp_path: Path) -> None:
-    frame = runs.frame.assign(student_model="![x](http://127.0.0.1:1/x.png)")
-    write_report(dataclasses.replace(runs, frame=frame), tmp_path)
+@pytest.mark.parametrize("values", [1, 2])  # a setting of several values stands in the front's table, too
+def test_pictures_from_elsewhere_are_not_loaded(values: int, runs: Runs, tmp_path: Path) -> None:
+    pictures = [f"![x](http://127.0.0.1:1/{number % values}.png)" for number in range(len(runs.frame))]
+    write_report(dataclasses.replace(runs, frame=runs.frame.assign(student_model=pictures)), tmp_path)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "![x](http://127.0.0.1:1/x.png)" in page
+    assert "![x](http://127.0.0.1:1/0.png)" in page
     assert 'src="http' not in page and "default-src 'none'" in page
 
 

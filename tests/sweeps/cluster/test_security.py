@@ -12,7 +12,7 @@ import pytest
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 SCRIPT = """
-    import json, os, subprocess, sys
+    import http.client, json, os, subprocess, sys, urllib.request
     from pathlib import Path
     import ray
     from sweeps.cluster.joining import ray_for
@@ -42,7 +42,13 @@ SCRIPT = """
             for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
                 fields = line.split()
                 if fields[3] == "0A" and f"socket:[{fields[9]}]" in inodes:
-                    yield fields[1].partition(":")[0]
+                    yield fields[1].split(":")
+
+    def serves(port):
+        try:
+            return urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).status
+        except (OSError, http.client.HTTPException) as error:  # HTTPError is an OSError: 401, 404
+            return str(error)
 
     def connects(token):
         # as another user has it: the address, which every user can see, and an environment of their own
@@ -57,7 +63,9 @@ SCRIPT = """
     before = dict(os.environ)
     with ray_for(quick().replace(out=Path(sys.argv[1]))):
         session = Path(ray._private.worker._global_node.get_session_dir_path())
-        seen = {"listening": list(listening()), "task": ray.get(ray.remote(num_cpus=0)(lambda: os.getuid()).remote())}
+        seen = {"task": ray.get(ray.remote(num_cpus=0)(lambda: os.getuid()).remote())}
+        ports = list(listening())
+        seen |= {"listening": [address for address, _ in ports], "pages": [serves(int(port, 16)) for _, port in ports]}
         seen |= {name: connects(token) for name, token in
                  (("none", ""), ("wrong", "0" * 64), ("right", os.environ["RAY_AUTH_TOKEN"]))}
         seen["entered by others"] = all(folder.stat().st_mode & 0o001 for folder in session.parents)
@@ -84,6 +92,10 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_a_local_ray_listens_on_loopback_alone(seen: dict[str, Any]) -> None:
     assert len(seen["listening"]) >= 3  # GCS, raylet, object manager at the least
     assert set(seen["listening"]) <= LOOPBACK
+
+
+def test_a_local_ray_shows_its_metrics_to_nobody(seen: dict[str, Any]) -> None:
+    assert 200 not in seen["pages"]  # the agent that `ray[default]` brings would serve them on a port without a token
 
 
 def test_nobody_without_the_token_of_this_sweep_connects_to_its_ray(seen: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from trainables.records.stages import DatasetRecord, ModelRecord
 from trainables.stages.data.augment.pixels import resize
 from trainables.stages.data.on_device import Images
 from trainables.stages.data.splits import sample_evenly
+from trainables.stages.models.attention import find_attentions
 from trainables.stages.models.build import build_model
 from trainables.stages.models.inspection import count
 from trainables.stages.models.placement import set_up_kernels
@@ -182,7 +183,7 @@ def write_plan(
 ) -> None:
     """Write what was achieved, and the width of every layer before and after, beside the weights.
 
-    Layers that had to lose channels and kept all are named there and in the log.
+    Layers that had to lose channels and kept all, or lost more or fewer than asked for, are named there and in the log.
 
     Raises:
         ValueError: if all cuts together removed nothing.
@@ -193,15 +194,19 @@ def write_plan(
     check_removed(summary)
     left = widths(model)
     whole = _uncut(config, dense, left, channel_ratio, dataset.num_classes)
-    if whole:
-        log.warning("pruning: %.3g of every layer's channels had to go; %s kept all", channel_ratio, ", ".join(whole))
-    found = {"channels": left, "dense_channels": dict(dense), "channel_ratio": channel_ratio, "uncut": whole}
+    unlike = _unlike(model, dense, left, channel_ratio) if _is_even(config) else []
+    if whole or unlike:
+        told = [f"{name} kept all" for name in whole]
+        told += [f"{name} kept {left[name]} of {dense[name]}" for name in unlike]
+        log.warning("pruning: %.3g of every layer's channels had to go; %s", channel_ratio, ", ".join(told))
+    about = {"channel_ratio": channel_ratio, "uncut": whole, "unlike": unlike}
+    found = {"channels": left, "dense_channels": dict(dense), **about}
     write_text(folder / PLAN_FILE, to_json(dataclasses.asdict(summary) | found))
 
 
 def _uncut(config: PruneConfig, dense: Plan, left: Plan, channel_ratio: float, num_classes: int) -> list[str]:
     """Layers that had to lose at least a step of channels and lost none, the classifier and ignored ones excepted."""
-    if not config.removes_channels or config.pruning_scope != "layer" or config.ignored:
+    if not _is_even(config):
         return []
     classifier = [name for name, width in dense.items() if width == num_classes][-1:]
     return [
@@ -209,6 +214,24 @@ def _uncut(config: PruneConfig, dense: Plan, left: Plan, channel_ratio: float, n
         for name, width in dense.items()
         if left[name] == width and name not in classifier and width * channel_ratio >= step_of(width)
     ]
+
+
+def _unlike(model: nn.Module, dense: Plan, left: Plan, channel_ratio: float) -> list[str]:
+    """Layers that lost channels, but by more than rounding another number than asked for, as those of a maxout do."""
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
+    grouped = max((layer.groups for layer in layers if layer.groups < layer.out_channels), default=1)
+    heads = {f"{name}.qkv": 3 * block.head_dim for name, block in find_attentions(model).items()}
+    return [
+        name
+        for name, width in dense.items()
+        if left[name] != width
+        and abs(width * (1 - channel_ratio) - left[name]) > max(step_of(width), grouped, heads.get(name, 1))
+    ]
+
+
+def _is_even(config: PruneConfig) -> bool:
+    """Whether every layer has to lose the same share of its channels."""
+    return config.removes_channels and config.pruning_scope == "layer" and not config.ignored
 
 
 def read_plan(folder: Path) -> dict[str, int]:

@@ -157,6 +157,17 @@ class Maxout(Plain):
         return x.unflatten(1, (-1, 2)).amax(2)
 
 
+class WideMaxout(Plain):
+    """The best of pairs: where one channel of a pair goes, the trace takes the other one, too."""
+
+    def __init__(self, num_classes: int = 5) -> None:
+        super().__init__(num_classes)
+        self.first, self.second = nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(32, 32, 3, padding=1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return x.unflatten(1, (-1, 2)).amax(2)
+
+
 class Halved(Plain):
     """A gated linear unit."""
 

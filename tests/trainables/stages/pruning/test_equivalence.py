@@ -1,6 +1,7 @@
 """Networks that hand channels to other weights than a trace says are refused, with the layer's name; others are cut."""
 
 import copy
+import dataclasses
 import json
 import re
 from functools import partial
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from trainables.config.compression import PRUNING_CRITERIA, PruneConfig
 from trainables.records.stages import DatasetRecord
 from trainables.stages.candidate.__main__ import main
+from trainables.stages.models.build import build_model
 from trainables.stages.models.inspection import count
 from trainables.stages.pruning import channels
 from trainables.stages.pruning.channels import widths
@@ -158,11 +160,34 @@ def test_the_command_refuses_before_anything_is_trained(tmp_path: Path, capsys: 
     assert not (tmp_path / "runs" / "store" / "teacher").exists()
 
 
-def test_layers_that_cannot_be_cut_are_recorded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    model = nets.Masked()
+@pytest.mark.parametrize(
+    ("network", "uncut", "unlike", "told"),
+    [(nets.Masked, ["first"], [], "first kept all"), (nets.WideMaxout, [], ["first"], "first kept 32 of 64")],
+)
+def test_layers_that_cannot_be_cut_as_asked_for_are_recorded(
+    network: type[nets.Plain],
+    uncut: list[str],
+    unlike: list[str],
+    told: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = network()
     dense, before = widths(model), count(model, SIZE)
     cut(model)
     config = PruneConfig(pruning_ratio=0.25)
     write_plan(model, before, config, IMAGES, tmp_path, dense=dense, channel_ratio=0.25)
-    assert json.loads((tmp_path / "pruning.json").read_text())["uncut"] == ["first"]
-    assert "0.25 of every layer's channels had to go; first kept all" in caplog.text
+    row = json.loads((tmp_path / "pruning.json").read_text())
+    assert (row["uncut"], row["unlike"]) == (uncut, unlike)
+    assert f"0.25 of every layer's channels had to go; {told}" in caplog.text
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.5, 0.8])
+@pytest.mark.parametrize("name", ["resnet20", "mobilenet_v3_small"])
+def test_rounding_is_not_told(name: str, ratio: float, tmp_path: Path) -> None:
+    model = build_model(name, num_classes=5, image_size=32)
+    dense, before = widths(model), count(model, 32)
+    prune(model, method="structured", ratio=ratio, image_size=32, num_classes=5)
+    config, images = PruneConfig(pruning_ratio=ratio), dataclasses.replace(IMAGES, image_size=32)
+    write_plan(model, before, config, images, tmp_path, dense=dense, channel_ratio=ratio)
+    assert json.loads((tmp_path / "pruning.json").read_text())["unlike"] == []
