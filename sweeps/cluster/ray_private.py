@@ -19,7 +19,6 @@ from ray.tune.experiment import Trial
 LOOPBACK = "127.0.0.1"
 # It counts nothing for a dashboard that it does not have: that would go on beside a measurement.
 QUIET = {
-    "RAY_metrics_report_interval_ms": "86400000",
     "RAY_task_events_report_interval_ms": "0",
     "REPORTER_UPDATE_INTERVAL_MS": "86400000",
 }
