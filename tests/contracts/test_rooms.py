@@ -16,7 +16,7 @@ LINES = """
     trainables.stages.models.devices
     trainables.store trainables.stages.data analysis.findings analysis.shipping analysis.disk
     trainables.stages.data.augment trainables.stages.models trainables.tracking sweeps.search analysis.plots
-    trainables.stages.workspace sweeps.cluster sweeps.search.sampling analysis.pages
+    trainables.stages.workspace sweeps.cluster sweeps.search.sampling analysis.pages analysis.serving
     trainables.stages.training sweeps.display analysis.commands analysis.sync
     trainables.stages.pruning
     trainables.stages.export
