@@ -16,6 +16,7 @@ from analysis.serving.watching import Standing
 from trainables.config.escaping import plain
 
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "pentagon")
+HOVER = "%{text}<br>%{x:.3g} ms<br>%{y:.2f} %<extra></extra>"
 MANY = 2000  # more points than this are drawn by the graphics card; where there is none, an even part of them
 
 Figure = dict[str, Any]
@@ -110,11 +111,11 @@ def _points(rows: pd.DataFrame, kind: str, symbol: str, *, on_front: bool, look:
             "symbol": symbol,
             "size": 14 if on_front else 9,
             "opacity": 1 if on_front else 0.65,
-            "color": (rows["size_bytes"] / MB).to_numpy(dtype=np.float32),
+            "color": np.log10(rows["size_bytes"] / MB).to_numpy(dtype=np.float32),
             "coloraxis": "coloraxis",
             "line": {"color": look.ink, "width": 2.5 if on_front else 0.5},
         },
-        "hovertemplate": "<b>%{text}</b><br>%{y:.2f} %<br>%{x:.3g} ms<br>%{marker.color:.3g} MB<extra></extra>",
+        "hovertemplate": HOVER,
     }
 
 
@@ -123,13 +124,13 @@ def _places(rows: pd.DataFrame) -> Figure:
     return {
         "x": rows["latency_p50_ms"].to_numpy(dtype=np.float32),
         "y": (100 * rows["val_accuracy"]).to_numpy(dtype=np.float32),
-        "text": [text(trial_label(row)) for row in _labelled(rows)],
+        "text": [f"{text(trial_label(row))}<br>{row['size_bytes'] / MB:.3g} MB" for row in _labelled(rows)],
         "customdata": rows["mark"].to_numpy(dtype=np.int32),
     }
 
 
 def _labelled(rows: pd.DataFrame) -> list[Mapping[str, Any]]:
-    named = [name for name in ("stage", "trial_number", "label") if name in rows.columns]
+    named = [name for name in ("stage", "trial_number", "label", "size_bytes") if name in rows.columns]
     return [{str(key): value for key, value in row.items()} for row in rows[named].to_dict("records")]
 
 
@@ -142,12 +143,11 @@ def _steps(front: pd.DataFrame, everyone: pd.DataFrame, look: Look) -> Figure:
 
 def _teacher(teacher: pd.DataFrame, look: Look) -> Figure:
     marker = {"symbol": "star", "size": 18, "color": look.orange, "line": {"color": look.ink, "width": 1.5}}
-    template = "<b>teacher</b><br>%{y:.2f} %<br>%{x:.3g} ms<extra></extra>"
     return {
         "type": "scatter",
         "mode": "markers",
         "name": "teacher",
-        "hovertemplate": template,
+        "hovertemplate": HOVER,
         "marker": marker,
         **_places(teacher),
     }
@@ -179,16 +179,6 @@ def _front_layout(standing: Standing, everyone: pd.DataFrame, goal: Goal, look: 
     else:
         x["range"] = _around(latency)
     y: Figure = {"title": {"text": f"accuracy, % ({images_of('val', candidates, sweep)})"}, "range": _around(accuracy)}
-    sizes = candidates["size_bytes"] / MB
-    bar: Figure = {"title": {"text": "size, MB"}, "thickness": 14, "outlinewidth": 0}
-    if look.narrow:
-        bar |= {
-            "orientation": "h",
-            "y": 1.0,
-            "yanchor": "bottom",
-            "thickness": 10,
-            "title": {"text": "size, MB", "side": "top"},
-        }
     shapes = [line(x0=goal.max_latency_ms, x1=goal.max_latency_ms, look=look)] if goal.max_latency_ms else []
     if goal.min_accuracy:
         level = 100 * goal.min_accuracy
@@ -196,13 +186,26 @@ def _front_layout(standing: Standing, everyone: pd.DataFrame, goal: Goal, look: 
     return shared(look) | {
         "xaxis": axis(look) | x,
         "yaxis": axis(look) | y,
-        "coloraxis": {"colorscale": look.scale, "cmin": sizes.min(), "cmax": sizes.max(), "colorbar": bar},
+        "coloraxis": _sizes(candidates["size_bytes"] / MB, look),
         "legend": {"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0, "x": 0, "itemsizing": "trace"},
         "margin": {"l": 52 if look.narrow else 64, "r": 8, "t": 8, "b": 150 if look.narrow else 120},
         "shapes": shapes,
         "uirevision": "front",  # what the reader has zoomed to stays when candidates come
         "dragmode": False if look.narrow else "zoom",  # a finger scrolls the page
     }
+
+
+def _sizes(sizes: "pd.Series[float]", look: Look) -> Figure:
+    """The colours of sizes, on a logarithmic scale: most files are small beside the largest."""
+    low, high = float(sizes.min()), float(sizes.max())
+    # of sizes that are nearly equal, the scale shows the ends
+    ticks = log_ticks(low, high) if high > 2 * low else sorted({low, high})
+    bar: Figure = {"title": {"text": "size, MB"}, "thickness": 14, "outlinewidth": 0}
+    bar |= {"tickvals": np.log10(ticks).tolist(), "ticktext": [f"{tick:.3g}" for tick in ticks]}
+    if look.narrow:
+        over = {"orientation": "h", "y": 1.0, "yanchor": "bottom", "thickness": 10}
+        bar |= over | {"title": {"text": "size, MB", "side": "top"}}
+    return {"colorscale": look.scale, "cmin": np.log10(low), "cmax": np.log10(high), "colorbar": bar}
 
 
 def shared(look: Look) -> Figure:

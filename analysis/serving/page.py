@@ -106,7 +106,7 @@ def _header(standing: Standing) -> Any:
     return html.Header(
         [
             html.H1(title_of(standing)),
-            html.P([html.Span(facts_of(standing), id="facts"), " ", html.Span(id="read")]),
+            html.P([html.Span(facts_of(standing), id="facts"), html.Br(), html.Span(id="read")]),
         ]
     )
 

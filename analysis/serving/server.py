@@ -100,6 +100,7 @@ def page_of(watched: Watched, downloads: Downloads, tracking_uri: str, token: st
     app = Dash(
         __name__,
         assets_folder=str(Path(__file__).with_name("assets")),
+        use_pages=False,
         pages_folder="",
         url_base_pathname=prefix,
         serve_locally=True,

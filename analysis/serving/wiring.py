@@ -18,7 +18,11 @@ from analysis.serving.limits import LIMITS, ends_of, fitting, goal_of, moved, sa
 from analysis.serving.watching import Standing, Watched
 from trainables.config.escaping import plain
 
-SLIDERS = [Input(limit.name, "value") for limit in LIMITS]
+FILTER = {
+    "_version": Input("version", "data"),
+    "values": [Input(limit.name, "value") for limit in LIMITS],
+    "only": Input("only", "value"),
+}
 
 
 class Wiring:
@@ -32,39 +36,41 @@ class Wiring:
         """Tell Dash which element moves which."""
         app.layout = lambda: page.page(self._watched.look())
         app.callback(
-            [
-                Output("version", "data"),
-                Output("facts", "children"),
-                Output("read", "children"),
-                Output("pulsed", "data"),
+            output=[
+                *(Output(place, "children") for place in ("facts", "read")),
+                *(Output(store, "data") for store in ("version", "pulsed")),
             ],
-            Input("pulse", "n_intervals"),
-            State("version", "data"),
+            inputs={"_beats": Input("pulse", "n_intervals")},
+            state={"version": State("version", "data")},
         )(self._pulse)
-        ends = [Output(limit.name, part) for limit in LIMITS for part in ("min", "max", "step", "value")]
-        stands = [State(limit.name, part) for limit in LIMITS for part in ("min", "max", "value")]
-        app.callback(ends, Input("version", "data"), Input("loosen", "n_clicks"), stands)(self._move)
         app.callback(
-            [
+            output=[Output(limit.name, part) for limit in LIMITS for part in ("min", "max", "step", "value")],
+            inputs={"_version": Input("version", "data"), "clicks": Input("loosen", "n_clicks")},
+            state={"stands": [[State(limit.name, part) for part in ("min", "max", "value")] for limit in LIMITS]},
+        )(self._move)
+        app.callback(
+            output=[
                 *(Output(place, "children") for place in ("fitting", "rows", "range")),
                 *(Output(f"{limit.name}-said", "children") for limit in LIMITS),
                 *(Output(button, "disabled") for button in ("previous", "next")),
                 Output("first", "data"),
             ],
-            [Input("version", "data"), SLIDERS, Input("only", "value")],
-            [Input("previous", "n_clicks"), Input("next", "n_clicks"), State("first", "data")],
+            inputs=FILTER | {"_turns": [Input("previous", "n_clicks"), Input("next", "n_clicks")]},
+            state={"first": State("first", "data")},
         )(self._list)
         app.callback(
-            Output("front", "figure"),
-            [Input("version", "data"), SLIDERS, Input("only", "value"), Input("chosen", "data"), Input("look", "data")],
+            output=Output("front", "figure"),
+            inputs=FILTER | {"chosen": Input("chosen", "data"), "look": Input("look", "data")},
         )(self._draw)
         app.callback(
-            Output("chosen", "data"),
-            [Input("front", "clickData"), Input({"show": ALL}, "n_clicks")],
+            output=Output("chosen", "data"),
+            inputs={"click": Input("front", "clickData"), "_clicks": Input({"show": ALL}, "n_clicks")},
             prevent_initial_call=True,
         )(self._choose)
         app.callback(
-            Output("detail", "children"), [Input("chosen", "data"), Input("look", "data")], prevent_initial_call=True
+            output=Output("detail", "children"),
+            inputs={"chosen": Input("chosen", "data"), "look": Input("look", "data")},
+            prevent_initial_call=True,
         )(self._tell)
         app.clientside_callback(ClientsideFunction("page", "look"), Output("look", "data"), Input("look", "id"))
         app.clientside_callback(
@@ -76,18 +82,17 @@ class Wiring:
         )
         app.clientside_callback(ClientsideFunction("page", "heard"), Output("lost", "hidden"), Input("pulsed", "data"))
 
-    def _pulse(self, _: int | None, version: int | None) -> tuple[Any, ...]:
+    def _pulse(self, _beats: int | None, version: int | None) -> tuple[Any, ...]:
         standing = self._watched.look()
         trouble = self._watched.trouble
         read = f"Not read since {_clock(standing)}: {plain(trouble)}" if trouble else f"Read at {_clock(standing)}."
         if standing.version == version:
-            return dash.no_update, dash.no_update, read, time.time()
-        return standing.version, page.facts_of(standing), read, time.time()
+            return dash.no_update, read, dash.no_update, time.time()
+        return page.facts_of(standing), read, standing.version, time.time()
 
-    def _move(self, _: int | None, clicks: int | None, stands: Sequence[Any]) -> list[Any]:
+    def _move(self, _version: int | None, clicks: int | None, stands: Sequence[Sequence[Any]]) -> list[Any]:
         placed: list[Any] = []
-        for number, limit in enumerate(LIMITS):
-            low, high, value = stands[3 * number : 3 * number + 3]
+        for limit, (low, high, value) in zip(LIMITS, stands, strict=True):
             ends = ends_of(limit, self._watched.standing.candidates)
             loosened = clicks and dash.ctx.triggered_id == "loosen"
             kept = ends.loose(limit) if loosened else moved(limit, value, (low, high), ends)
@@ -95,7 +100,7 @@ class Wiring:
         return placed
 
     def _list(
-        self, _: int | None, values: Sequence[Any], only: list[str], back: int | None, on: int | None, first: int
+        self, _version: int | None, values: Sequence[Any], only: list[str], _turns: Sequence[Any], first: int
     ) -> list[Any]:
         standing = self._watched.standing
         everyone = standing.candidates
@@ -111,7 +116,12 @@ class Wiring:
         return [_fitting_words(standing, fits), rows, span, *told, first == 0, last >= len(shown), first]
 
     def _draw(
-        self, _: int | None, values: Sequence[Any], only: list[str], chosen: str | None, look: dict[str, bool] | None
+        self,
+        _version: int | None,
+        values: Sequence[Any],
+        only: list[str],
+        chosen: str | None,
+        look: dict[str, bool] | None,
     ) -> dict[str, Any]:
         if look is None:
             raise PreventUpdate
@@ -122,7 +132,7 @@ class Wiring:
         fits = fitting(standing.candidates, goal)
         return front_figure(standing, fits, goal, chosen=chosen, front_only=bool(only), look=Look(**look))
 
-    def _choose(self, click: dict[str, Any] | None, _: list[int | None]) -> str:
+    def _choose(self, click: dict[str, Any] | None, _clicks: list[int | None]) -> str:
         by = dash.ctx.triggered_id
         if isinstance(by, dict):
             # Rows that have just come call, too: only a click has a number.
@@ -151,7 +161,8 @@ def _fitting_words(standing: Standing, fits: Any) -> str:
         return "No finished candidate yet; the page shows each as it comes."
     if fits.empty:
         return f"None of {len(standing.candidates):,} candidates fits; loosen a limit."
-    return plain(f"{len(fits):,} of {len(standing.candidates):,} fit. The most accurate is {in_words(fits.iloc[0])}.")
+    best = in_words(fits.iloc[0]).replace(":  ", ": ").replace("  ", ", ")
+    return plain(f"{len(fits):,} of {len(standing.candidates):,} fit. The most accurate is {best}.")
 
 
 def _clock(standing: Standing) -> str:
