@@ -174,7 +174,7 @@ def _front_layout(standing: Standing, everyone: pd.DataFrame, goal: Goal, look: 
     latency, accuracy = everyone["latency_p50_ms"].dropna(), 100 * everyone["val_accuracy"].dropna()
     x: Figure = {"title": {"text": f"latency p50, ms ({text(device_of(candidates, sweep))})", "standoff": 8}}
     if needs_log_axis(latency):
-        low, high = float(latency.min()) / 1.15, 1.15 * float(latency.max())
+        low, high = float(latency.min()) / 1.25, 1.25 * float(latency.max())
         x |= {"type": "log", "tickvals": log_ticks(low, high), "range": [np.log10(low), np.log10(high)]}
     else:
         x["range"] = _around(latency)
@@ -234,7 +234,7 @@ def line(*, x0: float, x1: float, look: Look) -> Figure:
 
 def _around(values: pd.Series) -> list[float]:
     low, high = float(values.min()), float(values.max())
-    room = 0.06 * ((high - low) or abs(high) or 1.0)
+    room = 0.09 * ((high - low) or abs(high) or 1.0)
     return [low - room, high + room]
 
 

@@ -64,7 +64,7 @@ def page(standing: Standing) -> Any:
                         [
                             html.H2("Accuracy against latency", id="front-title"),
                             html.Div(
-                                dcc.Graph(id="front", config=STILL, responsive=True),
+                                dcc.Graph(id="front", config=STILL, responsive=True, style={"height": "100%"}),
                                 role="img",
                                 id="front-words",
                                 **{
