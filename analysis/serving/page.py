@@ -118,7 +118,7 @@ def _limits(standing: Standing) -> Any:
             *(_slider(limit, standing) for limit in LIMITS),
             html.Div(
                 [
-                    dcc.Checklist(id="only", options=[{"label": "front only", "value": "front"}], value=[]),
+                    html.Button("Front only", id="only", **{"aria-pressed": "false"}),
                     html.Button("No limits", id="loosen"),
                 ],
                 className="choices",

@@ -21,7 +21,7 @@ from trainables.config.escaping import plain
 FILTER = {
     "_version": Input("version", "data"),
     "values": [Input(limit.name, "value") for limit in LIMITS],
-    "only": Input("only", "value"),
+    "only": Input("only", "n_clicks"),
 }
 
 
@@ -53,6 +53,7 @@ class Wiring:
                 *(Output(place, "children") for place in ("fitting", "rows", "range")),
                 *(Output(f"{limit.name}-said", "children") for limit in LIMITS),
                 *(Output(button, "disabled") for button in ("previous", "next")),
+                Output("only", "aria-pressed"),
                 Output("first", "data"),
             ],
             inputs=FILTER | {"_turns": [Input("previous", "n_clicks"), Input("next", "n_clicks")]},
@@ -100,12 +101,12 @@ class Wiring:
         return placed
 
     def _list(
-        self, _version: int | None, values: Sequence[Any], only: list[str], _turns: Sequence[Any], first: int
+        self, _version: int | None, values: Sequence[Any], only: int | None, _turns: Sequence[Any], first: int
     ) -> list[Any]:
         standing = self._watched.standing
         everyone = standing.candidates
         fits = fitting(everyone, goal_of(tuple(values), everyone))
-        shown = fits[fits["pareto"]] if only and len(fits) else fits
+        shown = fits[fits["pareto"]] if _pressed(only) and len(fits) else fits
         step = {"previous": -words.ROWS, "next": words.ROWS}.get(str(dash.ctx.triggered_id), 0)
         first = max(0, first + step) if step else (first if dash.ctx.triggered_id == "version" else 0)
         first = first if first < len(shown) else 0
@@ -113,13 +114,14 @@ class Wiring:
         span = f"{first + 1:,} to {last:,} of {len(shown):,}" if len(shown) else "none"
         told = [said(limit, value, ends_of(limit, everyone)) for limit, value in zip(LIMITS, values, strict=True)]
         rows = words.table_rows(standing, shown, first)
-        return [_fitting_words(standing, fits), rows, span, *told, first == 0, last >= len(shown), first]
+        pressed = str(_pressed(only)).lower()
+        return [_fitting_words(standing, fits), rows, span, *told, first == 0, last >= len(shown), pressed, first]
 
     def _draw(
         self,
         _version: int | None,
         values: Sequence[Any],
-        only: list[str],
+        only: int | None,
         chosen: str | None,
         look: dict[str, bool] | None,
     ) -> dict[str, Any]:
@@ -130,7 +132,7 @@ class Wiring:
         if standing.candidates.empty:
             return {"data": [], "layout": {"xaxis": {"visible": False}, "yaxis": {"visible": False}}}
         fits = fitting(standing.candidates, goal)
-        return front_figure(standing, fits, goal, chosen=chosen, front_only=bool(only), look=Look(**look))
+        return front_figure(standing, fits, goal, chosen=chosen, front_only=_pressed(only), look=Look(**look))
 
     def _choose(self, click: dict[str, Any] | None, _clicks: list[int | None]) -> str:
         by = dash.ctx.triggered_id
@@ -163,6 +165,11 @@ def _fitting_words(standing: Standing, fits: Any) -> str:
         return f"None of {len(standing.candidates):,} candidates fits; loosen a limit."
     best = in_words(fits.iloc[0]).replace(":  ", ": ").replace("  ", ", ")
     return plain(f"{len(fits):,} of {len(standing.candidates):,} fit. The most accurate is {best}.")
+
+
+def _pressed(clicks: int | None) -> bool:
+    """Whether a button that stays down is down, after so many clicks."""
+    return (clicks or 0) % 2 == 1
 
 
 def _clock(standing: Standing) -> str:
