@@ -8,7 +8,7 @@ import pandas as pd
 from dash import dcc, html
 
 from analysis.plots.page import COUNT_OF, MEASURED
-from analysis.reading.wording import MB, kinds_of, plain_number, trial_label
+from analysis.reading.wording import MB, plain_number, trial_label
 from analysis.serving.detail_figures import curve_figure, latency_figure
 from analysis.serving.figures import Figure, Look
 from analysis.serving.watching import Standing
@@ -21,7 +21,6 @@ HINT = "Choose a point or a row: its recipe, curves, latency and files appear he
 
 def table_rows(standing: Standing, fits: pd.DataFrame, first: int) -> list[Any]:
     """The rows of the table from the candidate at `first` on, the most accurate on top; each begins with its button."""
-    kinds = kinds_of(standing.candidates)
     return [
         html.Tr(
             [
@@ -32,7 +31,7 @@ def table_rows(standing: Standing, fits: pd.DataFrame, first: int) -> list[Any]:
                 html.Td(_measured(row, "test_accuracy"), className="wide"),
                 html.Td(_measured(row, "latency_p50_ms")),
                 html.Td(_measured(row, "size_bytes")),
-                html.Td(plain(str(kinds.loc[str(run_id)])), className="wide words"),
+                html.Td(plain(str(standing.kinds.loc[str(run_id)])), className="wide words"),
                 html.Td(_standing_of(row, standing.names.get(str(run_id), "")), className="words"),
             ]
         )
@@ -86,11 +85,9 @@ def _files(label: str, links: Sequence[tuple[str, str, int]]) -> list[Any]:
 
 
 def _recipe(standing: Standing, row: "pd.Series[Any]") -> list[Any]:
-    known = [name for name in standing.runs.params if name in standing.candidates.columns]
-    varied = {name for name in known if standing.candidates[name].nunique(dropna=False) > 1}
-    set_here = [name for name in known if not pd.isna(row.get(name))]
-    own = [_pair(name, plain_number(row[name])) for name in set_here if name in varied]
-    shared = [_pair(name, plain_number(row[name])) for name in set_here if name not in varied]
+    set_here = [name for name in standing.runs.params if not pd.isna(row.get(name))]
+    own = [_pair(name, plain_number(row[name])) for name in set_here if name in standing.varied]
+    shared = [_pair(name, plain_number(row[name])) for name in set_here if name not in standing.varied]
     parts: list[Any] = [html.H3("Recipe")]
     if own:
         parts.append(html.Table(html.Tbody(own)))

@@ -1,6 +1,5 @@
 """The front as a figure, a plain dictionary for plotly.js; texts are escaped, since plotly reads HTML in them."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -11,7 +10,7 @@ import pandas as pd
 from analysis.findings.selecting import Goal
 from analysis.plots.axes import log_ticks, needs_log_axis, staircase
 from analysis.reading.facts import device_of, images_of
-from analysis.reading.wording import MB, kinds_of, trial_label
+from analysis.reading.wording import MB
 from analysis.serving.watching import Standing
 from trainables.config.escaping import plain
 
@@ -81,23 +80,23 @@ def front_figure(
     everyone = pd.concat([standing.candidates, standing.teacher])
     front = fits[fits["pareto"]] if len(fits) else fits
     traces = [_steps(front, everyone, look)]
-    kinds = kinds_of(standing.candidates)
+    kinds = standing.kinds
     for number, kind in enumerate(sorted(kinds.unique())):
         rows = fits[kinds.loc[fits.index] == kind]
         symbol = SYMBOLS[number % len(SYMBOLS)]
         if not front_only:
-            traces.append(_points(rows[~rows["pareto"]], kind, symbol, on_front=False, look=look))
-        traces.append(_points(rows[rows["pareto"]], kind, symbol, on_front=True, look=look))
+            traces.append(_points(standing, rows[~rows["pareto"]], kind, symbol, on_front=False, look=look))
+        traces.append(_points(standing, rows[rows["pareto"]], kind, symbol, on_front=True, look=look))
         traces.append(_legend_only(kind, {"symbol": symbol, "color": look.grey, "size": 10}, group=kind))
     if standing.teacher["latency_p50_ms"].notna().any():
-        traces.append(_teacher(standing.teacher, look))
+        traces.append(_teacher(standing, look))
     ring = {"symbol": "circle-open", "size": 15, "color": look.ink, "line": {"width": 2.5}}
     traces.append(_legend_only("on the front", ring))
     traces += _ring(everyone, chosen, look)
     return {"data": traces, "layout": _front_layout(standing, everyone, goal, look)}
 
 
-def _points(rows: pd.DataFrame, kind: str, symbol: str, *, on_front: bool, look: Look) -> Figure:
+def _points(standing: Standing, rows: pd.DataFrame, kind: str, symbol: str, *, on_front: bool, look: Look) -> Figure:
     if len(rows) > MANY and not look.webgl:
         rows = rows.iloc[:: -(-len(rows) // MANY)]
     return {
@@ -106,10 +105,10 @@ def _points(rows: pd.DataFrame, kind: str, symbol: str, *, on_front: bool, look:
         "name": text(kind),
         "legendgroup": kind,
         "showlegend": False,
-        **_places(rows),
+        **_places(standing, rows),
         "marker": {
             "symbol": symbol,
-            "size": 14 if on_front else 9,
+            "size": 14 if on_front else (6 if len(standing.candidates) > MANY else 9),
             "opacity": 1 if on_front else 0.65,
             "color": np.log10(rows["size_bytes"] / MB).to_numpy(dtype=np.float32),
             "coloraxis": "coloraxis",
@@ -119,19 +118,17 @@ def _points(rows: pd.DataFrame, kind: str, symbol: str, *, on_front: bool, look:
     }
 
 
-def _places(rows: pd.DataFrame) -> Figure:
+def _places(standing: Standing, rows: pd.DataFrame) -> Figure:
     """Where points lie, what they are called, and their marks, which a click sends back."""
     return {
         "x": rows["latency_p50_ms"].to_numpy(dtype=np.float32),
         "y": (100 * rows["val_accuracy"]).to_numpy(dtype=np.float32),
-        "text": [f"{text(trial_label(row))}<br>{row['size_bytes'] / MB:.3g} MB" for row in _labelled(rows)],
+        "text": [
+            f"{text(label)}<br>{size:.3g} MB"
+            for label, size in zip(standing.labels.loc[rows.index], rows["size_bytes"] / MB, strict=True)
+        ],
         "customdata": rows["mark"].to_numpy(dtype=np.int32),
     }
-
-
-def _labelled(rows: pd.DataFrame) -> list[Mapping[str, Any]]:
-    named = [name for name in ("stage", "trial_number", "label", "size_bytes") if name in rows.columns]
-    return [{str(key): value for key, value in row.items()} for row in rows[named].to_dict("records")]
 
 
 def _steps(front: pd.DataFrame, everyone: pd.DataFrame, look: Look) -> Figure:
@@ -141,7 +138,7 @@ def _steps(front: pd.DataFrame, everyone: pd.DataFrame, look: Look) -> Figure:
     return {"type": "scatter", "x": xs, "y": ys, "mode": "lines", "name": name, "hoverinfo": "skip", "line": drawn}
 
 
-def _teacher(teacher: pd.DataFrame, look: Look) -> Figure:
+def _teacher(standing: Standing, look: Look) -> Figure:
     marker = {"symbol": "star", "size": 18, "color": look.orange, "line": {"color": look.ink, "width": 1.5}}
     return {
         "type": "scatter",
@@ -149,7 +146,7 @@ def _teacher(teacher: pd.DataFrame, look: Look) -> Figure:
         "name": "teacher",
         "hovertemplate": HOVER,
         "marker": marker,
-        **_places(teacher),
+        **_places(standing, standing.teacher),
     }
 
 

@@ -5,13 +5,15 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
 
 from analysis.findings.front import choose, competing, most_accurate_first, with_teacher
 from analysis.reading.runs import Runs
-from analysis.reading.wording import merged_names
+from analysis.reading.wording import kinds_of, merged_names, trial_label
+from trainables.config.escaping import plain
 from trainables.layout import SQLITE, database_path
 
 FILE_PAUSE_S = 2.0  # between two looks at a database file, whose time of change is asked first
@@ -35,6 +37,24 @@ class Standing:
     """Run id -> `fastest, smallest`, of those that have a name."""
     read_at: float
     """Unix time, seconds."""
+
+    @cached_property
+    def kinds(self) -> "pd.Series[str]":
+        """What kind of candidate each one is, in words."""
+        return kinds_of(self.candidates)
+
+    @cached_property
+    def labels(self) -> "pd.Series[str]":
+        """`trial 12`, of every candidate and the teacher, as it may be shown."""
+        everyone = pd.concat([self.candidates, self.teacher])
+        named = everyone[[name for name in ("stage", "trial_number", "label") if name in everyone.columns]]
+        return pd.Series([plain(trial_label(row)) for row in named.to_dict("records")], index=everyone.index)
+
+    @cached_property
+    def varied(self) -> frozenset[str]:
+        """The settings in which candidates differ."""
+        known = (name for name in self.runs.params if name in self.candidates.columns)
+        return frozenset(name for name in known if self.candidates[name].nunique(dropna=False) > 1)
 
 
 class Watched:

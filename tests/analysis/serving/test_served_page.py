@@ -272,6 +272,7 @@ def test_ten_thousand_candidates_load_and_filter(opened: Opened, tmp_path: Path)
         opened.says("10,000 of 10,000 fit")
         assert len(opened.rows()) == 50
         page.wait_for_selector("#front .gl-canvas", state="attached")
+        assert "WebGL" not in page.inner_text("#front")
         move(page, "max_latency_ms", 0.3)
         page.wait_for_function("() => !document.getElementById('fitting').textContent.startsWith('10,000 of')")
         page.locator("#next").click()
