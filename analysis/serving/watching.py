@@ -48,7 +48,8 @@ class Standing:
         """`trial 12`, of every candidate and the teacher, as it may be shown."""
         everyone = pd.concat([self.candidates, self.teacher])
         named = everyone[[name for name in ("stage", "trial_number", "label") if name in everyone.columns]]
-        return pd.Series([plain(trial_label(row)) for row in named.to_dict("records")], index=everyone.index)
+        rows = ({str(key): value for key, value in row.items()} for row in named.to_dict("records"))
+        return pd.Series([plain(trial_label(row)) for row in rows], index=everyone.index)
 
     @cached_property
     def varied(self) -> frozenset[str]:
