@@ -10,12 +10,12 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from analysis import disk
 from analysis.findings import selecting
 from analysis.findings.controls import controls
 from analysis.findings.front import choose, competing, front_hypervolume, front_members, of_device, split, with_teacher
 from analysis.findings.importance import importance as importances
 from analysis.pages import terminal
+from analysis.reading import disk
 from analysis.reading.doors import Terminal, say
 from analysis.reading.rows import row_of
 from analysis.reading.runs import Runs, aliased_run, read_runs
