@@ -81,7 +81,7 @@ class Opened:
     def says(self, words: str) -> None:
         """Wait until the line under the sliders has the words."""
         self.page.wait_for_function(
-            "words => document.getElementById('fitting').textContent.includes(words)", arg=words, timeout=PATIENCE_MS
+            "words => document.getElementById('fitting')?.textContent.includes(words)", arg=words, timeout=PATIENCE_MS
         )
 
 

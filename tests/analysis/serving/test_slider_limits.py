@@ -38,8 +38,10 @@ def test_a_limit_keeps_those_within_it(latencies: list[float], share: float) -> 
     ends = ends_of(LATENCY, frame)
     limit = ends.low + share * (ends.high - ends.low)
     fits = fitting(frame, goal_of((limit, None, None), frame))
-    kept = frame[frame["latency_p50_ms"] <= limit * (1 + 1e-12)]
-    assert set(fits.index) == set(kept.index) or limit == pytest.approx(ends.high)
+    if limit == pytest.approx(ends.high):
+        return  # a loose slider limits nothing
+    values = frame["latency_p50_ms"]  # a slider's value has nine digits
+    assert set(frame.index[values <= limit * (1 - 1e-8)]) <= set(fits.index) <= set(frame.index[values <= limit])
 
 
 def test_accuracy_is_in_percent_and_bounds_from_below() -> None:
