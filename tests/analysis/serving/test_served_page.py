@@ -211,7 +211,9 @@ def test_a_new_trial_appears_without_a_reload(opened: Opened, tmp_path: Path) ->
 
 def test_a_sweep_without_a_candidate_waits_for_the_first(opened: Opened, tmp_path: Path) -> None:
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
-    log_sweep(client, client.create_experiment("cifar10"), "early", [])
+    log_sweep(
+        client, client.create_experiment("cifar10", artifact_location=(tmp_path / "artifacts").as_uri()), "early", []
+    )
     with serving(tmp_path) as running:
         opened.page.goto(running.url)
         opened.says("No finished candidate yet")
@@ -252,7 +254,12 @@ def test_names_from_outside_are_shown_as_text(opened: Opened, tmp_path: Path) ->
     rows = trial_rows(4)
     for row in rows:
         row["params"] |= {"dataset": EVIL, "student_model": EVIL, "pruning_method": EVIL}
-    log_sweep(client, client.create_experiment("cifar10"), f"night {EVIL}", rows)
+    log_sweep(
+        client,
+        client.create_experiment("cifar10", artifact_location=(tmp_path / "artifacts").as_uri()),
+        f"night {EVIL}",
+        rows,
+    )
     with serving(tmp_path) as running:
         page = opened.open(running.url)
         assert EVIL in page.inner_text("h1")
