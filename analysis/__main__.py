@@ -17,11 +17,12 @@ COMMANDS: Mapping[str, str] = {
     "report": "Write one page, HTML and Markdown: verdict, front, controls, ablations, latency, model cards",
     "importance": "Which parameter moved accuracy, latency and size",
     "compare": "Two sweeps: hypervolume, and how surely one is ahead",
+    "serve": "The front as a live page on this machine: limits as sliders, each candidate's recipe, curves and files",
     "du": "What the folder takes on disk",
     "sync": "Deliver to MLflow what waits on disk because it was away, each trial once",
 }
 # Commands on one front: they take a sweep's name and the device of its latencies.
-FRONT_COMMANDS = ("front", "select", "report", "importance")
+FRONT_COMMANDS = ("front", "select", "report", "importance", "serve")
 PROGRAM = "python -m analysis"
 BAD_INPUT = 2
 EPILOG = """COMMAND --help shows the flags of a command.
@@ -30,6 +31,7 @@ examples:
   python -m analysis --out runs
   python -m analysis select --max-latency-ms 5 --max-size-mb 4 --min-accuracy 0.9
   python -m analysis export NAME@balanced --to ship
+  python -m analysis serve
   python -m analysis compare NAME OTHER
 
 exit codes: 0 done, 1 nothing finished, nothing fits or something still waits, 2 bad input
@@ -108,6 +110,7 @@ def _add_own_flags(made: Mapping[str, argparse.ArgumentParser]) -> None:
     made["compare"].add_argument(
         "sweeps", nargs=2, metavar="NAME", help="A sweep; several taken together with commas between them"
     )
+    made["serve"].add_argument("--port", type=int, metavar="N", help="Port on loopback (default: 8050, or a free one)")
     made["sync"].add_argument("--name", help="Sweep to deliver (default: all)")
     made["sync"].add_argument("--tracking-uri", metavar="URI", help=f"MLflow store (default: OUT/{DATABASE})")
 

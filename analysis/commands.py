@@ -1,6 +1,5 @@
 """The commands of `python -m analysis`: each takes plain values, prints its result, and returns the exit code."""
 
-import math
 import os
 import shlex
 import sys
@@ -11,12 +10,12 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from analysis import disk
 from analysis.findings import selecting
 from analysis.findings.controls import controls
 from analysis.findings.front import choose, competing, front_hypervolume, front_members, of_device, split, with_teacher
 from analysis.findings.importance import importance as importances
 from analysis.pages import terminal
+from analysis.reading import disk
 from analysis.reading.doors import Terminal, say
 from analysis.reading.rows import row_of
 from analysis.reading.runs import Runs, aliased_run, read_runs
@@ -123,7 +122,7 @@ def _print_nearest_miss(runs: Runs, candidates: pd.DataFrame, goal: selecting.Go
     say(f"nearest miss {in_words(near.iloc[0])}   {', '.join(missed)}")
     for name, (value, run_id) in choice.would_take.items():
         there = in_words(row_of(candidates, run_id))
-        say(f"it would take {flag_name(name)} {_rounded_to_admit(name, value)}, the rest kept: {there}")
+        say(f"it would take {flag_name(name)} {selecting.rounded_to_admit(name, value)}, the rest kept: {there}")
     if not choice.would_take:
         say("no single limit is in the way: two or more must give.")
 
@@ -169,6 +168,17 @@ def _run_of(runs: Runs, variant: str, uri: str) -> str:
             f"{runs.name}@{variant}: no such finished trial; `python -m analysis --name {runs.name}` lists them."
         )
     return str(found[0])
+
+
+def serve(*, out: Path, tracking_uri: str | None, name: str | None, device: str | None, port: int | None) -> int:
+    """Serve the front as a page of its own until Ctrl-C."""
+    from analysis.serving.server import serve_page
+
+    def read(known: str | None) -> Runs:
+        return _one_front(_read(out, tracking_uri, known or name, device))
+
+    serve_page(read, _store_of(out, tracking_uri), out=out, port=port)
+    return DONE
 
 
 def report(*, out: Path, tracking_uri: str | None, name: str | None, device: str | None, to: Path | None) -> int:
@@ -262,15 +272,6 @@ def _model_file(out: Path, row: "pd.Series[Any]") -> str:
     # by the run's id: the folder may hold another sweep of that name, or a later trial of that number
     here = read_delivered(folder).get("run_id") == row.name and (folder / ONNX_FILE).is_file()
     return str(folder / ONNX_FILE) if here else f"runs:/{row.name}/{ONNX_FILE}"
-
-
-def _rounded_to_admit(name: str, value: float) -> str:
-    """A limit of three digits that still admits the value: rounded up for an upper limit, down for a lower one."""
-    if value <= 0:
-        return "0"
-    step = 10.0 ** (math.floor(math.log10(value)) - 2)
-    digits = math.floor(value / step + 1e-9) if name == "min_accuracy" else math.ceil(value / step - 1e-9)
-    return f"{digits * step:.6g}"
 
 
 def shown(path: Path) -> str:

@@ -86,6 +86,15 @@ def excess_over(candidates: pd.DataFrame, goal: Goal) -> pd.DataFrame:
     return pd.DataFrame(columns, index=candidates.index)
 
 
+def rounded_to_admit(name: str, value: float) -> str:
+    """A limit of three digits that still admits the value: rounded up for an upper limit, down for a lower one."""
+    if value <= 0:
+        return "0"
+    step = 10.0 ** (math.floor(math.log10(value)) - 2)
+    digits = math.floor(value / step + 1e-9) if name == "min_accuracy" else math.ceil(value / step - 1e-9)
+    return f"{digits * step:.6g}"
+
+
 def _runner_up(fits: pd.DataFrame, directions: Mapping[str, str]) -> str | None:
     # The front comes first: a candidate that the best one dominates would be a choice without an advantage.
     points = objectives(fits, directions)

@@ -9,10 +9,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from analysis.disk import Usage
 from analysis.findings.controls import SPLITS
 from analysis.findings.importance import EVALUATORS, TARGETS, counted, hint, share_text
 from analysis.findings.pareto import latency_ratio
+from analysis.reading.disk import Usage
 from analysis.reading.facts import device_of, images_of
 from analysis.reading.wording import MB, merged_names, pruning_of, trial_label
 

@@ -268,6 +268,9 @@ FAULTS = (
     Fault("--dataset hf:TMP/nowhere"),
     Fault("--dataset hf:TMP/pets", prepare=lambda tmp: (tmp / "pets").mkdir(), what="an empty folder"),
     Fault("--dataset hf:me/pets/more"),
+    Fault("serve --out TMP/runs", "analysis"),
+    Fault("serve --out TMP/runs --port many", "analysis"),
+    Fault("serve --out TMP/runs --port 70000", "analysis", written("runs/mlflow.db", ""), "no such port"),
 )
 
 

@@ -424,4 +424,34 @@ OTHER_FAULTS = (
         "neither is read",
         "tests/trainables/stages/data/test_huggingface.py::test_what_a_data_set_brings_is_not_executed",
     ),
+    OtherFault(
+        "`serve` on a port that another program has",
+        "exit code 2 with the port; without `--port` it takes a free one",
+        "tests/analysis/serving/test_serving_gate.py::test_a_taken_port_is_named_on_one_line",
+    ),
+    OtherFault(
+        "`serve` without Dash",
+        "exit code 2 with the extra to install",
+        "tests/analysis/serving/test_serving_gate.py::test_without_dash_the_extra_is_named",
+    ),
+    OtherFault(
+        "another user, or a web page, asks `serve` without its token",
+        "403",
+        "tests/analysis/serving/test_serving_gate.py::test_without_the_token_nothing_is_answered",
+    ),
+    OtherFault(
+        "a web page whose name was made to point at `serve` (DNS rebinding)",
+        "403",
+        "tests/analysis/serving/test_serving_gate.py::test_another_host_is_refused",
+    ),
+    OtherFault(
+        "a download from `serve` names a path",
+        "nothing but known files of finished trials leaves",
+        "tests/analysis/serving/test_serving_gate.py::test_a_path_in_a_request_leads_nowhere",
+    ),
+    OtherFault(
+        "a trial's model is a link, or the store places it outside `--out`",
+        "`serve` does not send it",
+        "tests/analysis/serving/test_serving_gate.py::test_links_other_folders_and_unfinished_trials_are_refused",
+    ),
 )

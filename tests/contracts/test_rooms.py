@@ -14,9 +14,9 @@ LINES = """
     trainables.config trainables.layout trainables.files trainables.locks
     trainables.records analysis.reading
     trainables.stages.models.devices
-    trainables.store trainables.stages.data analysis.findings analysis.shipping analysis.disk
+    trainables.store trainables.stages.data analysis.findings analysis.shipping
     trainables.stages.data.augment trainables.stages.models trainables.tracking sweeps.search analysis.plots
-    trainables.stages.workspace sweeps.cluster sweeps.search.sampling analysis.pages
+    trainables.stages.workspace sweeps.cluster sweeps.search.sampling analysis.pages analysis.serving
     trainables.stages.training sweeps.display analysis.commands analysis.sync
     trainables.stages.pruning
     trainables.stages.export

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from analysis.disk import total, usage
 from analysis.pages.terminal import usage_table
+from analysis.reading.disk import total, usage
 from analysis.reading.doors import Terminal
 
 

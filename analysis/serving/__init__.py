@@ -1,0 +1,1 @@
+"""The page that `python -m analysis serve` serves on loopback."""
