@@ -51,6 +51,7 @@ def run(site: Path, name: str, *words: str, cwd: Path) -> "subprocess.CompletedP
 def test_the_wheel_holds_every_module_and_file_of_the_packages_and_nothing_else(site: Path) -> None:
     inside = {path.relative_to(site).as_posix() for path in site.rglob("*") if path.is_file()}
     files = {"analysis/plots/front_page.html", "sweeps/cluster/kuberay.yaml", "sweeps/cluster/slurm.sh"}
+    files |= {"analysis/serving/assets/page.css", "analysis/serving/assets/page.js"}
     modules = {file.relative_to(ROOT).as_posix() for file in MODULES.values()}
     assert {name for name in inside if ".dist-info/" not in name} == modules | files
 
