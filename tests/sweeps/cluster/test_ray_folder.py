@@ -7,6 +7,11 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import ray
+
+from sweeps.cluster.joining import ray_for
+from sweeps.search.config import SweepConfig
+from sweeps.search.folder import InputError
 
 LONG = "a" * 60  # a socket's path may have 107 bytes, and Ray adds 70
 SCRIPT = """
@@ -62,3 +67,16 @@ def test_a_user_without_home_and_name_gets_both_for_as_long_as_it_takes() -> Non
     named, _, home = done.stdout.strip().partition(" ")
     assert named == "True"
     assert not Path(home).exists()
+
+
+def test_a_ray_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As on a machine with a load of 30, where its node has not answered after 30 s."""
+
+    def times_out(**_: object) -> None:
+        raise Exception("The current node timed out\nduring startup.")
+
+    monkeypatch.setattr(ray, "init", times_out)
+    config = SweepConfig(name="probe").replace(out=tmp_path, cpus=2)
+    with pytest.raises(InputError, match=r"^Ray does not start .*\(The current node timed out during startup\.\)"):
+        ray_for(config).__enter__()
+    assert "RAY_AUTH_TOKEN" not in os.environ
