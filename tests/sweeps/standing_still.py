@@ -54,7 +54,7 @@ def _cpu_seconds(driver: int) -> Mapping[tuple[int, str], float]:
             tasks = [(task / "schedstat").read_text().split() for task in (PROC / f"{pid}/task").iterdir()]
         except (OSError, ValueError):  # it, or one of its threads, has just ended
             continue
-        if "stages.measuring.process" not in words:
+        if words and "stages.measuring.process" not in words:  # a process that has ended has none, and may be that one
             found[pid, _role(pid, driver, words)] = sum(int(task[0]) for task in tasks if task) / 1e9
     return found
 
@@ -64,7 +64,7 @@ def _role(pid: int, driver: int, words: str) -> str:
         return "driver"
     if words.startswith("ray::"):
         return words.split()[0] if "Agent" in words else "trial"
-    return Path(words.split()[0]).name if words else "ended"
+    return Path(words.split()[0]).name
 
 
 def _tree(root: int) -> list[int]:
