@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import secrets
+import signal
 import socket
 import sys
 from collections.abc import Callable, Iterable
@@ -147,4 +148,6 @@ def _run(application: Gate, listener: socket.socket) -> None:
 
     host, port = listener.getsockname()[:2]
     server = make_server(host, port, application, threaded=True, request_handler=Quiet, fd=listener.fileno())
-    server.serve_forever()  # until Ctrl-C
+    # by Ctrl-C also where a shell has started this in the background, which ignores it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    server.serve_forever()

@@ -34,7 +34,6 @@ def private_ray(**settings: Any) -> Generator[None, None, None]:
     agent of `ray[default]` would show metrics to whoever asks, without the token: there are none.
     """
     Node.start_api_server = _no_api_server
-    Node.start_log_monitor = _no_log_monitor
     # As Ray has it on macOS and Windows; elsewhere it takes 127.0.0.1 for the machine's own address.
     ray_constants.ENABLE_RAY_CLUSTER = False
     with (
@@ -57,10 +56,6 @@ def private_ray(**settings: Any) -> Generator[None, None, None]:
 def _no_api_server(node: Node, **_: Any) -> None:
     """Without a dashboard it only reports usage, and looks for three clouds even when told not to."""
     node._webui_url = ""
-
-
-def _no_log_monitor(node: Node) -> None:
-    """It reads the logs of all workers to print them here, which we do not want, ten times a second."""
 
 
 @contextmanager

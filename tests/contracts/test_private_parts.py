@@ -234,7 +234,7 @@ def test_ray_has_what_we_use() -> None:
     from sweeps.cluster.ray_private import allow_failures, forgive_failure, give_resources
 
     there("ray", "ray._private.node", "Node")
-    there("ray", ray._private.node.Node, "start_api_server", "start_log_monitor")
+    there("ray", ray._private.node.Node, "start_api_server")
     there("ray", "ray._raylet", "Config", "AuthenticationTokenLoader")
     for name in ("_node_ip_address", "_temp_dir", "_system_config"):
         assert name in inspect.getsource(ray.init), moved("ray", f"init({name}=)")

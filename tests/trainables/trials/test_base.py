@@ -1,10 +1,13 @@
 """What a trial makes of what its stages raise, without Ray around it."""
 
+import tempfile
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from trainables.locks import NODE, DeviceLock
 from trainables.trials.base import StageTrial
 from trainables.trials.task import TASK
 
@@ -17,6 +20,9 @@ class Place:
 
     def enter(self) -> None:
         pass
+
+    def node_lock(self) -> DeviceLock:
+        return DeviceLock(Path(tempfile.gettempdir()) / "leases", NODE)
 
 
 def trial_of(code: str, module: str) -> StageTrial[Any]:
