@@ -21,6 +21,7 @@ LOOPBACK = "127.0.0.1"
 QUIET = {
     "RAY_task_events_report_interval_ms": "0",
     "REPORTER_UPDATE_INTERVAL_MS": "86400000",
+    "AUTOSCALER_METRIC_PORT": "65536",  # there is none: the autoscaler would show its metrics to whoever asks
 }
 TMP = "/tmp"  # whatever TMPDIR says: names of sockets have at most 107 characters, and Ray adds 70
 

@@ -116,7 +116,7 @@ def test_nothing_of_a_sweep_computes_while_a_trial_measures(out: Path) -> None:
     ours = {name: cores for name, cores in used["cores"].items() if name == "driver" or name.startswith("trial")}
     assert ours.keys() >= {"driver", "trial"}
     assert all(cores < 0.03 for cores in ours.values()), used
-    assert sum(used["cores"].values()) < 0.08, used
+    assert sum(used["cores"].values()) < 0.2, used
 
 
 def test_every_trial_is_in_optuna_and_in_mlflow_with_the_same_numbers(out: Path) -> None:
