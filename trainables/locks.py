@@ -15,6 +15,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainables.layout import LEASES
+
 if sys.platform == "win32":
     raise ImportError("Linux or macOS is needed, whose kernels have these locks; on Windows install WSL.")
 import fcntl
@@ -172,6 +174,11 @@ def without_shares() -> Iterator[None]:
         _thread.shares = given_up
         for share in given_up.values():
             share.enter()
+
+
+def node_lock(out: Path) -> "DeviceLock":
+    """The lock of this node among the sweeps in `out`: what computes shares it, a measurement has it alone."""
+    return DeviceLock(out / LEASES, NODE)
 
 
 class DeviceLock:

@@ -23,8 +23,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]  # the repository need not be installed
 
-import on_gpu_sections as sections  # noqa: E402
-from on_gpu_sections import tell  # noqa: E402
+import on_gpu_sections as sections  # noqa: E402 - found by the line above
+from on_gpu_sections import tell  # noqa: E402 - likewise
 
 SECTIONS = {
     "env": (sections.environment, 40),

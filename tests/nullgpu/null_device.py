@@ -115,7 +115,12 @@ def _mapped(change: Callable[[Tensor], Tensor], tree: Any) -> Any:
 
 def _tensors(tree: Any) -> list[Tensor]:
     found: list[Tensor] = []
-    _mapped(lambda tensor: found.append(tensor) or tensor, tree)  # type: ignore[func-returns-value]
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    _mapped(note, tree)
     return found
 
 
@@ -238,9 +243,9 @@ def _replay(graph: Any) -> None:
 def computing() -> Iterator[None]:
     """Write what the CPU computes over every result of the device; only this thread's."""
     assert PRESENT, "this process does not run on the stand-in"
-    torch.cuda.graph, torch.cuda.CUDAGraph.replay = _RecordedGraph, _replay  # type: ignore[assignment]
+    torch.cuda.graph, torch.cuda.CUDAGraph.replay = _RecordedGraph, _replay  # type: ignore[assignment]  # stand-ins
     try:
         with _Computing():
             yield
     finally:
-        torch.cuda.graph, torch.cuda.CUDAGraph.replay = _real_graph, _real_replay  # type: ignore[method-assign]
+        torch.cuda.graph, torch.cuda.CUDAGraph.replay = _real_graph, _real_replay  # type: ignore[method-assign]  # back

@@ -14,7 +14,7 @@ from trainables.config.candidate import Candidate, DataConfig
 from trainables.config.escaping import hide_password
 from trainables.config.limits import Limits
 from trainables.layout import LEASES, REPLACED, has_record
-from trainables.locks import NODE, DeviceLock
+from trainables.locks import DeviceLock, node_lock
 from trainables.records.encoding import to_json
 from trainables.records.stages import EpochRecord
 from trainables.records.trial import TrialRecord, read_trial
@@ -57,18 +57,14 @@ class Worker:
             data_dir=self.data_dir,
             device=self.device,
             threads=self.threads,
-            lock_dir=self._lock_dir,
+            lock_dir=self.out / LEASES,
             memory_share=self.memory_share,
             graphs=self.graphs,
         )
 
     def node_lock(self) -> DeviceLock:
-        """The lock of this node: what computes on it shares it, so that a measurement can have it alone."""
-        return DeviceLock(self._lock_dir, NODE)
-
-    @property
-    def _lock_dir(self) -> Path:
-        return self.out / LEASES
+        """The lock of this node, which everything that computes for a sweep shares."""
+        return node_lock(self.out)
 
 
 @dataclass(frozen=True, kw_only=True)

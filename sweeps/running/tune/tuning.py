@@ -9,11 +9,11 @@ from ray.tune.search import Searcher
 
 from sweeps.cluster.interrupts import StoppableTuner, WatchRay
 from sweeps.planning.budget import Deadline
-from sweeps.running.tune.delivery import Allowance, StandStill, Timesheet
 from sweeps.running.tune.retry import RetryAlone
+from sweeps.running.tune.upkeep import Allowance, StandStill, Timesheet
 from sweeps.search.config import SweepConfig
-from trainables.layout import LEASES, SPENT, TUNE
-from trainables.locks import NODE, DeviceLock
+from trainables.layout import SPENT, TUNE
+from trainables.locks import node_lock
 from trainables.trials.base import StageTrial
 from trainables.trials.task import task_of
 
@@ -57,7 +57,7 @@ def tuner(
     scheduler = scheduler or RetryAlone(alone=config.devices.alone_after_running_out)
     ours: list[tune.Callback] = [Allowance(MAX_FAILURES), WatchRay()]
     if config.devices.address is None:
-        ours.append(StandStill(DeviceLock(config.places.out.resolve() / LEASES, NODE)))
+        ours.append(StandStill(node_lock(config.places.out.resolve())))
     if deadline is not None:
         ours.append(Timesheet(config.folder / SPENT, deadline))
     return StoppableTuner(

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http.client import HTTPConnection, HTTPResponse
+from email.message import Message
+from http.client import HTTPConnection
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,6 +18,15 @@ from mlflow import MlflowClient
 from tests.analysis.conftest import log_sweep, teacher_rows, trial_rows
 
 ROOT = Path(__file__).parents[3]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a request got."""
+
+    status: int
+    headers: Message
+    body: bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,15 +45,15 @@ class Served:
         """`/TOKEN/`."""
         return urlsplit(self.url).path
 
-    def get(self, path: str, **headers: str) -> HTTPResponse:
-        """What is answered, with the body read into `text`; the path goes out as it stands, dots and all."""
+    def get(self, path: str, **headers: str) -> Answer:
+        """Ask; the path goes out as it stands, dots and all."""
         connection = HTTPConnection("127.0.0.1", self.port, timeout=60)
         connection.putrequest("GET", path, skip_host="Host" in headers, skip_accept_encoding=True)
         for name, value in headers.items():
             connection.putheader(name.replace("_", "-"), value)
         connection.endheaders()
-        answer = connection.getresponse()
-        answer.body = answer.read()  # type: ignore[attr-defined]
+        response = connection.getresponse()
+        answer = Answer(status=response.status, headers=response.headers, body=response.read())
         connection.close()
         return answer
 

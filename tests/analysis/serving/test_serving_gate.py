@@ -48,10 +48,10 @@ def runs(night: Path) -> dict[int, str]:
 def test_the_printed_address_opens_it_and_nothing_may_frame_or_leave_it(served: Served) -> None:
     answer = served.get(served.path)
     assert answer.status == 200
-    policy = answer.getheader("Content-Security-Policy")
+    policy = answer.headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy and "connect-src 'self'" in policy and "frame-ancestors 'none'" in policy
     assert "http" not in policy
-    assert answer.getheader("Referrer-Policy") == "same-origin"
+    assert answer.headers["Referrer-Policy"] == "same-origin"
 
 
 @pytest.mark.parametrize("path", ["/", "/_dash-layout", "/x/", "//", "/assets/page.js", "/%2e%2e/", "*"])
@@ -83,7 +83,7 @@ def test_the_same_origin_and_a_forwarded_port_are_let_in(served: Served) -> None
 def test_it_listens_on_loopback_alone(served: Served) -> None:
     mine = socket.gethostbyname(socket.gethostname())
     if mine.startswith("127."):
-        pytest.skip("this machine has no other address")
+        pytest.skip("asks by an address that is not loopback, and this machine has none")
     with pytest.raises(OSError), socket.create_connection((mine, served.port), timeout=5):
         pass
 
@@ -92,8 +92,8 @@ def test_a_file_is_answered_byte_for_byte_and_as_a_download(served: Served, nigh
     answer = served.get(f"{served.path}file/{runs[0]}/model.onnx")
     assert answer.status == 200
     assert answer.body == (night / "artifacts" / runs[0] / "artifacts" / "model.onnx").read_bytes()
-    assert answer.getheader("Content-Disposition") == "attachment; filename=model.onnx"
-    assert answer.getheader("X-Content-Type-Options") == "nosniff"
+    assert answer.headers["Content-Disposition"] == "attachment; filename=model.onnx"
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
 
 
 def test_links_other_folders_and_unfinished_trials_are_refused(served: Served, runs: dict[int, str]) -> None:
@@ -122,8 +122,8 @@ def test_links_other_folders_and_unfinished_trials_are_refused(served: Served, r
 def test_a_path_in_a_request_leads_nowhere(served: Served, runs: dict[int, str], tail: str) -> None:
     answer = served.get(f"{served.path}file/{tail.replace('RUN', runs[0])}")
     # what is no file's address is answered by the page itself, as every address below the token
-    assert answer.status in (400, 404) or answer.getheader("Content-Type").startswith("text/html")
-    assert answer.getheader("Content-Disposition") is None
+    assert answer.status in (400, 404) or answer.headers["Content-Type"].startswith("text/html")
+    assert answer.headers["Content-Disposition"] is None
     assert b"SQLite" not in answer.body and b"root:" not in answer.body
 
 

@@ -23,7 +23,7 @@ from sweeps.planning.budget import (
 )
 from sweeps.planning.cost import QAT_COST, START_S, Hits, Plan, Probe, distinct_students, estimate
 from sweeps.planning.reuse import look_up
-from sweeps.running.tune.delivery import Timesheet
+from sweeps.running.tune.upkeep import Timesheet
 from sweeps.search.config import SweepConfig
 from sweeps.search.presets import quick
 from sweeps.search.sampling.first_trials import average_cut

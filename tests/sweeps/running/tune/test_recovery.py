@@ -18,9 +18,10 @@ from sweeps.planning.budget import Deadline
 from sweeps.running.run import worker_of
 from sweeps.running.trials import FAILED_ALIKE, SweepSearcher
 from sweeps.running.tune import recovery
-from sweeps.running.tune.delivery import NODE_DEATHS, Allowance, fetch_record, left_record, write_record
+from sweeps.running.tune.delivery import fetch_record, left_record, write_record
 from sweeps.running.tune.recovery import fetch_late, recover, to_repeat
 from sweeps.running.tune.retry import reason_in
+from sweeps.running.tune.upkeep import NODE_DEATHS, Allowance
 from sweeps.search.config import Search, SweepConfig
 from sweeps.search.folder import InputError
 from sweeps.search.presets import quick

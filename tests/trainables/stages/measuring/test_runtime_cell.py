@@ -52,8 +52,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 @pytest.fixture(scope="module")
 def made(place: Workspace) -> CandidateRecord:
     """A network, random but real, that has gone through the stages of a teacher."""
-    for package in ("onnxscript", "pyarrow"):  # a bare machine with a GPU may lack them
-        pytest.importorskip(package)
+    for package in ("onnxscript", "pyarrow"):
+        pytest.importorskip(package, reason="machines with torch alone lack it")
     steps = make_teacher(CONFIG.resolve(place.dataset(), device="cpu"), place)
     with pytest.raises(StopIteration) as end:
         while True:

@@ -173,8 +173,9 @@ def test_heads_and_hidden_widths_of_a_transformer_are_cut(criterion: str, tmp_pa
     dense.blocks = dense.blocks[:2]
     model = copy.deepcopy(dense)
     images = torch.randn(4, 3, SIZE, SIZE)
-    batches = lambda: [(images, torch.arange(4))]  # noqa: E731
-    prune(model, method="structured", ratio=0.5, image_size=SIZE, num_classes=4, criterion=criterion, batches=batches)
+    batch = images, torch.arange(4)
+    halved = {"method": "structured", "ratio": 0.5, "criterion": criterion}
+    prune(model, image_size=SIZE, num_classes=4, batches=lambda: [batch], **halved)
     left = widths(model)
     assert left["blocks.0.mlp.fc1"] == left["blocks.1.mlp.fc1"] == 384
     assert left["head"] == 4 and left["patch_embed.proj"] == 192
