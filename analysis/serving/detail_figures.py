@@ -44,7 +44,7 @@ def curve_figure(curves: pd.DataFrame, metric: str, look: Look) -> Figure | None
 
 
 def _curve(part: pd.DataFrame, stage: str, split: str, before: float, metric: str, look: Look) -> Figure:
-    dash, colour = ("solid", look.blue) if split == "val" else ("dot", look.grey)
+    dash, colour = ("solid", look.palette.blue) if split == "val" else ("dot", look.palette.grey)
     return {
         "type": "scatter",
         "mode": "lines+markers" if len(part) < 40 else "lines",
@@ -60,9 +60,9 @@ def _curve(part: pd.DataFrame, stage: str, split: str, before: float, metric: st
 
 def latency_figure(row: "pd.Series[Any]", teacher: "pd.Series[Any] | None", look: Look) -> Figure:
     """The distribution of a file's latency as the records hold it, its percentiles, beside the teacher's."""
-    shown = [(row, look.blue, "circle")]
+    shown = [(row, look.palette.blue, "circle")]
     if teacher is not None and row["stage"] != "teacher":
-        shown.append((teacher, look.orange, "diamond"))
+        shown.append((teacher, look.palette.orange, "diamond"))
     traces = [_quantiles(one, colour, symbol) for one, colour, symbol in shown]
     values = [value for trace in traces for value in trace["x"]]
     layout = _small_layout(look, x="latency of one image, ms", y="runs up to it, %")

@@ -34,7 +34,11 @@ class Downloads:
             model = fetch_artifact(self._uri, run_id, ONNX_FILE, folder)
             # A file beside the model is looked for there: asking MLflow's client for one that is not takes seconds.
             beside = model.with_name(name)
-            path = beside if beside.exists() or not self._fetched(model) else self._fetch(run_id, name, folder)
+            path = (
+                beside
+                if beside.exists() or not self._fetched(model)
+                else fetch_artifact(self._uri, run_id, name, folder)
+            )
         except ValueError:
             return None
         return path if self._may_be_read(path) else None
@@ -43,9 +47,6 @@ class Downloads:
         """(name, bytes) of every file of a run; of a tracking server's run the model alone, as far as it is fetched."""
         found = ((name, self.find(runs, run_id, name)) for name in OFFERED)
         return [(name, path.stat().st_size) for name, path in found if path]
-
-    def _fetch(self, run_id: str, name: str, folder: Path) -> Path:
-        return fetch_artifact(self._uri, run_id, name, folder)
 
     def _fetched(self, path: Path) -> bool:
         return path.resolve().is_relative_to(Path(self._scratch.name).resolve())

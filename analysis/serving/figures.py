@@ -22,6 +22,45 @@ Figure = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Palette:
+    """The colours of a page."""
+
+    ink: str
+    """Of text and outlines."""
+    grey: str
+    """Of what is beside the point."""
+    grid: str
+    blue: str
+    """Of lines about a candidate."""
+    orange: str
+    """Of the teacher."""
+    paper: str
+    """Of what lies over the page."""
+    sizes: tuple[str, ...]
+    """Of sizes, the smallest first: viridis, without the end that is hard to see on this page."""
+
+
+LIGHT = Palette(
+    ink="#1a1a1a",
+    grey="#757575",
+    grid="#e6e6e6",
+    blue="#0072b2",
+    orange="#d55e00",
+    paper="#ffffff",
+    sizes=("#440154", "#3b528b", "#21918c", "#5ec962", "#c8dc2c"),
+)
+DARK = Palette(
+    ink="#e8e8e8",
+    grey="#a0a0a0",
+    grid="#3a3f45",
+    blue="#6cb6ee",
+    orange="#ff9a57",
+    paper="#22262b",
+    sizes=("#5a78c8", "#21918c", "#5ec962", "#c8dc2c", "#fde725"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Look:
     """What the reader's browser says of itself."""
 
@@ -31,37 +70,9 @@ class Look:
     webgl: bool = True
 
     @property
-    def ink(self) -> str:
-        """The colour of text and outlines."""
-        return "#e8e8e8" if self.dark else "#1a1a1a"
-
-    @property
-    def grey(self) -> str:
-        """The colour of what is beside the point."""
-        return "#a0a0a0" if self.dark else "#757575"
-
-    @property
-    def grid(self) -> str:
-        """The colour of grid lines."""
-        return "#3a3f45" if self.dark else "#e6e6e6"
-
-    @property
-    def blue(self) -> str:
-        """The colour of lines about a candidate."""
-        return "#6cb6ee" if self.dark else "#0072b2"
-
-    @property
-    def orange(self) -> str:
-        """The colour of the teacher."""
-        return "#ff9a57" if self.dark else "#d55e00"
-
-    @property
-    def scale(self) -> list[list[Any]]:
-        """Viridis; on a dark page without its dark end, on a light one without its palest."""
-        colours = ["#440154", "#3b528b", "#21918c", "#5ec962", "#c8dc2c"]
-        if self.dark:
-            colours = ["#5a78c8", "#21918c", "#5ec962", "#c8dc2c", "#fde725"]
-        return [[number / (len(colours) - 1), colour] for number, colour in enumerate(colours)]
+    def palette(self) -> Palette:
+        """The colours that suit it."""
+        return DARK if self.dark else LIGHT
 
 
 def front_figure(
@@ -87,10 +98,10 @@ def front_figure(
         if not front_only:
             traces.append(_points(standing, rows[~rows["pareto"]], kind, symbol, on_front=False, look=look))
         traces.append(_points(standing, rows[rows["pareto"]], kind, symbol, on_front=True, look=look))
-        traces.append(_legend_only(kind, {"symbol": symbol, "color": look.grey, "size": 10}, group=kind))
+        traces.append(_legend_only(kind, {"symbol": symbol, "color": look.palette.grey, "size": 10}, group=kind))
     if standing.teacher["latency_p50_ms"].notna().any():
         traces.append(_teacher(standing, look))
-    ring = {"symbol": "circle-open", "size": 15, "color": look.ink, "line": {"width": 2.5}}
+    ring = {"symbol": "circle-open", "size": 15, "color": look.palette.ink, "line": {"width": 2.5}}
     traces.append(_legend_only("on the front", ring))
     traces += _ring(everyone, chosen, look)
     return {"data": traces, "layout": _front_layout(standing, everyone, goal, look)}
@@ -112,7 +123,7 @@ def _points(standing: Standing, rows: pd.DataFrame, kind: str, symbol: str, *, o
             "opacity": 1 if on_front else 0.65,
             "color": np.log10(rows["size_bytes"] / MB).to_numpy(dtype=np.float32),
             "coloraxis": "coloraxis",
-            "line": {"color": look.ink, "width": 2.5 if on_front else 0.5},
+            "line": {"color": look.palette.ink, "width": 2.5 if on_front else 0.5},
         },
         "hovertemplate": HOVER,
     }
@@ -133,13 +144,18 @@ def _places(standing: Standing, rows: pd.DataFrame) -> Figure:
 
 def _steps(front: pd.DataFrame, everyone: pd.DataFrame, look: Look) -> Figure:
     xs, ys = staircase(front["latency_p50_ms"], 100 * front["val_accuracy"], float(everyone["latency_p50_ms"].max()))
-    drawn = {"color": look.ink, "width": 1.5, "dash": "dot"}
+    drawn = {"color": look.palette.ink, "width": 1.5, "dash": "dot"}
     name = "best accuracy within a latency"
     return {"type": "scatter", "x": xs, "y": ys, "mode": "lines", "name": name, "hoverinfo": "skip", "line": drawn}
 
 
 def _teacher(standing: Standing, look: Look) -> Figure:
-    marker = {"symbol": "star", "size": 18, "color": look.orange, "line": {"color": look.ink, "width": 1.5}}
+    marker = {
+        "symbol": "star",
+        "size": 18,
+        "color": look.palette.orange,
+        "line": {"color": look.palette.ink, "width": 1.5},
+    }
     return {
         "type": "scatter",
         "mode": "markers",
@@ -153,7 +169,7 @@ def _teacher(standing: Standing, look: Look) -> Figure:
 def _ring(everyone: pd.DataFrame, chosen: str | None, look: Look) -> list[Figure]:
     if chosen not in everyone.index:
         return []
-    marker = {"symbol": "circle-open", "size": 26, "color": look.blue, "line": {"width": 3}}
+    marker = {"symbol": "circle-open", "size": 26, "color": look.palette.blue, "line": {"width": 3}}
     rows = everyone.loc[[chosen]]
     return [
         {"type": "scatter", "mode": "markers", "hoverinfo": "skip", "showlegend": False, "marker": marker}
@@ -194,7 +210,7 @@ def _front_layout(standing: Standing, everyone: pd.DataFrame, goal: Goal, look: 
 
 def _sizes(sizes: "pd.Series[float]", look: Look) -> Figure:
     """The colours of sizes, on a logarithmic scale: most files are small beside the largest."""
-    low, high = float(sizes.min()), float(sizes.max())
+    low, high, colours = float(sizes.min()), float(sizes.max()), look.palette.sizes
     # of sizes that are nearly equal, the scale shows the ends
     ticks = log_ticks(low, high) if high > 2 * low else sorted({low, high})
     bar: Figure = {"title": {"text": "size, MB"}, "thickness": 14, "outlinewidth": 0}
@@ -202,30 +218,45 @@ def _sizes(sizes: "pd.Series[float]", look: Look) -> Figure:
     if look.narrow:
         over = {"orientation": "h", "y": 1.0, "yanchor": "bottom", "thickness": 10}
         bar |= over | {"title": {"text": "size, MB", "side": "top"}}
-    return {"colorscale": look.scale, "cmin": np.log10(low), "cmax": np.log10(high), "colorbar": bar}
+    return {
+        "colorscale": list(zip(np.linspace(0, 1, len(colours)), colours, strict=True)),
+        "cmin": np.log10(low),
+        "cmax": np.log10(high),
+        "colorbar": bar,
+    }
 
 
 def shared(look: Look) -> Figure:
     """What the layouts of all figures have in common."""
-    font = {"family": "system-ui, Helvetica, Arial, sans-serif", "size": 12 if look.narrow else 13, "color": look.ink}
+    font = {
+        "family": "system-ui, Helvetica, Arial, sans-serif",
+        "size": 12 if look.narrow else 13,
+        "color": look.palette.ink,
+    }
     return {
         "template": "none",
         "font": font,
         "hovermode": "closest",
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
-        "hoverlabel": {"bgcolor": "#22262b" if look.dark else "#ffffff", "font": {"color": look.ink}},
+        "hoverlabel": {"bgcolor": look.palette.paper, "font": {"color": look.palette.ink}},
     }
 
 
 def axis(look: Look) -> Figure:
     """What all axes have in common."""
-    return {"gridcolor": look.grid, "zeroline": False, "linecolor": "#888", "ticks": "outside", "automargin": True}
+    return {
+        "gridcolor": look.palette.grid,
+        "zeroline": False,
+        "linecolor": "#888",
+        "ticks": "outside",
+        "automargin": True,
+    }
 
 
 def line(*, x0: float, x1: float, look: Look) -> Figure:
     """A dashed line over the height of a figure."""
-    dashes = {"color": look.blue, "width": 1.5, "dash": "dash"}
+    dashes = {"color": look.palette.blue, "width": 1.5, "dash": "dash"}
     return {"type": "line", "x0": x0, "x1": x1, "y0": 0, "y1": 1, "xref": "x", "yref": "paper", "line": dashes}
 
 

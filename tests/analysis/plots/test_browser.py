@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,21 +9,10 @@ import pytest
 
 from analysis.pages.front_files import write_page
 from analysis.reading.runs import Runs, read_runs
+from tests.analysis.chromium import EVIL, Noted, browser, needs_chromium, playwright
 
-playwright = pytest.importorskip("playwright.sync_api", reason="drives a browser; not on machines with torch alone")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium")
-EVIL = "<img src=x onerror=alert(1)>"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator["playwright.Browser"]:
-    with playwright.sync_playwright() as driver:
-        # root in a container has no sandbox; parallel coordinates need WebGL, which the processor draws
-        flags = ["--no-sandbox", "--disable-dev-shm-usage", "--enable-unsafe-swiftshader"]
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=flags)
-        yield chromium
-        chromium.close()
+__all__ = ["browser"]  # the fixture
+pytestmark = needs_chromium
 
 
 @pytest.fixture
@@ -34,20 +22,8 @@ def opened(browser: "playwright.Browser") -> Iterator["Opened"]:
     opened.page.context.close()
 
 
-class Opened:
-    """A page with all that it complained about and asked for."""
-
-    def __init__(self, browser: "playwright.Browser") -> None:
-        self.page = browser.new_page(viewport={"width": 1280, "height": 800})
-        self.complaints: list[str] = []
-        self.asked: list[str] = []
-        self.page.on("console", lambda message: self._said(message.type, message.text))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("request", lambda request: self.asked.append(request.url))
-
-    def _said(self, kind: str, text: str) -> None:
-        if kind == "error":
-            self.complaints.append(text)
+class Opened(Noted):
+    """A page that is a file."""
 
     def open(self, path: Path) -> None:
         self.page.goto(path.resolve().as_uri())

@@ -1,9 +1,9 @@
 """The served page in a real browser: sliders filter, a click downloads the very bytes, keys suffice, it is live."""
 
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -11,27 +11,14 @@ from mlflow import MlflowClient
 
 from analysis.findings.front import competing
 from analysis.reading.runs import read_runs
+from tests.analysis.chromium import EVIL, Noted, browser, needs_chromium, playwright
 from tests.analysis.conftest import log_sweep, trial_rows
 from tests.analysis.serving.served import Served, made, run_of, serving
 
 pytest.importorskip("dash", reason="an extra: uv sync --extra serve")
-playwright = pytest.importorskip("playwright.sync_api", reason="drives a browser; not on machines with torch alone")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium"),
-]
-EVIL = "<img src=x onerror=alert(1)>"
+__all__ = ["browser"]  # the fixture
+pytestmark = [pytest.mark.slow, needs_chromium]
 PATIENCE_MS = 60_000
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator["playwright.Browser"]:
-    with playwright.sync_playwright() as driver:
-        flags = ["--no-sandbox", "--disable-dev-shm-usage", "--enable-unsafe-swiftshader"]
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=flags)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="module")
@@ -56,17 +43,12 @@ def opened(browser: "playwright.Browser") -> Iterator["Opened"]:
     assert [url for url in opened.asked if not url.startswith(("http://127.0.0.1:", "data:", "blob:"))] == []
 
 
-class Opened:
-    """A page with all that it complained about and asked for."""
+class Opened(Noted):
+    """A page that the server serves."""
 
-    def __init__(self, browser: "playwright.Browser", **settings: object) -> None:
-        self.page = browser.new_page(**{"viewport": {"width": 1280, "height": 800}} | settings)
+    def __init__(self, browser: "playwright.Browser", **context: Any) -> None:
+        super().__init__(browser, **context)
         self.page.set_default_timeout(PATIENCE_MS)
-        self.complaints: list[str] = []
-        self.asked: list[str] = []
-        self.page.on("console", lambda said: self.complaints.append(said.text) if said.type == "error" else None)
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("request", lambda request: self.asked.append(request.url))
 
     def open(self, url: str) -> "playwright.Page":
         self.page.goto(url)
