@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainables.stages.models.inspection import evaluating
+from trainables.stages.pruning.criteria import Group
 from trainables.stages.pruning.equivalence import Slice
 
 Plan = Mapping[str, int]
@@ -26,35 +27,6 @@ GOLDEN = (5**0.5 - 1) / 2  # its multiples, modulo 1, are spread evenly however 
 # Work of reading a weight, in multiplications: of one image on a CPU, Linear layers do 11 GMAC/s, convolutions 45.
 READ_WORK = 3
 LEVELS = 6  # widths of a layer at which harm is measured; in between it is interpolated
-
-
-@dataclass(frozen=True, kw_only=True)
-class Group:
-    """The channels of one layer, and the coupled channels of other layers that must go with them."""
-
-    name: str
-    """Name of the layer that defines the group's width."""
-    layer: nn.Module
-    remove: Any
-    """torch-pruning's function that takes channels out of the layer."""
-    scores: Tensor
-    """One per channel; for a grouped convolution, one per channel of a convolution group; one per attention head."""
-    parts: int
-    """Groups of the convolution; usually 1."""
-    unit: int = 1
-    """Neighbouring channels that go with one score: the size of an attention head; usually 1."""
-    heads: Any = None
-    """What removes attention heads, if the group is made of these; no trace says how they go together."""
-
-    @property
-    def per_score(self) -> int:
-        """Channels of the layer that go with one score."""
-        return self.parts * self.unit
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether a score is of one channel, so that widths are multiples of 4 or 8."""
-        return self.per_score == 1
 
 
 def surplus(group: Group, ratio: float, dense: int, threshold: float) -> int:
@@ -129,6 +101,7 @@ class Choice:
     cut: Callable[[int], Sequence[Slice]]
     """The channels that go, in all coupled layers, if the group keeps so many."""
 
+    @cached_property
     def levels(self) -> list[int]:
         """Up to `LEVELS` narrower widths, evenly spread."""
         narrower = self.widths[1:]
@@ -146,38 +119,36 @@ def allocate(
         uniform: a width for each group, which tell how much work may be left.
     """
     cost = _Cost(model, choices, images[0][:1])
-    most = cost.total(uniform)
-    curves = [_measure_harm(model, choice, images) for choice in choices]
-    keep = [choice.widths[0] for choice in choices]
-    now = cost.total(keep)
-    while now > most and (steps := list(_steps(choices, curves, cost, keep))):
+    most = cost.total_at(uniform)
+    own = _answer(model, images)
+    curves = [_measure_harm(model, choice, images, own) for choice in choices]
+    while cost.total() > most and (steps := list(_steps(choices, curves, cost))):
         group = min(steps)[1]
-        narrower = choices[group].widths[choices[group].widths.index(keep[group]) + 1]
-        now -= cost.saved(keep, group, narrower)
-        keep[group] = narrower
-    return _give_back(choices, cost, keep, most - now)
+        narrower = choices[group].widths[choices[group].widths.index(cost.keep[group]) + 1]
+        cost.change(group, narrower)
+    _give_back(choices, cost, most)
+    return cost.keep
 
 
-def _steps(
-    choices: Sequence[Choice], curves: Sequence["_Curve"], cost: "_Cost", keep: Sequence[int]
-) -> Iterator[tuple[float, int]]:
+def _steps(choices: Sequence[Choice], curves: Sequence["_Curve"], cost: "_Cost") -> Iterator[tuple[float, int]]:
     """For every narrower width of every group, the harm for the work that it saves, and the group."""
     for group, (choice, curve) in enumerate(zip(choices, curves, strict=True)):
-        for width in choice.levels():
-            if width < keep[group] and (saved := cost.saved(keep, group, width)) > 0:
-                yield (curve.harm(width) - curve.harm(keep[group])) / saved, group
+        now = cost.keep[group]
+        for width in choice.levels:
+            if width < now and (saved := cost.saved(group, width)) > 0:
+                yield (curve.harm(width) - curve.harm(now)) / saved, group
 
 
-def _give_back(choices: Sequence[Choice], cost: "_Cost", keep: list[int], spare: float) -> list[int]:
-    """Widen groups again while that costs no more than what is spare: the last step saved more than it had to."""
+def _give_back(choices: Sequence[Choice], cost: "_Cost", most: float) -> None:
+    """Widen groups again while the work stays within `most`: the last step saved more than it had to."""
+    spare = most - cost.total()
     for group, choice in enumerate(choices):
-        for wider in reversed(choice.widths[: choice.widths.index(keep[group])]):
-            price = -cost.saved(keep, group, wider)
+        for wider in reversed(choice.widths[: choice.widths.index(cost.keep[group])]):
+            price = -cost.saved(group, wider)
             if price > spare:
                 break
             spare -= price
-            keep[group] = wider
-    return keep
+            cost.change(group, wider)
 
 
 class _Curve:
@@ -194,11 +165,10 @@ class _Curve:
 
 
 @torch.no_grad()
-def _measure_harm(model: nn.Module, choice: Choice, images: Sequence[Tensor]) -> _Curve:
+def _measure_harm(model: nn.Module, choice: Choice, images: Sequence[Tensor], own: Tensor) -> _Curve:
     """Kullback-Leibler divergence, in nats, of the network's answers from its own if this group alone is cut."""
     points = [(choice.widths[0], 0.0)]
-    own = _answer(model, images)
-    for width in choice.levels():
+    for width in choice.levels:
         with _zeroed(model, [part for part in choice.cut(width) if part.is_output]):
             moved = F.kl_div(_answer(model, images), own, reduction="batchmean", log_target=True)
         # less of a layer never counts as less harm
@@ -235,17 +205,22 @@ class _Layer:
     """What one layer costs, and which groups decide its widths."""
 
     work: float
+    """With all channels."""
     output: int | None
     """The group that its outputs belong to; None if they all stay."""
     inputs: dict[int, float]
     """The share of its inputs that each group decides; empty for a depthwise convolution."""
+    gone: float = 0.0
+    """The share of its inputs that are gone."""
 
 
 class _Cost:
-    """Work of the network for a single image, by the widths of its groups: its MACs, and the reading of its weights."""
+    """Work of the network for a single image as its groups change: its MACs, and the reading of its weights."""
 
     def __init__(self, model: nn.Module, choices: Sequence[Choice], image: Tensor) -> None:
-        self._full = [choice.widths[0] for choice in choices]
+        self.keep = [choice.widths[0] for choice in choices]
+        """Channels that each group keeps, at first all; `change` alone sets them."""
+        self._full = list(self.keep)
         layers = {name: _Layer(work, None, {}) for name, work in _work(model, image).items()}
         self._touched: list[list[_Layer]] = []
         for group, choice in enumerate(choices):
@@ -257,19 +232,42 @@ class _Cost:
             self._touched.append(list(touched.values()))
         self._layers = list(layers.values())
 
-    def total(self, keep: Sequence[int]) -> float:
+    def total(self) -> float:
         """The work of all layers."""
-        return sum(self._left(layer, keep) for layer in self._layers)
+        return sum(layer.work * self._share(layer.output) * (1 - layer.gone) for layer in self._layers)
 
-    def saved(self, keep: Sequence[int], group: int, width: int) -> float:
+    def total_at(self, keep: Sequence[int]) -> float:
+        """The work of all layers if the groups kept so many channels."""
+        before = list(self.keep)
+        self._change_all(keep)
+        total = self.total()
+        self._change_all(before)
+        return total
+
+    def saved(self, group: int, width: int) -> float:
         """Work that goes if one group changes its width; negative if it grows."""
-        changed = [*keep[:group], width, *keep[group + 1 :]]
-        return sum(self._left(layer, keep) - self._left(layer, changed) for layer in self._touched[group])
+        less = (self.keep[group] - width) / self._full[group]
+        return sum(self._saved_in(layer, group, less) for layer in self._touched[group])
 
-    def _left(self, layer: _Layer, keep: Sequence[int]) -> float:
-        gone = sum(share * (1 - keep[group] / self._full[group]) for group, share in layer.inputs.items())
-        out = 1.0 if layer.output is None else keep[layer.output] / self._full[layer.output]
-        return layer.work * out * (1 - gone)
+    def change(self, group: int, width: int) -> None:
+        """Give one group another width."""
+        less = (self.keep[group] - width) / self._full[group]
+        for layer in self._touched[group]:
+            layer.gone += layer.inputs.get(group, 0.0) * less
+        self.keep[group] = width
+
+    def _change_all(self, keep: Sequence[int]) -> None:
+        for group, width in enumerate(keep):
+            self.change(group, width)
+
+    def _saved_in(self, layer: _Layer, group: int, less: float) -> float:
+        out, within = self._share(layer.output), layer.inputs.get(group, 0.0) * less
+        out_less = less if layer.output == group else 0.0
+        return layer.work * (out * (1 - layer.gone) - (out - out_less) * (1 - layer.gone - within))
+
+    def _share(self, group: int | None) -> float:
+        """The share of its channels that a group keeps; all where there is none."""
+        return 1.0 if group is None else self.keep[group] / self._full[group]
 
 
 def _note(layer: _Layer, module: nn.Module, part: Slice, group: int) -> None:

@@ -1,6 +1,7 @@
 """Score coupled channels by magnitude, LAMP, Taylor expansion or BatchNorm scale, to decide which to remove."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,37 @@ Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 """Labelled training images: normalised pixels (B, 3, H, W) and class indices (B)."""
 Score = Callable[[Any], Tensor | None]
 """One importance per channel of a torch-pruning group; None if the criterion does not apply to the group."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """The channels of one layer, and the coupled channels of other layers that must go with them."""
+
+    name: str
+    """Name of the layer that defines the group's width."""
+    layer: nn.Module
+    remove: Any
+    """torch-pruning's function that takes channels out of the layer."""
+    scores: Tensor
+    """One per channel; for a grouped convolution, one per channel of a convolution group; one per attention head."""
+    parts: int
+    """Groups of the convolution; usually 1."""
+    unit: int = 1
+    """Neighbouring channels that go with one score: the size of an attention head; usually 1."""
+    whole: Any = None
+    """torch-pruning's group of all these channels; None for attention heads."""
+    heads: Any = None
+    """What removes attention heads, if the group is made of these; no trace says how they go together."""
+
+    @property
+    def per_score(self) -> int:
+        """Channels of the layer that go with one score."""
+        return self.parts * self.unit
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a score is of one channel, so that widths are multiples of 4 or 8."""
+        return self.per_score == 1
 
 
 def scorer(criterion: str) -> Score:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from trainables.stages.models.attention import find_attentions, fit_heads
-from trainables.stages.pruning.allocation import Group
+from trainables.stages.pruning.criteria import Group
 from trainables.stages.pruning.equivalence import Slice
 
 _PARTS = 3  # queries, keys and values
