@@ -1,14 +1,17 @@
 """Time a few steps of every stage in a temporary folder: the input of `sweeps.planning.cost`."""
 
+import copy
 import math
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Event
 
 import torch
 from torch import nn
@@ -100,9 +103,13 @@ def _time_stages(config: SweepConfig, dataset: DatasetRecord, images: tuple[Imag
     teacher_scale = _checked_images(whole.labelled()) / _checked_images(few.labelled())
     for name, candidate in zip(students, candidates, strict=True):
         student = average_student(candidate, config.search, dataset)
-        trainer = Trainer(student, replace(student_loop(candidate), epochs=1), few, lesson)
-        student_steps[name] = _warm(clock.steps(trainer.steps(1)))
-        checks[name] = clock.time(trainer.check) * scale
+        loop = replace(student_loop(candidate), epochs=1)
+        trainer, *others = (
+            Trainer(copy.deepcopy(student), loop, few, copy.copy(lesson)) for _ in range(_trials_here(config))
+        )
+        with _training(others):
+            student_steps[name] = _warm(clock.steps(trainer.steps(1)))
+            checks[name] = clock.time(trainer.check) * scale
         began = time.perf_counter()
         sizes.append(_export(student, candidate, dataset, folder))
         exports[name] = time.perf_counter() - began
@@ -122,6 +129,35 @@ def _time_stages(config: SweepConfig, dataset: DatasetRecord, images: tuple[Imag
         teacher_bytes=_weight_bytes(teacher),
         view_bytes=2 * len(whole.train_labels) * whole.num_classes,  # FP16: two bytes per logit
     )
+
+
+def _trials_here(config: SweepConfig) -> int:
+    """How many trials share this machine's processor; 1 if a GPU does the work, as `packing` times those together."""
+    devices = config.devices
+    if devices.gpus:
+        return 1
+    return max(1, min(devices.concurrency, (os.cpu_count() or 1) // devices.threads))
+
+
+@contextmanager
+def _training(trainers: Sequence[Trainer]) -> Iterator[None]:
+    """Train these in threads meanwhile: two trials on two threads of one core take longer than one alone."""
+    over = Event()
+
+    def train(trainer: Trainer) -> None:
+        while not over.is_set():
+            for _ in trainer.steps(1):
+                if over.is_set():
+                    return
+
+    with ThreadPoolExecutor(max(1, len(trainers))) as threads:
+        running = [threads.submit(train, trainer) for trainer in trainers]
+        try:
+            yield
+        finally:
+            over.set()
+    for done in running:
+        done.result()
 
 
 def average_student(candidate: Candidate, search: Search, dataset: DatasetRecord) -> nn.Module:

@@ -1,14 +1,21 @@
+import copy
 import itertools
+import time
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from sweeps.planning.probe import average_student, probe
+from sweeps.planning.probe import _training, _trials_here, average_student, probe
 from sweeps.search.presets import quick
 from sweeps.search.space import parse
 from trainables.stages.data import prepared
+from trainables.stages.data.on_device import load_images
+from trainables.stages.models.stored import build_for
 from trainables.stages.pruning.methods import count
+from trainables.stages.training.lessons import Labels
+from trainables.stages.training.loop import Trainer
+from trainables.stages.training.student import student_loop
 
 
 @pytest.mark.slow
@@ -46,3 +53,43 @@ def test_the_teacher_as_a_student_has_the_mean_macs_of_its_first_cuts(tmp_path: 
         for sweep in (zeroed, config)
     )
     assert count(cut, 32)[2] / count(dense, 32)[2] == pytest.approx(left, abs=0.06)
+
+
+def test_steps_are_timed_beside_as_many_trials_as_will_run_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    for words, trials in (
+        ({"cpus": 1}, 1),
+        ({"cpus": 8, "cpus_per_trial": 2}, 4),
+        ({"cpus": 64, "cpus_per_trial": 2, "address": "10.0.0.1:6379"}, 4),  # of 32, those of one machine
+        ({"cpus": 8, "gpus": 2}, 1),
+    ):
+        assert _trials_here(quick().replace(**words)) == trials, words
+
+
+def test_others_train_until_the_block_ends(tmp_path: Path) -> None:
+    base = quick().search.base.replace(train_limit=64, batch_size=16)
+    dataset = prepared.prepare(base.data, tmp_path)
+    candidate = base.resolve(dataset, device="cpu")
+    model = build_for("alexnet_small", dataset)
+    before = copy.deepcopy(model.state_dict())
+
+    def moved() -> bool:
+        return any(not value.equal(before[name]) for name, value in model.state_dict().items())
+
+    with _training([Trainer(model, student_loop(candidate), load_images(dataset, "cpu"), Labels(0.0))]):
+        until = time.monotonic() + 60
+        while not moved() and time.monotonic() < until:
+            time.sleep(0.01)
+    assert moved()
+    before = copy.deepcopy(model.state_dict())
+    time.sleep(0.2)
+    assert not moved()
+
+
+def test_what_fails_in_another_trial_fails_the_probe() -> None:
+    class Broken:
+        def steps(self, epoch: int) -> None:
+            raise RuntimeError("no memory")
+
+    with pytest.raises(RuntimeError, match="no memory"), _training([Broken()]):  # type: ignore[list-item]
+        pass
