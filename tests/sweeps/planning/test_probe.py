@@ -11,8 +11,8 @@ from sweeps.search.presets import quick
 from sweeps.search.space import parse
 from trainables.stages.data import prepared
 from trainables.stages.data.on_device import load_images
+from trainables.stages.models.inspection import count
 from trainables.stages.models.stored import build_for
-from trainables.stages.pruning.methods import count
 from trainables.stages.training.lessons import Labels
 from trainables.stages.training.loop import Trainer
 from trainables.stages.training.student import student_loop
