@@ -52,9 +52,14 @@ class Deadline:
         """Seconds left for the search, 0 when its time is over."""
         return max(0.0, self.left() - self.champions_s)
 
-    def over(self, *, for_file: bool = False) -> bool:
-        """Whether it is too late for the search to start another trial, or one that only writes a file."""
-        return self.search_left() < (self.file_s if for_file else self.trial_s)
+    def over(self, *, for_file: bool = False, trial_s: float | None = None) -> bool:
+        """Whether it is too late for the search to start another trial, or one that only writes a file.
+
+        Args:
+            trial_s: seconds that trials have taken; None as long as nobody knows, then what was expected counts.
+        """
+        needs = self.file_s if for_file else self.trial_s if trial_s is None else trial_s
+        return self.search_left() < needs
 
 
 def fit_to_budget(

@@ -33,6 +33,8 @@ from trainables.trials.task import TrialTask
 
 # Trials that fail with one reason before the sweep stops: the machine or the data, and not the configurations.
 FAILED_ALIKE = 5
+# Reports of a trial that trains nothing: its shape, and its end.
+UNTRAINED_REPORTS = 2
 # Of a command that runs until its time is over.
 MOST_TRIALS = 10**6
 
@@ -56,12 +58,15 @@ class SweepSearcher(StudySearcher):
         self._deadline, self._again, self._repeated = deadline, list(again), set[str]()
         self._alike: list[str] | None = []
         """The reasons of all trials so far; None once one has not failed."""
+        self._slowest_s: float | None = None
+        """Seconds of the slowest trial of this command that has trained to its end; None before there is one."""
         self.hopeless: str | None = None
         """Why every trial of this command has failed, if that is one reason; after that nothing is proposed."""
 
     def late(self) -> bool:
         """Whether it is too late to start another trial."""
-        return self._deadline is not None and self._deadline.over(for_file=not self._again and self.next_is_file())
+        for_file = not self._again and self.next_is_file()
+        return self._deadline is not None and self._deadline.over(for_file=for_file, trial_s=self._slowest_s)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """As in `StudySearcher`, but FINISHED when it is too late for another trial, or of no use.
@@ -77,7 +82,7 @@ class SweepSearcher(StudySearcher):
             self.exhausted = True
             return str(Searcher.FINISHED)
         if not self._again:
-            self.files_only = self._deadline is not None and self._deadline.over()
+            self.files_only = self._deadline is not None and self._deadline.over(trial_s=self._slowest_s)
             return super().suggest(trial_id)
         trial = self._again.pop(0)
         self._repeated.add(trial_id)
@@ -87,6 +92,8 @@ class SweepSearcher(StudySearcher):
         """As in `StudySearcher`; then see whether all trials so far have failed for one reason."""
         found = result or {}
         reason = "its process died" if error else found.get("invalid")
+        if found.get("final") and found.get("training_iteration", 0) > UNTRAINED_REPORTS:
+            self._slowest_s = max(self._slowest_s or 0.0, found["time_total_s"])
         if self._alike is not None:
             self._alike = [*self._alike, str(reason)] if reason else None
         if self._alike and len(self._alike) >= FAILED_ALIKE and len(set(self._alike)) == 1:

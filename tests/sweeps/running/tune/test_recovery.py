@@ -426,3 +426,24 @@ def test_when_it_is_too_late_for_another_network_files_of_those_that_run_are_wri
     ask(searcher, 1, name="last")  # the file of the other network
     searcher.on_trial_complete("last0", FINAL)
     assert searcher.suggest("end") == "FINISHED" and searcher.exhausted
+
+
+def test_what_trials_have_taken_decides_whether_there_is_time_for_another(config: SweepConfig) -> None:
+    study, _ = driver(config.folder, SPACE)
+    searcher = SweepSearcher(
+        study,
+        Search(space=SPACE, objective="composite", reuse_probability=0.0),
+        task_of=partial(task, config),
+        score=lambda metrics: 90.0,
+        deadline=Deadline(at=time.monotonic() + 100, trial_s=60.0, file_s=5.0),
+    )
+    ask(searcher, 3)
+    trained = FINAL | {"training_iteration": 4}  # shape, two epochs, end
+    searcher.on_trial_complete("t0", FINAL | {"training_iteration": 2, "time_total_s": 3.0})
+    searcher._deadline = Deadline(at=time.monotonic() + 50, trial_s=60.0, file_s=5.0)
+    assert searcher.late(), "one that trained nothing says nothing"
+    searcher.on_trial_complete("t1", trained | {"time_total_s": 40.0})
+    assert not searcher.late(), "slower was expected"
+    searcher.on_trial_complete("t2", trained | {"time_total_s": 70.0})
+    searcher._deadline = Deadline(at=time.monotonic() + 65, trial_s=60.0, file_s=5.0)
+    assert searcher.late(), "quicker was expected"
