@@ -141,7 +141,7 @@ def _trials_here(config: SweepConfig) -> int:
 
 @contextmanager
 def _training(trainers: Sequence[Trainer]) -> Iterator[None]:
-    """Train these in threads meanwhile: two trials on two threads of one core take longer than one alone."""
+    """Train these in threads meanwhile: a step beside others takes another time than one alone."""
     over = Event()
 
     def train(trainer: Trainer) -> None:

@@ -103,8 +103,8 @@ def check_networks(config: SweepConfig, dataset: DatasetRecord, weights: str | N
     from trainables.stages.models.build import MODEL_NAMES
     from trainables.stages.models.stored import build_for
     from trainables.stages.models.weights import import_weights
+    from trainables.stages.pruning.channels import check_ignored
     from trainables.stages.pruning.cuts import check_cut
-    from trainables.stages.pruning.methods import check_ignored
 
     base = config.search.base
     for field, names in _networks(config).items():

@@ -1,6 +1,8 @@
 import copy
 import itertools
 import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,15 @@ from trainables.stages.training.student import student_loop
 
 
 @pytest.mark.slow
-def test_a_process_of_its_own_times_the_same_stages(tmp_path: Path) -> None:
+def test_a_process_of_its_own_times_the_same_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    beside: list[int] = []
+
+    def watched(trainers: Sequence[Trainer]) -> AbstractContextManager[None]:
+        beside.append(len(trainers))
+        return _training(trainers)
+
+    monkeypatch.setattr("sweeps.planning.probe._training", watched)
+    monkeypatch.setattr("sweeps.planning.probe._trials_here", lambda config: 2)
     (tmp_path / "more").mkdir()
     for i in range(60):
         Image.new("L", (8, 8), i).save(tmp_path / "more" / f"{i}.png")
@@ -27,6 +37,7 @@ def test_a_process_of_its_own_times_the_same_stages(tmp_path: Path) -> None:
     config = quick().replace(base=base, data_dir=tmp_path / "data", out=tmp_path / "runs")
     dataset = prepared.prepare(base.data, config.places.data_dir)
     here, there = (probe(config, dataset, apart=apart) for apart in (False, True))
+    assert beside == [1, 1], "each student was timed beside another trial"
     for one in (here, there):
         assert len(one.teacher_step_s) == 6 - 1  # without the first
         assert {name: len(steps) for name, steps in one.student_step_s.items()} == {"teacher": 5, "alexnet_small": 5}
@@ -91,5 +102,5 @@ def test_what_fails_in_another_trial_fails_the_probe() -> None:
         def steps(self, epoch: int) -> None:
             raise RuntimeError("no memory")
 
-    with pytest.raises(RuntimeError, match="no memory"), _training([Broken()]):  # type: ignore[list-item]
+    with pytest.raises(RuntimeError, match="no memory"), _training([Broken()]):  # type: ignore[list-item]  # no Trainer fails on demand
         pass

@@ -28,8 +28,8 @@ from trainables.stages.models.devices import accelerator
 from trainables.stages.models.devices.elsewhere import check_elsewhere
 from trainables.stages.models.stored import build_for
 from trainables.stages.models.weights import import_weights
+from trainables.stages.pruning.channels import check_ignored
 from trainables.stages.pruning.cuts import check_cut
-from trainables.stages.pruning.methods import check_ignored
 from trainables.stages.runtimes.absence import check_runtime
 from trainables.stages.workspace import Workspace
 from trainables.store.results import Store

@@ -4,7 +4,7 @@ import copy
 import fnmatch
 import itertools
 import warnings
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -40,16 +40,8 @@ class _RefusedError(ValueError):
 
 def widths(model: nn.Module) -> dict[str, int]:
     """The number of output channels of every Conv2d and Linear, by name."""
-    return {name: int(layer.weight.shape[0]) for name, layer in _layers(model)}
-
-
-def _layers(model: nn.Module) -> list[tuple[str, Any]]:
-    return [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
-
-
-def _fitting(model: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
-    """The layers whose names fit a pattern."""
-    return [layer for name, layer in _layers(model) if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
+    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    return {name: int(layer.weight.shape[0]) for name, layer in layers}
 
 
 @without_timing()
@@ -83,7 +75,7 @@ def remove_channels(
     whole = copy.deepcopy(model)  # the dense architecture, into which the store loads pruned weights
     device = next(model.parameters()).device
     image = torch.zeros(1, 3, image_size, image_size, device=device)
-    kept = {find_output_layer(model, image, num_classes), *_fitting(model, ignore), *find_residual(model)}
+    kept = {find_output_layer(model, image, num_classes), *_ignored(model, ignore), *find_residual(model)}
     # torch-pruning traces the graph through autograd, which frozen parameters would interrupt
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     model.requires_grad_(True)
@@ -159,19 +151,13 @@ class _Cutter:
 
     def remove(self, counts: Sequence[int]) -> dict[str, list[Slice]]:
         """Remove the channels with the lowest scores; return what went, in all coupled layers, by group."""
-        removed: dict[str, list[Slice]] = {}
-        chosen: list[tuple[Group, int]] = []
-        for group, count in zip(self._groups, counts, strict=True):
-            if group.heads is not None:
-                if 0 < count < len(group.scores):
-                    chosen.append((group, count))
-                    removed[group.name] = group.heads.slices(_lowest(group, count))
-            elif count > 0 and self._graph.check_pruning_group(coupled := self._coupled(group, count)):
-                chosen.append((group, count))
-                removed[group.name] = self._slices((item.dep, item.idxs) for item in coupled)
+        chosen = [
+            (group, count) for group, count in zip(self._groups, counts, strict=True) if self._can_go(group, count)
+        ]
+        removed = {group.name: self._slices(group, count) for group, count in chosen}
         for group, count in chosen:
             if group.heads is None:
-                self._coupled(group, count).prune()  # anew: where these channels are moves with every cut before
+                self._coupled(group, count).prune()
             else:
                 group.heads.prune(_lowest(group, count))
         return removed
@@ -190,36 +176,31 @@ class _Cutter:
         return [len(group.scores) - width for group, width in zip(self._groups, keep, strict=True)]
 
     def _slices_left(self, group: Group, width: int) -> list[Slice]:
-        """What goes if the group keeps `width` scores, read off its whole: tracing dense blocks anew takes minutes."""
-        count = len(group.scores) - width
-        if group.heads is not None:
-            return list(group.heads.slices(_lowest(group, count)))
-        gone = set(_channels(group, count))
-        return self._slices(
-            (item.dep, [index for index, root in zip(item.idxs, item.root_idxs, strict=True) if root in gone])
-            for item in group.whole
-        )
+        return self._slices(group, len(group.scores) - width)
 
-    def _slices(self, coupled: Iterable[tuple[Any, Sequence[int]]]) -> list[Slice]:
-        """These channels, by dependency, in the layers that have names."""
+    def _slices(self, group: Group, count: int) -> list[Slice]:
+        if group.heads is not None:
+            found: list[Slice] = group.heads.slices(_lowest(group, count))
+            return found
+        items = [item for item in self._coupled(group, count) if item.dep.target.module in self._names]
         return [
             Slice(
-                layer=self._names[dep.target.module],
-                is_output=self._graph.is_out_channel_pruning_fn(dep.handler),
-                channels=tuple(int(index) for index in channels),
+                layer=self._names[item.dep.target.module],
+                is_output=self._graph.is_out_channel_pruning_fn(item.dep.handler),
+                channels=tuple(int(index) for index in item.idxs),
             )
-            for dep, channels in coupled
-            if channels and dep.target.module in self._names
+            for item in items
         ]
+
+    def _can_go(self, group: Group, count: int) -> bool:
+        if group.heads is not None:
+            return 0 < count < len(group.scores)
+        return count > 0 and bool(self._graph.check_pruning_group(self._coupled(group, count)))
 
     def _coupled(self, group: Group, count: int) -> Any:
         """torch-pruning's group of the `count` channels with the lowest scores of every part."""
-        return self._graph.get_pruning_group(group.layer, group.remove, sorted(_channels(group, count)))
-
-
-def _channels(group: Group, count: int) -> list[int]:
-    """The `count` channels with the lowest scores of every part."""
-    return [index + part * len(group.scores) for part in range(group.parts) for index in _lowest(group, count)]
+        indices = [index + part * len(group.scores) for part in range(group.parts) for index in _lowest(group, count)]
+        return self._graph.get_pruning_group(group.layer, group.remove, sorted(indices))
 
 
 def _lowest(group: Group, count: int) -> list[int]:
@@ -251,9 +232,28 @@ def _groups(graph: Any, model: nn.Module, kept: Collection[nn.Module], score: Sc
             raise _RefusedError(f"The scores of layer {names[root]} must be finite, but got nan or inf.")
         # every part must lose the same channels, so their scores are averaged
         scores = scores.detach().cpu().view(parts, -1).mean(dim=0)
-        remove = group[0].dep.handler
-        found.append(Group(name=names[root], layer=root, remove=remove, scores=scores, parts=parts, whole=group))
+        found.append(Group(name=names[root], layer=root, remove=group[0].dep.handler, scores=scores, parts=parts))
     return found
+
+
+def _ignored(model: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
+    """The layers whose names fit a pattern."""
+    layers = ((name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear))
+    return [layer for name, layer in layers if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
+
+
+def check_ignored(models: Sequence[nn.Module], patterns: Sequence[str]) -> None:
+    """Check that every pattern of `prune_ignore` fits a layer of one of the models.
+
+    Raises:
+        ValueError: if one does not.
+    """
+    names = [name for model in models for name in widths(model)]
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise ValueError(
+                f"prune_ignore={pattern!r} fits no Conv2d or Linear; the first are {', '.join(names[:5])}."
+            )
 
 
 def _parts(layer: nn.Module) -> int:

@@ -32,8 +32,6 @@ class Group:
     """Groups of the convolution; usually 1."""
     unit: int = 1
     """Neighbouring channels that go with one score: the size of an attention head; usually 1."""
-    whole: Any = None
-    """torch-pruning's group of all these channels; None for attention heads."""
     heads: Any = None
     """What removes attention heads, if the group is made of these; no trace says how they go together."""
 

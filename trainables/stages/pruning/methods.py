@@ -6,7 +6,6 @@ file shrinks. 2:4 is the pattern that sparse tensor cores need.
 python -m trainables.stages.pruning --check      every model by every criterion at every ratio, as a table
 """
 
-import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ from torch.nn.utils.prune import L1Unstructured
 from trainables.config.compression import PRUNING_CRITERIA, PRUNING_METHODS, PRUNING_SCOPES
 from trainables.stages.models.inspection import check_logits, count
 from trainables.stages.pruning.allocation import Plan
-from trainables.stages.pruning.channels import remove_channels, widths
+from trainables.stages.pruning.channels import remove_channels
 from trainables.stages.pruning.criteria import Batches
 
 GROUP = 4  # the four of 2:4
@@ -228,17 +227,3 @@ def sparsity(model: nn.Module) -> float:
 def _by_four(model: nn.Module) -> list[nn.Conv2d | nn.Linear]:
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     return [layer for layer in layers if layer.weight.shape[1] % GROUP == 0]
-
-
-def check_ignored(models: Sequence[nn.Module], patterns: Sequence[str]) -> None:
-    """Check that every pattern of `prune_ignore` fits a layer of one of the models.
-
-    Raises:
-        ValueError: if one does not.
-    """
-    names = [name for model in models for name in widths(model)]
-    for pattern in patterns:
-        if not fnmatch.filter(names, pattern):
-            raise ValueError(
-                f"prune_ignore={pattern!r} fits no Conv2d or Linear; the first are {', '.join(names[:5])}."
-            )

@@ -8,15 +8,13 @@ from typing import Any
 
 import pytest
 
-from sweeps.running.run import worker_of
 from sweeps.running.tune.delivery import Delivery
 from sweeps.running.tune.tuning import tuner
 from sweeps.running.tune.upkeep import StandStill
 from sweeps.search.presets import quick
-from trainables.config.candidate import CandidateConfig
+from tests.sweeps.running.tune.test_recovery import task
 from trainables.locks import node_lock
 from trainables.trials.candidate import CandidateTrial
-from trainables.trials.task import TrialTask
 
 
 def goes_on(action: Callable[[], object]) -> threading.Event:
@@ -45,23 +43,17 @@ def test_nothing_is_delivered_while_a_trial_measures(end: str, tmp_path: Path) -
     tracker: Any = SimpleNamespace(deliver=lambda folder, scores: delivered.append(folder))
     progress: Any = SimpleNamespace(dropped=lambda label, made: None)
     delivery = Delivery(tracker, lambda metrics: 0.0, progress)
-    task = TrialTask(
-        candidate=CandidateConfig().resolve(SimpleNamespace(name="digits", image_size=32), device="cpu"),
-        worker=worker_of(quick().replace(out=tmp_path)),
-        key="s/00003",
-        folder=tmp_path / "00003",
-        trial_number=3,
-    )
+    measuring = task(quick().replace(out=tmp_path), 3, {})
     last = {"step": 1, "steps": 2}
     trial: Any = SimpleNamespace(
-        trial_id="t", config=task.tune_config(), last_result=last, error_file=None, num_failures=1
+        trial_id="t", config=measuring.tune_config(), last_result=last, error_file=None, num_failures=1
     )
-    with task.worker.node_lock().alone():
+    with measuring.worker.node_lock().alone():
         over = goes_on(lambda: getattr(delivery, end)(0, [], trial))
         assert not over.wait(0.2)
         assert not delivered
     assert over.wait(5)
-    assert delivered == [task.folder]
+    assert delivered == [measuring.folder]
 
 
 @pytest.mark.parametrize(("address", "stands"), [(None, True), ("auto", False)])
