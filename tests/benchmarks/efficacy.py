@@ -2,8 +2,8 @@
 
     python tests/benchmarks/efficacy.py --data cifar10 --seeds 0,1,2 --budget-s 3600 --out efficacy
 
-DIR of --data has train/CLASS/* and test/CLASS/*, small images of one size. For every seed: a split of train, a teacher
-that is trained here once and given to all arms, then the arms in turn, each a process with a budget of CPU-seconds.
+DIR of --data has train/CLASS/* and test/CLASS/*, small images of one size. One split of train and one teacher, of the
+first seed, serve all arms and seeds. For every seed the arms run in turn, each a process with a budget of CPU-seconds.
 What they are is said at the top of efficacy_arms.py. At the end the files of all arms are timed in alternation, one
 image, one thread, as shares of the teacher's FP32 file; for every share the file of an arm that keeps to it (3 % are
 allowed) and has the best validation accuracy is evaluated on the test images. What is finished is not repeated. Let
@@ -64,9 +64,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags.out, flags.data = flags.out.resolve(), flags.data.resolve()
     print(hardware(), flush=True)
     rows, teachers = [], []
-    for seed in map(int, flags.seeds.split(",")):
+    seeds = [int(word) for word in flags.seeds.split(",")]
+    for seed in seeds:
         folder = flags.out / f"seed-{seed}"
-        prepare(folder, flags, seed)
+        if seed == seeds[0]:
+            prepare(folder, flags, seed)
+        else:
+            share_teacher(flags.out / f"seed-{seeds[0]}", folder)
         runs = [attend(arm, folder, flags, seed) for arm in arms]
         teachers.append(judge(runs, folder, flags, seed))
         rows += runs
@@ -91,6 +95,14 @@ def prepare(folder: Path, flags: argparse.Namespace, seed: int) -> None:
     facts = {"model": flags.model, "classes": classes, "side": side, "cpu_s": time.process_time() - started}
     kept(folder / "teacher.json", facts | {"val": accuracy(teacher, scale, val)})
     assert trained(folder)
+
+
+def share_teacher(first: Path, folder: Path) -> None:
+    """Give the images and the teacher of the first seed to another seed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("images", "teacher.pt", "teacher.onnx", "teacher.json"):
+        if not (folder / name).exists():
+            (folder / name).symlink_to(first / name)
 
 
 def split(data: Path, images: Path, train: int, val: int, seed: int) -> None:

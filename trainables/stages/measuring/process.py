@@ -93,7 +93,7 @@ def _measure(job: Job, probes: Probes, candidate: Opened, reference: Opened, wid
         reference=_judge(took.reference, seen, took.reference_conditions),
         ratio=took.ratio,
         ratio_half_width=took.ratio_half_width,
-        throughput_ips=throughput_ips(wide.runner, seconds=job.seconds / 10) if wide else None,
+        throughput_ips=throughput_ips(wide.runner, seconds=job.seconds / 40) if wide else None,
     )
 
 

@@ -18,6 +18,7 @@ from trainables.stages.measuring.machine import (
     disturbance,
     disturbed_by,
 )
+from trainables.stages.models.devices.processor import TICK_S
 
 QUIET = {"cores": (1,), "seconds": 1.0, "nice": 0, "load_1m": 0.1}
 
@@ -63,11 +64,17 @@ def test_shares_are_differences_over_time() -> None:
     after = Counters(at=12.0, busy={0: 5.5, 1: 7.0}, stolen={0: 0.0, 1: 1.2}, own_s=2.8, waited_s=0.6)
     seen = conditions(before, after, (1,))
     assert (seen.cores, seen.seconds) == ((1,), 2.0)
-    assert seen.others_share == pytest.approx(0.05)
+    assert seen.others_share == pytest.approx(0.05 - TICK_S / 2)
     assert seen.elsewhere_share == pytest.approx(0.25)
-    assert seen.steal_share == pytest.approx(0.1)
+    assert seen.steal_share == pytest.approx(0.1 - TICK_S / 2)
     assert seen.waited_share == pytest.approx(0.05)
     assert seen.memory_stall_share is None
+
+
+def test_the_next_tick_of_a_counter_is_no_disturbance() -> None:
+    before = Counters(at=10.0, busy={0: 5.0, 1: 5.0}, stolen={0: 0.0, 1: 1.0}, own_s=1.0, waited_s=0.0)
+    after = Counters(at=10.1, busy={0: 5.0, 1: 5.1 + TICK_S}, stolen={0: 0.0, 1: 1.0 + TICK_S}, own_s=1.1, waited_s=0.0)
+    assert disturbed_by(conditions(before, after, (1,))) == ""
 
 
 @linux
