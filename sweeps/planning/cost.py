@@ -21,6 +21,8 @@ START_S = 15.0
 ARMS = 4  # runs per champion and seed: `sweeps.running.champions.arms`
 # Of the arms, those that train a student or a shape of their own; `not_pruned` finds the champion's in the store.
 ARM_STUDENTS = 3
+# Shape and file together, in `latency_seconds`: 0.6 where every p50 is known at once, up to 6 where none ever is.
+MEASURING = 1.0
 QAT_COST = 1.5  # a quantisation-aware epoch, in epochs of recovery
 
 
@@ -136,8 +138,7 @@ def estimate(probe: Probe, config: SweepConfig, hits: Hits, *, start_s: float = 
     base = search.base
     trials = int(max(0, min(search.trials, size(search.space, base)) - hits.trials))
     at_once = max(1, min(concurrency, trials))
-    # Shape and file, each beside the teacher's file, with warm-up; a file of a clean shape takes a quarter of its half.
-    alone_s = 4 * base.measure.latency_seconds
+    alone_s = MEASURING * base.measure.latency_seconds
     students = values_of(search.space, base, "student_model")
     fixed_s = 2 * statistics.mean(probe.export_s[name] for name in students)
     longer = {name: _epochs_factor(search) if name == TEACHER_ITSELF else 1.0 for name in students}

@@ -54,8 +54,8 @@ SMALL = ["--preset", "quick", "--train-limit", "100", "--teacher-epochs", "1", "
 
 
 def sweep(**changes: object) -> SweepConfig:
-    """Teacher 2 epochs, student 3, recovery 1, 1 s of timing, two at once, every trial its own student."""
-    base = quick().search.base.replace(teacher_epochs=2, student_epochs=3, recovery_epochs=1, latency_seconds=1.0)
+    """Teacher 2 epochs, student 3, recovery 1, 4 s of timing, two at once, every trial its own student."""
+    base = quick().search.base.replace(teacher_epochs=2, student_epochs=3, recovery_epochs=1, latency_seconds=4.0)
     space = {"learning_rate": parse("learning_rate", "1e-4:1e-2"), "pruning_ratio": parse("pruning_ratio", "0.2,0.3")}
     settings = {"base": base, "space": space, "trials": 6, "cpus": 2, "reuse_probability": 0.0} | changes
     return quick().replace(**settings)
@@ -63,10 +63,10 @@ def sweep(**changes: object) -> SweepConfig:
 
 def test_a_plan_by_hand() -> None:
     plan = estimate(PROBE, sweep(), Hits(views_needed=4))
-    # teacher: 2 epochs of 10 steps and a check, two exports, one and a half times a trial's four timings
+    # teacher: 2 epochs of 10 steps and a check, two exports, one and a half times a trial's timings
     assert plan.teacher_s == Range(2 * 15 + 8 + 6, 2 * 25 + 8 + 6, 2 * 45 + 8 + 6)
     assert plan.labels_s == Range(24, 24, 24)
-    # trial: 4 epochs of 10 steps and a check, two exports, four timings
+    # trial: 4 epochs of 10 steps and a check, two exports, timings
     assert plan.trial_s == Range(4 * 7 + 8 + 4, 4 * 12 + 8 + 4, 4 * 17 + 8 + 4)
     assert plan.alone_s == 4
     # six trials, two at once but for measuring
@@ -313,7 +313,7 @@ def test_champions_and_controls_are_part_of_the_cost() -> None:
     config = sweep(champions=2, seeds=3)
     plan = estimate(PROBE, config, Hits(views_needed=4, champion_runs=2))
     assert plan.champion_runs == 22
-    # taught 3 epochs of 12 s, recovered 1 epoch and two exports, four timings alone
+    # taught 3 epochs of 12 s, recovered 1 epoch and two exports, timings alone
     assert plan.champions_s.expected == pytest.approx((36 * 22 * 3 / 4 + 20 * 22) / 2 + 22 * 4)
     without = estimate(PROBE, sweep(), Hits(views_needed=4))
     assert plan.total_s.expected == pytest.approx(without.total_s.expected + plan.champions_s.expected)
