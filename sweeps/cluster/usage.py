@@ -1,11 +1,11 @@
 """How busy this machine is: its cores and its GPUs, sampled beside a sweep."""
 
-import os
 import threading
 
 import psutil
 
 from trainables.stages.models.devices.gpu import read_gpu_use
+from trainables.stages.models.devices.processor import usable_cores
 
 SAMPLE_S = 3.0
 
@@ -34,11 +34,6 @@ class Usage:
         cpu_text()  # psutil counts from a thread's last call on, and its first has nothing to count from
         while not self._stop.wait(SAMPLE_S):
             self.text = "   ".join([cpu_text(), *([gpu_text()] if self._gpus else [])])
-
-
-def usable_cores() -> list[int]:
-    """The numbers of the CPU cores that this process may use."""
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
 def cpu_text() -> str:

@@ -1,5 +1,6 @@
 """Fit a sweep into a time budget: how many trials fit, when it has to stop, how long it takes to begin."""
 
+import bisect
 import dataclasses
 import json
 import math
@@ -20,8 +21,10 @@ from trainables.records.encoding import to_json
 FINISH_S = 10.0
 # Epochs after the cut buy more than trials: LOG.md, 2026-11-29, "where to cut". They are shortened only so far that
 # there are this many networks, the first cuts of the teacher; with all epochs, there are more of them.
-MIN_NETWORKS, FULL_NETWORKS = 3, 5
-EPOCH_SHARES = (4.0, 3.0, 2.0, 1.5, 1.0, 0.75, 0.6, 0.5, 0.42, 0.33, 0.25, 0.21, 0.17, 0.125, 0.08)
+MIN_NETWORKS, FULL_NETWORKS = 2, 5
+EPOCH_SHARES = tuple(
+    4 / 1.1**step for step in range(42)
+)  # down to 0.08, so that at most a tenth of a round is not used
 EPOCHS = ("student_epochs", "recovery_epochs")  # settings that are shortened
 
 
@@ -71,13 +74,13 @@ def fit_to_budget(
     shares: Sequence[float] = EPOCH_SHARES,
     keeps_students: bool = False,
 ) -> tuple[SweepConfig, Deadline]:
-    """Choose the epochs of a trial, then as many trials as fit until `at`.
+    """Choose the epochs of a trial and how many networks are trained, then as many trials as fit until `at`.
 
-    Student and recovery epochs are scaled together, by the largest share with which enough networks are trained: that
-    share of `FULL_NETWORKS`, and at least `MIN_NETWORKS`. If not even the epochs asked for fit, only the teacher is
-    cut, where it is one of the students: that needs fewer epochs than to train another network. A sweep that has begun
-    keeps its epochs and students. If an earlier command was cut off and the rest of its budget is too short for a
-    trial, no trial is added.
+    Student and recovery epochs are scaled together. Networks come in rounds of as many as run at once; with each more
+    there is time for fewer epochs. Chosen is the number with the most of what is scarcer, networks or epochs
+    (`_Fit.worth`). If not even the epochs asked for fit, only the teacher is cut, where it is one of the students: that
+    needs fewer epochs than to train another network. A sweep that has begun keeps its epochs and students. If an
+    earlier command was cut off and the rest of its budget is too short for a trial, no trial is added.
 
     Args:
         config: with the epochs asked for.
@@ -91,38 +94,96 @@ def fit_to_budget(
         ValueError: if not even one trial fits.
     """
     begun = begun_with(config)
-    for share, sweep in [(1.0, begun)] if begun else _ways(config, shares, keeps_students):
-        shorter = sweep.replace(base=scaled(sweep.search.base, share))
-        plan, hits, wanted = _plan_networks(shorter, plan_of, max(MIN_NETWORKS, share * FULL_NETWORKS))
-        deadline = Deadline(
-            at=at - FINISH_S,
-            trial_s=plan.trial_s.expected,
-            file_s=plan.file_s,
-            champions_s=plan.champions_s.expected,
-            budget_s=budget_s,
-        )
-        # `needs`, for the message: what the probe has used so far, and what is kept free at the end
-        trials, needs = trials_within(deadline.left(), plan), budget_s - deadline.left()
-        if trials >= wanted:
-            break
+    ways = [_Way(begun, (1.0,), MIN_NETWORKS)] if begun else _ways(config, shares, keeps_students)
+    at -= FINISH_S
+    fit = next(filter(None, (_best_fit(way, plan_of, at) for way in ways)), None)
+    if fit is None:
+        fit = _try_share(ways[-1].sweep, ways[-1].shares[-1], 1, plan_of, at)
+    plan, hits, trials = fit.plan, fit.hits, fit.trials
+    deadline = Deadline(
+        at=at,
+        trial_s=plan.trial_s.expected,
+        file_s=plan.file_s,
+        champions_s=plan.champions_s.expected,
+        budget_s=budget_s,
+    )
     if trials == 0 and not (hits.trials and spent_seconds(config.folder, budget_s)):
-        raise ValueError(_too_short(plan, budget_s, needs))
-    if trials > wanted:  # with their soft labels
-        more, _ = plan_of(shorter.replace(trials=hits.trials + trials))
-        trials = min(trials, max(wanted, trials_within(deadline.left(), more)))
-    return shorter.replace(trials=hits.trials + trials), deadline
+        # what the probe has used so far, and what is kept free at the end
+        raise ValueError(_too_short(plan, budget_s, budget_s - deadline.left()))
+    if trials > fit.wanted:  # with their soft labels
+        more, _ = plan_of(fit.sweep.replace(trials=hits.trials + trials))
+        trials = min(trials, max(fit.wanted, trials_within(deadline.left(), more)))
+    return fit.sweep.replace(trials=hits.trials + trials), deadline
 
 
-def _plan_networks(
-    sweep: SweepConfig, plan_of: Callable[[SweepConfig], tuple[Plan, Hits]], networks: float
-) -> tuple[Plan, Hits, int]:
-    """The plan of a sweep that trains so many networks more, what exists of it, and how many trials that takes.
+@dataclasses.dataclass(frozen=True)
+class _Way:
+    """A sweep that a budget may be fitted with."""
+
+    sweep: SweepConfig
+    shares: Sequence[float]
+    """Of its epochs, the largest first."""
+    networks: int
+    """At least so many are trained."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Fit:
+    """A sweep with a share of its epochs."""
+
+    sweep: SweepConfig
+    share: float
+    plan: Plan
+    hits: Hits
+    networks: int
+    """To be trained."""
+    wanted: int
+    """Trials that need as many networks."""
+    trials: int
+    """Trials that fit."""
+
+    @property
+    def worth(self) -> float:
+        """Networks, or the share of the epochs as the number of networks that suits it, whichever is less."""
+        return min(float(self.networks), FULL_NETWORKS * self.share)
+
+
+def _best_fit(way: _Way, plan_of: Callable[[SweepConfig], tuple[Plan, Hits]], at: float) -> _Fit | None:
+    """The number of rounds that is worth most with the largest share of the epochs that it leaves time for."""
+    best: _Fit | None = None
+    at_once = plan_of(way.sweep)[0].concurrency
+    rounds = max(1, round(way.networks / at_once))
+    while True:
+        # with a smaller share more fits: search by bisection
+        found = bisect.bisect_left(
+            way.shares, True, key=lambda share: _fits(_try_share(way.sweep, share, rounds, plan_of, at))
+        )
+        if found == len(way.shares):
+            return best
+        fit = _try_share(way.sweep, way.shares[found], rounds, plan_of, at)
+        if best is not None and fit.worth <= best.worth:
+            return best
+        best, rounds = fit, rounds + 1
+
+
+def _fits(fit: _Fit) -> bool:
+    return fit.trials >= fit.wanted
+
+
+def _try_share(
+    sweep: SweepConfig, share: float, rounds: int, plan_of: Callable[[SweepConfig], tuple[Plan, Hits]], at: float
+) -> _Fit:
+    """Plan so many rounds of networks with a share of the epochs.
 
     Few trials need few soft labels, so their number must be known first.
     """
-    plan, hits = plan_of(sweep)
-    trials = plan.untrained + math.ceil(networks / plan.networks_per_trial - 1e-9)
-    return *plan_of(sweep.replace(trials=hits.trials + trials)), trials
+    shorter = sweep.replace(base=scaled(sweep.search.base, share))
+    plan, hits = plan_of(shorter)
+    networks = rounds * plan.concurrency
+    wanted = plan.untrained + math.ceil(networks / plan.networks_per_trial - 1e-9)
+    plan, hits = plan_of(shorter.replace(trials=hits.trials + wanted))
+    trials = trials_within(max(0.0, at - time.monotonic()), plan)
+    return _Fit(sweep=shorter, share=share, plan=plan, hits=hits, networks=networks, wanted=wanted, trials=trials)
 
 
 def scaled(base: CandidateConfig, share: float) -> CandidateConfig:
@@ -133,13 +194,14 @@ def scaled(base: CandidateConfig, share: float) -> CandidateConfig:
     return base.replace(student_epochs=before, recovery_epochs=after)
 
 
-def _ways(config: SweepConfig, shares: Sequence[float], keeps_students: bool) -> list[tuple[float, SweepConfig]]:
-    """(Share of the epochs, sweep) in the order in which they are tried."""
+def _ways(config: SweepConfig, shares: Sequence[float], keeps_students: bool) -> list[_Way]:
+    """The sweeps in the order in which they are tried."""
     students = values_of(config.search.space, config.search.base, "student_model")
     if keeps_students or TEACHER_ITSELF not in students or len(students) == 1:
-        return [(share, config) for share in shares]
-    whole = [(share, config) for share in shares if share >= 1]
-    return whole + [(share, _only_cuts(config)) for share in shares]
+        return [_Way(config, shares, MIN_NETWORKS)]
+    whole = [share for share in shares if share >= 1]
+    cuts = _Way(_only_cuts(config), shares, MIN_NETWORKS)
+    return [_Way(config, whole, FULL_NETWORKS), cuts] if whole else [cuts]
 
 
 def _only_cuts(config: SweepConfig) -> SweepConfig:
@@ -170,23 +232,24 @@ def spent_seconds(folder: Path, budget_s: float) -> float:
 
 
 def trials_within(seconds: float, plan: Plan) -> int:
-    """How many trials fit: first those that train nothing, then floor(seconds left / seconds that one more adds).
+    """How many trials fit: first those that train nothing, then networks in whole rounds of as many as run at once.
 
-    Teacher, labels, champions and start come before. A trial adds its parallel work, divided by the number of trials at
-    once, and the time in which it measures alone.
+    Teacher, labels, champions and start come before. A round takes as long as one network with its files, and while the
+    others of the round measure. Three networks at two at once take as long as four.
     """
-
-    def adds(whole_s: float) -> float:
-        return (whole_s - plan.alone_s) / plan.concurrency + plan.alone_s
-
     before = plan.teacher_s.expected + plan.labels_s.expected + plan.champions_s.expected + plan.start_s
     if seconds - before < plan.trial_s.expected:
         return 0
-    left = seconds - before - plan.untrained * adds(plan.file_s)
+    file_s = (plan.file_s - plan.alone_s) / plan.concurrency + plan.alone_s
+    left = seconds - before - plan.untrained * file_s
     if left < 0:
-        return int((seconds - before) / adds(plan.file_s))
-    # 1e-9: a quotient that rounding has put just below a whole number must not lose a trial
-    return plan.untrained + int(left / adds(plan.average_s) + 1e-9)
+        return int((seconds - before) / file_s)
+    files = 1 / plan.networks_per_trial
+    network_s = plan.average_s * files
+    # 1e-9: a quotient that rounding has put just below a whole number must not lose a round
+    rounds = int(left / (network_s + (plan.concurrency - 1) * plan.alone_s * files) + 1e-9)
+    networks = rounds * plan.concurrency or int(left >= network_s)
+    return plan.untrained + round(networks * files)
 
 
 def describe(config: SweepConfig, plan: Plan) -> str:

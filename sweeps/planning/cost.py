@@ -10,7 +10,7 @@ from rich.console import Console
 
 from sweeps.display.durations import Range, in_words
 from sweeps.search.config import Search, SweepConfig
-from sweeps.search.sampling.first_trials import average_cut
+from sweeps.search.sampling.first_trials import average_cut, cuts_by_labels
 from sweeps.search.space import STUDENT_PARAMS, Space, size, values_of
 from trainables.config.candidate import TEACHER_ITSELF, CandidateConfig
 
@@ -197,7 +197,8 @@ def estimate(probe: Probe, config: SweepConfig, hits: Hits, *, start_s: float = 
 def _epochs_factor(search: Search) -> float:
     """How many times as many epochs as an uncut one the teacher's network of average first trials takes."""
     ratio = average_cut(search.space, search.base)
-    return replace(search.base.prune, pruning_method="structured", pruning_ratio=ratio).epochs_factor
+    prune = replace(search.base.prune, pruning_method="structured", pruning_ratio=ratio)
+    return prune.epochs_factor(taught=not cuts_by_labels(search.space, search.base))
 
 
 def files_per_network(search: Search) -> int:

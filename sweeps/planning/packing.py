@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sweeps.cluster.mps import MpsError, mps
-from sweeps.cluster.usage import usable_cores
 from sweeps.display.console import Screen
 from sweeps.search.config import SweepConfig
 from sweeps.search.devices import AUTO
@@ -21,6 +20,7 @@ from trainables.files import write_text
 from trainables.layout import TASK
 from trainables.records.encoding import decode, read_json, to_json
 from trainables.records.probe import Probed, ProbeTask
+from trainables.stages.models.devices.processor import usable_cores
 
 MOST = 16  # trials on one GPU
 # Stop adding trials when total images/s grow by less than 5 %.

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +27,7 @@ from trainables.stages.export.stage import parity_images
 from trainables.stages.export.writer import export
 from trainables.stages.models import placement
 from trainables.stages.models.devices import accelerator
+from trainables.stages.models.devices.processor import usable_cores
 from trainables.stages.models.stored import build_for
 from trainables.stages.pruning.methods import prune
 from trainables.stages.training.lessons import Labels, LogitsAtHand
@@ -136,7 +136,7 @@ def _trials_here(config: SweepConfig) -> int:
     devices = config.devices
     if devices.gpus:
         return 1
-    return max(1, min(devices.concurrency, (os.cpu_count() or 1) // devices.threads))
+    return max(1, min(devices.concurrency, len(usable_cores()) // devices.threads))
 
 
 @contextmanager

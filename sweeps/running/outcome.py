@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
@@ -183,6 +184,10 @@ def show(console: Console, runs: Runs, tracking_uri: str, folder: Path) -> None:
     print_controls(console, controls(runs.frame))
     console.print(f"Front: {folder / FRONT_PAGE}", soft_wrap=True)
     served = tracking_uri.startswith("http")
+    if find_spec("dash"):  # of the extra `serve`
+        where = ["--tracking-uri", tracking_uri] if served else ["--out", str(folder.parents[2])]
+        live = shlex.join(["python", "-m", "analysis", "serve", "--name", runs.name, *where])
+        console.print(f"Choose: {live}", soft_wrap=True)
     browse = tracking_uri if served else f"mlflow ui --backend-store-uri {shlex.quote(tracking_uri)}"
     console.print(f"Browse: {browse}", soft_wrap=True)
     for what, address in addresses(runs).items():

@@ -13,7 +13,6 @@ from rich.console import Console
 
 from analysis.pages.runtime_table import runtime_frame, write_runtime_table
 from sweeps.cluster.joining import quiet, ray_for
-from sweeps.cluster.usage import usable_cores
 from sweeps.running.outcome import tracking_uri
 from sweeps.running.tune.delivery import write_record
 from sweeps.running.tune.fixed_runs import FixedRuns
@@ -25,6 +24,7 @@ from trainables.files import digest_of
 from trainables.layout import ARTIFACTS, CELLS, ONNX_FILE, has_record, recorded
 from trainables.records.trial import TrialRecord, read_trial, set_damaged_aside
 from trainables.stages.data.prepared import is_folder, prepare, public_name
+from trainables.stages.models.devices.processor import usable_cores
 from trainables.stages.runtimes.base import RUNTIMES
 from trainables.stages.runtimes.cell import Cell
 from trainables.store.results import store_below

@@ -142,13 +142,14 @@ class CandidateConfig:
     def canonical(self) -> "CandidateConfig":
         """The same candidate with inert settings at their defaults, so that equivalent candidates compare equal."""
         epochs: dict[str, int | bool | str] = {"recovery_budget": "epochs"}  # spelt out from here on
+        factor = self.prune.epochs_factor(taught=self.learns_from_teacher)
         if self.cuts_teacher:  # it has been trained: all epochs follow the cut, and uncut it needs none
-            total = round(self.prune.epochs_factor * (self.student.student_epochs + self.prune.recovery_epochs))
+            total = round(factor * (self.student.student_epochs + self.prune.recovery_epochs))
             epochs |= {"student_epochs": 0, "recovery_epochs": total if self.needs_training else 0}
         elif self.prune.recovery_epochs == 0:
             epochs |= {"student_anneal": True}
         else:
-            epochs |= {"recovery_epochs": round(self.prune.epochs_factor * self.prune.recovery_epochs)}
+            epochs |= {"recovery_epochs": round(factor * self.prune.recovery_epochs)}
         parts = {part.name: getattr(self, part.name) for part in fields(self)}
         for name in ("student", "prune", "export"):
             plain = parts[name].canonical()

@@ -11,7 +11,6 @@ from typing import Any
 from optuna.distributions import BaseDistribution
 
 from sweeps.cluster.address import cluster_settings
-from sweeps.cluster.usage import usable_cores
 from sweeps.display.console import Screen
 from sweeps.display.durations import duration
 from sweeps.search import space
@@ -34,6 +33,7 @@ from trainables.config.flags import with_flags as said_as_flags
 from trainables.config.limits import Limits
 from trainables.config.score import ExchangeRates
 from trainables.files import digest_of
+from trainables.stages.models.devices.processor import usable_cores
 
 # Help texts of the search space: `CandidateConfig` documents a single value, a sweep also takes lists and ranges.
 _SEARCHED_DOCS = {

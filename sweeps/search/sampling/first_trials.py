@@ -13,7 +13,7 @@ from trainables.config.candidate import TEACHER_ITSELF, CandidateConfig
 _COMMON = {"learning_rate": 2e-3, "pruning_method": "structured", "pruning_ratio": 0.3}
 # First trials of the teacher as its own student: untouched, then the cuts that a short budget gains most from. The
 # labels alone teach them as well as the teacher does, in half of the time: LOG.md, 2026-11-29, "labels alone".
-TEACHER_CUTS = (0.0, 0.7, 0.85, 0.5, 0.3)
+TEACHER_CUTS = (0.0, 0.7, 0.8, 0.85, 0.5, 0.3)
 AVERAGED = 3  # cuts that every budget has time for
 # First trials: the settings of papers, their weights as our alpha (`trainables.stages.training.losses` names them).
 LITERATURE: tuple[Mapping[str, Any], ...] = (
@@ -75,15 +75,19 @@ def _wanted(space: Space, base: CandidateConfig) -> Iterator[dict[str, Any]]:
     if literature and TEACHER_ITSELF in students:
         taught = literature[0] | {"student_model": TEACHER_ITSELF, "alpha": 0.7, "temperature": 2.0}
         cuts = [taught | {"pruning_ratio": ratio} for ratio in TEACHER_CUTS]
-    # only a teacher can teach images without labels
-    can_do_without = 0 in values_of(space, base, "alpha") and not base.data.unlabeled
-    by_labels = [cut | {"alpha": 0.0} for cut in cuts] if can_do_without else []
+    by_labels = [cut | {"alpha": 0.0} for cut in cuts] if cuts_by_labels(space, base) else []
     for student in students:
         if student == TEACHER_ITSELF and literature:
             yield from by_labels or cuts
         else:
             yield from (point | {"student_model": student} for point in literature)
     yield from cuts
+
+
+def cuts_by_labels(space: Space, base: CandidateConfig) -> bool:
+    """Whether the first cuts of the teacher learn from the labels alone."""
+    # only a teacher can teach images without labels
+    return 0 in values_of(space, base, "alpha") and not base.data.unlabeled
 
 
 def first_cuts(space: Space, base: CandidateConfig) -> list[float]:

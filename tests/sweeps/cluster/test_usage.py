@@ -7,8 +7,9 @@ import psutil
 import pytest
 
 from sweeps.cluster import usage
-from sweeps.cluster.usage import Usage, cpu_text, gpu_text, usable_cores
+from sweeps.cluster.usage import Usage, cpu_text, gpu_text
 from tests.trainables.stages.models.nvml import library
+from trainables.stages.models.devices.processor import usable_cores
 
 
 def share(text: str) -> float:

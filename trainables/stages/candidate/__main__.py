@@ -4,7 +4,6 @@ python -m trainables.stages.candidate --dataset digits --teacher-model alexnet -
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -26,6 +25,7 @@ from trainables.stages.candidate.networks import check_network
 from trainables.stages.models.build import check_model
 from trainables.stages.models.devices import accelerator
 from trainables.stages.models.devices.elsewhere import check_elsewhere
+from trainables.stages.models.devices.processor import usable_cores
 from trainables.stages.models.stored import build_for
 from trainables.stages.models.weights import import_weights
 from trainables.stages.pruning.channels import check_ignored
@@ -131,7 +131,7 @@ def main(argv: list[str] | None = None) -> int:
         default="cpu",
         help="where to train: cpu, gpu, or that by PyTorch's name, such as cuda (default: cpu)",
     )
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads (default: all)")
+    parser.add_argument("--threads", type=int, default=len(usable_cores()), help="CPU threads (default: all)")
     add_config_flags(parser, CandidateConfig())
     flags = parser.parse_args(argv)
     try:

@@ -25,6 +25,11 @@ def has_vnni() -> bool:
     return any(name in flags for flags in read_cpuinfo("flags") for name in ("avx512_vnni", "avx_vnni"))
 
 
+def usable_cores() -> list[int]:
+    """The numbers of the CPU cores that this process may use."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
 def read_cpuinfo(field: str) -> list[str]:
     """Read a field of /proc/cpuinfo, such as `flags` or `cpu MHz`, for every CPU in order; empty if it is absent."""
     rows = (line.partition(":") for line in (read_kernel_file(CPUINFO) or "").splitlines())
