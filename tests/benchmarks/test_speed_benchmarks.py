@@ -110,3 +110,26 @@ def test_true_latency_times_every_file_of_a_sweep_again(tmp_path: Path) -> None:
     done = subprocess.run([*words, *small.split()], capture_output=True, text=True)
     assert done.returncode in (0, 1), done.stdout + done.stderr  # 1: this machine is busy
     assert re.search(r"of 2 not clean; largest difference [0-9.]+%", done.stdout), done.stdout
+
+
+@pytest.mark.parametrize("model", ["alexnet_small", "resnet8"])
+def test_fused_students_have_the_gradients_of_the_same_alone(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    fused = importlib.import_module("fused")
+    job = fused.Job(model=model, batch_size=8, steps=1, device="cpu")
+    fused.check(job)
+    real = fused.mapped_gradients
+    monkeypatch.setattr(
+        fused,
+        "mapped_gradients",
+        lambda network: lambda *given: {name: 1.01 * value for name, value in real(network)(*given).items()},
+    )
+    with pytest.raises(AssertionError, match="not close"):
+        fused.check(job)
+
+
+def test_fused_says_what_each_way_trains_in_a_second() -> None:
+    rows = lines("fused.py", "--models", "alexnet_small", "--counts", "2", "--steps", "1", "--rounds", "1")
+    rates = [float(cell.split()[0]) for cell in rows[-1].split("|")[3:6]]
+    assert all(rate > 0 for rate in rates)
+    assert float(rows[-1].split("|")[6]) == pytest.approx(rates[2] / max(rates[:2]), rel=0.02)
