@@ -1,4 +1,4 @@
-"""What MLflow's list of runs shows of a sweep: columns worth having, the front first.
+"""What MLflow's list of runs shows of a sweep: columns worth having, the front first; accuracy against latency and size.
 
 How MLflow's pages keep a view, and name it in an address, is documented nowhere: it is as their Share button writes it,
 all of it stands here, and pyproject.toml bounds MLflow's version because of it (tests/contracts/test_private_parts.py).
@@ -10,7 +10,8 @@ from urllib.parse import quote
 
 from analysis.reading.runs import Runs
 
-METRICS = ("val_accuracy", "test_accuracy", "latency_p50_ms", "latency_p90_ms", "size_bytes", "score", "reused_time_s")
+# Few, because MLflow sorts them by name, and accuracy must not be beyond the edge of a screen.
+METRICS = ("latency_p50_ms", "size_bytes", "val_accuracy")
 PARAMS = ("student_model", "pruning_ratio", "precision", "temperature", "alpha", "kd_loss", "learning_rate")
 TAGS = ("pareto", "status", "control")
 VIEW_TAG = "mlflow.sharedViewState."
@@ -19,6 +20,10 @@ KIND_TAG, KIND = "mlflow.experimentKind", "custom_model_development"
 """Else the pages of an experiment open on prompts and traces, which a sweep has none of."""
 VIEW_FIELD = "viewStateShareKey"
 """Field of an address that names the view."""
+CHARTS_FIELD = "compareRunsMode=CHART"
+"""Field of an address that opens the charts of the runs."""
+SECTION = "front"
+CHARTED = 10_000  # runs
 
 
 def view_tags(sweep: str) -> dict[str, str]:
@@ -42,6 +47,24 @@ def view_of(sweep: str) -> Mapping[str, object]:
         "runsExpanded": {},
         "runsPinned": [],
         "runsHidden": [],
+        "compareRunSections": [
+            {"uuid": SECTION, "name": "Accuracy", "columns": 2, "cardHeight": 480, "display": True, "isGenerated": False}
+        ],
+        "compareRunCharts": [_scatter(cost, "val_accuracy") for cost in ("latency_p50_ms", "size_bytes")],
+    }
+
+
+def _scatter(across: str, up: str) -> Mapping[str, object]:
+    """A chart of two metrics, a point a run."""
+    return {
+        "type": "SCATTER",
+        "uuid": f"{SECTION}-{across}",
+        "metricSectionId": SECTION,
+        "isGenerated": False,
+        "deleted": False,
+        "xaxis": {"key": across, "type": "METRIC"},
+        "yaxis": {"key": up, "type": "METRIC"},
+        "runsCountToCompare": CHARTED,
     }
 
 
@@ -50,4 +73,5 @@ def addresses(runs: Runs) -> dict[str, str]:
     experiment = runs.frame["experiment_id"].iloc[0] if len(runs.frame) else "0"
     place = f"{runs.url}/#/experiments/{experiment}/runs"
     own = {"the sweep": f"{place}/{runs.parent_ids[0]}"} if runs.parent_ids else {}
-    return own | {"its trials": f"{place}?{VIEW_FIELD}={quote(runs.name)}"}
+    view = f"{place}?{VIEW_FIELD}={quote(runs.name)}"
+    return own | {"its trials": view, "charts": f"{view}&{CHARTS_FIELD}"}

@@ -288,12 +288,13 @@ def test_no_local_path_leaves_in_an_artifact(out: Path, photos: Path) -> None:
 def test_the_terminal_stays_calm(out: Path) -> None:
     lines = (out / "terminal.txt").read_text().splitlines()
     assert not [line for line in lines if "Warning" in line or "INFO" in line or "raylet" in line]
-    choose, browse, sweep, trials = lines[-4:]
+    choose, browse, sweep, trials, charts = lines[-5:]
     assert re.fullmatch(rf"Choose: python -m analysis serve --name \S+ --out {re.escape(str(out))}", choose)
     assert "mlflow ui --backend-store-uri sqlite:///" in browse
     (parent,) = set(children(out)["tags.mlflow.parentRunId"])
     assert re.fullmatch(rf" +the sweep: http://127\.0\.0\.1:5000/#/experiments/\d+/runs/{parent}", sweep)
     assert "its trials: http://127.0.0.1:5000/#/experiments/" in trials
+    assert charts.replace("charts", "its trials", 1) == f"{trials}&compareRunsMode=CHART"
 
 
 def controls(runs: Runs) -> dict[str, int]:

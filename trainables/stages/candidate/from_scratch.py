@@ -18,7 +18,7 @@ from trainables.stages.training.student import student_loop
 from trainables.stages.workspace import Bench
 from trainables.store.results import Key, stage_key
 
-VERSION = 4
+VERSION = 5
 
 
 def scratch_key(

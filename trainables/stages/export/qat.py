@@ -15,7 +15,7 @@ from trainables.stages.training.stage import Epochs, Made, fit, obtain_model
 from trainables.stages.workspace import Bench
 from trainables.store.results import Key, stage_key
 
-VERSION = 4
+VERSION = 5
 # Peak learning rate as a multiple of the student's: a trained network adapts to rounding, it does not start anew.
 RATE_FACTOR = 0.1
 

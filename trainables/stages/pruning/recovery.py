@@ -23,7 +23,7 @@ from trainables.stages.training.stage import Curve, Epochs, Made, fit, obtain_mo
 from trainables.stages.workspace import Bench
 from trainables.store.results import Key, stage_key
 
-VERSION = 4
+VERSION = 5
 
 
 def recovery_key(candidate: Candidate, student: ModelRecord, *, channel_ratio: float) -> Key:

@@ -240,12 +240,15 @@ class Trainer:
 def optimizer_of(model: nn.Module, loop: Loop) -> torch.optim.Optimizer:
     """The optimizer named by `loop.optimizer`, over all weights, those of BatchNorm included.
 
-    AdamW's weight decay is decoupled from the gradient; Nesterov SGD's is part of it.
+    AdamW's weight decay is decoupled from the gradient, and spares biases and what normalises; Nesterov SGD's is part
+    of the gradient, of all weights, as published recipes have it.
     """
     settings: dict[str, Any] = {"lr": loop.learning_rate, "weight_decay": loop.training.weight_decay, "fused": True}
     if loop.optimizer == "sgd":
         return torch.optim.SGD(model.parameters(), momentum=MOMENTUM, nesterov=True, **settings)
-    return torch.optim.AdamW(model.parameters(), **settings)
+    weights = [weight for weight in model.parameters() if weight.ndim > 1]
+    others = [weight for weight in model.parameters() if weight.ndim <= 1]
+    return torch.optim.AdamW([{"params": weights}, {"params": others, "weight_decay": 0.0}], **settings)
 
 
 def learning_rate(loop: Loop, progress: float) -> float:

@@ -14,7 +14,7 @@ from trainables.stages.training.stage import Epochs, Made, fit, obtain_model
 from trainables.stages.workspace import Bench
 from trainables.store.results import Key, stage_key
 
-VERSION = 5
+VERSION = 6
 
 
 def student_key(candidate: Candidate, dataset: DatasetRecord, teacher: ModelRecord) -> Key:

@@ -17,7 +17,7 @@ from trainables.stages.training.stage import Epochs, Made, fit, obtain_model
 from trainables.stages.workspace import Bench
 from trainables.store.results import Key, stage_key
 
-VERSION = 4
+VERSION = 5
 
 
 def teacher_key(candidate: Candidate, dataset: DatasetRecord) -> Key:
