@@ -1,4 +1,4 @@
-"""What MLflow's list of runs shows of a sweep: columns worth having, the front first; accuracy against latency and size.
+"""What MLflow's list of runs shows of a sweep: columns worth having, the front first, and two charts.
 
 How MLflow's pages keep a view, and name it in an address, is documented nowhere: it is as their Share button writes it,
 all of it stands here, and pyproject.toml bounds MLflow's version because of it (tests/contracts/test_private_parts.py).
@@ -48,7 +48,14 @@ def view_of(sweep: str) -> Mapping[str, object]:
         "runsPinned": [],
         "runsHidden": [],
         "compareRunSections": [
-            {"uuid": SECTION, "name": "Accuracy", "columns": 2, "cardHeight": 480, "display": True, "isGenerated": False}
+            {
+                "uuid": SECTION,
+                "name": "Accuracy",
+                "columns": 2,
+                "cardHeight": 480,
+                "display": True,
+                "isGenerated": False,
+            }
         ],
         "compareRunCharts": [_scatter(cost, "val_accuracy") for cost in ("latency_p50_ms", "size_bytes")],
     }

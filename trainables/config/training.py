@@ -95,9 +95,9 @@ class TrainingConfig:
 
     batch_size: int = 128
     """Images a step."""
-    weight_decay: float = 0.01
-    """Of AdamW, decoupled, wherever the student is trained, recovery and `int8_qat` included; the teacher has
-    `teacher_weight_decay`."""
+    weight_decay: float = 0.3
+    """Of AdamW, decoupled, of all but biases and norms, wherever the student is trained, recovery and `int8_qat`
+    included; the teacher has `teacher_weight_decay`."""
     label_smoothing: float = 0.05
     """Share of the label mass spread over all classes, in [0, 1)."""
     seed: int = 0

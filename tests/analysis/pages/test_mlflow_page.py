@@ -8,7 +8,6 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 
 import mlflow
 import pytest
@@ -77,5 +76,5 @@ def test_the_charts_are_accuracy_against_latency_and_size(browser: "playwright.B
     page.goto(f"{server}&{CHARTS_FIELD}")
     page.locator(".js-plotly-plot").nth(1).wait_for()
     drawn = page.locator(".js-plotly-plot").all()
-    titles = [(plot.locator(".xtitle").inner_text(), plot.locator(".ytitle").inner_text()) for plot in drawn]
+    titles = [(plot.locator(".xtitle").text_content(), plot.locator(".ytitle").text_content()) for plot in drawn]
     assert titles == [("latency_p50_ms", "val_accuracy"), ("size_bytes", "val_accuracy")]

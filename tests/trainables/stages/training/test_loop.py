@@ -127,6 +127,18 @@ def test_the_first_step_of_an_optimizer_is_the_textbooks(optimizer: str, step: f
     assert model.weight.item() == pytest.approx(2.0 - step, abs=1e-6)
 
 
+@pytest.mark.parametrize(("optimizer", "spared"), [("adamw", True), ("sgd", False)])
+def test_adamw_decays_no_bias_and_nothing_that_normalises(optimizer: str, spared: bool) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
+    for weight in model.parameters():
+        nn.init.constant_(weight, 2.0)
+        weight.grad = torch.zeros_like(weight)
+    training = TrainingConfig(weight_decay=0.2)
+    optimizer_of(model, dataclasses.replace(loop(), learning_rate=0.1, training=training, optimizer=optimizer)).step()
+    decayed = {name: bool((weight != 2.0).all()) for name, weight in model.named_parameters()}
+    assert decayed == {"0.weight": True, "0.bias": not spared, "1.weight": not spared, "1.bias": not spared}
+
+
 def test_it_learns_and_its_records_are_what_evaluation_says(images: Images, tmp_path: Path) -> None:
     model = network()
     curve = run(model, images, tmp_path, loop=loop(8))
