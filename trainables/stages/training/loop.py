@@ -248,7 +248,8 @@ def optimizer_of(model: nn.Module, loop: Loop) -> torch.optim.Optimizer:
         return torch.optim.SGD(model.parameters(), momentum=MOMENTUM, nesterov=True, **settings)
     weights = [weight for weight in model.parameters() if weight.ndim > 1]
     others = [weight for weight in model.parameters() if weight.ndim <= 1]
-    return torch.optim.AdamW([{"params": weights}, {"params": others, "weight_decay": 0.0}], **settings)
+    groups: list[dict[str, Any]] = [{"params": weights}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, **settings)
 
 
 def learning_rate(loop: Loop, progress: float) -> float:
