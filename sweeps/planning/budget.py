@@ -19,14 +19,15 @@ from trainables.records.encoding import to_json
 
 # Kept free at a budget's end: front, report and registered models took 5 to 10 s on two cores.
 FINISH_S = 10.0
-# Epochs after the cut buy more than trials: LOG.md, 2026-11-29, "where to cut". They are shortened only so far that
-# there are this many networks, the first cuts of the teacher; with all epochs, there are more of them.
-MIN_NETWORKS, FULL_NETWORKS = 2, 5
-# Down to 0.08; neighbours are so close that at most a tenth of a round is not used.
-EPOCH_SHARES = tuple(4 / 1.1**step for step in range(42))
+# Few long trainings beat many short ones (LOG.md, 2026-11-29, "where to cut"). A front needs `MIN_NETWORKS` all the
+# same; `FULL_NETWORKS` suit all of the epochs that were asked for. Another round must be worth this much more.
+MIN_NETWORKS, FULL_NETWORKS, ANOTHER_ROUND = 2, 5, 1.1
+# From 4 over 1 to 0.08, in steps of a tenth: little of a round is not used.
+EPOCH_SHARES = tuple(4 ** (1 - step / 15) for step in range(43))
 # A network that is cut off at the deadline is lost, and all of a round are about equally long; the steps of a machine
 # are not always those of the probe, which differed by 1.2 from one command to the next.
 SLOWER = 1.25
+PlanOf = Callable[[SweepConfig], tuple[Plan, Hits]]
 EPOCHS = ("student_epochs", "recovery_epochs")  # settings that are shortened
 
 
@@ -69,7 +70,7 @@ class Deadline:
 
 def fit_to_budget(
     config: SweepConfig,
-    plan_of: Callable[[SweepConfig], tuple[Plan, Hits]],
+    plan_of: PlanOf,
     *,
     at: float,
     budget_s: float,
@@ -96,11 +97,12 @@ def fit_to_budget(
         ValueError: if not even one trial fits.
     """
     begun = begun_with(config)
-    ways = [_Way(begun, (1.0,), MIN_NETWORKS)] if begun else _ways(config, shares, keeps_students)
+    ways = [_Way(sweep=begun, shares=(1.0,), networks=MIN_NETWORKS)] if begun else _ways(config, shares, keeps_students)
     at -= FINISH_S
-    fit = next(filter(None, (_best_fit(way, plan_of, at) for way in ways)), None)
+    seconds = max(0.0, at - time.monotonic())
+    fit = next(filter(None, (_best_fit(way, plan_of, seconds) for way in ways)), None)
     if fit is None:
-        fit = _try_share(ways[-1].sweep, ways[-1].shares[-1], 1, plan_of, at)
+        fit = _try_share(ways[-1].sweep, ways[-1].shares[-1], 1, plan_of, seconds)
     plan, hits, trials = fit.plan, fit.hits, fit.trials
     deadline = Deadline(
         at=at,
@@ -118,7 +120,7 @@ def fit_to_budget(
     return fit.sweep.replace(trials=hits.trials + trials), deadline
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class _Way:
     """A sweep that a budget may be fitted with."""
 
@@ -126,7 +128,7 @@ class _Way:
     shares: Sequence[float]
     """Of its epochs, the largest first."""
     networks: int
-    """At least so many are trained."""
+    """About so many are trained at least, in whole rounds."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,41 +152,38 @@ class _Fit:
         return min(float(self.networks), FULL_NETWORKS * self.share)
 
 
-def _best_fit(way: _Way, plan_of: Callable[[SweepConfig], tuple[Plan, Hits]], at: float) -> _Fit | None:
+def _best_fit(way: _Way, plan_of: PlanOf, seconds: float) -> _Fit | None:
     """The number of rounds that is worth most with the largest share of the epochs that it leaves time for."""
     best: _Fit | None = None
     at_once = plan_of(way.sweep)[0].concurrency
     rounds = max(1, round(way.networks / at_once))
     while True:
-        # with a smaller share more fits: search by bisection
-        found = bisect.bisect_left(
-            way.shares, True, key=lambda share: _fits(_try_share(way.sweep, share, rounds, plan_of, at))
-        )
+        tried: dict[float, _Fit] = {}
+
+        def fits(share: float, networks: int = rounds * at_once, tried: dict[float, _Fit] = tried) -> bool:
+            tried[share] = fit = _try_share(way.sweep, share, networks, plan_of, seconds)
+            return fit.trials >= fit.wanted
+
+        # the smaller the share, the more fits
+        found = bisect.bisect_left(way.shares, True, key=fits)
         if found == len(way.shares):
             return best
-        fit = _try_share(way.sweep, way.shares[found], rounds, plan_of, at)
-        if best is not None and fit.worth <= best.worth:
+        fit = tried[way.shares[found]]
+        if best is not None and fit.worth < ANOTHER_ROUND * best.worth:
             return best
         best, rounds = fit, rounds + 1
 
 
-def _fits(fit: _Fit) -> bool:
-    return fit.trials >= fit.wanted
-
-
-def _try_share(
-    sweep: SweepConfig, share: float, rounds: int, plan_of: Callable[[SweepConfig], tuple[Plan, Hits]], at: float
-) -> _Fit:
-    """Plan so many rounds of networks with a share of the epochs.
+def _try_share(sweep: SweepConfig, share: float, networks: int, plan_of: PlanOf, seconds: float) -> _Fit:
+    """Plan so many networks with a share of the epochs.
 
     Few trials need few soft labels, so their number must be known first.
     """
     shorter = sweep.replace(base=scaled(sweep.search.base, share))
     plan, hits = plan_of(shorter)
-    networks = rounds * plan.concurrency
     wanted = plan.untrained + math.ceil(networks / plan.networks_per_trial - 1e-9)
     plan, hits = plan_of(shorter.replace(trials=hits.trials + wanted))
-    trials = trials_within(max(0.0, at - time.monotonic()), plan)
+    trials = trials_within(seconds, plan)
     return _Fit(sweep=shorter, share=share, plan=plan, hits=hits, networks=networks, wanted=wanted, trials=trials)
 
 
@@ -200,10 +199,10 @@ def _ways(config: SweepConfig, shares: Sequence[float], keeps_students: bool) ->
     """The sweeps in the order in which they are tried."""
     students = values_of(config.search.space, config.search.base, "student_model")
     if keeps_students or TEACHER_ITSELF not in students or len(students) == 1:
-        return [_Way(config, shares, MIN_NETWORKS)]
+        return [_Way(sweep=config, shares=shares, networks=MIN_NETWORKS)]
     whole = [share for share in shares if share >= 1]
-    cuts = _Way(_only_cuts(config), shares, MIN_NETWORKS)
-    return [_Way(config, whole, FULL_NETWORKS), cuts] if whole else [cuts]
+    cuts = _Way(sweep=_only_cuts(config), shares=shares, networks=MIN_NETWORKS)
+    return [_Way(sweep=config, shares=whole, networks=FULL_NETWORKS), cuts] if whole else [cuts]
 
 
 def _only_cuts(config: SweepConfig) -> SweepConfig:
@@ -236,8 +235,8 @@ def spent_seconds(folder: Path, budget_s: float) -> float:
 def trials_within(seconds: float, plan: Plan) -> int:
     """How many trials fit: first those that train nothing, then networks in whole rounds of as many as run at once.
 
-    Teacher, labels, champions and start come before. A round takes as long as a network with its files, and while the
-    others of the round measure; the last one as long as its slowest. Three networks, two at once, take as long as four.
+    Teacher, labels, champions and start come before. A round takes the time of one network with its files, and of the
+    others' measurements; in the last round, the time of a slow one. Three networks, two at once, take as long as four.
     """
     before = plan.teacher_s.expected + plan.labels_s.expected + plan.champions_s.expected + plan.start_s
     if seconds - before < plan.trial_s.expected:

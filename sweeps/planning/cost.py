@@ -197,8 +197,9 @@ def estimate(probe: Probe, config: SweepConfig, hits: Hits, *, start_s: float = 
 def _epochs_factor(search: Search) -> float:
     """How many times as many epochs as an uncut one the teacher's network of average first trials takes."""
     ratio = average_cut(search.space, search.base)
+    kinds = values_of(search.space, search.base, "kd_loss")
     prune = replace(search.base.prune, pruning_method="structured", pruning_ratio=ratio)
-    return prune.epochs_factor(taught=not cuts_by_labels(search.space, search.base))
+    return prune.epochs_factor(taught=not cuts_by_labels(search.space, search.base) and kinds != ["none"])
 
 
 def files_per_network(search: Search) -> int:

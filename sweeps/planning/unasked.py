@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 
 from sweeps.display.console import Screen
 from sweeps.display.durations import in_words
@@ -11,6 +11,7 @@ from sweeps.planning.budget import (
     EPOCHS,
     MIN_NETWORKS,
     Deadline,
+    PlanOf,
     begun_with,
     describe,
     fit_to_budget,
@@ -24,8 +25,6 @@ from sweeps.search.config import SweepConfig
 from sweeps.search.space import values_of
 from trainables.records.stages import DatasetRecord
 from trainables.store.results import store_below
-
-PlanOf = Callable[[SweepConfig], tuple[Plan, Hits]]
 
 # Seconds: the first in which `MIN_NETWORKS` networks are trained is taken.
 BUDGETS_S = (600.0, 1200.0, 1800.0, 2700.0, *(3600.0 * 2**power for power in range(8)))

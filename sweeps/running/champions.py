@@ -199,7 +199,8 @@ def arms(champion: CandidateConfig) -> dict[str, CandidateConfig]:
     """
     found = {
         CHAMPION: champion,
-        "no_distillation": champion.replace(alpha=0.0),
+        # canonical: by `recovery_budget` it would get more epochs than the champion, which is taught
+        "no_distillation": champion.canonical().replace(alpha=0.0),
         "from_scratch": champion,
         "not_pruned": champion.replace(pruning_ratio=0.0),
     }

@@ -185,7 +185,8 @@ def show(console: Console, runs: Runs, tracking_uri: str, folder: Path) -> None:
     console.print(f"Front: {folder / FRONT_PAGE}", soft_wrap=True)
     served = tracking_uri.startswith("http")
     if find_spec("dash"):  # of the extra `serve`
-        where = ["--tracking-uri", tracking_uri] if served else ["--out", str(folder.parents[2])]
+        out = folder.parents[2]
+        where = ["--out", str(out)] if tracking_uri == database_uri(out) else ["--tracking-uri", tracking_uri]
         live = shlex.join(["python", "-m", "analysis", "serve", "--name", runs.name, *where])
         console.print(f"Choose: {live}", soft_wrap=True)
     browse = tracking_uri if served else f"mlflow ui --backend-store-uri {shlex.quote(tracking_uri)}"

@@ -98,10 +98,16 @@ def prepare(folder: Path, flags: argparse.Namespace, seed: int) -> None:
 
 
 def share_teacher(first: Path, folder: Path) -> None:
-    """Give the images and the teacher of the first seed to another seed."""
+    """Give the images and the teacher of the first seed to another seed.
+
+    Raises:
+        RuntimeError: if it has some of its own.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("images", "teacher.pt", "teacher.onnx", "teacher.json"):
-        if not (folder / name).exists():
+        if not (folder / name).is_symlink():
+            if (folder / name).exists():
+                raise RuntimeError(f"{folder} has a teacher of its own; take another --out.")
             (folder / name).symlink_to(first / name)
 
 

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 
 from trainables.stages.models.build import build_model
-from trainables.stages.models.devices.processor import processor_name
+from trainables.stages.models.devices.processor import processor_name, usable_cores
 
 CLASSES, SIDE, TEMPERATURE, ALPHA = 10, 32, 4.0, 0.9
 WARM_UP = 2  # steps
@@ -76,13 +76,13 @@ def batches(job: Job, count: int) -> tuple[Tensor, Tensor, Tensor]:
 def step_in_turn(job: Job, count: int) -> Callable[[], None]:
     """A step of every student, one after the other."""
     networks, data = students(job, count), batches(job, count)
-    optimisers = [torch.optim.AdamW(network.parameters(), fused=True) for network in networks]
+    optimizers = [torch.optim.AdamW(network.parameters(), fused=True) for network in networks]
 
     def step() -> None:
-        for network, optimiser, images, labels, logits in zip(networks, optimisers, *data, strict=True):
-            optimiser.zero_grad()
+        for network, optimizer, images, labels, logits in zip(networks, optimizers, *data, strict=True):
+            optimizer.zero_grad()
             loss_of(network(images), labels, logits).backward()
-            optimiser.step()
+            optimizer.step()
 
     return step
 
@@ -92,12 +92,12 @@ def step_fused(job: Job, count: int) -> Callable[[], None]:
     networks, data = students(job, count), batches(job, count)
     params, buffers = stack_module_state(networks)
     gradients_of = mapped_gradients(networks[0])
-    optimiser = torch.optim.AdamW(params.values(), fused=True)
+    optimizer = torch.optim.AdamW(params.values(), fused=True)
 
     def step() -> None:
         for name, gradient in gradients_of(params, buffers, *data).items():
             params[name].grad = gradient
-        optimiser.step()
+        optimizer.step()
 
     return step
 
@@ -164,7 +164,7 @@ def seconds_alone(job: Job, threads: int) -> float:
     step = step_in_turn(job, 1)
     step()
     assert _together is not None
-    _together.wait()
+    _together.wait(timeout=300)  # of one that has failed before it
     return seconds_of(step, job)
 
 
@@ -191,7 +191,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--steps", type=int, default=20, help="timed, a round")
     parser.add_argument("--rounds", type=int, default=3)
     flags = parser.parse_args(words)
-    cores = len(os.sched_getaffinity(0))
+    cores = len(usable_cores())
     print(
         f"{processor_name()}, {cores} cores, load {os.getloadavg()[0]:.1f}, {flags.device}, Python"
         f" {platform.python_version()}, torch {torch.__version__}, batch {flags.batch_size}, {SIDE} px"

@@ -63,6 +63,7 @@ MEASURED = (
 )
 EVAL_BATCH = 512
 RECOVERY_SHARE = 6  # one epoch of six follows the cut
+DECAY = 0.01  # AdamW's default
 # The space that the script was written with; constant rates, no settings of papers first.
 SPACE = {
     "temperature": "1:8",
@@ -313,7 +314,7 @@ def trial(params: dict[str, Any], *, task: Task, arrays: dict[str, tuple[np.ndar
     rate, pruning = config.student.learning_rate, config.prune
     epochs = config.student.student_epochs + pruning.recovery_epochs
     recovery = max(1, epochs // RECOVERY_SHARE)
-    decay = config.training.weight_decay
+    decay = DECAY
     optimizer = optimizer_of("adamw", student, rate, decay)
     for value in fit(student, split, lesson, task, epochs=epochs - recovery, optimizer=optimizer):
         tune.report({"val_accuracy": value, "score": 100 * value})

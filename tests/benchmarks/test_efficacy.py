@@ -109,6 +109,17 @@ def test_train_and_val_share_no_image(module: Any, images: Path, tmp_path: Path)
     assert not names["train"] & names["val"]
 
 
+def test_other_seeds_have_the_teacher_of_the_first(module: Any, tmp_path: Path) -> None:
+    efficacy, first, other = module("efficacy"), tmp_path / "seed-0", tmp_path / "seed-1"
+    first.mkdir()
+    (first / "teacher.json").write_text("{}")
+    for _ in range(2):
+        efficacy.share_teacher(first, other)
+    assert (other / "teacher.json").read_text() == "{}"
+    with pytest.raises(RuntimeError, match="take another --out"):
+        efficacy.share_teacher(other, first)
+
+
 def test_a_child_counts_and_so_does_its_child(module: Any, tmp_path: Path) -> None:
     burn = "import time\nwhile time.process_time() < 1: pass"
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {burn!r}])"

@@ -34,6 +34,7 @@ HIDDEN = ("system_attrs", "max_failures", "run_metadata", "num_failures", "updat
 HIDDEN_TEXTS = (
     "sharedViewState",
     "viewStateShareKey",
+    "compareRuns",
     "experimentKind",
     "run_uuid",
     "storage_location",
@@ -295,5 +296,6 @@ def test_mlflow_has_what_we_use() -> None:
     there("mlflow", SqlModelVersion, "source", "storage_location")
     pages = Path(mlflow.server.__file__).parent / "js/build/static/js"
     scripts = [script.read_text(encoding="utf-8") for script in sorted(pages.rglob("*.js"))]
-    for word in ("mlflow.sharedViewState", "viewStateShareKey", "mlflow.experimentKind", "custom_model_development"):
+    words = ("mlflow.sharedViewState", "viewStateShareKey", "mlflow.experimentKind", "custom_model_development")
+    for word in (*words, "compareRunsMode", "compareRunSections", "compareRunCharts"):
         assert any(word in script for script in scripts), moved("mlflow", f"{word} of its pages")

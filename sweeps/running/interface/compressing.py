@@ -49,7 +49,7 @@ def compress(
     """Cut a trained network, recover it by distillation from itself, export and measure it, over a Ray of its own.
 
     Without `gpus`, `trials` and `budget` it takes what ends in ten minutes on these cores, or in little more where
-    three networks take longer, and says so. The same call goes on where it was interrupted.
+    two networks take longer, and says so. The same call goes on where it was interrupted.
 
     Args:
         model: takes (B, C, H, W) with C = 1 or 3 and returns logits (B, classes); it is copied, and left as it is.

@@ -150,7 +150,7 @@ def reckoned(config: SweepConfig) -> tuple[Plan, Hits]:
 
 @pytest.mark.parametrize(
     ("seconds", "epochs", "trials"),
-    [(1350, (17, 8), 6), (780, (13, 6), 4), (350, (7, 4), 2), (4000, (36, 18), 10), (60000, (64, 32), 100)],
+    [(1280, (16, 8), 6), (800, (13, 7), 4), (360, (8, 3), 2), (4000, (37, 18), 10), (60000, (64, 32), 100)],
     ids=["as asked", "two rounds", "one round", "more", "four times at most"],
 )
 def test_a_budget_chooses_trials_and_their_epochs(
@@ -172,10 +172,10 @@ def test_a_budget_chooses_trials_and_their_epochs(
 @pytest.mark.parametrize(
     ("seconds", "keeps", "students", "epochs"),
     [
-        (900, False, ["teacher", "alexnet_small"], (20, 11)),
-        (650, False, ["teacher"], (15, 8)),
-        (650, True, ["teacher", "alexnet_small"], (14, 7)),
-        (330, False, ["teacher"], (10, 4)),
+        (950, False, ["teacher", "alexnet_small"], (16, 8)),
+        (650, False, ["teacher"], (15, 7)),
+        (650, True, ["teacher", "alexnet_small"], (15, 7)),
+        (340, False, ["teacher"], (10, 5)),
     ],
     ids=["enough", "too short for both", "both were named", "shorter still"],
 )

@@ -122,6 +122,13 @@ def test_what_was_typed_is_left_as_it_is(tmp_path: Path) -> None:
     assert fewer.search.base.teacher.teacher_epochs < 50 > fewer.search.base.student.student_epochs
 
 
+def test_trials_that_have_time_keep_the_epochs_that_suit_the_images(tmp_path: Path) -> None:
+    config = asked("--dataset folder:photos --trials 1 --teacher-epochs 1")[0].replace(out=tmp_path, cpus=2)
+    base = config.search.base.replace(student_epochs=2, recovery_epochs=2)
+    fit, _ = fit_to_minutes(config.replace(base=base), planned, started=0.0, typed=["trials", "teacher_epochs"])
+    assert fit.search.base == base
+
+
 def test_a_users_images_get_a_real_probe_and_a_file_that_asks_for_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

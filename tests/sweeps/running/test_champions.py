@@ -96,7 +96,7 @@ def test_arms_differ_from_the_champion_in_one_thing_each() -> None:
     champion = CandidateConfig().replace(alpha=0.7, pruning_ratio=0.5, seed=2)
     found = arms(champion)
     assert tuple(found) == ARMS
-    flat = champion.flat()
+    flat = champion.canonical().flat()
     changed = {arm: {n: v for n, v in config.flat().items() if v != flat[n]} for arm, config in found.items()}
     assert changed == {
         "champion": {},
@@ -104,6 +104,16 @@ def test_arms_differ_from_the_champion_in_one_thing_each() -> None:
         "from_scratch": {},
         "not_pruned": {"pruning_ratio": 0.0},
     }
+
+
+def test_an_arm_that_is_not_taught_gets_the_champions_epochs() -> None:
+    champion = CandidateConfig().replace(
+        student_model="teacher", alpha=0.7, pruning_ratio=0.85, recovery_budget="time", kd_anneal=0.5
+    )
+    epochs = {
+        arm: config.canonical().prune.recovery_epochs for arm, config in arms(champion).items() if arm != "not_pruned"
+    }
+    assert len(set(epochs.values())) == 1, epochs
 
 
 def test_an_arm_that_is_the_champion_itself_is_left_out() -> None:

@@ -131,7 +131,9 @@ def main(argv: list[str] | None = None) -> int:
         default="cpu",
         help="where to train: cpu, gpu, or that by PyTorch's name, such as cuda (default: cpu)",
     )
-    parser.add_argument("--threads", type=int, default=len(usable_cores()), help="CPU threads (default: all)")
+    parser.add_argument(
+        "--threads", type=int, default=len(usable_cores()), help="CPU threads (default: all cores that it may use)"
+    )
     add_config_flags(parser, CandidateConfig())
     flags = parser.parse_args(argv)
     try:

@@ -22,7 +22,7 @@ EXTENSION = 4  # a file too slow for `MIN_BLOCKS` within the time limit may take
 _WINDOW_MS = 100.0
 # Target length of a timed block at most: long compared with the switch between files, short compared with a machine's
 # slow spells. A time limit that is too short for 100 such blocks of each file gets shorter ones: 5 ms of the quick
-# preset's second. Blocks of 12.5 ms took 1.6 times as long for p50s that were no closer (LOG.md, 2026-11-30, "blocks").
+# preset's second. Blocks of 12.5 ms took 1.4 times as long for fast files (LOG.md, 2026-11-30, "blocks").
 _BLOCK_MS, _BLOCKS = 25.0, 100
 # Runs per block: with six, eight blocks are enough for a bound on p90; only two if a run takes `_SLOW_MS` or more.
 _FEWEST, _MOST, _SLOW_MS = 6, 1000, 100.0

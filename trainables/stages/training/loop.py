@@ -29,8 +29,7 @@ from trainables.stages.models.inspection import recalibrate_bn
 from trainables.stages.models.placement import autocast, layout, move, set_up_kernels
 from trainables.stages.training import checkpoints
 
-WARMUP_SHARE = 0.05  # of the stage's steps
-MOMENTUM = 0.9
+WARMUP_SHARE, MOMENTUM = 0.05, 0.9  # of the stage's steps; of Nesterov SGD
 EVAL_BATCH = 512
 RECALIBRATION_IMAGES = 2048
 
@@ -240,16 +239,14 @@ class Trainer:
 def optimizer_of(model: nn.Module, loop: Loop) -> torch.optim.Optimizer:
     """The optimizer named by `loop.optimizer`, over all weights, those of BatchNorm included.
 
-    AdamW's weight decay is decoupled from the gradient, and spares biases and what normalises; Nesterov SGD's is part
-    of the gradient, of all weights, as published recipes have it.
+    AdamW's decay is decoupled and spares vectors (biases, norms); Nesterov SGD's is part of the gradient.
     """
     settings: dict[str, Any] = {"lr": loop.learning_rate, "weight_decay": loop.training.weight_decay, "fused": True}
     if loop.optimizer == "sgd":
         return torch.optim.SGD(model.parameters(), momentum=MOMENTUM, nesterov=True, **settings)
-    weights = [weight for weight in model.parameters() if weight.ndim > 1]
-    others = [weight for weight in model.parameters() if weight.ndim <= 1]
-    groups: list[dict[str, Any]] = [{"params": weights}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, **settings)
+    decayed: dict[str, Any] = {"params": [weight for weight in model.parameters() if weight.ndim > 1]}
+    spared: dict[str, Any] = {"params": [weight for weight in model.parameters() if weight.ndim <= 1]}
+    return torch.optim.AdamW([decayed, spared | {"weight_decay": 0.0}], **settings)
 
 
 def learning_rate(loop: Loop, progress: float) -> float:
@@ -283,8 +280,7 @@ def evaluate(model: nn.Module, images: Images, training: TrainingConfig) -> tupl
     """
     model.eval()
     device, count = images.mean.device, len(images.val_labels)
-    total = torch.zeros((), device=device)
-    correct = torch.zeros((), device=device)
+    total, correct = torch.zeros((), device=device), torch.zeros((), device=device)
     parts = [slice(start, start + EVAL_BATCH) for start in range(0, count, EVAL_BATCH)]
     if isinstance(images.val_images, Streamed):
         images.val_images.announce(parts)
