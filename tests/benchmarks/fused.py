@@ -18,7 +18,6 @@ import os
 import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, stack_module_state, vmap
+from train_throughput import rate as one_rate
 
 from trainables.stages.models.build import build_model
 from trainables.stages.models.devices.processor import processor_name, usable_cores
@@ -131,24 +131,6 @@ def check(job: Job) -> None:
             torch.testing.assert_close(fused[name][index], weight.grad, rtol=1e-3, atol=1e-4)
 
 
-def seconds_of(step: Callable[[], None], job: Job) -> float:
-    """Seconds of the timed steps, after a warm-up."""
-    for _ in range(WARM_UP):
-        step()
-    settle(job)
-    started = time.perf_counter()
-    for _ in range(job.steps):
-        step()
-    settle(job)
-    return time.perf_counter() - started
-
-
-def settle(job: Job) -> None:
-    """Wait for the device."""
-    if job.device == "cuda":
-        torch.cuda.synchronize()
-
-
 _together: Barrier | None = None
 
 
@@ -158,27 +140,26 @@ def join(barrier: Barrier) -> None:
     _together = barrier
 
 
-def seconds_alone(job: Job, threads: int) -> float:
-    """Seconds of one student in this process, beside the others."""
+def rate_alone(job: Job, threads: int) -> float:
+    """Images/s of one student in this process, beside the others."""
     torch.set_num_threads(threads)
     step = step_in_turn(job, 1)
     step()
     assert _together is not None
     _together.wait(timeout=300)  # of one that has failed before it
-    return seconds_of(step, job)
+    return one_rate(job, step, WARM_UP)
 
 
 def rate(way: str, job: Job, count: int, cores: int) -> float:
     """Images/s of all students together."""
-    images = job.steps * job.batch_size
     if way == "processes":
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(count, context, initializer=join, initargs=(context.Barrier(count),)) as pool:
-            running = [pool.submit(seconds_alone, job, max(1, cores // count)) for _ in range(count)]
-            return sum(images / one.result() for one in running)
+            running = [pool.submit(rate_alone, job, max(1, cores // count)) for _ in range(count)]
+            return sum(one.result() for one in running)
     torch.set_num_threads(cores)
     step = (step_in_turn if way == "in turn" else step_fused)(job, count)
-    return count * images / seconds_of(step, job)
+    return count * one_rate(job, step, WARM_UP)
 
 
 def main(words: Sequence[str]) -> int:

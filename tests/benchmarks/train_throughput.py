@@ -253,7 +253,8 @@ def endless(loader: DataLoader[tuple[Tensor, int]]) -> Iterator[tuple[Tensor, Te
         yield from loader
 
 
-def rate(flags: argparse.Namespace, step: Callable[[], None], warmup: int) -> float:
+def rate(flags: Any, step: Callable[[], None], warmup: int) -> float:
+    """Images/s of one network, from the `steps`, `batch_size` and `device` of `flags`."""
     for _ in range(warmup):
         step()
     wait(flags)
@@ -264,7 +265,7 @@ def rate(flags: argparse.Namespace, step: Callable[[], None], warmup: int) -> fl
     return flags.steps * flags.batch_size / (time.perf_counter() - started)
 
 
-def wait(flags: argparse.Namespace) -> None:
+def wait(flags: Any) -> None:
     if flags.device == "cuda":
         torch.cuda.synchronize()
 

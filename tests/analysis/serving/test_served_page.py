@@ -221,7 +221,7 @@ def test_phone_width_and_dark_mode(browser: "playwright.Browser", served: Served
 def test_axe_finds_nothing_that_a_screen_reader_would_miss(
     browser: "playwright.Browser", served: Served, scheme: str
 ) -> None:
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="brings axe-core").Axe()
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="brings axe-core; of the dev group").Axe()
     opened = Opened(browser, color_scheme=scheme, bypass_csp=True)  # axe is a script that the page has not
     page = opened.open(served.url)
     page.locator("#rows button").first.click()
