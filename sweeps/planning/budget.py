@@ -25,7 +25,7 @@ MIN_NETWORKS, FULL_NETWORKS, ANOTHER_ROUND = 2, 5, 1.1
 # From 4 over 1 to 0.08, in steps of a tenth: little of a round is not used.
 EPOCH_SHARES = tuple(4 ** (1 - step / 15) for step in range(43))
 # A network that is cut off at the deadline is lost, and all of a round are about equally long; the steps of a machine
-# are not always those of the probe, which differed by 1.2 from one command to the next.
+# are not always those of the probe, which differed by a factor of 1.2 from one command to the next.
 SLOWER = 1.25
 PlanOf = Callable[[SweepConfig], tuple[Plan, Hits]]
 EPOCHS = ("student_epochs", "recovery_epochs")  # settings that are shortened
