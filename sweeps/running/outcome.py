@@ -185,11 +185,14 @@ def show(console: Console, runs: Runs, tracking_uri: str, folder: Path) -> None:
     console.print(f"Front: {folder / FRONT_PAGE}", soft_wrap=True)
     served = tracking_uri.startswith("http")
     if find_spec("dash"):  # of the extra `serve`
-        out = folder.parents[2]
-        where = ["--out", str(out)] if tracking_uri == database_uri(out) else ["--tracking-uri", tracking_uri]
-        live = shlex.join(["python", "-m", "analysis", "serve", "--name", runs.name, *where])
-        console.print(f"Choose: {live}", soft_wrap=True)
+        console.print(f"Choose: {serve_command(runs.name, folder.parents[2], tracking_uri)}", soft_wrap=True)
     browse = tracking_uri if served else f"mlflow ui --backend-store-uri {shlex.quote(tracking_uri)}"
     console.print(f"Browse: {browse}", soft_wrap=True)
     for what, address in addresses(runs).items():
         console.print(f"        {what}: {address}", soft_wrap=True)
+
+
+def serve_command(name: str, out: Path, tracking_uri: str) -> str:
+    """The command that serves a sweep's page, from the records in OUT or wherever else they are."""
+    where = ["--out", str(out)] if tracking_uri == database_uri(out) else ["--tracking-uri", tracking_uri]
+    return shlex.join(["python", "-m", "analysis", "serve", "--name", name, *where])

@@ -6,9 +6,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from analysis.reading.doors import Terminal
-from sweeps.running.outcome import finish
+from sweeps.running.outcome import finish, serve_command
 from sweeps.search.presets import quick
 from tests.sweeps.running.tune.test_recovery import record
+from trainables.layout import database_uri
 from trainables.tracking.tracker import Tracker
 
 
@@ -27,3 +28,10 @@ def test_records_that_wait_for_mlflow_are_counted_and_said(tmp_path: Path) -> No
         assert finish(run, "finished") == 1
     assert "1 records wait in" in said.getvalue()
     assert f"`python -m analysis sync --out {tmp_path} --tracking-uri {uri}` or the same command" in said.getvalue()
+
+
+def test_the_page_is_served_from_where_the_records_are(tmp_path: Path) -> None:
+    out = tmp_path / "my runs"
+    assert serve_command("night", out, database_uri(out)) == f"python -m analysis serve --name night --out '{out}'"
+    for uri in ("http://head:5000", database_uri(tmp_path)):
+        assert serve_command("night", out, uri) == f"python -m analysis serve --name night --tracking-uri {uri}"
