@@ -47,6 +47,7 @@ def view_of(sweep: str) -> Mapping[str, object]:
         "runsExpanded": {},
         "runsPinned": [],
         "runsHidden": [],
+        "runsHiddenMode": "SHOWALL",  # charts of the first ten runs, else
         "compareRunSections": [
             {
                 "uuid": SECTION,

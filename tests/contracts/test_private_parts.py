@@ -297,5 +297,5 @@ def test_mlflow_has_what_we_use() -> None:
     pages = Path(mlflow.server.__file__).parent / "js/build/static/js"
     scripts = [script.read_text(encoding="utf-8") for script in sorted(pages.rglob("*.js"))]
     words = ("mlflow.sharedViewState", "viewStateShareKey", "mlflow.experimentKind", "custom_model_development")
-    for word in (*words, "compareRunsMode", "compareRunSections", "compareRunCharts"):
+    for word in (*words, "compareRunsMode", "compareRunSections", "compareRunCharts", "runsHiddenMode", "SHOWALL"):
         assert any(word in script for script in scripts), moved("mlflow", f"{word} of its pages")

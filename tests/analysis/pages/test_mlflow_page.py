@@ -19,6 +19,7 @@ __all__ = ["browser"]
 pytestmark = [needs_chromium, pytest.mark.slow]
 SWEEP = "night"
 RUNS = {"small": (0.91, 0.05, 400_000), "large": (0.97, 0.4, 4_000_000)}
+RUNS |= {f"poor {number}": (0.5 - number / 100, 0.4, 4_000_000) for number in range(12)}
 START_S = 90
 
 
@@ -77,4 +78,5 @@ def test_the_charts_are_accuracy_against_latency_and_size(browser: "playwright.B
     page.locator(".js-plotly-plot").nth(1).wait_for()
     drawn = page.locator(".js-plotly-plot").all()
     titles = [(plot.locator(".xtitle").text_content(), plot.locator(".ytitle").text_content()) for plot in drawn]
+    assert [plot.locator(".scatterlayer .point").count() for plot in drawn] == [len(RUNS)] * 2
     assert titles == [("latency_p50_ms", "val_accuracy"), ("size_bytes", "val_accuracy")]
