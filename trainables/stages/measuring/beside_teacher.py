@@ -26,7 +26,8 @@ from trainables.stages.runtimes.base import RUNTIMES, Artifact
 from trainables.stages.workspace import Workspace
 from trainables.store.results import Key, Store, stage_key
 
-SCALE_VERSION = 3
+SCALE_VERSION = 4
+THROUGHPUT_BATCH = 64
 TAKES = 3  # at most this often a result that is not clean is measured anew when it is found
 
 
@@ -41,6 +42,19 @@ class Found:
     """Whether it was measured now."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Timed:
+    """A file timed beside the teacher's, and where the store holds that."""
+
+    took: Measured
+    keys: tuple[Key, ...]
+
+    @property
+    def latency(self) -> LatencyRecord:
+        """The file's own latency."""
+        return self.took.candidate
+
+
 def time_beside(
     measure: MeasureConfig,
     path: Path,
@@ -48,7 +62,7 @@ def time_beside(
     place: Workspace,
     *,
     known: ShapeRecord | None = None,
-    throughput_batch: int | None = None,
+    throughput: bool = True,
 ) -> Measured:
     """Measure one image through `path` in alternation with the reference's file, alone on the node.
 
@@ -57,7 +71,7 @@ def time_beside(
 
     Args:
         known: the clean measurement of a file of the same shape; None if there is none.
-        throughput_batch: images per call for the throughput; None skips that.
+        throughput: measure images per second in calls of `THROUGHPUT_BATCH` images, too.
     """
     job = Job(
         candidate=Artifact(onnx=path),
@@ -66,7 +80,7 @@ def time_beside(
         threads=measure.latency_threads,
         seconds=measure.latency_seconds,
         attempts=measure.latency_max_attempts,
-        throughput_batch=throughput_batch,
+        throughput_batch=THROUGHPUT_BATCH if throughput else None,
         address=measure.measure_on,
     )
     place.make_room()
@@ -131,15 +145,7 @@ def find_or_measure(
     return Found(folder=folder, keys=tuple(keys), fresh=fresh)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Scale:
-    """The teacher's own latency, and where the store holds it."""
-
-    own: LatencyRecord
-    keys: tuple[Key, ...]
-
-
-def find_scale(measure: MeasureConfig, reference: ExportRecord, place: Workspace, *, check: bool = False) -> Scale:
+def find_scale(measure: MeasureConfig, reference: ExportRecord, place: Workspace, *, check: bool = False) -> Timed:
     """Find the scale of machines like this one, or measure the first.
 
     Args:
@@ -159,16 +165,24 @@ def find_scale(measure: MeasureConfig, reference: ExportRecord, place: Workspace
 
     def compute(folder: Path) -> None:
         # the reference beside itself: its blocks come as often as a candidate's
-        took = time_beside(measure, reference.folder / ONNX_FILE, reference, place)
-        write_text(folder / RECORD, to_json(took.candidate))
+        write_text(folder / RECORD, to_json(time_beside(measure, reference.folder / ONNX_FILE, reference, place)))
 
-    found = find_or_measure(place.store, key_of, compute, _is_clean, again=check)
-    own = read_record(LatencyRecord, found.folder)
-    return Scale(own=own if found.fresh else dataclasses.replace(own, latency_alone_s=0.0), keys=found.keys)
+    return find_timed(place.store, key_of, compute, again=check)
 
 
-def _is_clean(folder: Path) -> bool:
-    return read_record(LatencyRecord, folder).verdict == CLEAN
+def find_timed(
+    store: Store, key_of: Callable[[int], Key], compute: Callable[[Path], None], *, again: bool = True
+) -> Timed:
+    """`find_or_measure` for what `time_beside` returns; what was measured before has made nobody pause now."""
+
+    def is_clean(folder: Path) -> bool:
+        return read_record(Measured, folder).candidate.verdict == CLEAN
+
+    found = find_or_measure(store, key_of, compute, is_clean, again=again)
+    took = read_record(Measured, found.folder)
+    if not found.fresh:
+        took = dataclasses.replace(took, candidate=dataclasses.replace(took.candidate, latency_alone_s=0.0))
+    return Timed(took=took, keys=found.keys)
 
 
 def shape_digest(path: Path) -> str:

@@ -1,6 +1,5 @@
 """Measure a finished, exported file: accuracy once per file, latency once per file and machine."""
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,20 +11,18 @@ from trainables.records.stages import ExportRecord, Measurement, ModelRecord, Sh
 from trainables.stages.data import prepared
 from trainables.stages.export.session import accuracy, open_session
 from trainables.stages.measuring.beside_teacher import (
-    Found,
-    find_or_measure,
+    Timed,
     find_scale,
+    find_timed,
     hardware,
     shape_digest,
     time_beside,
     timed_on,
 )
-from trainables.stages.measuring.process import Measured
 from trainables.stages.workspace import Bench
 from trainables.store.results import Key, stage_key
 
 ACCURACY_VERSION, LATENCY_VERSION = 1, 1
-THROUGHPUT_BATCH = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,36 +34,39 @@ class Accuracies:
 
 
 def measure_file(
-    bench: Bench, model: ModelRecord, files: ExportRecord, reference: ExportRecord, *, shape: ShapeRecord | None = None
+    bench: Bench,
+    model: ModelRecord,
+    files: ExportRecord,
+    reference: ExportRecord,
+    *,
+    shape: ShapeRecord | None = None,
+    check: bool = False,
 ) -> tuple[Measurement, tuple[str, ...]]:
     """Measure accuracy and latency of an exported file, or find both in the store.
 
     Accuracy is measured on validation and, once, on test; latency in alternation with the teacher's file, alone on the
-    node. The teacher's row has the latency that is the scale of its sweep: a second timing would differ by noise.
+    node. The teacher's file is not timed again: its latency is the scale of its sweep.
 
     Args:
         shape: the measurement of the untrained shape, which shortens this one if the file has that shape.
+        check: measure the scale once more if it was not clean, which only the first file of a sweep may do.
 
     Returns:
         The measurement, and the store keys it depends on.
     """
     is_teacher = files.onnx_sha256 == reference.onnx_sha256
     digest = shape_digest(files.folder / ONNX_FILE)
-    scale = find_scale(bench.candidate.measure, reference, bench.place, check=is_teacher)
+    scale = find_scale(bench.candidate.measure, reference, bench.place, check=check)
     tested, key = _test(bench, files)
-    found = _time(bench, files, reference, same_shape(shape, digest))
-    took = read_record(Measured, found.folder)
-    latency = took.candidate if found.fresh else dataclasses.replace(took.candidate, latency_alone_s=0.0)
-    if is_teacher:
-        alone_s = latency.latency_alone_s + scale.own.latency_alone_s
-        latency = dataclasses.replace(scale.own, latency_alone_s=alone_s)
+    timed = scale if is_teacher else _time(bench, files, reference, same_shape(shape, digest))
+    took = timed.took
     assert took.throughput_ips is not None
     measurement = Measurement(
         val_accuracy=tested.val_accuracy,
         test_accuracy=tested.test_accuracy,
-        latency=latency,
+        latency=timed.latency,
         shape=digest,
-        reference_latency_p50_ms=scale.own.latency_p50_ms,
+        reference_latency_p50_ms=scale.latency.latency_p50_ms,
         reference_latency_beside_p50_ms=took.reference.latency_p50_ms,
         latency_vs_teacher=1.0 if is_teacher else took.ratio,
         latency_vs_teacher_half_width=0.0 if is_teacher else took.ratio_half_width,
@@ -76,7 +76,7 @@ def measure_file(
         num_nonzero_params=model.num_nonzero_params,
         macs=model.macs,
     )
-    return measurement, (str(key), *map(str, found.keys), *map(str, scale.keys))
+    return measurement, tuple(dict.fromkeys(map(str, (key, *timed.keys, *scale.keys))))
 
 
 def same_shape(shape: ShapeRecord | None, digest: str) -> ShapeRecord | None:
@@ -104,7 +104,7 @@ def _test(bench: Bench, files: ExportRecord) -> tuple[Accuracies, Key]:
     return read_record(Accuracies, place.store.once(key, compute)), key
 
 
-def _time(bench: Bench, files: ExportRecord, reference: ExportRecord, known: ShapeRecord | None) -> Found:
+def _time(bench: Bench, files: ExportRecord, reference: ExportRecord, known: ShapeRecord | None) -> Timed:
     measure, place = bench.candidate.measure, bench.place
 
     def key_of(take: int) -> Key:
@@ -119,10 +119,7 @@ def _time(bench: Bench, files: ExportRecord, reference: ExportRecord, known: Sha
 
     def compute(folder: Path) -> None:
         path = files.folder / ONNX_FILE
-        took = time_beside(measure, path, reference, place, known=known, throughput_batch=THROUGHPUT_BATCH)
+        took = time_beside(measure, path, reference, place, known=known)
         write_text(folder / RECORD, to_json(took))
 
-    def is_clean(folder: Path) -> bool:
-        return read_record(Measured, folder).candidate.verdict == CLEAN
-
-    return find_or_measure(place.store, key_of, compute, is_clean)
+    return find_timed(place.store, key_of, compute)

@@ -11,9 +11,9 @@ import torch
 
 from trainables.config.candidate import Candidate
 from trainables.files import write_text
-from trainables.layout import RECORD
+from trainables.layout import ONNX_FILE, RECORD
 from trainables.records.encoding import to_json
-from trainables.records.latency import CLEAN
+from trainables.records.latency import CLEAN, KNOWN_SHARE, LatencyRecord
 from trainables.records.stages import ExportRecord, ShapeRecord, read_shape
 from trainables.stages.export.scheme import scheme_of
 from trainables.stages.export.stage import convert
@@ -37,20 +37,32 @@ VERSION = 5
 BISECTIONS = 8  # 1/256 of the channels is finer than any layer
 
 
-def measure_shape(bench: Bench, reference: ExportRecord, *, plan: Mapping[str, int] | None = None) -> ShapeRecord:
+def measure_shape(
+    bench: Bench, reference: ExportRecord, *, plan: Mapping[str, int] | None = None, brief: bool = False
+) -> ShapeRecord:
     """Measure latency, size and MACs of this candidate's architecture with random weights, or find them in the store.
 
     The key is the architecture and the precision. Zeroed weights change none of these numbers, so all methods that
     zero weights share the dense student's entry. The widths that `global` and `sensitivity` scope leave depend on the
-    trained weights: without `plan`, every layer loses the same share, which is an estimate.
+    trained weights: without `plan`, every layer loses the same share, which is an estimate. The teacher's own file has
+    been measured.
 
     Args:
         plan: the widths left by pruning, once the trained weights have decided them.
+        brief: measure once and shortly, for who needs no more than an order of candidates: no limit depends on it, and
+            the trained file's measurement will count.
     """
     candidate, dataset, place = bench.candidate, bench.dataset, bench.place
     structured = candidate.prune.removes_channels
     scale = find_scale(candidate.measure, reference, place)
-    own_ms = scale.own.latency_p50_ms
+    if not candidate.needs_training and candidate.export.precision == "fp32":
+        return _shape_of_teacher(bench, reference, scale.latency)
+    own_ms = scale.latency.latency_p50_ms
+    measure = candidate.measure
+    if brief and candidate.prune.pruning_of != "latency":
+        measure = dataclasses.replace(
+            measure, latency_seconds=KNOWN_SHARE * measure.latency_seconds, latency_max_attempts=1
+        )
 
     def key_of(take: int) -> Key:
         return stage_key(
@@ -71,7 +83,7 @@ def measure_shape(bench: Bench, reference: ExportRecord, *, plan: Mapping[str, i
 
     def compute(folder: Path) -> None:
         started = time.perf_counter()
-        timing = partial(time_beside, candidate.measure, reference=reference, place=place)
+        timing = partial(time_beside, measure, reference=reference, place=place, throughput=False)
         sketch = _Sketch(bench, folder / "untrained.onnx", timing, plan)
         # Methods that zero weights keep the dense shape, hence ratio 0.
         record = sketch.measure(sketch.channel_ratio() if structured else 0.0)
@@ -82,9 +94,25 @@ def measure_shape(bench: Bench, reference: ExportRecord, *, plan: Mapping[str, i
     def is_clean(folder: Path) -> bool:
         return read_shape(folder).latency_verdict == CLEAN
 
-    found = find_or_measure(place.store, key_of, compute, is_clean)
+    found = find_or_measure(place.store, key_of, compute, is_clean, again=not brief)
     record = dataclasses.replace(read_shape(found.folder), reference_latency_p50_ms=own_ms)
     return record if found.fresh else dataclasses.replace(record, latency_alone_s=0.0)
+
+
+def _shape_of_teacher(bench: Bench, reference: ExportRecord, latency: LatencyRecord) -> ShapeRecord:
+    num_params, _, macs = count(build_for(bench.candidate.network, bench.dataset), bench.dataset.image_size)
+    return ShapeRecord(
+        channel_ratio=0.0,
+        shape=shape_digest(reference.folder / ONNX_FILE),
+        latency_p50_ms=latency.latency_p50_ms,
+        latency_half_width=latency.latency_half_width,
+        latency_verdict=latency.verdict,
+        size_bytes=reference.size_bytes,
+        num_params=num_params,
+        macs=macs,
+        latency_alone_s=latency.latency_alone_s,
+        reference_latency_p50_ms=latency.latency_p50_ms,
+    )
 
 
 def _extra_key_parts(candidate: Candidate, plan: Mapping[str, int] | None) -> dict[str, Any]:

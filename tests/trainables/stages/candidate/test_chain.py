@@ -9,9 +9,15 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from trainables.config.candidate import CandidateConfig
+from tests.trainables.stages.measuring.latencies import latency, measured
+from trainables.config.candidate import CandidateConfig, MeasureConfig
+from trainables.config.limits import Limits
+from trainables.records.stages import ShapeRecord
 from trainables.stages.candidate.__main__ import main
+from trainables.stages.candidate.chain import make_candidate
+from trainables.stages.measuring import beside_teacher, untrained_shape
 from trainables.stages.measuring.beside_teacher import shape_digest
+from trainables.stages.measuring.process import Measured
 from trainables.stages.measuring.untrained_shape import BISECTIONS, solve
 from trainables.stages.training.teacher import train_teacher
 from trainables.stages.workspace import Bench, Workspace
@@ -84,6 +90,8 @@ def test_the_teacher_is_a_student_without_epochs_of_its_own_and_uncut_without_an
     uncut, told = run([*itself, "--pruning-ratio", "0"], capsys)
     assert [line.split()[0] for line in told.splitlines()] == ["shape"]
     assert (uncut["train_time_s"], uncut["achieved_macs_ratio"]) == (0, 0)
+    assert uncut["latency_alone_s"] == 0  # its file is the teacher's, which has been timed
+    assert uncut["latency_p50_ms"] == uncut["reference_latency_p50_ms"]
 
     small, told = run([*itself, "--pruning-ratio", "0.5"], capsys)
     # the student's epoch is not lost: it follows the cut, too
@@ -152,6 +160,30 @@ def test_images_without_labels_are_for_students_in_all_their_stages_and_not_for_
     new = set(store.glob("soft_labels/*/logits.npy")) - banks
     assert {len(np.load(file)) for file in new} == {120 + 40}
     assert len(new) == 2  # a view each for student and recovery; qat has the first, the teacher as the student both
+
+
+@pytest.mark.parametrize(
+    ("limits", "timed"), [(Limits(max_size_mb=1.0), (0.5, 1)), (Limits(max_latency_ms=1.0), (2.0, 3))]
+)
+def test_a_shape_is_timed_once_and_shortly_where_no_limit_depends_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: Limits, timed: tuple[float, int]
+) -> None:
+    asked: list[tuple[float, int]] = []
+
+    def time_beside(measure: MeasureConfig, *_: object, **__: object) -> Measured:
+        asked.append((measure.latency_seconds, measure.latency_max_attempts))
+        return measured(latency(1.0))
+
+    monkeypatch.setattr(beside_teacher, "time_beside", time_beside)
+    monkeypatch.setattr(untrained_shape, "time_beside", time_beside)
+    quick = {"train_limit": 120, "teacher_model": "alexnet", "teacher_epochs": 1, "crop_padding": 2}
+    config = CandidateConfig().replace(dataset="digits", latency_seconds=2.0, latency_max_attempts=3, **quick)
+    place = Workspace(
+        store=Store(tmp_path), data=config.data, data_dir=tmp_path, device="cpu", threads=1, lock_dir=tmp_path
+    )
+    steps = make_candidate(config.resolve(place.dataset(), device="cpu"), place, limits)
+    assert any(isinstance(step, ShapeRecord) for step in steps)
+    assert asked == [(2.0, 3), timed]  # the teacher's own comes first
 
 
 @pytest.mark.parametrize(("what", "metric"), [("macs", "macs"), ("size", "size_bytes")])

@@ -6,7 +6,7 @@ from tests.trainables.stages.measuring.latencies import latency, linear_file, me
 from trainables.config.candidate import MeasureConfig
 from trainables.records.latency import LatencyRecord
 from trainables.stages.measuring import beside_teacher as module
-from trainables.stages.measuring.beside_teacher import Scale, find_scale
+from trainables.stages.measuring.beside_teacher import Timed, find_scale
 from trainables.stages.measuring.process import Measured
 
 BUSY = "CPU shared: others used 8 % of its CPUs' time besides"
@@ -24,15 +24,15 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> list[LatencyRecord]:
     return coming
 
 
-def taken(folder: Path, *, check: bool = False) -> Scale:
+def taken(folder: Path, *, check: bool = False) -> Timed:
     config = MeasureConfig(latency_seconds=0.1)
     return find_scale(config, linear_file(folder), node(folder / "node"), check=check)
 
 
 def test_the_scale_is_measured_once_and_then_found_at_no_cost(tmp_path: Path) -> None:
     first, then = taken(tmp_path), taken(tmp_path)
-    assert first.own.latency_p50_ms == then.own.latency_p50_ms > 0
-    assert first.own.latency_alone_s > then.own.latency_alone_s == 0
+    assert first.latency.latency_p50_ms == then.latency.latency_p50_ms > 0
+    assert first.latency.latency_alone_s > then.latency.latency_alone_s == 0
 
 
 def test_all_files_of_a_sweep_have_one_scale_and_the_next_sweep_measures_a_doubtful_one_anew(
@@ -40,9 +40,9 @@ def test_all_files_of_a_sweep_have_one_scale_and_the_next_sweep_measures_a_doubt
 ) -> None:
     machine += [latency(1.2, doubt=BUSY, disturbed=True)]
     old = taken(tmp_path, check=True)
-    assert taken(tmp_path).own.latency_p50_ms == 1.2
+    assert taken(tmp_path).latency.latency_p50_ms == 1.2
     machine += [latency(1.0)]
     new = taken(tmp_path, check=True)
-    assert (new.own.latency_p50_ms, new.keys[:-1]) == (1.0, old.keys)
+    assert (new.latency.latency_p50_ms, new.keys[:-1]) == (1.0, old.keys)
     assert taken(tmp_path).keys == taken(tmp_path, check=True).keys == new.keys
     assert machine == []
