@@ -85,8 +85,22 @@ def tracking_uri(config: SweepConfig) -> str:
     return config.places.tracking_uri or database_uri(config.places.out)
 
 
+def describe_given(run: Run) -> str:
+    """How accurate a network is that came trained, and what to check if it should be more; empty if trained here."""
+    teacher = run.config.search.base.teacher
+    if teacher.teacher_weights is None or teacher.teacher_epochs > 0:
+        return ""
+    right = f"{100 * run.teacher.metrics['val_accuracy']:.1f} % of {run.dataset.num_val} validation images right"
+    return (
+        f"Your network gets {right}. Should it be more, check --normalize, --image-size and the order of its classes,"
+        f" here: {', '.join(run.dataset.class_names[:3])}{' ...' if run.dataset.num_classes > 3 else ''}"
+    )
+
+
 def announce(run: Run) -> None:
-    """Deliver what `analysis` needs to read a running sweep: its description and its teacher."""
+    """Say how a given teacher does, and deliver what `analysis` needs to read a running sweep."""
+    if told := describe_given(run):
+        run.console.print(told, soft_wrap=True)
     folder = run.config.folder
     try:
         run.tracker.sweep_artifacts([folder / SWEEP_JSON])

@@ -1,12 +1,17 @@
 """How a candidate's networks are trained: images, their augmentation, teacher and student (standard library only)."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from trainables.config.checks import at_default, check_epochs, check_not_negative, check_positive, check_word
 
+OWN_STATISTICS = "dataset"
+IMAGENET = "0.485,0.456,0.406/0.229,0.224,0.225"  # of torchvision's and most of timm's weights
+Triple = tuple[float, float, float]
+"""One number each for R, G and B."""
 CROPS = ("none", "padded", "resized")
 TRAIN_PRECISIONS = ("fp32", "amp")
 OPTIMIZERS = ("adamw", "sgd")
@@ -23,6 +28,35 @@ KD_LOSSES: Mapping[str, tuple[str, ...]] = {
 LOSS_SETTINGS = frozenset(name for names in KD_LOSSES.values() for name in names) | {"kd_anneal"}
 # As `student_model`: the teacher itself, whose trained weights are cut and recovered by distillation from the uncut.
 TEACHER_ITSELF = "teacher"
+
+
+def normalisation(normalize: str) -> tuple[Triple, Triple] | None:
+    """Mean and standard deviation of R, G and B on the scale [0, 1]; None for those of the training images.
+
+    Example:
+        >>> normalisation("0.5/0.25,0.2,0.25")
+        ((0.5, 0.5, 0.5), (0.25, 0.2, 0.25))
+
+    Raises:
+        ValueError: if `normalize` names neither.
+    """
+    if normalize == OWN_STATISTICS:
+        return None
+    mean, _, std = (IMAGENET if normalize == "imagenet" else normalize).partition("/")
+    try:
+        centre, spread = _three(mean), _three(std)
+    except ValueError:
+        centre, spread = (0.0, 0.0, 0.0), (0.0, 0.0, 0.0)
+    if not min(spread) > 0 or not all(map(math.isfinite, (*centre, *spread))):
+        fix = "`dataset`, `imagenet` or MEAN/STD such as 0.5/0.25 or 0.48,0.45,0.4/0.2,0.2,0.2"
+        raise ValueError(f"`normalize` must be {fix}, with numbers above 0 for STD, but got normalize={normalize!r}.")
+    return centre, spread
+
+
+def _three(text: str) -> Triple:
+    numbers = [float(word) for word in text.split(",")]
+    red, green, blue = numbers * 3 if len(numbers) == 1 else numbers
+    return red, green, blue
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +77,12 @@ class DataConfig:
     unlabeled: str | None = None
     """FOLDER of images without labels, at any depth, that students learn beside the training split, from the teacher
     alone (alpha = 1); the teacher does not see them, and records name their digest."""
+    normalize: str = OWN_STATISTICS
+    """Mean and deviation that pixels are brought to: `dataset` (those of the training images), `imagenet`, or
+    MEAN/STD on the scale [0, 1], such as 0.5/0.25. A trained teacher needs its own."""
 
     def __post_init__(self) -> None:
+        normalisation(self.normalize)
         if not 0 < self.val_fraction < 1:
             raise ValueError(f"`0 < val_fraction < 1` must hold, but got val_fraction={self.val_fraction}.")
         if self.image_size is not None and not 8 <= self.image_size <= 1024:

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from analysis.reading.doors import Terminal
-from sweeps.running.outcome import finish, serve_command
+from sweeps.running.outcome import describe_given, finish, serve_command
 from sweeps.search.presets import quick
 from tests.sweeps.running.tune.test_recovery import record
 from trainables.layout import database_uri
@@ -35,3 +35,15 @@ def test_the_page_is_served_from_where_the_records_are(tmp_path: Path) -> None:
     assert serve_command("night", out, database_uri(out)) == f"python -m analysis serve --name night --out '{out}'"
     for uri in ("http://head:5000", database_uri(tmp_path)):
         assert serve_command("night", out, uri) == f"python -m analysis serve --name night --tracking-uri {uri}"
+
+
+def test_who_brings_a_trained_network_reads_how_it_does_and_what_could_be_wrong() -> None:
+    config = quick().replace(base=quick().search.base.replace(teacher_weights="0" * 16, teacher_epochs=0))
+    dataset = SimpleNamespace(num_val=200, num_classes=4, class_names=("ant", "bee", "cat", "dog"))
+    run = SimpleNamespace(config=config, dataset=dataset, teacher=SimpleNamespace(metrics={"val_accuracy": 0.255}))
+    assert describe_given(run) == (
+        "Your network gets 25.5 % of 200 validation images right. Should it be more, check --normalize,"
+        " --image-size and the order of its classes, here: ant, bee, cat ..."
+    )
+    run.config = quick()
+    assert describe_given(run) == ""

@@ -27,6 +27,8 @@ from trainables.store.results import Key, stage_key
 DIGITS = SimpleNamespace(name="digits", image_size=32)
 PLACE = SimpleNamespace(fingerprint="data"), SimpleNamespace(key="teacher/t")
 
+WRONG_NORMALIZE = ("0.5", "a/b", "0.5/0", "0.1,0.2/0.3", "nan/1", "0.5/-1", "/", "")
+
 
 def test_field_names_are_unique_across_parts_so_that_a_candidate_is_one_row() -> None:
     config = CandidateConfig()
@@ -102,6 +104,7 @@ def test_replace_refuses_unknown_names() -> None:
         (lambda: ExportConfig(int8_tolerance=1.5), r"0 <= int8_tolerance <= 1.*int8_tolerance=1.5"),
         (lambda: DataConfig(val_fraction=0.0), r"val_fraction=0.0"),
         (lambda: DataConfig(train_limit=1), r"train_limit=1"),
+        *((lambda words=words: DataConfig(normalize=words), r"normalize.*MEAN/STD") for words in WRONG_NORMALIZE),
         (lambda: AugmentConfig(crop="zoom"), r"crop='zoom'"),
         (lambda: ExportConfig(precision="amp"), r"precision='amp' is no precision of a file.*train_precision=amp"),
         (lambda: AugmentConfig(mixup_alpha=0.0), r"mixup_alpha=0.0"),

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainables.config.candidate import DataConfig
+from trainables.config.training import OWN_STATISTICS, Triple, normalisation
 from trainables.files import sync, write_text
 from trainables.locks import file_lock
 from trainables.records import encoding
@@ -37,8 +38,6 @@ log = logging.getLogger(__name__)
 _prepared: dict[tuple[DataConfig, Path], DatasetRecord] = {}
 _LEAST_STD = 1 / 255
 _CHUNK = 4096  # images per step of the statistics: bounds their memory on any data set
-_Triple = tuple[float, float, float]
-"""One number each for R, G and B."""
 _Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
 """Images and labels of a split."""
 
@@ -56,11 +55,13 @@ def prepare(config: DataConfig, data_dir: Path) -> DatasetRecord:
     if config.split_seed < 0:
         raise ValueError(f"--split-seed {config.split_seed}: must be 0 or more.")
     data_dir = data_dir.resolve()
-    labelled = dataclasses.replace(config, unlabeled=None)
+    labelled = dataclasses.replace(config, unlabeled=None, normalize=OWN_STATISTICS)
     folder = data_dir / "decoded" / _digest(labelled)
     _make_once(folder, lambda part: _decode(labelled, reader, data_dir, part), _is_whole)
     record = _read(folder)[0]
-    return record if config.unlabeled is None else _add_unlabeled(record, config.unlabeled)
+    if config.unlabeled is not None:
+        record = _add_unlabeled(record, config.unlabeled)
+    return _normalise(record, config.normalize)
 
 
 def prepare_once(config: DataConfig, data_dir: Path) -> DatasetRecord:
@@ -103,7 +104,7 @@ def _open(folder: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64
 
 def _digest(config: DataConfig) -> str:
     key = dataclasses.asdict(config) | {"dataset": signature(config.dataset), "version": DECODER_VERSION}
-    del key["unlabeled"]  # decoded apart: with and without them, the labelled images are the same
+    del key["unlabeled"], key["normalize"]  # the labelled images are the same, whatever these are
     key |= {"train_size": OWN_SIZE[config.dataset]} if _is_enlarged(config) else {}
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -176,6 +177,15 @@ def _add_unlabeled(record: DatasetRecord, source: str) -> DatasetRecord:
     return dataclasses.replace(record, **row, unlabeled_folder=folder)
 
 
+def _normalise(record: DatasetRecord, normalize: str) -> DatasetRecord:
+    """The same images for networks that are given them in another way; other fingerprints make other networks."""
+    numbers = normalisation(normalize)
+    if numbers is None:
+        return record
+    fingerprint = hashlib.sha256(json.dumps([record.fingerprint, numbers]).encode()).hexdigest()
+    return dataclasses.replace(record, fingerprint=fingerprint, mean=numbers[0], std=numbers[1])
+
+
 def _split(config: DataConfig, raw: RawDataset) -> dict[str, tuple[RawSplit, NDArray[np.int64]]]:
     """Choose, for each split, the raw split and the positions of its images there."""
     if raw.val is None:
@@ -220,7 +230,7 @@ def _fingerprint(class_names: Sequence[str], image_size: int, arrays: Mapping[st
     return digest.hexdigest()
 
 
-def _compute_statistics(images_N3HW: NDArray[np.uint8]) -> tuple[_Triple, _Triple]:
+def _compute_statistics(images_N3HW: NDArray[np.uint8]) -> tuple[Triple, Triple]:
     """Compute mean and standard deviation per channel on the scale [0, 1], from histograms: exact, constant memory."""
     levels = np.arange(256) / 255
     histogram = np.zeros((3, 256), dtype=np.int64)
@@ -235,7 +245,7 @@ def _compute_statistics(images_N3HW: NDArray[np.uint8]) -> tuple[_Triple, _Tripl
     return _triple(mean), _triple(np.maximum(np.sqrt(variance), _LEAST_STD))
 
 
-def _triple(values: NDArray[np.float64]) -> _Triple:
+def _triple(values: NDArray[np.float64]) -> Triple:
     red, green, blue = (float(value) for value in values)
     return red, green, blue
 

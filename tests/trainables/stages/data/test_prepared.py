@@ -124,6 +124,17 @@ def test_another_split_or_size_has_another_fingerprint(tmp_path: Path, changes: 
     )
 
 
+def test_another_normalisation_is_for_other_networks_and_the_same_images(tmp_path: Path) -> None:
+    own, theirs, same = (
+        prepare(DataConfig(normalize=words), tmp_path)
+        for words in ("dataset", "imagenet", "0.485,0.456,0.406/0.229,0.224,0.225")
+    )
+    assert (theirs.mean, theirs.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert own.folder == theirs.folder
+    assert own.fingerprint != theirs.fingerprint == same.fingerprint
+    assert load_images(theirs, "cpu").std.flatten().tolist() == pytest.approx([0.229, 0.224, 0.225])
+
+
 def test_changed_file_is_decoded_again(tmp_path: Path) -> None:
     root = make_folder(tmp_path / "photos")
     before = prepare(folder_config(root), tmp_path)
