@@ -33,8 +33,8 @@ TEACHER_SHARE = 0.25
 TEACHER_EPOCHS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.17, 0.1)  # shares of those that suit the images
 LONG_S = 3600.0
 # How a command and a program ask for nothing, and for more.
-FLAGS = ("No --preset and no --gpus", "Bigger: --budget 2h or --trials 100; with GPUs: --preset cifar10 --gpus 1.")
-ARGUMENTS = ("No gpus, budget or trials asked for", 'Bigger: budget="2h" or trials=100; with GPUs: gpus=1.')
+FLAGS = ("No --preset and no --gpus", "Longer: --budget 2h; on GPUs: --preset cifar10 --gpus 1.")
+ARGUMENTS = ("No gpus, budget or trials asked for", 'Longer: budget="2h"; on GPUs: gpus=1.')
 
 
 def plan_maker(config: SweepConfig, dataset: DatasetRecord, screen: Screen) -> PlanOf:
