@@ -211,6 +211,10 @@ class DeviceLock:
         self._room = folder / f"{name}.room"
         self._drain, self._node = drain, node
 
+    def file(self, ending: str) -> Path:
+        """A file beside the lock's own, for whoever has the device alone to write."""
+        return self._room.with_suffix(f".{ending}")
+
     @contextmanager
     def shared(self) -> Iterator[None]:
         """Share the device with other trials for one training step; waits for running and queued measurements."""

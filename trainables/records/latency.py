@@ -30,13 +30,15 @@ class ConditionsRecord:
     elsewhere_share: float | None = None
     """Share of all other CPUs' time that was used: they share caches, memory and clock with its own."""
     clock_share: float | None = None
-    """Share of the file's blocks that were slow while a fixed loop in the L1 cache was slow as well."""
+    """Share of the file's blocks that were slow while fixed multiplications in the L1 cache were slow as well."""
     memory_share: float | None = None
     """Share of the file's blocks that were slow while copying memory was slow as well."""
     waited_blocks_share: float | None = None
     """Share of the file's blocks that were dropped because others ran in the process's place."""
     clock_probe_ms: float | None = None
-    """Time of that loop at the speed that it mostly had."""
+    """Time of those multiplications at the speed that they mostly had."""
+    clock_behind: float | None = None
+    """How much longer they took than they usually do on this machine, relative to that; None while nobody knows."""
     memory_probe_ms: float | None = None
     """Time of that copy at the speed that it mostly had."""
     memory_stall_share: float | None = None

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -13,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from trainables.files import sha256
+from trainables.files import sha256, write_text
 from trainables.layout import CHECKOUT, LEASES
 from trainables.locks import DeviceLock, without_shares
 from trainables.records.encoding import decode
@@ -45,6 +46,9 @@ SLACK_S = 120.0
 # The same on another machine, where measurements of other nodes may come first.
 QUEUE_S = 900.0
 MODULE = "trainables.stages.measuring.process"
+CLOCK_FILE = "clock.json"
+# Readings of the clock's probe that are kept, and that it takes to know what is usual.
+CLOCKS, FEWEST_CLOCKS = 31, 3
 
 
 class BrokenRoomError(RuntimeError):
@@ -93,6 +97,9 @@ def measure_apart(job: Job, lease: DeviceLock) -> Measured:
 
 def _attempt(job: Job, lease: DeviceLock, *, whole_node: bool) -> tuple[Measured, float]:
     """Measure in one process; returns the seconds for which it had the lease alone, too."""
+    clocks = _read_clocks(lease)
+    if len(clocks) >= FEWEST_CLOCKS:
+        job = dataclasses.replace(job, usual_clock_ms=statistics.median(clocks))
     with lease.shared() if job.address else contextlib.nullcontext():  # sending files would disturb another one there
         room = _Room(job)
     with room:
@@ -101,7 +108,20 @@ def _attempt(job: Job, lease: DeviceLock, *, whole_node: bool) -> tuple[Measured
         with lease.alone(whole_node=whole_node):
             began = time.monotonic()
             measured = room.measure()
-            return measured, time.monotonic() - began
+            seconds = time.monotonic() - began
+            if (seen := measured.candidate.conditions) and seen.clock_probe_ms is not None:
+                clocks = [*_read_clocks(lease), seen.clock_probe_ms]
+                write_text(lease.file(CLOCK_FILE), json.dumps(clocks[-CLOCKS:]))
+            return measured, seconds
+
+
+def _read_clocks(lease: DeviceLock) -> list[float]:
+    """The last readings of the clock's probe beside files that were measured there; none where nobody could write."""
+    try:
+        clocks: list[float] = json.loads(lease.file(CLOCK_FILE).read_text())
+    except (OSError, ValueError):
+        return []
+    return clocks
 
 
 def _settled(tries: Sequence[Measured]) -> bool:

@@ -28,6 +28,8 @@ ELSEWHERE_LIMIT = 0.25
 MEMORY_STALL_LIMIT = 0.01
 # Kernels of other processes run before ours: as with WAITED_LIMIT.
 GPU_OTHERS_LIMIT = 0.02
+# The whole measurement fell into a slow spell of the machine: files have been 1.3 times as slow in one.
+BEHIND_LIMIT = 0.1
 # Blocks of the file that were slow beside a slow probe: up to a quarter is dropped, more is no clean measurement.
 PROBED_LIMIT = 0.25
 CPU_SHARED, MACHINE_BUSY = "CPU shared", "machine busy"
@@ -139,7 +141,13 @@ def _rules(seen: ConditionsRecord) -> list[tuple[float, float, str, str]]:
         (seen.elsewhere_share, ELSEWHERE_LIMIT, MACHINE_BUSY, "{} of the other CPUs' time was used"),
         (seen.memory_stall_share, MEMORY_STALL_LIMIT, "memory short", "processes waited for it {} of the time"),
         (seen.gpu_others_share, GPU_OTHERS_LIMIT, "GPU shared", "others used it {} of the time"),
-        (seen.clock_share, PROBED_LIMIT, "clock unsteady", f"{slow} a loop that needs no memory"),
+        (seen.clock_share, PROBED_LIMIT, "clock unsteady", f"{slow} multiplications that need no memory"),
+        (
+            seen.clock_behind,
+            BEHIND_LIMIT,
+            "clock slow",
+            "multiplications that need no memory took {} longer than usual",
+        ),
         (seen.memory_share, PROBED_LIMIT, "memory busy", f"{slow} copying memory"),
     )
     return [(share, limit, name, facts) for share, limit, name, facts in rules if share is not None]

@@ -4,7 +4,6 @@ A slow block alone proves nothing: dropping the slow ones would report too low a
 ran in its place, or if it was slow and a fixed probe, timed just before and after it, was slow as well.
 """
 
-import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from trainables.stages.measuring.machine import WAITED_LIMIT, waited_s
 
 # A block is slow if its median exceeds that of the file's fast blocks by this factor; steady files vary by 1 %.
 SLOW = 1.05
-# Likewise the loop in the L1 cache, whose time on a steady clock varies by 1 %.
+# Likewise the multiplications in the L1 cache, whose time on a steady clock varies by 1 %.
 SLOW_CLOCK = 1.05
 # Copying memory varies by tens of percent on an idle machine that shares its memory with others.
 SLOW_MEMORY = 1.5
@@ -25,7 +24,10 @@ SPELL, SPELL_SHARE = 1.1, 0.25
 # The fast blocks, and the fast readings of a probe, begin at this percentile.
 FAST = 25.0
 
-_L1_BYTES = 16 * 1024  # half of the smallest L1 data cache in use
+# Three float32 matrices of this side are 19 kB, less than the smallest L1 data cache in use. Hashing 16 kB instead saw
+# 1 of 20 spells in which a file took 1.2 to 1.7 times as long, these see 18 (LOG.md, 2026-11-30, "slow spells"): a hash
+# waits for its own results, and hardly feels a neighbour on the other half of the core, who takes what files need.
+_SIDE, _PRODUCTS = 40, 20
 _PIECE_BYTES = 2 * 2**20
 _MEMORY_BYTES = 32 * _PIECE_BYTES  # a piece comes round again after 62 MB: no longer in most caches
 
@@ -35,7 +37,7 @@ class Reading:
     """What the probes and the scheduler say at one moment."""
 
     clock_ms: float
-    """Time of a fixed loop in the L1 cache: grows when the clock falls or the hypervisor takes the CPU."""
+    """Time of fixed multiplications in the L1 cache: grows when the clock falls, or others use the same core."""
     memory_ms: float
     """Time of copying 2 MB from memory: grows when others use the memory's bandwidth."""
     waited_s: float | None
@@ -46,24 +48,25 @@ class Probes:
     """The two probes, in the process that measures."""
 
     def __init__(self) -> None:
-        self._small = bytes(_L1_BYTES)
+        self._factor = np.full((_SIDE, _SIDE), 0.5, dtype=np.float32)
+        self._other, self._product = self._factor.copy(), np.empty_like(self._factor)
         self._large = np.ones(_MEMORY_BYTES, dtype=np.uint8)
         self._target = np.ones(_PIECE_BYTES, dtype=np.uint8)
         self._at = 0
 
     def read(self) -> Reading:
         """Run both probes, which takes less than a millisecond."""
-        clock = sorted(self._time_loop() for _ in range(3))[1]  # an interrupt hits one of three
+        clock = sorted(self._time_products() for _ in range(3))[1]  # an interrupt hits one of three
         self._at = (self._at + _PIECE_BYTES) % _MEMORY_BYTES
         start = time.perf_counter_ns()
         np.copyto(self._target, self._large[self._at : self._at + _PIECE_BYTES])
         memory = time.perf_counter_ns() - start
         return Reading(clock_ms=clock / 1e6, memory_ms=memory / 1e6, waited_s=waited_s())
 
-    def _time_loop(self) -> int:
+    def _time_products(self) -> int:
         start = time.perf_counter_ns()
-        for _ in range(4):
-            hashlib.sha256(self._small)
+        for _ in range(_PRODUCTS):
+            np.dot(self._factor, self._other, out=self._product)
         return time.perf_counter_ns() - start
 
 
@@ -96,9 +99,9 @@ class Sorted:
 
     kept: tuple[Block, ...]
     clock_share: float | None = None
-    """Share of all blocks that were slow beside a slow loop; this and the next are None if nobody watched."""
+    """Share of all blocks that were slow beside slow products; this and the next are None if nobody watched."""
     memory_share: float | None = None
-    """Share of all blocks that were slow beside slow copying, but no slow loop."""
+    """Share of all blocks that were slow beside slow copying, but no slow products."""
     waited_blocks_share: float | None = None
     """Share of all blocks in which others ran in the process's place."""
     waited_share: float | None = None

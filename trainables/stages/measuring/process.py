@@ -55,6 +55,8 @@ class Job:
     """Images per call for measuring the candidate's throughput as well; None skips that."""
     address: str | None = None
     """ssh://[USER@]HOST[:PORT] of the machine to measure on, with the CPU runtime; None is this one."""
+    usual_clock_ms: float | None = None
+    """What `ConditionsRecord.clock_probe_ms` usually is there; None while nobody knows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,17 +91,21 @@ def _measure(job: Job, probes: Probes, candidate: Opened, reference: Opened, wid
     gpu = GpuState.now() if on_gpu else None  # read at once: throttling ends within moments
     seen = conditions(before, Counters.now(), cores, gpu=gpu, gpu_others_share=gpu_others_share)
     return Measured(
-        candidate=_judge(took.candidate, seen, took.candidate_conditions),
-        reference=_judge(took.reference, seen, took.reference_conditions),
+        candidate=_judge(took.candidate, seen, took.candidate_conditions, job.usual_clock_ms),
+        reference=_judge(took.reference, seen, took.reference_conditions, job.usual_clock_ms),
         ratio=took.ratio,
         ratio_half_width=took.ratio_half_width,
         throughput_ips=throughput_ips(wide.runner, seconds=job.seconds / 40) if wide else None,
     )
 
 
-def _judge(latency: LatencyRecord, machine: ConditionsRecord, probed: Mapping[str, float]) -> LatencyRecord:
+def _judge(
+    latency: LatencyRecord, machine: ConditionsRecord, probed: Mapping[str, float], usual_clock_ms: float | None
+) -> LatencyRecord:
     """Add the conditions; what came from outside outranks what the file's own blocks say."""
     fields: dict[str, Any] = dict(probed)
+    if usual_clock_ms is not None and "clock_probe_ms" in probed:
+        fields["clock_behind"] = probed["clock_probe_ms"] / usual_clock_ms - 1
     seen = dataclasses.replace(machine, **fields)
     why = disturbed_by(seen)
     return dataclasses.replace(

@@ -1,6 +1,8 @@
 import dataclasses
+import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -60,6 +62,25 @@ def test_a_measurement_comes_from_another_process_and_says_how_it_was_taken(job:
     if hasattr(os, "sched_setaffinity"):
         assert len(seen.cores) == 1
         assert os.sched_getaffinity(0) >= set(seen.cores)
+
+
+def test_a_measurement_in_a_slow_spell_is_known_by_those_before_it(
+    job: Job, lease: DeviceLock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own blocks are all alike, so that nothing within it tells."""
+    monkeypatch.setattr(clean_room, "PAUSE_S", 0.0)
+    once = dataclasses.replace(job, throughput_batch=None, attempts=1)
+    clocks = lease.file(clean_room.CLOCK_FILE)
+    first = [measure_apart(once, lease).candidate.conditions for _ in range(clean_room.FEWEST_CLOCKS + 1)]
+    assert [seen and seen.clock_behind is None for seen in first] == [True] * 3 + [False]
+    assert json.loads(clocks.read_text()) == [seen and seen.clock_probe_ms for seen in first]
+    usual = statistics.median(json.loads(clocks.read_text()))
+    clocks.write_text(json.dumps([usual / 5] * clean_room.CLOCKS))  # as if the machine had been five times as fast
+    slow = measure_apart(once, lease).candidate
+    assert slow.latency_disturbed and slow.verdict.startswith("clock slow: multiplications that need no memory took ")
+    assert len(json.loads(clocks.read_text())) == clean_room.CLOCKS
+    clocks.write_text("[0.1")  # cut off
+    assert measure_apart(once, lease).candidate.conditions is not None
 
 
 @linux

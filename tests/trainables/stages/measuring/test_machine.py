@@ -8,6 +8,7 @@ import pytest
 from tests.trainables.stages.measuring.busy_cpu import bound_to, busy, linux
 from trainables.records.latency import ConditionsRecord
 from trainables.stages.measuring.machine import (
+    BEHIND_LIMIT,
     ELSEWHERE_LIMIT,
     OTHERS_LIMIT,
     PROBED_LIMIT,
@@ -32,7 +33,8 @@ QUIET = {"cores": (1,), "seconds": 1.0, "nice": 0, "load_1m": 0.1}
         ("elsewhere_share", ELSEWHERE_LIMIT, "machine busy: 75 % of the other CPUs' time was used; make 7"),
         ("memory_stall_share", 0.01, "memory short: processes waited for it 3 % of the time"),
         ("gpu_others_share", 0.02, "GPU shared: others used it 6 % of the time"),
-        ("clock_share", PROBED_LIMIT, "clock unsteady: 75 % of its blocks were slow, and with them a loop"),
+        ("clock_share", PROBED_LIMIT, "clock unsteady: 75 % of its blocks were slow, and with them multi"),
+        ("clock_behind", BEHIND_LIMIT, "clock slow: multiplications that need no memory took 30 % longer than usual"),
         ("memory_share", PROBED_LIMIT, "memory busy: 75 % of its blocks were slow, and with them copying memory"),
     ],
 )
