@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
@@ -51,7 +51,8 @@ def pareto_png(frame: pd.DataFrame, path: Path, *, sweep: Mapping[str, Any], var
     candidates = frame[frame["stage"] != "teacher"]
     front = candidates[candidates["pareto"]]
     sizes = candidates["size_bytes"].dropna() / MB
-    scale = Normalize(sizes.min(), sizes.max())
+    smallest, largest = float(sizes.min()), float(sizes.max())
+    scale = LogNorm(smallest, max(largest, 1.1 * smallest))
     xs, ys = staircase(front["latency_p50_ms"], 100 * front["val_accuracy"], float(frame["latency_p50_ms"].max()))
     axes.plot(xs, ys, color=INK, linewidth=1.3, linestyle=":", zorder=1)
     handles: list[Any] = [
@@ -61,6 +62,9 @@ def pareto_png(frame: pd.DataFrame, path: Path, *, sweep: Mapping[str, Any], var
     handles += _scatter(axes, candidates, scale)
     handles += _teacher_star(axes, frame[frame["stage"] == "teacher"])
     bar = figure.colorbar(ScalarMappable(scale, cmap="viridis"), ax=axes, pad=0.02)
+    bar.ax.yaxis.set_major_locator(FixedLocator(log_ticks(smallest, max(largest, 1.1 * smallest))))
+    bar.ax.yaxis.set_major_formatter("{x:g}")
+    bar.ax.yaxis.set_minor_locator(NullLocator())
     bar.set_label("size, MB", fontsize=13)
     handles += _letters(axes, front, merged_names(variants))
     label_front(axes, frame, sweep)

@@ -108,10 +108,10 @@ def test_pictures_come_as_svg_too_and_a_dollar_is_a_dollar(runs, tmp_path):
         ({}, ["candidates", "candidates"]),
         ({"pruning_method": ["structured", None]}, ["structured", "not pruned"]),
         ({"pruning_method": ["structured"] * 2, "student_model": ["a", "a"]}, ["structured", "structured"]),
-        ({"student_model": ["teacher", "small"], "pruning_method": ["structured"] * 2}, ["teacher", "small"]),
+        ({"student_model": ["teacher", "b"], "pruning_method": ["structured"] * 2}, ["copy of the teacher", "b"]),
         (
             {"student_model": ["teacher", "small"], "pruning_method": ["l1"] * 2, "precision": ["fp32", "int8_ptq"]},
-            ["teacher, fp32", "small, int8_ptq"],
+            ["copy of the teacher, fp32", "small, int8_ptq"],
         ),
     ],
 )
