@@ -12,14 +12,25 @@ from trainables.layout import DATABASE
 
 COMMANDS: Mapping[str, str] = {
     "front": "Print the Pareto front and write its tables, pictures and pages (what happens without a command)",
-    "select": "The file that fits your limits, the runner-up, or what it would take; exit code 1 if nothing fits",
+    "select": "Name the file that fits your limits and the runner-up, or the nearest miss (exit code 1)",
     "export": "Write a folder to ship: ONNX, TorchScript, preprocessing, labels, a predict.py",
     "report": "Write one page, HTML and Markdown: verdict, front, controls, ablations, latency, model cards",
-    "importance": "Which parameter moved accuracy, latency and size",
-    "compare": "Two sweeps: hypervolume, and how surely one is ahead",
-    "serve": "The front as a live page on this machine: limits as sliders, each candidate's recipe, curves and files",
-    "du": "What the folder takes on disk",
+    "importance": "Say which setting moved accuracy, latency and size",
+    "compare": "Compare two sweeps: hypervolume, and how surely one is ahead",
+    "serve": "Serve the front as a live page: limits as sliders, each candidate's recipe, curves and files",
+    "du": "Say what the folder takes on disk",
     "sync": "Deliver to MLflow what waits on disk because it was away, each trial once",
+}
+EXAMPLES: Mapping[str, str] = {
+    "front": "front --name NAME,OTHER --to pictures",
+    "select": "select --max-latency-ms 5 --min-accuracy 0.9",
+    "export": "export NAME@balanced --to ship",
+    "report": "report --name NAME",
+    "importance": "importance --evaluator ped-anova",
+    "compare": "compare NAME OTHER",
+    "serve": "serve --port 8050",
+    "du": "du --out runs",
+    "sync": "sync --tracking-uri http://127.0.0.1:5000",
 }
 # Commands on one front: they take a sweep's name and the device of its latencies.
 FRONT_COMMANDS = ("front", "select", "report", "importance", "serve")
@@ -68,7 +79,12 @@ def parser() -> OneLineParser:
     )
     add_completion_flag(top)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    made = {name: commands.add_parser(name, help=text, description=text) for name, text in COMMANDS.items()}
+    made = {
+        name: commands.add_parser(
+            name, help=text, description=f"{text}.", epilog=f"example: {PROGRAM} {EXAMPLES[name]}"
+        )
+        for name, text in COMMANDS.items()
+    }
     for name, command in made.items():
         command.add_argument(
             "--out",
@@ -78,7 +94,7 @@ def parser() -> OneLineParser:
             help=f"Folder of the sweeps, with {DATABASE} (default: runs)",
         )
         if name in FRONT_COMMANDS:
-            command.add_argument("--name", help="Sweep; several with commas between them (default: the newest)")
+            command.add_argument("--name", help="Sweep, or several such as A,B (default: the newest)")
             command.add_argument(
                 "--device", help="Device of the latencies, such as cpu:1; needed where there are several"
             )
@@ -108,7 +124,7 @@ def _add_own_flags(made: Mapping[str, argparse.ArgumentParser]) -> None:
         "--evaluator", default="fanova", metavar="{fanova,ped-anova}", help="How shares are computed (default: fanova)"
     )
     made["compare"].add_argument(
-        "sweeps", nargs=2, metavar="NAME", help="A sweep; several taken together with commas between them"
+        "sweeps", nargs=2, metavar="NAME", help="A sweep, or several taken together, such as A,B"
     )
     made["serve"].add_argument("--port", type=int, metavar="N", help="Port on loopback (default: 8050, or a free one)")
     made["sync"].add_argument("--name", help="Sweep to deliver (default: all)")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from analysis.__main__ import parser
+from analysis.__main__ import COMMANDS as ANALYSIS
+from analysis.__main__ import EXAMPLES, parser
 from sweeps import ablation, kd_prune, runtimes, studies
 from trainables.store import __main__
 
@@ -51,6 +52,18 @@ def test_the_readme_has_commands_for_looking_choosing_and_shipping() -> None:
 def test_analysis_commands_parse_as_printed(command: str) -> None:
     words = shlex.split(command.split("  #")[0])[3:]
     parser().parse_args(words if words and not words[0].startswith("-") else ["front", *words])
+
+
+@pytest.mark.parametrize("name", sorted(ANALYSIS))
+def test_the_help_of_each_analysis_command_ends_with_an_example_that_parses(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as end:
+        parser().parse_args([name, "--help"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out.rstrip().endswith(f"example: python -m analysis {EXAMPLES[name]}")
+    assert parser().parse_args(shlex.split(EXAMPLES[name])).command == name
 
 
 def own_commands() -> list[str]:
