@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.axis import Axis
+from matplotlib.ticker import FixedLocator, NullLocator
 
 LOG_SPREAD = 8.0  # beyond this factor the fast candidates, which matter most, would crowd at a linear axis' end
 
@@ -26,6 +28,13 @@ def log_ticks(low: float, high: float) -> list[float]:
     # Parsed, not multiplied: 3 * 10**-1 would be 0.30000000000000004.
     ticks = [float(f"{step}e{power}") for power in powers for step in (1, 2, 3, 5)]
     return [tick for tick in ticks if low <= tick <= high]
+
+
+def mark_log_axis(axis: Axis, low: float, high: float) -> None:
+    """Give a log axis the ticks of `log_ticks`, as plain numbers."""
+    axis.set_major_locator(FixedLocator(log_ticks(low, high)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())
 
 
 def staircase(latency: npt.ArrayLike, accuracy: npt.ArrayLike, end: float) -> tuple[list[float], list[float]]:

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
-from analysis.plots.axes import log_ticks, needs_log_axis
+from analysis.plots.axes import mark_log_axis, needs_log_axis
 from analysis.plots.front import DPI, GREY, INK, OKABE_ITO, TEACHER, head, headline, layout, plain, save
 from analysis.reading.facts import device_of
 from analysis.reading.wording import trial_label
@@ -110,8 +110,6 @@ def _latency_axis(axes: Axes, values: Any) -> None:
     axes.tick_params(axis="y", length=0)
     if needs_log_axis(values):
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(FixedLocator(log_ticks(float(values.min()) / 1.2, 1.2 * float(values.max()))))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.xaxis.set_minor_locator(NullLocator())
+        mark_log_axis(axes.xaxis, float(values.min()) / 1.2, 1.2 * float(values.max()))
     else:
         axes.set_xlim(left=0)

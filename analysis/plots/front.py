@@ -13,11 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from analysis.findings.attainment import LEVELS, RESAMPLES, attainment
 from analysis.findings.confidence import half_width_95
-from analysis.plots.axes import log_ticks, needs_log_axis, staircase
+from analysis.plots.axes import mark_log_axis, needs_log_axis, staircase
 from analysis.reading.facts import dataset_of, device_of, images_of, models_of
 from analysis.reading.wording import MB, kinds_of, merged_names, pruning_of, trial_label
 from trainables.files import replacing
@@ -51,8 +50,8 @@ def pareto_png(frame: pd.DataFrame, path: Path, *, sweep: Mapping[str, Any], var
     candidates = frame[frame["stage"] != "teacher"]
     front = candidates[candidates["pareto"]]
     sizes = candidates["size_bytes"].dropna() / MB
-    smallest, largest = float(sizes.min()), float(sizes.max())
-    scale = LogNorm(smallest, max(largest, 1.1 * smallest))
+    smallest, largest = float(sizes.min()), max(float(sizes.max()), 1.1 * float(sizes.min()))
+    scale = LogNorm(smallest, largest)
     xs, ys = staircase(front["latency_p50_ms"], 100 * front["val_accuracy"], float(frame["latency_p50_ms"].max()))
     axes.plot(xs, ys, color=INK, linewidth=1.3, linestyle=":", zorder=1)
     handles: list[Any] = [
@@ -62,9 +61,7 @@ def pareto_png(frame: pd.DataFrame, path: Path, *, sweep: Mapping[str, Any], var
     handles += _scatter(axes, candidates, scale)
     handles += _teacher_star(axes, frame[frame["stage"] == "teacher"])
     bar = figure.colorbar(ScalarMappable(scale, cmap="viridis"), ax=axes, pad=0.02)
-    bar.ax.yaxis.set_major_locator(FixedLocator(log_ticks(smallest, max(largest, 1.1 * smallest))))
-    bar.ax.yaxis.set_major_formatter("{x:g}")
-    bar.ax.yaxis.set_minor_locator(NullLocator())
+    mark_log_axis(bar.ax.yaxis, smallest, largest)
     bar.set_label("size, MB", fontsize=13)
     handles += _letters(axes, front, merged_names(variants))
     label_front(axes, frame, sweep)
@@ -244,9 +241,7 @@ def label_front(axes: Axes, frame: pd.DataFrame, sweep: Mapping[str, Any]) -> No
     axes.margins(0.06)
     if needs_log_axis(frame["latency_p50_ms"]):
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(FixedLocator(log_ticks(*axes.get_xlim())))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.xaxis.set_minor_locator(NullLocator())
+        mark_log_axis(axes.xaxis, *axes.get_xlim())
 
 
 def _bars(axes: Axes, values: Any, colours: list[str], spec: str, unit: str, errors: Any) -> None:

@@ -5,7 +5,6 @@ Shape legend: N images, H = W = image_size.
 
 import functools
 import io
-import os
 import struct
 import tokenize
 from collections.abc import Callable, Sequence
@@ -17,6 +16,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
+
+from trainables.stages.models.devices.processor import usable_cores
 
 # Raised by Pillow for files that are not images, truncated or extremely large.
 READ_ERRORS = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
@@ -107,7 +108,7 @@ def decode(flag: str, split: RawSplit, index: NDArray[np.int64], out: NDArray[np
             out[position] = _decode_one(flag, split, int(index[position]), out.shape[-1])
 
     # threads, because Pillow releases the GIL while it decodes, and they share the memory map
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(8, len(usable_cores()))) as pool:
         list(pool.map(decode_block, range(0, len(index), _BLOCK)))
 
 
