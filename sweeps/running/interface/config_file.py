@@ -4,7 +4,7 @@ import argparse
 import difflib
 import tomllib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,6 +15,7 @@ from trainables.layout import SWEEP_TOML
 
 # They say what one run does or prints, and are no settings.
 NOT_SETTINGS = ("config", "help", "help_all", "json", "plan", "print_completion", "quiet", "retry_failed")
+EITHER = ("budget", "trials")  # a sweep takes one: whoever asks for one of them later has left the other
 SPACE = "SPACE"  # metavar of the flags that take a list or a range
 
 
@@ -55,6 +56,11 @@ class ConfigFile:
         """The flags that these keys stand for, as far as they are there."""
         return [_word(key, self.settings[key]) for key in keys if key in self.settings]
 
+    def under(self, later: Collection[str]) -> "ConfigFile":
+        """What is left of the file where these keys are asked for later: of `EITHER` not the other one."""
+        gone = [key for key in EITHER if key not in later and any(other in later for other in EITHER)]
+        return replace(self, settings={key: value for key, value in self.settings.items() if key not in gone})
+
     def checked(self, parser: OneLineParser) -> list[str]:
         """The flags that the file stands for; mistakes are answered by the parser, a line each, with exit code 2."""
         if mistakes := self.mistakes(parser):
@@ -82,7 +88,8 @@ def read(words: list[str], parser: OneLineParser) -> ConfigFile:
         parser.error(f"--config {path}: cannot be read ({error.strerror}).")
     except (ValueError, RecursionError) as error:  # no TOML, or no UTF-8
         parser.error(f"--config {path}: is no TOML ({error}).")
-    return ConfigFile.of(content, path=path)
+    typed = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in words if word.startswith("--")}
+    return ConfigFile.of(content, path=path).under(typed)
 
 
 class RaisingParser(OneLineParser):
@@ -103,7 +110,8 @@ def from_program(config: str | Path | Mapping[str, Any] | None, settings: Mappin
         file = read(["--config", str(config)], RaisingParser())
     else:
         file = ConfigFile.of(config or {})
-    return ConfigFile(settings={**file.settings, **ConfigFile.of(settings).settings}, twice=file.twice)
+    later = ConfigFile.of(settings).settings
+    return ConfigFile(settings={**file.under(later).settings, **later}, twice=file.twice)
 
 
 def _as_in_a_file(value: object) -> object:

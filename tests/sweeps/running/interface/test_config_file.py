@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from sweeps import ablation, kd_prune
+from sweeps.running.interface.config_file import from_program
 from sweeps.running.interface.sweep_toml import sweep_toml
 from sweeps.search.config import SweepConfig
 
@@ -72,6 +73,18 @@ def test_the_file_of_an_ablation_asks_for_the_same_grid(words: str, tmp_path: Pa
     again, text_again = ablation_of(written(tmp_path, text))
     assert again == config
     assert text_again == text
+
+
+@pytest.mark.parametrize(("file", "flag"), [("budget = 600.0", "--trials=50"), ("trials = 12", "--budget=1h")])
+def test_trials_replace_the_budget_of_a_file_and_a_budget_its_trials(tmp_path: Path, file: str, flag: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(f'preset = "quick"\n{file}\n', encoding="utf-8")
+    _, flags = kd_prune._parse(["--config", str(path), flag])
+    assert (flags.trials, flags.budget) == ((50, None) if "trials" in flag else (None, 3600))
+    kd_prune._config(flags)
+    key, _, value = flag.removeprefix("--").partition("=")
+    said = from_program(path, {key: int(value) if value.isdigit() else value})
+    assert {"trials", "budget"} & set(said.settings) == {key}
 
 
 def test_flags_override_the_file_and_the_file_the_preset(tmp_path: Path) -> None:
