@@ -30,7 +30,7 @@ class PruneConfig:
     """How the student is pruned and recovered."""
 
     pruning_method: str = "structured"
-    """`structured` removes channels (faster everywhere). The others zero weights (size after compression only):
+    """`structured` removes channels: smaller and mostly faster. The others zero weights, which is neither:
     `l1_unstructured` the smallest of every convolution, `l1_global` of all convolutions, `nm_2_4` two of every four."""
     pruning_ratio: float = 0.3
     """Fraction removed, in [0, 1): of what `pruning_of` says, or of Conv2d weights; `nm_2_4` always zeroes half.
