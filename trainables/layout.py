@@ -2,7 +2,7 @@
 
 OUT/mlflow.db, artifacts/              MLflow's database of all sweeps, and its artifacts
 OUT/store/STAGE/DIGEST/                results of stages: record.json, weights.pt, model.onnx; see `trainables.store`
-OUT/leases/                            locks of CPU and GPU during measurements
+OUT/leases/                            locks of CPU and GPU during measurements, and what their clocks usually do
 OUT/sweeps/NAME/                       one sweep: identity.json, sweep.json, sweep.toml, study.journal, driver.lock
 OUT/sweeps/NAME/teacher/, trials/00012/, champions/RUN/, runtimes/CELL/
                                        the files of each run: record.json, recipe.json, model.onnx, delivered.json

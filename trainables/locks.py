@@ -212,7 +212,7 @@ class DeviceLock:
         self._drain, self._node = drain, node
 
     def file(self, ending: str) -> Path:
-        """A file beside the lock's own, for whoever has the device alone to write."""
+        """A file of this device, beside those of its lock."""
         return self._room.with_suffix(f".{ending}")
 
     @contextmanager

@@ -31,9 +31,9 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def mark_log_axis(axis: Axis, low: float, high: float) -> None:
-    """Give a log axis the ticks of `log_ticks`, as plain numbers."""
-    axis.set_major_locator(FixedLocator(log_ticks(low, high)))
-    axis.set_major_formatter("{x:g}")
+    """Give a log axis the ticks of `log_ticks` as plain numbers, or its ends where these are too close for those."""
+    axis.set_major_locator(FixedLocator(log_ticks(low, high) if high > 2 * low else [low, high]))
+    axis.set_major_formatter("{x:.3g}")
     axis.set_minor_locator(NullLocator())
 
 

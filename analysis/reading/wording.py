@@ -23,7 +23,7 @@ def kinds_of(candidates: pd.DataFrame) -> pd.Series:
     if not known:
         return pd.Series("candidates", index=candidates.index)
     words = candidates[known].fillna({name: "not pruned" if name == "pruning_method" else "" for name in known})
-    if "student_model" in known:  # the teacher itself is drawn beside them, as it was before
+    if "student_model" in known:  # the uncut teacher has a marker of its own
         words["student_model"] = words["student_model"].replace("teacher", "copy of the teacher")
     varied = [name for name in known if words[name].nunique() > 1]
     shown = varied or [name for name in known if name == "pruning_method"] or known[:1]

@@ -21,7 +21,7 @@ START_S = 15.0
 ARMS = 4  # runs per champion and seed: `sweeps.running.champions.arms`
 # Of the arms, those that train a student or a shape of their own; `not_pruned` finds the champion's in the store.
 ARM_STUDENTS = 3
-# Shape and file together, in `latency_seconds`: 0.6 where every p50 is known at once, up to 6 where none ever is.
+# Shape and file together, in `latency_seconds`: 0.6 where every p50 is known at once, up to 4 where none ever is.
 MEASURING = 1.0
 QAT_COST = 1.5  # a quantisation-aware epoch, in epochs of recovery
 

@@ -17,6 +17,7 @@ from analysis.pages.terminal import front_table, print_controls
 from analysis.reading.facts import stood_still
 from analysis.reading.runs import Runs, read_runs
 from analysis.reading.wording import in_words
+from sweeps.display.console import Screen
 from sweeps.running.run import Run
 from sweeps.search.config import SweepConfig
 from sweeps.search.folder import InputError, check_identity
@@ -92,14 +93,15 @@ def describe_given(run: Run) -> str:
         return ""
     right = f"{100 * run.teacher.metrics['val_accuracy']:.1f} % of {run.dataset.num_val} validation images right"
     return (
-        f"Your network gets {right}. Should it be more, check --normalize, --image-size and the order of its classes,"
-        f" here: {', '.join(run.dataset.class_names[:3])}{' ...' if run.dataset.num_classes > 3 else ''}"
+        f"Your network gets {right}. Should it be more, check its normalisation, its image size and the order of its"
+        f" classes, here: {', '.join(run.dataset.class_names[:3])}{' ...' if run.dataset.num_classes > 3 else ''}"
     )
 
 
 def announce(run: Run) -> None:
     """Say how a given teacher does, and deliver what `analysis` needs to read a running sweep."""
-    if told := describe_given(run):
+    told = describe_given(run)
+    if told and not (isinstance(run.console, Screen) and run.console.mode == "quiet"):
         run.console.print(told, soft_wrap=True)
     folder = run.config.folder
     try:

@@ -38,24 +38,27 @@ def normalisation(normalize: str) -> tuple[Triple, Triple] | None:
         ((0.5, 0.5, 0.5), (0.25, 0.2, 0.25))
 
     Raises:
-        ValueError: if `normalize` names neither.
+        ValueError: if `normalize` is none of what `DataConfig.normalize` takes.
     """
     if normalize == OWN_STATISTICS:
         return None
     mean, _, std = (IMAGENET if normalize == "imagenet" else normalize).partition("/")
-    try:
-        centre, spread = _three(mean), _three(std)
-    except ValueError:
-        centre, spread = (0.0, 0.0, 0.0), (0.0, 0.0, 0.0)
-    if not min(spread) > 0 or not all(map(math.isfinite, (*centre, *spread))):
-        fix = "`dataset`, `imagenet` or MEAN/STD such as 0.5/0.25 or 0.48,0.45,0.4/0.2,0.2,0.2"
-        raise ValueError(f"`normalize` must be {fix}, with numbers above 0 for STD, but got normalize={normalize!r}.")
-    return centre, spread
+    numbers = _three(mean), _three(std)
+    if all(0 <= value <= 1 for value in numbers[0]) and all(0 < value <= 1 for value in numbers[1]):
+        return numbers
+    raise ValueError(
+        f"`normalize` must be {OWN_STATISTICS}, imagenet or MEAN/STD such as 0.5/0.25 or 0.48,0.45,0.4/0.2,0.2,0.2, of"
+        f" pixels from 0 to 1 (divide those from 0 to 255 by 255), but got normalize={normalize!r}."
+    )
 
 
 def _three(text: str) -> Triple:
-    numbers = [float(word) for word in text.split(",")]
-    red, green, blue = numbers * 3 if len(numbers) == 1 else numbers
+    """One number three times, or three; three times nan for anything else."""
+    try:
+        numbers = [float(word) for word in text.split(",")]
+        red, green, blue = numbers * 3 if len(numbers) == 1 else numbers
+    except ValueError:
+        return math.nan, math.nan, math.nan
     return red, green, blue
 
 

@@ -65,7 +65,7 @@ class ConditionsRecord:
 
 # Half-width of the 95 % interval of p50, relative to p50: a wider one is not clean.
 HALF_WIDTH = 0.02
-# Share of the time allowed that is enough for a file whose shape was measured before.
+# Share of the time allowed that is enough for a file whose shape was measured before, and for a shape without a limit.
 KNOWN_SHARE = 0.25
 CLEAN = "clean"
 

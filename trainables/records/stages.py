@@ -20,7 +20,7 @@ class DatasetRecord:
     folder: Path
     """Holds {train,val,test}_images.npy (uint8, N3HW) and {train,val,test}_labels.npy (int64, N)."""
     fingerprint: str
-    """Hash of pixels, labels, split and image size: equal fingerprints mean equal arrays."""
+    """Hash of pixels, labels, split and image size, and of `normalize` if that is given."""
     class_names: tuple[str, ...]
     image_size: int
     """Pixels per side of the networks' input; training images may be stored smaller (`stages.data.prepared.load`)."""
@@ -28,7 +28,7 @@ class DatasetRecord:
     num_val: int
     num_test: int
     mean: tuple[float, float, float]
-    """Per channel (R, G, B) over the training split, pixel values in [0, 1]."""
+    """Per channel (R, G, B), pixel values in [0, 1]: over the training split, or what `normalize` says."""
     std: tuple[float, float, float]
     unlabeled: str | None = None
     """Digest of the images without labels that students learn, too; None if there are none."""

@@ -31,7 +31,16 @@ from trainables.stages.data import prepared
 from trainables.stages.data.sources.folders import PREFIX
 
 GIVEN = "given"  # below the folder of data: images and networks of programs
-DECIDED = ("dataset", "teacher_model", "teacher_weights", "teacher_epochs", "address", "storage", "tracking_uri")
+DECIDED = (
+    "dataset",
+    "normalize",
+    "teacher_model",
+    "teacher_weights",
+    "teacher_epochs",
+    "address",
+    "storage",
+    "tracking_uri",
+)
 
 
 def compress(
@@ -107,7 +116,8 @@ def _config(settings: dict[str, Any]) -> SweepConfig:
     """The sweep that the settings ask for, over the network itself as the student."""
     for name in DECIDED:
         if name in settings:
-            raise ValueError(f"{name}={settings[name]!r}: `compress` decides that; leave it out, or take a command.")
+            instead = "give mean= and std=" if name == "normalize" else "leave it out, or take a command"
+            raise ValueError(f"{name}={settings[name]!r}: `compress` decides that; {instead}.")
     preset = cifar10() if settings.get("gpus") else on_cores("", settings.get("image_size"))
     base = preset.search.base.replace(student_model=TEACHER_ITSELF, teacher_epochs=0)
     space = {name: values for name, values in preset.search.space.items() if name != "student_model"}

@@ -55,16 +55,8 @@ _SEARCHED_DOCS = {
 # What `--help` names; `--help-all` names the others, too.
 USUAL = (
     *("--help", "--help-all", "--preset", "--base", "--config", "--plan", "--budget", "--name", "--out"),
-    *(
-        "--dataset",
-        "--image-size",
-        "--normalize",
-        "--student-model",
-        "--pruning-ratio",
-        "--precision",
-        "--trials",
-        "--champions",
-    ),
+    *("--dataset", "--image-size", "--normalize", "--student-model", "--pruning-ratio", "--precision"),
+    *("--trials", "--champions"),
     *("--teacher-model", "--teacher-weights", "--teacher-epochs", "--max-latency-ms", "--max-size-mb", "--max-drop"),
     *("--gpus", "--gpus-per-trial", "--cpus", "--address", "--storage", "--tracking-uri", "--seeds"),
 )

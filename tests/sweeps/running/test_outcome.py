@@ -5,8 +5,11 @@ import socket
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
+
 from analysis.reading.doors import Terminal
-from sweeps.running.outcome import describe_given, finish, serve_command
+from sweeps.display.console import Screen
+from sweeps.running.outcome import announce, describe_given, finish, serve_command
 from sweeps.search.presets import quick
 from tests.sweeps.running.tune.test_recovery import record
 from trainables.layout import database_uri
@@ -42,8 +45,29 @@ def test_who_brings_a_trained_network_reads_how_it_does_and_what_could_be_wrong(
     dataset = SimpleNamespace(num_val=200, num_classes=4, class_names=("ant", "bee", "cat", "dog"))
     run = SimpleNamespace(config=config, dataset=dataset, teacher=SimpleNamespace(metrics={"val_accuracy": 0.255}))
     assert describe_given(run) == (
-        "Your network gets 25.5 % of 200 validation images right. Should it be more, check --normalize,"
-        " --image-size and the order of its classes, here: ant, bee, cat ..."
+        "Your network gets 25.5 % of 200 validation images right. Should it be more, check its"
+        " normalisation, its image size and the order of its classes, here: ant, bee, cat ..."
     )
     run.config = quick()
     assert describe_given(run) == ""
+
+
+@pytest.mark.parametrize(("mode", "told"), [("people", True), ("quiet", False)])
+def test_it_is_said_when_the_sweep_begins_and_not_to_who_wants_the_result_alone(
+    tmp_path: Path, mode: str, told: bool
+) -> None:
+    said = io.StringIO()
+    config = quick().replace(base=quick().search.base.replace(teacher_weights="0" * 16, teacher_epochs=0), out=tmp_path)
+    tracker = SimpleNamespace(sweep_artifacts=lambda files: None, deliver=lambda folder, scores: None)
+    metrics = {"val_accuracy": 0.9, "latency_p50_ms": 1.0, "reference_latency_p50_ms": 1.0, "size_bytes": 1.0}
+    announce(
+        SimpleNamespace(
+            config=config,
+            dataset=SimpleNamespace(num_val=200, num_classes=2, class_names=("ant", "bee")),
+            teacher=SimpleNamespace(metrics=metrics, status="finished", stage="teacher"),
+            console=Screen(mode, file=said),
+            tracker=tracker,
+            score=lambda metrics: 0.0,
+        )
+    )
+    assert ("Your network gets 90.0 % of 200 validation images right." in said.getvalue()) == told

@@ -27,7 +27,7 @@ from trainables.store.results import Key, stage_key
 DIGITS = SimpleNamespace(name="digits", image_size=32)
 PLACE = SimpleNamespace(fingerprint="data"), SimpleNamespace(key="teacher/t")
 
-WRONG_NORMALIZE = ("0.5", "a/b", "0.5/0", "0.1,0.2/0.3", "nan/1", "0.5/-1", "/", "")
+WRONG_NORMALIZE = ("0.5", "a/b", "0.5/0", "0.1,0.2/0.3", "nan/1", "0.5/-1", "/", "", "123.7/58.4", "ImageNet")
 
 
 def test_field_names_are_unique_across_parts_so_that_a_candidate_is_one_row() -> None:

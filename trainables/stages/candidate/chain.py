@@ -43,7 +43,7 @@ def make_candidate(
     chain = Chain(Bench.of(candidate, place))
     teacher = yield from chain.spend(train_teacher(chain.bench))
     reference = export_teacher(chain.bench, teacher)
-    shape = chain.measure_shape(reference, limits)
+    shape = chain.measure_shape(reference, teacher, limits)
     yield shape
     if not candidate.prune.shape_needs_weights:
         check_shape(shape, limits)
@@ -69,10 +69,10 @@ class Chain:
         self._shape_alone_s = 0.0
 
     def measure_shape(
-        self, reference: ExportRecord, limits: Limits, *, plan: Mapping[str, int] | None = None
+        self, reference: ExportRecord, teacher: ModelRecord, limits: Limits, *, plan: Mapping[str, int] | None = None
     ) -> ShapeRecord:
         """Measure the untrained shape or find it, and count the seconds for which other trials paused."""
-        self._shape = measure_shape(self.bench, reference, plan=plan, brief=limits.max_latency_ms is None)
+        self._shape = measure_shape(self.bench, reference, teacher, plan=plan, brief=limits.max_latency_ms is None)
         self._shape_alone_s += self._shape.latency_alone_s
         return self._shape
 
@@ -100,7 +100,7 @@ class Chain:
         student = yield from self.spend(train_student(bench, teacher))
         if prune.shape_needs_weights:
             plan = plan_cut(bench, student, channel_ratio=shape.channel_ratio)
-            shape = self.measure_shape(reference, limits, plan=plan)
+            shape = self.measure_shape(reference, teacher, limits, plan=plan)
             yield shape
             if prune.pruning_steps == 1:  # recovery between cuts changes which channels go
                 check_shape(shape, limits)
@@ -129,7 +129,7 @@ class Chain:
         """Measure the file of the last network, and put down what came of all of them."""
         is_teacher = stage == "teacher"
         measurement, stands_on = measure_file(
-            self.bench, networks[-1], files, reference, shape=self._shape, check=is_teacher
+            self.bench, networks[-1], files, reference, shape=self._shape, renew_scale=is_teacher
         )
         own = networks if is_teacher else [model for model in networks if model is not teacher]
         train_time_s = sum(model.train_time_s for model in own)

@@ -60,7 +60,7 @@ class Images:
         )
 
     def normalise(self, images: Tensor, layout: torch.memory_format = torch.contiguous_format) -> Tensor:
-        """Normalise pixel values in [0, 1] to zero mean and unit deviation, in the memory layout given."""
+        """Subtract the mean of the data set from pixel values in [0, 1] and divide by its deviation, in this layout."""
         result = torch.empty_like(images, dtype=self.mean.dtype, memory_format=layout)
         return torch.sub(images, self.mean, out=result).div_(self.std)
 

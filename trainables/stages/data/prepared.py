@@ -178,7 +178,7 @@ def _add_unlabeled(record: DatasetRecord, source: str) -> DatasetRecord:
 
 
 def _normalise(record: DatasetRecord, normalize: str) -> DatasetRecord:
-    """The same images for networks that are given them in another way; other fingerprints make other networks."""
+    """The same images with another mean and deviation, and the fingerprint that keys of the store then have."""
     numbers = normalisation(normalize)
     if numbers is None:
         return record

@@ -145,11 +145,11 @@ def find_or_measure(
     return Found(folder=folder, keys=tuple(keys), fresh=fresh)
 
 
-def find_scale(measure: MeasureConfig, reference: ExportRecord, place: Workspace, *, check: bool = False) -> Timed:
+def find_scale(measure: MeasureConfig, reference: ExportRecord, place: Workspace, *, renew: bool = False) -> Timed:
     """Find the scale of machines like this one, or measure the first.
 
     Args:
-        check: measure the teacher once more if its latency was not clean. Done when a sweep begins, and not later: all
+        renew: measure the teacher once more if its latency was not clean. Done when a sweep begins, and not later: all
             files of a sweep are on one scale.
     """
 
@@ -167,13 +167,13 @@ def find_scale(measure: MeasureConfig, reference: ExportRecord, place: Workspace
         # the reference beside itself: its blocks come as often as a candidate's
         write_text(folder / RECORD, to_json(time_beside(measure, reference.folder / ONNX_FILE, reference, place)))
 
-    return find_timed(place.store, key_of, compute, again=check)
+    return find_timed(place.store, key_of, compute, again=renew)
 
 
 def find_timed(
     store: Store, key_of: Callable[[int], Key], compute: Callable[[Path], None], *, again: bool = True
 ) -> Timed:
-    """`find_or_measure` for what `time_beside` returns; what was measured before has made nobody pause now."""
+    """`find_or_measure` for what `time_beside` returns; `latency_alone_s` is 0 if it was found."""
 
     def is_clean(folder: Path) -> bool:
         return read_record(Measured, folder).candidate.verdict == CLEAN

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
-import statistics
+import platform
 import subprocess
 import sys
 import tempfile
@@ -14,11 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from trainables.files import sha256, write_text
+import numpy as np
+
+from trainables.files import sha256
 from trainables.layout import CHECKOUT, LEASES
 from trainables.locks import DeviceLock, without_shares
 from trainables.records.encoding import decode
 from trainables.stages.measuring.machine import disturbance
+from trainables.stages.measuring.probes import Clocks
 from trainables.stages.measuring.process import Job, Measured
 from trainables.stages.measuring.timing import EXTENSION
 from trainables.stages.models.devices.elsewhere import (
@@ -30,6 +33,7 @@ from trainables.stages.models.devices.elsewhere import (
     read_line,
     start,
 )
+from trainables.stages.models.devices.processor import processor_name
 from trainables.stages.models.devices.receiver import FILES
 from trainables.stages.runtimes.base import AbsentError, Artifact
 
@@ -46,9 +50,7 @@ SLACK_S = 120.0
 # The same on another machine, where measurements of other nodes may come first.
 QUEUE_S = 900.0
 MODULE = "trainables.stages.measuring.process"
-CLOCK_FILE = "clock.json"
-# Readings of the clock's probe that are kept, and that it takes to know what is usual.
-CLOCKS, FEWEST_CLOCKS = 31, 3
+CLOCKS_FILE = "clocks.json"
 
 
 class BrokenRoomError(RuntimeError):
@@ -72,6 +74,8 @@ def measure_apart(job: Job, lease: DeviceLock) -> Measured:
         BrokenRoomError: if the process died.
         ValueError: if the machine elsewhere does not answer; the store does not remember that as a failure.
     """
+    clocks = Clocks(lease.file(CLOCKS_FILE), _machine(job))
+    job = dataclasses.replace(job, usual_clock_ms=clocks.usual_ms())
     tries: list[Measured] = []
     alone_s = 0.0
     for attempt in range(job.attempts):
@@ -85,6 +89,8 @@ def measure_apart(job: Job, lease: DeviceLock) -> Measured:
         if _settled(tries):
             break
     best = min(tries, key=_disturbance)
+    if (seen := best.candidate.conditions) and seen.clock_probe_ms is not None:
+        clocks.add(seen.clock_probe_ms)
     candidate = dataclasses.replace(best.candidate, latency_attempts=len(tries), latency_alone_s=alone_s)
     if job.address is None:
         return dataclasses.replace(best, candidate=candidate)
@@ -97,9 +103,6 @@ def measure_apart(job: Job, lease: DeviceLock) -> Measured:
 
 def _attempt(job: Job, lease: DeviceLock, *, whole_node: bool) -> tuple[Measured, float]:
     """Measure in one process; returns the seconds for which it had the lease alone, too."""
-    clocks = _read_clocks(lease)
-    if len(clocks) >= FEWEST_CLOCKS:
-        job = dataclasses.replace(job, usual_clock_ms=statistics.median(clocks))
     with lease.shared() if job.address else contextlib.nullcontext():  # sending files would disturb another one there
         room = _Room(job)
     with room:
@@ -108,20 +111,14 @@ def _attempt(job: Job, lease: DeviceLock, *, whole_node: bool) -> tuple[Measured
         with lease.alone(whole_node=whole_node):
             began = time.monotonic()
             measured = room.measure()
-            seconds = time.monotonic() - began
-            if (seen := measured.candidate.conditions) and seen.clock_probe_ms is not None:
-                clocks = [*_read_clocks(lease), seen.clock_probe_ms]
-                write_text(lease.file(CLOCK_FILE), json.dumps(clocks[-CLOCKS:]))
-            return measured, seconds
+            return measured, time.monotonic() - began
 
 
-def _read_clocks(lease: DeviceLock) -> list[float]:
-    """The last readings of the clock's probe beside files that were measured there; none where nobody could write."""
-    try:
-        clocks: list[float] = json.loads(lease.file(CLOCK_FILE).read_text())
-    except (OSError, ValueError):
-        return []
-    return clocks
+def _machine(job: Job) -> str:
+    """The machine whose clock is read, and by what, as long as that is known."""
+    if job.address is not None:
+        return facts_of(job.address).name
+    return f"{platform.node()}, {processor_name()}, numpy {np.__version__}"
 
 
 def _settled(tries: Sequence[Measured]) -> bool:

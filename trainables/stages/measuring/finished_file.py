@@ -40,7 +40,7 @@ def measure_file(
     reference: ExportRecord,
     *,
     shape: ShapeRecord | None = None,
-    check: bool = False,
+    renew_scale: bool = False,
 ) -> tuple[Measurement, tuple[str, ...]]:
     """Measure accuracy and latency of an exported file, or find both in the store.
 
@@ -49,14 +49,14 @@ def measure_file(
 
     Args:
         shape: the measurement of the untrained shape, which shortens this one if the file has that shape.
-        check: measure the scale once more if it was not clean, which only the first file of a sweep may do.
+        renew_scale: measure the teacher once more if it was not clean; only the first file of a sweep may do that.
 
     Returns:
         The measurement, and the store keys it depends on.
     """
     is_teacher = files.onnx_sha256 == reference.onnx_sha256
     digest = shape_digest(files.folder / ONNX_FILE)
-    scale = find_scale(bench.candidate.measure, reference, bench.place, check=check)
+    scale = find_scale(bench.candidate.measure, reference, bench.place, renew=renew_scale)
     tested, key = _test(bench, files)
     timed = scale if is_teacher else _time(bench, files, reference, same_shape(shape, digest))
     took = timed.took

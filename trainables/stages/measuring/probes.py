@@ -4,13 +4,17 @@ A slow block alone proves nothing: dropping the slow ones would report too low a
 ran in its place, or if it was slow and a fixed probe, timed just before and after it, was slow as well.
 """
 
+import contextlib
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from trainables.files import write_text
 from trainables.stages.measuring.machine import WAITED_LIMIT, waited_s
 
 # A block is slow if its median exceeds that of the file's fast blocks by this factor; steady files vary by 1 %.
@@ -68,6 +72,36 @@ class Probes:
         for _ in range(_PRODUCTS):
             np.dot(self._factor, self._other, out=self._product)
         return time.perf_counter_ns() - start
+
+
+class Clocks:
+    """What `Reading.clock_ms` mostly was in the last measurements on a machine; a file keeps it.
+
+    Two processes that add at the same time may lose one reading.
+    """
+
+    KEPT, FEWEST = 101, 3
+    # Of the sorted readings, the usual one ends the first quarter: a slow spell that lasts does not soon become usual.
+    USUAL = 25.0
+
+    def __init__(self, path: Path, machine: str) -> None:
+        """Read the file, of which only what this machine has left there counts."""
+        self._path, self._machine = path, machine
+        self.readings: list[float] = []
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            row = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(row, dict) and row.get("machine") == machine:
+                self.readings = [float(reading) for reading in row.get("clock_ms", ())]
+
+    def usual_ms(self) -> float | None:
+        """The usual reading; None while there are fewer than `FEWEST`."""
+        return float(np.percentile(self.readings, self.USUAL)) if len(self.readings) >= self.FEWEST else None
+
+    def add(self, clock_ms: float) -> None:
+        """Keep a reading, if the file can be written."""
+        self.readings = [*self.readings, clock_ms][-self.KEPT :]
+        with contextlib.suppress(OSError):
+            write_text(self._path, json.dumps({"machine": self._machine, "clock_ms": self.readings}))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from trainables.files import write_text
 from trainables.layout import ONNX_FILE, RECORD
 from trainables.records.encoding import to_json
 from trainables.records.latency import CLEAN, KNOWN_SHARE, LatencyRecord
-from trainables.records.stages import ExportRecord, ShapeRecord, read_shape
+from trainables.records.stages import ExportRecord, ModelRecord, ShapeRecord, read_shape
 from trainables.stages.export.scheme import scheme_of
 from trainables.stages.export.stage import convert
 from trainables.stages.export.writer import export_untrained
@@ -38,55 +38,39 @@ BISECTIONS = 8  # 1/256 of the channels is finer than any layer
 
 
 def measure_shape(
-    bench: Bench, reference: ExportRecord, *, plan: Mapping[str, int] | None = None, brief: bool = False
+    bench: Bench,
+    reference: ExportRecord,
+    teacher: ModelRecord,
+    *,
+    plan: Mapping[str, int] | None = None,
+    brief: bool = False,
 ) -> ShapeRecord:
     """Measure latency, size and MACs of this candidate's architecture with random weights, or find them in the store.
 
     The key is the architecture and the precision. Zeroed weights change none of these numbers, so all methods that
     zero weights share the dense student's entry. The widths that `global` and `sensitivity` scope leave depend on the
-    trained weights: without `plan`, every layer loses the same share, which is an estimate. The teacher's own file has
-    been measured.
+    trained weights: without `plan`, every layer loses the same share, which is an estimate. The teacher's own file
+    has been measured, and is not measured again.
 
     Args:
         plan: the widths left by pruning, once the trained weights have decided them.
-        brief: measure once and shortly, for who needs no more than an order of candidates: no limit depends on it, and
-            the trained file's measurement will count.
+        brief: for a quarter of the time, as a file whose shape is known: where no latency limit depends on it, and
+            candidates are only compared by it. Those that `pruning_of` latency depends on get all of the time.
     """
-    candidate, dataset, place = bench.candidate, bench.dataset, bench.place
-    structured = candidate.prune.removes_channels
+    candidate, place = bench.candidate, bench.place
     scale = find_scale(candidate.measure, reference, place)
     if not candidate.needs_training and candidate.export.precision == "fp32":
-        return _shape_of_teacher(bench, reference, scale.latency)
-    own_ms = scale.latency.latency_p50_ms
+        return _shape_of_teacher(reference, teacher, scale.latency)
     measure = candidate.measure
     if brief and candidate.prune.pruning_of != "latency":
-        measure = dataclasses.replace(
-            measure, latency_seconds=KNOWN_SHARE * measure.latency_seconds, latency_max_attempts=1
-        )
-
-    def key_of(take: int) -> Key:
-        return stage_key(
-            "shape",
-            version=VERSION,
-            parents=[reference.onnx_sha256],
-            student_model=candidate.network,
-            model_source=source_digest(candidate.network),
-            num_classes=dataset.num_classes,
-            image_size=dataset.image_size,
-            pruning_ratio=candidate.prune.pruning_ratio if structured else 0.0,
-            pruning_of=candidate.prune.pruning_of if structured else "channels",
-            processor=timed_on(candidate.measure),
-            take=take,
-            **_extra_key_parts(candidate, plan),
-            **candidate.measure.key_parts(),
-        )
+        measure = dataclasses.replace(measure, latency_seconds=KNOWN_SHARE * measure.latency_seconds)
 
     def compute(folder: Path) -> None:
         started = time.perf_counter()
         timing = partial(time_beside, measure, reference=reference, place=place, throughput=False)
         sketch = _Sketch(bench, folder / "untrained.onnx", timing, plan)
         # Methods that zero weights keep the dense shape, hence ratio 0.
-        record = sketch.measure(sketch.channel_ratio() if structured else 0.0)
+        record = sketch.measure(sketch.channel_ratio() if candidate.prune.removes_channels else 0.0)
         sketch.path.unlink()  # the numbers stay in the store; the file has random weights and no use
         spent = {"seconds": time.perf_counter() - started, "latency_alone_s": sketch.alone_s}
         write_text(folder / RECORD, to_json(vars(record) | spent))
@@ -94,13 +78,14 @@ def measure_shape(
     def is_clean(folder: Path) -> bool:
         return read_shape(folder).latency_verdict == CLEAN
 
-    found = find_or_measure(place.store, key_of, compute, is_clean, again=not brief)
+    found = find_or_measure(place.store, lambda take: _key(bench, reference, plan, take), compute, is_clean)
+    own_ms = scale.latency.latency_p50_ms
     record = dataclasses.replace(read_shape(found.folder), reference_latency_p50_ms=own_ms)
     return record if found.fresh else dataclasses.replace(record, latency_alone_s=0.0)
 
 
-def _shape_of_teacher(bench: Bench, reference: ExportRecord, latency: LatencyRecord) -> ShapeRecord:
-    num_params, _, macs = count(build_for(bench.candidate.network, bench.dataset), bench.dataset.image_size)
+def _shape_of_teacher(reference: ExportRecord, teacher: ModelRecord, latency: LatencyRecord) -> ShapeRecord:
+    """The teacher's architecture, which is known from its file."""
     return ShapeRecord(
         channel_ratio=0.0,
         shape=shape_digest(reference.folder / ONNX_FILE),
@@ -108,10 +93,30 @@ def _shape_of_teacher(bench: Bench, reference: ExportRecord, latency: LatencyRec
         latency_half_width=latency.latency_half_width,
         latency_verdict=latency.verdict,
         size_bytes=reference.size_bytes,
-        num_params=num_params,
-        macs=macs,
+        num_params=teacher.num_params,
+        macs=teacher.macs,
         latency_alone_s=latency.latency_alone_s,
         reference_latency_p50_ms=latency.latency_p50_ms,
+    )
+
+
+def _key(bench: Bench, reference: ExportRecord, plan: Mapping[str, int] | None, take: int) -> Key:
+    candidate, dataset = bench.candidate, bench.dataset
+    structured = candidate.prune.removes_channels
+    return stage_key(
+        "shape",
+        version=VERSION,
+        parents=[reference.onnx_sha256],
+        student_model=candidate.network,
+        model_source=source_digest(candidate.network),
+        num_classes=dataset.num_classes,
+        image_size=dataset.image_size,
+        pruning_ratio=candidate.prune.pruning_ratio if structured else 0.0,
+        pruning_of=candidate.prune.pruning_of if structured else "channels",
+        processor=timed_on(candidate.measure),
+        take=take,
+        **_extra_key_parts(candidate, plan),
+        **candidate.measure.key_parts(),
     )
 
 

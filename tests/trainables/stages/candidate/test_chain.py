@@ -1,5 +1,6 @@
 """The whole chain in one process, by its command line."""
 
+import importlib
 import json
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from trainables.config.limits import Limits
 from trainables.records.stages import ShapeRecord
 from trainables.stages.candidate.__main__ import main
 from trainables.stages.candidate.chain import make_candidate
+from trainables.stages.export.session import open_session, run_logits
 from trainables.stages.measuring import beside_teacher, untrained_shape
 from trainables.stages.measuring.beside_teacher import shape_digest
 from trainables.stages.measuring.process import Measured
@@ -162,10 +164,43 @@ def test_images_without_labels_are_for_students_in_all_their_stages_and_not_for_
     assert len(new) == 2  # a view each for student and recovery; qat has the first, the teacher as the student both
 
 
+@pytest.mark.parametrize("normalize", ["imagenet", "dataset"])
+def test_a_given_network_computes_in_its_file_what_it_computed_where_it_was_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, normalize: str
+) -> None:
+    """If its normalisation is given, that of torchvision here; otherwise it is another network."""
+    (tmp_path / "nets_of_mine.py").write_text(
+        "from torch import nn\ndef big(num_classes):\n    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(),"
+        " nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, num_classes))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    torch.manual_seed(0)
+    net = importlib.import_module("nets_of_mine").big(10)
+    torch.save(net.state_dict(), tmp_path / "big.pt")
+    words = [
+        "--teacher-model",
+        "nets_of_mine:big",
+        "--teacher-weights",
+        str(tmp_path / "big.pt"),
+        "--teacher-epochs",
+        "0",
+    ]
+    words += ["--student-model", "teacher", "--pruning-ratio", "0", "--normalize", normalize]
+    words += ["--out", str(tmp_path / "runs"), "--data-dir", str(tmp_path / "data"), "--dataset", "digits"]
+    assert main([*words, "--latency-seconds", "0.1", "--latency-max-attempts", "1"]) == 0
+    folder = Path(capsys.readouterr().out.partition("files: ")[2].strip())
+    pixels = torch.rand(4, 3, 32, 32)
+    mean, std = (torch.tensor(row).view(1, 3, 1, 1) for row in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    with torch.no_grad():
+        expected = net.eval()((pixels - mean) / std)
+    found = run_logits(open_session(folder / "model.onnx", 1), pixels.numpy())
+    assert np.allclose(found, expected, atol=1e-4) == (normalize == "imagenet")
+
+
 @pytest.mark.parametrize(
-    ("limits", "timed"), [(Limits(max_size_mb=1.0), (0.5, 1)), (Limits(max_latency_ms=1.0), (2.0, 3))]
+    ("limits", "timed"), [(Limits(max_size_mb=1.0), (0.5, 3)), (Limits(max_latency_ms=1.0), (2.0, 3))]
 )
-def test_a_shape_is_timed_once_and_shortly_where_no_limit_depends_on_it(
+def test_a_shape_is_timed_shortly_where_no_limit_depends_on_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: Limits, timed: tuple[float, int]
 ) -> None:
     asked: list[tuple[float, int]] = []

@@ -2,7 +2,6 @@ import dataclasses
 import json
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from tests.trainables.stages.measuring.linear_onnx import linear_job
 from trainables.locks import DeviceLock, is_locked
 from trainables.stages.measuring import clean_room, process
 from trainables.stages.measuring.clean_room import BrokenRoomError, measure_apart
+from trainables.stages.measuring.probes import Clocks
 from trainables.stages.measuring.process import Job, Measured
 from trainables.stages.runtimes.base import AbsentError
 
@@ -70,17 +70,16 @@ def test_a_measurement_in_a_slow_spell_is_known_by_those_before_it(
     """Its own blocks are all alike, so that nothing within it tells."""
     monkeypatch.setattr(clean_room, "PAUSE_S", 0.0)
     once = dataclasses.replace(job, throughput_batch=None, attempts=1)
-    clocks = lease.file(clean_room.CLOCK_FILE)
-    first = [measure_apart(once, lease).candidate.conditions for _ in range(clean_room.FEWEST_CLOCKS + 1)]
-    assert [seen and seen.clock_behind is None for seen in first] == [True] * 3 + [False]
-    assert json.loads(clocks.read_text()) == [seen and seen.clock_probe_ms for seen in first]
-    usual = statistics.median(json.loads(clocks.read_text()))
-    clocks.write_text(json.dumps([usual / 5] * clean_room.CLOCKS))  # as if the machine had been five times as fast
+    first = [measure_apart(once, lease).candidate.conditions for _ in range(Clocks.FEWEST + 1)]
+    assert [seen and seen.clock_behind is None for seen in first] == [True] * Clocks.FEWEST + [False]
+    file = lease.file(clean_room.CLOCKS_FILE)
+    known = json.loads(file.read_text())
+    assert known["clock_ms"] == [seen and seen.clock_probe_ms for seen in first]
+    faster = [reading / 5 for reading in known["clock_ms"]]
+    file.write_text(json.dumps(known | {"clock_ms": faster}))  # as if the machine had been five times as fast
     slow = measure_apart(once, lease).candidate
     assert slow.latency_disturbed and slow.verdict.startswith("clock slow: multiplications that need no memory took ")
-    assert len(json.loads(clocks.read_text())) == clean_room.CLOCKS
-    clocks.write_text("[0.1")  # cut off
-    assert measure_apart(once, lease).candidate.conditions is not None
+    assert len(json.loads(file.read_text())["clock_ms"]) == len(faster) + 1
 
 
 @linux

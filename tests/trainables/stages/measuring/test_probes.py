@@ -1,7 +1,9 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from trainables.stages.measuring.probes import Block, Probes, Reading, slow_spells, sort_blocks
+from trainables.stages.measuring.probes import Block, Clocks, Probes, Reading, slow_spells, sort_blocks
 
 FAST, SLOW = 0.10, 0.13
 
@@ -95,3 +97,32 @@ def test_the_probes_read_this_machine() -> None:
     readings = [probes.read() for _ in range(70)]  # all of the memory, and round again
     assert all(reading.clock_ms > 0 and reading.memory_ms > 0 for reading in readings)
     assert np.median([reading.clock_ms + reading.memory_ms for reading in readings]) < 20
+
+
+def test_what_is_usual_comes_from_this_machine_and_not_soon_from_a_slow_spell(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "clocks.json"
+    for reading in [0.05] * 30:
+        Clocks(file, "here").add(reading)
+    assert Clocks(file, "here").usual_ms() == 0.05
+    assert Clocks(file, "there").usual_ms() is None, "OUT was moved"
+    for reading in [0.065] * 60:
+        Clocks(file, "here").add(reading)
+    assert Clocks(file, "here").usual_ms() == 0.05
+    for _ in range(Clocks.KEPT):
+        Clocks(file, "here").add(0.065)
+    assert (Clocks(file, "here").usual_ms(), len(Clocks(file, "here").readings)) == (0.065, Clocks.KEPT)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[0.1", "[0.1]", "{}", '{"machine": "here"}', '{"machine": "here", "clock_ms": 1}']
+)
+def test_a_damaged_file_of_clocks_knows_nothing_and_is_written_anew(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "clocks.json"
+    file.write_text(text)
+    known = Clocks(file, "here")
+    assert known.usual_ms() is None
+    for _ in range(Clocks.FEWEST):
+        known.add(0.05)
+    assert Clocks(file, "here").usual_ms() == 0.05

@@ -24,9 +24,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> list[LatencyRecord]:
     return coming
 
 
-def taken(folder: Path, *, check: bool = False) -> Timed:
+def taken(folder: Path, *, renew: bool = False) -> Timed:
     config = MeasureConfig(latency_seconds=0.1)
-    return find_scale(config, linear_file(folder), node(folder / "node"), check=check)
+    return find_scale(config, linear_file(folder), node(folder / "node"), renew=renew)
 
 
 def test_the_scale_is_measured_once_and_then_found_at_no_cost(tmp_path: Path) -> None:
@@ -39,10 +39,10 @@ def test_all_files_of_a_sweep_have_one_scale_and_the_next_sweep_measures_a_doubt
     tmp_path: Path, machine: list[LatencyRecord]
 ) -> None:
     machine += [latency(1.2, doubt=BUSY, disturbed=True)]
-    old = taken(tmp_path, check=True)
+    old = taken(tmp_path, renew=True)
     assert taken(tmp_path).latency.latency_p50_ms == 1.2
     machine += [latency(1.0)]
-    new = taken(tmp_path, check=True)
+    new = taken(tmp_path, renew=True)
     assert (new.latency.latency_p50_ms, new.keys[:-1]) == (1.0, old.keys)
-    assert taken(tmp_path).keys == taken(tmp_path, check=True).keys == new.keys
+    assert taken(tmp_path).keys == taken(tmp_path, renew=True).keys == new.keys
     assert machine == []
