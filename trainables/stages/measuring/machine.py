@@ -153,7 +153,7 @@ def _rules(seen: ConditionsRecord) -> list[tuple[float, float, str, str]]:
     return [(share, limit, name, facts) for share, limit, name, facts in rules if share is not None]
 
 
-def bind(threads: int, *, sample_s: float = 0.05) -> tuple[int, ...]:
+def bind(threads: int, *, sample_s: float = 0.03) -> tuple[int, ...]:
     """Bind all threads of this process to the `threads` idlest CPUs it may use, and return those CPUs.
 
     Fast cores come first where the kernel reports a difference, then CPUs that were idle during `sample_s` of our own
