@@ -124,74 +124,115 @@ def distinct_students(space: Space, base: CandidateConfig, trials: float) -> flo
     return float(students * (1 - math.exp(_log_choose(others, trials) - _log_choose(everything, trials))))
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Prices:
+    """Seconds of the parts of a trial."""
+
+    taught: Range
+    """Epochs before the cut, of students other than the teacher."""
+    recovered: Range
+    """What a trial trains after the cut, and its file: the share of a network that is its own."""
+    whole: Range
+    """A trial with a student of its own."""
+    file_s: float
+    """Exports: of the network and of the untrained shape."""
+    alone_s: float
+    """Measurements of both."""
+
+    @classmethod
+    def of(cls, probe: Probe, search: Search) -> "_Prices":
+        """A trial costs its student's epochs, recovery at the dense student's cost (pruned, it is a little cheaper; the
+        teacher was timed when it was cut, and takes its epochs by `recovery_budget`), its average share of
+        quantisation-aware epochs, two exports and two measurements.
+        """
+        base, students = search.base, values_of(search.space, search.base, "student_model")
+        file_s = 2 * statistics.mean(probe.export_s[name] for name in students)
+        alone_s = MEASURING * base.measure.latency_seconds
+        longer = {name: _epochs_factor(search) if name == TEACHER_ITSELF else 1.0 for name in students}
+        steps = Range.of([longer[name] * seconds for name in students for seconds in probe.student_step_s[name]])
+        epoch = steps * probe.steps + statistics.mean(longer[name] * probe.student_check_s[name] for name in students)
+        taught, qat = epoch * base.student.student_epochs, QAT_COST * qat_epochs(search)
+        # The teacher as the student takes all epochs after the cut, every trial anew.
+        after_cut = base.prune.recovery_epochs + _share_of_teacher(search) * base.student.student_epochs
+        return cls(
+            taught=taught,
+            # a trial of the same network in another precision only writes a file
+            recovered=epoch * (after_cut / files_per_network(search) + qat) + file_s,
+            whole=taught + epoch * (base.prune.recovery_epochs + qat) + file_s + alone_s,
+            file_s=file_s,
+            alone_s=alone_s,
+        )
+
+
 def estimate(probe: Probe, config: SweepConfig, hits: Hits, *, start_s: float = START_S) -> Plan:
     """Estimate the cost of the missing part of a sweep.
 
-    A trial costs its student's epochs, recovery at the dense student's cost (pruned, it is a little cheaper; the
-    teacher was timed when it was cut, and takes its epochs by `recovery_budget`), its average share of
-    quantisation-aware epochs, two exports and two measurements. Trials run in parallel, measurements one after the
-    other. Low is the probe's fastest steps and the expected number of different students; high is the slowest steps and
-    a student of its own for every trial.
-    Champions are trained `seeds` times, beside `ARMS - 1` controls each, without early stopping.
+    Trials run in parallel, measurements one after the other. Low is the probe's fastest steps and the expected number
+    of different students; high is the slowest steps and a student of its own for every trial. Champions are trained
+    `seeds` times, beside `ARMS - 1` controls each, without early stopping.
     """
     search, selection, concurrency = config.search, config.selection, config.devices.concurrency
-    base = search.base
-    trials = int(max(0, min(search.trials, size(search.space, base)) - hits.trials))
-    at_once = max(1, min(concurrency, trials))
-    alone_s = MEASURING * base.measure.latency_seconds
-    students = values_of(search.space, base, "student_model")
-    fixed_s = 2 * statistics.mean(probe.export_s[name] for name in students)
-    longer = {name: _epochs_factor(search) if name == TEACHER_ITSELF else 1.0 for name in students}
-    steps = Range.of([longer[name] * seconds for name in students for seconds in probe.student_step_s[name]])
-    epoch = steps * probe.steps + statistics.mean(longer[name] * probe.student_check_s[name] for name in students)
-    trained = 1 / files_per_network(search)  # a trial of the same network in another precision only writes a file
-    as_it_is = TEACHER_ITSELF in students and 0 in values_of(search.space, base, "pruning_ratio")
-    untrained = min(trials, max(0, len(_untrained_precisions(search)) * as_it_is - hits.trials))
+    prices = _Prices.of(probe, search)
+    trials = int(max(0, min(search.trials, size(search.space, search.base)) - hits.trials))
+    untrained = _untrained_trials(search, trials, hits)
+    students = _new_students(search, trials, hits)
+    taught = prices.taught
+    work = Range(taught.low * students, taught.expected * students, taught.high * trials)
+    work = work + prices.recovered * (trials - untrained) + prices.file_s * untrained
     teacher = Range.of(probe.teacher_step_s) * probe.teacher_steps + probe.teacher_check_s
-    teacher_s = teacher * base.teacher.teacher_epochs + fixed_s + 3 * alone_s / 2  # itself twice, then its file
-    cuts_teacher = students.count(TEACHER_ITSELF) / len(students)  # share of trials
-    missing = hits.views_needed - hits.views
-    labels_s = Range.of(probe.labels_batch_s) * probe.label_batches * missing
-    # Trials that reuse a student are not drawn evenly from the space, so the formula does not count them.
-    fresh = max(1.0, trials * (1 - search.reuse_probability)) if trials else 0.0
-    expected = max(0.0, distinct_students(search.space, base, fresh) - hits.students)
-    taught = epoch * base.student.student_epochs
-    recovery = epoch * (base.prune.recovery_epochs + QAT_COST * qat_epochs(search))
-    whole = taught + recovery + fixed_s + alone_s
-    # The teacher as the student takes all epochs after the cut, every trial anew.
-    after_cut = base.prune.recovery_epochs + cuts_teacher * base.student.student_epochs
-    recovered = epoch * (after_cut * trained + QAT_COST * qat_epochs(search)) + fixed_s
-    expected *= 1 - cuts_teacher
-    work = Range(taught.low * expected, taught.expected * expected, taught.high * trials)
-    work = work + recovered * (trials - untrained) + fixed_s * untrained
+    # the teacher's file is timed once, for as long as it may take
+    teacher_s = teacher * search.base.teacher.teacher_epochs + prices.file_s + 3 * prices.alone_s / 2
     teacher_s = teacher_s * (not hits.teacher)
+    missing_views = hits.views_needed - hits.views
+    labels_s = Range.of(probe.labels_batch_s) * probe.label_batches * missing_views
     runs = max(0, ARMS * selection.champions * selection.seeds - hits.champion_runs)
-    arms = taught * (runs * ARM_STUDENTS / ARMS) + recovered * runs
-    champions_s = arms * (1 / max(1, min(concurrency, runs))) + alone_s * runs
-    trial_bytes = 4 * probe.student_bytes  # student, pruned student, ONNX and TorchScript
+    arms = taught * (runs * ARM_STUDENTS / ARMS) + prices.recovered * runs
+    champions_s = arms * (1 / max(1, min(concurrency, runs))) + prices.alone_s * runs
+    at_once = max(1, min(concurrency, trials))
+    total_s = work * (1 / at_once) + prices.alone_s * trials + labels_s + teacher_s + champions_s + start_s
+    file_s, trial_bytes = prices.file_s + prices.alone_s, 4 * probe.student_bytes  # two networks, ONNX, TorchScript
+    view_bytes, teacher_bytes = missing_views * probe.view_bytes, (not hits.teacher) * 3 * probe.teacher_bytes
     return Plan(
         concurrency=concurrency,
         trials=trials,
-        students=expected,
+        students=students,
         start_s=start_s,
         teacher_s=teacher_s,
         labels_s=labels_s,
-        trial_s=whole,
-        networks_per_trial=trained,
+        trial_s=prices.whole,
+        networks_per_trial=1 / files_per_network(search),
         untrained=untrained,
-        file_s=fixed_s + alone_s,
-        average_s=(whole.expected - alone_s - fixed_s) * trained + fixed_s + alone_s,
+        file_s=file_s,
+        average_s=(prices.whole.expected - file_s) / files_per_network(search) + file_s,
         champion_runs=runs,
         champions_s=champions_s,
-        alone_s=alone_s,
-        total_s=(work * (1 / at_once) + alone_s * trials + labels_s + teacher_s + champions_s + start_s)
-        * bool(trials or runs),
+        alone_s=prices.alone_s,
+        total_s=total_s * bool(trials or runs),
         memory_bytes=probe.peak_bytes,
         trial_bytes=trial_bytes,
-        disk_bytes=(trials + runs) * trial_bytes
-        + missing * probe.view_bytes
-        + (not hits.teacher) * 3 * probe.teacher_bytes,
+        disk_bytes=(trials + runs) * trial_bytes + view_bytes + teacher_bytes,
     )
+
+
+def _share_of_teacher(search: Search) -> float:
+    """The share of trials whose student is the teacher itself."""
+    students = values_of(search.space, search.base, "student_model")
+    return students.count(TEACHER_ITSELF) / len(students)
+
+
+def _untrained_trials(search: Search, trials: int, hits: Hits) -> int:
+    """Trials of the uncut teacher, whose files need no training."""
+    students, ratios = (values_of(search.space, search.base, name) for name in ("student_model", "pruning_ratio"))
+    as_it_is = TEACHER_ITSELF in students and 0 in ratios
+    return min(trials, max(0, len(_untrained_precisions(search)) * as_it_is - hits.trials))
+
+
+def _new_students(search: Search, trials: int, hits: Hits) -> float:
+    """Expected number of students, other than the teacher, that are in no store yet."""
+    # Trials that reuse a student are not drawn evenly from the space, so the formula does not count them.
+    fresh = max(1.0, trials * (1 - search.reuse_probability)) if trials else 0.0
+    expected = max(0.0, distinct_students(search.space, search.base, fresh) - hits.students)
+    return expected * (1 - _share_of_teacher(search))
 
 
 def _epochs_factor(search: Search) -> float:
