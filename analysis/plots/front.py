@@ -155,8 +155,8 @@ def _about_band(label: str) -> str:
 
 
 def _band(axes: Axes, candidates: pd.DataFrame, end: float) -> list[Any]:
-    if len(candidates) < 5:
-        return []  # resamples of so few are all alike
+    if len(candidates) < 10:
+        return []  # resamples of so few say little, and the band would hide them
     draw_attainment(axes, candidates, end, colour=GREY, line="", label="")
     return [axes.collections[-1]]
 
