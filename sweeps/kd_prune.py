@@ -23,12 +23,12 @@ from sweeps.planning.budget import (
     EPOCH_SHARES,
     EPOCHS,
     Deadline,
-    describe,
     fit_to_budget,
     spent_seconds,
     start_seconds,
 )
 from sweeps.planning.packing import prices, resolve_shares
+from sweeps.planning.wording import describe
 from sweeps.running.interface import config_file
 from sweeps.running.interface.command import (
     BAD_INPUT,
@@ -261,12 +261,12 @@ def _plan(
         if _fits_cores(flags) and "teacher_epochs" not in typed:
             config = fit_teacher(config, plan_of, flags.budget)
         shares = (1.0,) if any(name in typed for name in EPOCHS) else EPOCH_SHARES
-        spent = spent_seconds(config.folder, flags.budget)
-        at = started + flags.budget - spent
+        at = started + flags.budget - spent_seconds(config.folder, flags.budget)
         config, deadline = fit_to_budget(
             config, plan_of, at=at, budget_s=flags.budget, shares=shares, keeps_students=keeps_students
         )
-        before = f", {in_words(spent)} of it spent before" if spent else ""
+        spent = deadline.spent_before(started)
+        before = f", {in_words(spent)} of it spent before" if spent >= 1 else ""
         screen.print(f"A budget of {in_words(flags.budget)}{before}: {describe(config, plan_of(config)[0])}.")
     else:
         if _fits_cores(flags):

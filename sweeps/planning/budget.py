@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from sweeps.display.durations import in_words
 from sweeps.planning.cost import Hits, Plan
+from sweeps.planning.wording import too_short
 from sweeps.search.config import SweepConfig
 from sweeps.search.space import values_of
 from trainables.config.candidate import TEACHER_ITSELF, CandidateConfig
@@ -50,6 +50,10 @@ class Deadline:
         """Seconds until the deadline, 0 when it is over."""
         return max(0.0, self.at - time.monotonic())
 
+    def spent_before(self, started: float) -> float:
+        """Seconds of the budget that were spent when this command started, on the clock of `time.monotonic`."""
+        return max(0.0, self.budget_s - (self.at + FINISH_S - started))
+
     def spent(self) -> float:
         """Seconds of the budget that are spent, including those of earlier commands that were cut off."""
         return self.budget_s - FINISH_S - self.left()
@@ -82,8 +86,9 @@ def fit_to_budget(
     Student and recovery epochs are scaled together. Networks come in rounds of as many as run at once; with each more
     there is time for fewer epochs. Chosen is the number with the most of what is scarcer, networks or epochs
     (`_Fit.worth`). If not even the epochs asked for fit, only the teacher is cut, where it is one of the students: that
-    needs fewer epochs than to train another network. A sweep that has begun keeps its epochs and students. If an
-    earlier command was cut off and the rest of its budget is too short for a trial, no trial is added.
+    needs fewer epochs than to train another network. A sweep that has begun keeps its epochs and students, and goes on
+    whatever a slow moment says of the time that a trial needs: its networks may be half trained. If the rest that a
+    cut-off command left of a budget is too short for a trial, the sweep has a whole budget again.
 
     Args:
         config: with the epochs asked for.
@@ -99,21 +104,23 @@ def fit_to_budget(
     begun = begun_with(config)
     ways = [_Way(sweep=begun, shares=(1.0,), networks=MIN_NETWORKS)] if begun else _ways(config, shares, keeps_students)
     at -= FINISH_S
-    seconds = max(0.0, at - time.monotonic())
-    fit = next(filter(None, (_best_fit(way, plan_of, seconds) for way in ways)), None)
-    if fit is None:
-        fit = _try_share(ways[-1].sweep, ways[-1].shares[-1], 1, plan_of, seconds)
-    plan, hits, trials = fit.plan, fit.hits, fit.trials
+    fit = _first_fit(ways, plan_of, at)
+    if fit.trials == 0 and (spent := spent_seconds(config.folder, budget_s)):
+        at += spent
+        fit = _first_fit(ways, plan_of, at)
+    plan, hits = fit.plan, fit.hits
+    goes_on = fit.trials == 0 and begun is not None
+    trials = fit.wanted if goes_on else fit.trials
     deadline = Deadline(
         at=at,
-        trial_s=plan.trial_s.expected,
+        trial_s=0.0 if goes_on else plan.trial_s.expected,
         file_s=plan.file_s,
         champions_s=plan.champions_s.expected,
         budget_s=budget_s,
     )
-    if trials == 0 and not (hits.trials and spent_seconds(config.folder, budget_s)):
+    if trials == 0:
         # what the probe has used so far, and what is kept free at the end
-        raise ValueError(_too_short(plan, budget_s, budget_s - deadline.left()))
+        raise ValueError(too_short(plan, budget_s, budget_s - deadline.left()))
     if trials > fit.wanted:  # with their soft labels
         more, _ = plan_of(fit.sweep.replace(trials=hits.trials + trials))
         trials = min(trials, max(fit.wanted, trials_within(deadline.left(), more)))
@@ -150,6 +157,15 @@ class _Fit:
     def worth(self) -> float:
         """Networks, or the share of the epochs as the number of networks that suits it, whichever is less."""
         return min(float(self.networks), FULL_NETWORKS * self.share)
+
+
+def _first_fit(ways: Sequence[_Way], plan_of: PlanOf, at: float) -> _Fit:
+    """The best fit of the first way that fits until `at`; of the last one with its fewest epochs, if none does."""
+    seconds = max(0.0, at - time.monotonic())
+    for way in ways:
+        if fit := _best_fit(way, plan_of, seconds):
+            return fit
+    return _try_share(ways[-1].sweep, ways[-1].shares[-1], 1, plan_of, seconds)
 
 
 def _best_fit(way: _Way, plan_of: PlanOf, seconds: float) -> _Fit | None:
@@ -252,27 +268,6 @@ def trials_within(seconds: float, plan: Plan) -> int:
     rounds = int(max(0.0, left - (SLOWER - 1) * network_s) / round_s + 1e-9)
     networks = rounds * plan.concurrency or int(left >= network_s)
     return plan.untrained + round(networks * files)
-
-
-def describe(config: SweepConfig, plan: Plan) -> str:
-    """What a budget buys, in words."""
-    base = config.search.base
-    epochs = f"{base.student.student_epochs} + {base.prune.recovery_epochs} epochs"
-    if values_of(config.search.space, base, "student_model") == [TEACHER_ITSELF]:
-        epochs = f"{base.student.student_epochs + base.prune.recovery_epochs} epochs after a cut of the teacher"
-    more = " (more of them the deeper it is cut)" if base.prune.recovery_budget == "time" else ""
-    return f"about {plan.trials} trials of {epochs}{more}, about {in_words(plan.trial_s.expected)} each"
-
-
-def _too_short(plan: Plan, budget_s: float, gone_s: float) -> str:
-    """The message that a budget, of which `gone_s` are spent or kept free, is too short for one trial."""
-    before = plan.teacher_s.expected + plan.labels_s.expected + plan.champions_s.expected + plan.start_s
-    champions = f" champions {in_words(plan.champions_s.expected)}," if plan.champion_runs else ""
-    return (
-        f"--budget {in_words(budget_s)}: one trial needs about {in_words(gone_s + before + plan.trial_s.expected)}"
-        f" (teacher {in_words(plan.teacher_s.expected)}, soft labels {in_words(plan.labels_s.expected)}, trial"
-        f" {in_words(plan.trial_s.expected)},{champions} probe and start {in_words(gone_s + plan.start_s)})."
-    )
 
 
 def start_seconds(out: Path) -> float | None:

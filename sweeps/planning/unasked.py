@@ -13,7 +13,6 @@ from sweeps.planning.budget import (
     Deadline,
     PlanOf,
     begun_with,
-    describe,
     fit_to_budget,
     scaled,
     start_seconds,
@@ -21,6 +20,7 @@ from sweeps.planning.budget import (
 from sweeps.planning.cost import START_S, Hits, Plan, estimate
 from sweeps.planning.probe import probe
 from sweeps.planning.reuse import look_up
+from sweeps.planning.wording import describe
 from sweeps.search.config import SweepConfig
 from sweeps.search.space import values_of
 from trainables.records.stages import DatasetRecord
