@@ -60,8 +60,12 @@ def pixels(path, size):
 here = pathlib.Path(__file__).parent
 size, labels = (json.loads((here / f"{name}.json").read_text("utf-8")) for name in ("preprocessing", "labels"))
 session = onnxruntime.InferenceSession(str(here / "model.onnx"), providers=["CPUExecutionProvider"])
-for path in sys.argv[1:] or sys.exit(__doc__):
-    logits = session.run(["logits"], {"image": pixels(path, size["image_size"])})[0][0].astype(np.float64)
+for path in sys.argv[1:] if sys.argv[1:] and not sys.argv[1].startswith("-") else sys.exit(__doc__):
+    try:
+        image = pixels(path, size["image_size"])
+    except (OSError, ValueError) as error:
+        sys.exit(f"{path}: cannot be read as an image ({error})")
+    logits = session.run(["logits"], {"image": image})[0][0].astype(np.float64)
     share = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
     print(path, labels[share.argmax()], f"{share.max():.3f}", sep="\\t")
 '''

@@ -47,7 +47,7 @@ def front_table(frame: pd.DataFrame, *, variants: Mapping[str, str] | None = Non
     speed = latency_ratio(rows, teacher) if teacher else pd.Series(np.nan, index=rows.index)
     speed = rows.get("latency_vs_teacher", speed).fillna(speed)
     for ratio, out, (_, row) in zip(speed, ruled_out, rows.iterrows(), strict=True):
-        is_teacher = row["stage"] == "teacher"
+        is_teacher, untrained = row["stage"] == "teacher", row.get("train_time_s") == 0
         table.add_row(
             "teacher" if is_teacher else trial_label(row).removeprefix("trial ") + "~" * bool(out),
             _text(100 * _float(row.get("val_accuracy")), ".2f"),
@@ -57,8 +57,8 @@ def front_table(frame: pd.DataFrame, *, variants: Mapping[str, str] | None = Non
             _text(_float(row.get("size_bytes")) / MB, "#.3g"),
             _text(_float(row.get("size_bytes")) / _float(teacher.get("size_bytes")), ".2f"),
             # Without the teacher's loss (alpha 0), the temperature does nothing.
-            "" if is_teacher else "-" if row.get("alpha") == 0 else _text(row.get("temperature"), "g"),
-            "" if is_teacher else _text(row.get("alpha"), "g"),
+            "" if is_teacher else "-" if untrained or row.get("alpha") == 0 else _text(row.get("temperature"), "g"),
+            "" if is_teacher else "-" if untrained else _text(row.get("alpha"), "g"),
             "" if is_teacher else _recipe(row, several=several),
             style="dim" if is_teacher else None,
         )

@@ -50,8 +50,10 @@ def plain_number(value: Any) -> str:
 
 
 def pruning_of(row: "pd.Series[Any]") -> str:
-    """`structured 0.3`; a dash for a ratio that was not recorded."""
+    """`structured 0.3`; a dash for a ratio that was not recorded, `uncut` for 0."""
     ratio = row.get("pruning_ratio")
+    if ratio == 0:
+        return "uncut"
     return f"{row.get('pruning_method')} {'-' if ratio is None or pd.isna(ratio) else f'{float(ratio):g}'}"
 
 

@@ -1,5 +1,6 @@
 """What a sweep reports: its headline, and at the end its front in MLflow, on disk and on the screen."""
 
+import math
 import shlex
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -91,10 +92,15 @@ def describe_given(run: Run) -> str:
     teacher = run.config.search.base.teacher
     if teacher.teacher_weights is None or teacher.teacher_epochs > 0:
         return ""
-    right = f"{100 * run.teacher.metrics['val_accuracy']:.1f} % of {run.dataset.num_val} validation images right"
+    found, images = run.teacher.metrics, run.dataset
+    val, test = found["val_accuracy"], found["test_accuracy"]
+    noise = 2 * math.sqrt(val * (1 - val) / images.num_val + test * (1 - test) / images.num_test)
+    right = f"{100 * val:.1f} % of {images.num_val} validation and {100 * test:.1f} % of {images.num_test} test images"
+    learned = " It has probably learned the validation images, which are cut off from train: put others into val."
     return (
-        f"Your network gets {right}. Should it be more, check its normalisation, its image size and the order of its"
-        f" classes, here: {', '.join(run.dataset.class_names[:3])}{' ...' if run.dataset.num_classes > 3 else ''}"
+        f"Your network gets {right} right.{learned if val - test > noise else ''} Should it be more, check its"
+        " normalisation, its image size and the order of its classes, here:"
+        f" {', '.join(images.class_names[:3])}{' ...' if images.num_classes > 3 else ''}"
     )
 
 
@@ -202,6 +208,7 @@ def show(console: Console, runs: Runs, tracking_uri: str, folder: Path) -> None:
     served = tracking_uri.startswith("http")
     if find_spec("dash"):  # of the extra `serve`
         console.print(f"Choose: {serve_command(runs.name, folder.parents[2], tracking_uri)}", soft_wrap=True)
+    console.print(f"Ship: {export_command(runs.name, folder.parents[2], tracking_uri)}", soft_wrap=True)
     browse = tracking_uri if served else f"mlflow ui --backend-store-uri {shlex.quote(tracking_uri)}"
     console.print(f"Browse: {browse}", soft_wrap=True)
     for what, address in addresses(runs).items():
@@ -210,5 +217,14 @@ def show(console: Console, runs: Runs, tracking_uri: str, folder: Path) -> None:
 
 def serve_command(name: str, out: Path, tracking_uri: str) -> str:
     """The command that serves a sweep's page, from the records in OUT or wherever else they are."""
-    where = ["--out", str(out)] if tracking_uri == database_uri(out) else ["--tracking-uri", tracking_uri]
-    return shlex.join(["python", "-m", "analysis", "serve", "--name", name, *where])
+    return shlex.join(["python", "-m", "analysis", "serve", "--name", name, *_records(out, tracking_uri)])
+
+
+def export_command(name: str, out: Path, tracking_uri: str) -> str:
+    """The command that writes the folder to ship of a sweep's balanced file."""
+    words = ["python", "-m", "analysis", "export", f"{name}@balanced", "--to", "ship", *_records(out, tracking_uri)]
+    return shlex.join(words)
+
+
+def _records(out: Path, tracking_uri: str) -> list[str]:
+    return ["--out", str(out)] if tracking_uri == database_uri(out) else ["--tracking-uri", tracking_uri]

@@ -164,8 +164,20 @@ def test_a_model_that_does_not_tell_its_classes_is_refused(tmp_path: Path) -> No
         stated_in(tmp_path / "text.onnx")
 
 
+@pytest.mark.parametrize(
+    ("words", "said"), [([], "Names the class"), (["--help"], "Names the class"), (["no.jpg"], "no.jpg: ")]
+)
+def test_predict_answers_a_wrong_word_in_a_line(
+    out: Path, tmp_path: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", "night@balanced", "--to", str(tmp_path / "ship"), "--out", str(out)]) == 0
+    command = [sys.executable, str(tmp_path / "ship" / "predict.py"), *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.startswith(said) and len(done.stderr.splitlines()) == 1
+
+
 def test_predict_is_short() -> None:
-    assert len([line for line in io.StringIO(PREDICT) if line.strip()]) <= 30
+    assert len([line for line in io.StringIO(PREDICT) if line.strip()]) <= 35
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.torchscript.pt", "recipe.json"])

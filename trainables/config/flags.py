@@ -115,6 +115,8 @@ class OneLineParser(argparse.ArgumentParser):
         if unknown:
             known = list(self.long_options())
             close = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
+            if not unknown[0].startswith("-"):
+                self.error(f"{unknown[0]!r} belongs to no flag; see --help.")
             self.error(f"unknown flag {unknown[0]}; {f'did you mean {close[0]}?' if close else 'see --help.'}")
         return flags
 

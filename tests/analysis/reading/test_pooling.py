@@ -48,8 +48,15 @@ def test_files_of_one_shape_have_one_p50_and_only_the_most_accurate_is_on_the_fr
 
 @pytest.mark.parametrize(("count", "expected"), [(1, 0.02), (4, 0.01), (16, 0.005)])
 def test_the_interval_narrows_with_each_trial(count: int, expected: float) -> None:
-    frame = pool_latencies(trials([1.0] * count))
-    assert frame["latency_half_width"].tolist() == pytest.approx([expected] * count)
+    frame = pool_latencies(trials([1.0 + 1e-6 * number for number in range(count)]))
+    assert frame["latency_half_width"].tolist() == pytest.approx([expected] * count, rel=1e-3)
+
+
+def test_a_measurement_that_two_rows_share_counts_once() -> None:
+    """The uncut copy of a teacher has the teacher's own."""
+    frame = pool_latencies(trials([1.0, 1.0]))
+    assert frame["latency_half_width"].tolist() == pytest.approx([0.02] * 2)
+    assert frame["latency_pooled"].tolist() == [1, 1]
 
 
 def test_an_interval_is_as_wide_as_measurements_spread() -> None:

@@ -42,12 +42,15 @@ def test_the_page_is_served_from_where_the_records_are(tmp_path: Path) -> None:
 
 def test_who_brings_a_trained_network_reads_how_it_does_and_what_could_be_wrong() -> None:
     config = quick().replace(base=quick().search.base.replace(teacher_weights="0" * 16, teacher_epochs=0))
-    dataset = SimpleNamespace(num_val=200, num_classes=4, class_names=("ant", "bee", "cat", "dog"))
-    run = SimpleNamespace(config=config, dataset=dataset, teacher=SimpleNamespace(metrics={"val_accuracy": 0.255}))
+    dataset = SimpleNamespace(num_val=200, num_test=400, num_classes=4, class_names=("ant", "bee", "cat", "dog"))
+    metrics = {"val_accuracy": 0.255, "test_accuracy": 0.25}
+    run = SimpleNamespace(config=config, dataset=dataset, teacher=SimpleNamespace(metrics=metrics))
     assert describe_given(run) == (
-        "Your network gets 25.5 % of 200 validation images right. Should it be more, check its"
+        "Your network gets 25.5 % of 200 validation and 25.0 % of 400 test images right. Should it be more, check its"
         " normalisation, its image size and the order of its classes, here: ant, bee, cat ..."
     )
+    metrics["val_accuracy"] = 0.99
+    assert "It has probably learned the validation images" in describe_given(run)
     run.config = quick()
     assert describe_given(run) == ""
 
@@ -59,15 +62,23 @@ def test_it_is_said_when_the_sweep_begins_and_not_to_who_wants_the_result_alone(
     said = io.StringIO()
     config = quick().replace(base=quick().search.base.replace(teacher_weights="0" * 16, teacher_epochs=0), out=tmp_path)
     tracker = SimpleNamespace(sweep_artifacts=lambda files: None, deliver=lambda folder, scores: None)
-    metrics = {"val_accuracy": 0.9, "latency_p50_ms": 1.0, "reference_latency_p50_ms": 1.0, "size_bytes": 1.0}
+    metrics = {
+        "val_accuracy": 0.9,
+        "test_accuracy": 0.9,
+        "latency_p50_ms": 1.0,
+        "reference_latency_p50_ms": 1.0,
+        "size_bytes": 1.0,
+    }
     announce(
         SimpleNamespace(
             config=config,
-            dataset=SimpleNamespace(num_val=200, num_classes=2, class_names=("ant", "bee")),
+            dataset=SimpleNamespace(num_val=200, num_test=200, num_classes=2, class_names=("ant", "bee")),
             teacher=SimpleNamespace(metrics=metrics, status="finished", stage="teacher"),
             console=Screen(mode, file=said),
             tracker=tracker,
             score=lambda metrics: 0.0,
         )
     )
-    assert ("Your network gets 90.0 % of 200 validation images right." in said.getvalue()) == told
+    assert (
+        "Your network gets 90.0 % of 200 validation and 90.0 % of 200 test images right." in said.getvalue()
+    ) == told

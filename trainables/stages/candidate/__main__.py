@@ -107,6 +107,7 @@ def _make(flags: argparse.Namespace) -> CandidateRecord:
         lock_dir=flags.out / LEASES,
     )
     place.enter()
+    place.dataset()  # what is wrong with it is no network's fault
     for name, field in _networks(config).items():
         with _naming(field):
             check_network(name, place.dataset(), opset=config.export.opset)
