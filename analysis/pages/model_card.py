@@ -41,7 +41,8 @@ def card(runs: Runs, run_id: str) -> str:
         " classes, and the latency holds for that device alone."
     )
     flags = _flags(runs, row)
-    again = f"\n\nMade again by\n\n```\npython -m trainables.stages.candidate {flags}\n```" if flags else ""
+    where = ", where `folder:NAME` stands for wherever that folder is" if "folder:" in flags else ""
+    again = f"\n\nMade again by{where}\n\n```\npython -m trainables.stages.candidate {flags}\n```" if flags else ""
     return table(["", ""], facts) + f"\n\n{limits}{again}"
 
 
