@@ -51,6 +51,7 @@ from sweeps.running.interface.flags import (
 )
 from sweeps.running.interface.sweep_toml import sweep_toml
 from sweeps.search.config import SweepConfig
+from sweeps.search.folder import check_free
 from sweeps.search.presets import PRESETS, epochs_for, kind_of, on_cores
 from trainables.config.flags import OneLineParser
 from trainables.records.stages import DatasetRecord
@@ -143,6 +144,7 @@ def _run(parser: OneLineParser, flags: argparse.Namespace, screen: Screen, start
         typed = argparse.Namespace(**vars(flags))
         config = _config(flags)
         check(config)
+        check_free(config.folder)
         with screen.busy(f"Reading the images of {config.search.base.data.dataset}"):
             dataset = prepared.prepare(config.search.base.data, config.places.data_dir)
         if lacking := prepared.left_out(config.search.base.data.dataset):

@@ -59,7 +59,7 @@ def front_table(frame: pd.DataFrame, *, variants: Mapping[str, str] | None = Non
             # Without the teacher's loss (alpha 0), the temperature does nothing.
             "" if is_teacher else "-" if untrained or row.get("alpha") == 0 else _text(row.get("temperature"), "g"),
             "" if is_teacher else "-" if untrained else _text(row.get("alpha"), "g"),
-            "" if is_teacher else _recipe(row, several=several),
+            "" if is_teacher else describe_recipe(row, several=several),
             style="dim" if is_teacher else None,
         )
     return table
@@ -130,7 +130,7 @@ def _front_caption(rows: pd.DataFrame, variants: Mapping[str, str], *, doubtful:
     return "\n".join(lines)
 
 
-def _recipe(row: pd.Series, *, several: bool) -> str:
+def describe_recipe(row: pd.Series, *, several: bool = False) -> str:
     """`structured 0.3`, or `resnet20 0.3` among several students; an unusual loss before it, precision behind it."""
     usual = {"kd_loss": ("kd", "none"), "precision": ("fp32",)}
     loss, precision = (row.get(name, known[0]) for name, known in usual.items())

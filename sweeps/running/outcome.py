@@ -108,7 +108,8 @@ def announce(run: Run) -> None:
     """Say how a given teacher does, and deliver what `analysis` needs to read a running sweep."""
     told = describe_given(run)
     if told and not (isinstance(run.console, Screen) and run.console.mode == "quiet"):
-        run.console.print(told, soft_wrap=True)
+        guessing = run.teacher.metrics["val_accuracy"] < 2 / run.dataset.num_classes
+        run.console.print(told, soft_wrap=True, style="bold yellow" if guessing else None)
     folder = run.config.folder
     try:
         run.tracker.sweep_artifacts([folder / SWEEP_JSON])
@@ -204,11 +205,13 @@ def show(console: Console, runs: Runs, tracking_uri: str, folder: Path) -> None:
         if still := stood_still(runs.frame, runs.busy_s):
             console.print(still, soft_wrap=True, markup=False)
     print_controls(console, controls(runs.frame))
-    console.print(f"Front: {folder / FRONT_PAGE}", soft_wrap=True)
+    if (folder / FRONT_PAGE).exists():
+        console.print(f"Front: {folder / FRONT_PAGE}", soft_wrap=True)
     served = tracking_uri.startswith("http")
     if find_spec("dash"):  # of the extra `serve`
         console.print(f"Choose: {serve_command(runs.name, folder.parents[2], tracking_uri)}", soft_wrap=True)
-    console.print(f"Ship: {export_command(runs.name, folder.parents[2], tracking_uri)}", soft_wrap=True)
+    if not front.empty:
+        console.print(f"Ship: {export_command(runs.name, folder.parents[2], tracking_uri)}", soft_wrap=True)
     browse = tracking_uri if served else f"mlflow ui --backend-store-uri {shlex.quote(tracking_uri)}"
     console.print(f"Browse: {browse}", soft_wrap=True)
     for what, address in addresses(runs).items():

@@ -52,6 +52,17 @@ def no_room(path: str) -> NoRoomError:
     return NoRoomError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
 
 
+def check_free(folder: Path) -> None:
+    """Refuse a sweep that another process runs, before anything is timed beside it.
+
+    Raises:
+        InputError: if another process runs it.
+    """
+    if (folder / DRIVER_LOCK).exists():
+        with sole_driver(folder):
+            return
+
+
 @contextmanager
 def sole_driver(folder: Path) -> Generator[None, None, None]:
     """Hold the sweep's lock: with two drivers on one study, each would take the other's trials for orphans.

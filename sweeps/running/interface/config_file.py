@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import reprlib
 import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ from trainables.layout import SWEEP_TOML
 # They say what one run does or prints, and are no settings.
 NOT_SETTINGS = ("config", "help", "help_all", "json", "plan", "print_completion", "quiet", "retry_failed")
 EITHER = ("budget", "trials")  # a sweep takes one: whoever asks for one of them later has left the other
+_SHOWN = 80  # characters of a setting that is refused
 SPACE = "SPACE"  # metavar of the flags that take a list or a range
 
 
@@ -131,10 +133,7 @@ def _word(key: str, value: object) -> str:
 
 def _mistake(key: str, value: object, known: Mapping[str, argparse.Action]) -> str | None:
     """What is wrong with a key or its value; None if nothing is, as far as its type goes."""
-    try:
-        typed = tomli_w.dumps({key: value}).strip()
-    except TypeError:  # from Python, not from a file
-        typed = f"{key} = {value!r:.60}"
+    typed = _typed(key, value)
     if key not in known:
         close = difflib.get_close_matches(key, known, n=1)
         return f"unknown key in {typed}; {f'did you mean {close[0]}?' if close else 'see --help for the names.'}"
@@ -143,6 +142,19 @@ def _mistake(key: str, value: object, known: Mapping[str, argparse.Action]) -> s
     if parts and all(isinstance(part, fits) and (fits == (bool,) or not isinstance(part, bool)) for part in parts):
         return None
     return f"{typed} must be {wanted}."
+
+
+def _typed(key: str, value: object) -> str:
+    """A setting as in a file, or the beginning of what a program gave in its place."""
+    if not isinstance(value, list) or len(value) <= _SHOWN:  # an array of images is no setting
+        try:
+            text = tomli_w.dumps({key: value}).strip()
+            if len(text) <= 2 * _SHOWN:
+                return text
+        except TypeError:  # from Python, not from a file
+            pass
+    text = reprlib.repr(value) if isinstance(value, list) else repr(value)
+    return f"{key} = {text[:_SHOWN]}"
 
 
 def _type_of(action: argparse.Action) -> tuple[tuple[type, ...], str]:
