@@ -57,7 +57,7 @@ def compress(
 ) -> Result:
     """Cut a trained network, recover it by distillation from itself, export and measure it, over a Ray of its own.
 
-    Without `gpus`, `trials` and `budget` it takes what ends in ten minutes on these cores, or in little more where
+    Without `gpus`, `trials` and `budget` it takes what ends in eight minutes on these cores, or in little more where
     two networks take longer, and says so. The same call goes on where it was interrupted.
 
     Args:
