@@ -26,8 +26,8 @@ from sweeps.search.space import values_of
 from trainables.records.stages import DatasetRecord
 from trainables.store.results import store_below
 
-# Seconds: the first in which `MIN_NETWORKS` networks are trained is taken. With that, from a clone to a shipped file, it is
-# less than ten minutes.
+# Seconds: the first in which `MIN_NETWORKS` networks are trained is taken. From a clone to a shipped file, the smallest
+# takes less than ten minutes.
 BUDGETS_S = (480.0, 1200.0, 1800.0, 2700.0, *(3600.0 * 2**power for power in range(8)))
 # Of a budget: a poor teacher costs its students more than a few trials less do.
 TEACHER_SHARE = 0.25
