@@ -32,7 +32,7 @@ def test_python_says_what_the_command_line_says() -> None:
         (None, {"json": True}, "unknown key in json = true"),
         ({"search": {"trials": "x"}}, {}, 'trials = "x" must be a whole number'),
         ({"search": {"trials": 1}, "trials": 2}, {}, "trials stands in two tables; leave one out"),
-        ({"trials": 3}, {"budget": "1h"}, "--budget and --trials 3: a budget chooses the number of trials"),
+        ({"trials": 3, "budget": "1h"}, {}, "--budget and --trials 3: a budget chooses the number of trials"),
         ("nowhere.toml", {}, r"--config nowhere\.toml: cannot be read \(No such file or directory\)"),
     ],
 )
