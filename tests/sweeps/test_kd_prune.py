@@ -288,8 +288,9 @@ def test_no_local_path_leaves_in_an_artifact(out: Path, photos: Path) -> None:
 def test_the_terminal_stays_calm(out: Path) -> None:
     lines = (out / "terminal.txt").read_text().splitlines()
     assert not [line for line in lines if "Warning" in line or "INFO" in line or "raylet" in line]
-    choose, browse, sweep, trials, charts = lines[-5:]
+    choose, ship, browse, sweep, trials, charts = lines[-6:]
     assert re.fullmatch(rf"Choose: python -m analysis serve --name \S+ --out {re.escape(str(out))}", choose)
+    assert re.fullmatch(rf"Ship: python -m analysis export \S+@balanced --to ship --out {re.escape(str(out))}", ship)
     assert "mlflow ui --backend-store-uri sqlite:///" in browse
     (parent,) = set(children(out)["tags.mlflow.parentRunId"])
     assert re.fullmatch(rf" +the sweep: http://127\.0\.0\.1:5000/#/experiments/\d+/runs/{parent}", sweep)

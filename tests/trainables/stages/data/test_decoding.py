@@ -139,7 +139,7 @@ def test_large_images_share_their_memory(tmp_path: Path) -> None:
         import numpy as np
         from trainables.stages.data import decoding
         decoding._BLOCK = 1
-        decoding.os.cpu_count = lambda: 4
+        decoding.usable_cores = lambda: range(4)
         split = decoding.RawSplit(np.zeros(4), ["a"] * 4, lambda i: decoding.open_image({str(tmp_path / "a.png")!r}))
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         decoding.decode("folder:x", split, np.arange(4), np.empty((4, 3, 8, 8), np.uint8))
