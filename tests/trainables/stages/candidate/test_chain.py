@@ -74,7 +74,8 @@ def test_a_candidate_is_made_once_and_shares_its_stages_with_the_next(
     assert [line.split()[0] for line in told.splitlines()] == ["shape"]
     assert {**steady(again), "reused_time_s": 0.0} == steady(first)
     if first["latency_clean"]:
-        assert again["latency_p50_ms"] == first["latency_p50_ms"] and again["latency_alone_s"] == 0
+        assert again["latency_p50_ms"] == first["latency_p50_ms"]
+        assert again["latency_alone_s"] < first["latency_alone_s"]  # no more than a shape that was not clean, again
     assert first["latency_alone_s"] > 0
     assert again["reused_time_s"] > 0
 
