@@ -18,10 +18,10 @@ def describe(config: SweepConfig, plan: Plan) -> str:
             f"{base.student.student_epochs + base.prune.recovery_epochs} epochs",
         )
     if base.prune.recovery_budget == "time":
-        epochs = f"the time of {epochs} of an unpruned one"
+        epochs = f"the time of {epochs} unpruned"
     networks = max(0, round((plan.trials - plan.untrained) * plan.networks_per_trial))
-    each = f"{in_words(plan.trial_s.expected)} each ({epochs}), {plan.concurrency} at once"
-    return f"{plan.trials} trials: about {networks} {name}, trained for about {each}, and their files"
+    each = f"trained for about {in_words(plan.trial_s.expected)} each, {epochs}, {plan.concurrency} at once"
+    return f"about {plan.trials} trials ({networks} {name}, {each}, and their files)"
 
 
 def too_short(plan: Plan, budget_s: float, gone_s: float) -> str:
