@@ -47,7 +47,7 @@ def front_table(frame: pd.DataFrame, *, variants: Mapping[str, str] | None = Non
     speed = latency_ratio(rows, teacher) if teacher else pd.Series(np.nan, index=rows.index)
     speed = rows.get("latency_vs_teacher", speed).fillna(speed)
     for ratio, out, (_, row) in zip(speed, ruled_out, rows.iterrows(), strict=True):
-        is_teacher, untrained = row["stage"] == "teacher", row.get("train_time_s") == 0
+        is_teacher = row["stage"] == "teacher"
         table.add_row(
             "teacher" if is_teacher else trial_label(row).removeprefix("trial ") + "~" * bool(out),
             _text(100 * _float(row.get("val_accuracy")), ".2f"),
@@ -56,9 +56,7 @@ def front_table(frame: pd.DataFrame, *, variants: Mapping[str, str] | None = Non
             "1.00" if is_teacher else _text(ratio, ".2f"),  # its file beside itself; any other number would be noise
             _text(_float(row.get("size_bytes")) / MB, "#.3g"),
             _text(_float(row.get("size_bytes")) / _float(teacher.get("size_bytes")), ".2f"),
-            # Without the teacher's loss (alpha 0), the temperature does nothing.
-            "" if is_teacher else "-" if untrained or row.get("alpha") == 0 else _text(row.get("temperature"), "g"),
-            "" if is_teacher else "-" if untrained else _text(row.get("alpha"), "g"),
+            *(("", "") if is_teacher else describe_lesson(row)),
             "" if is_teacher else describe_recipe(row, several=several),
             style="dim" if is_teacher else None,
         )
@@ -128,6 +126,13 @@ def _front_caption(rows: pd.DataFrame, variants: Mapping[str, str], *, doubtful:
         "; ".join(chosen),
     ]
     return "\n".join(lines)
+
+
+def describe_lesson(row: pd.Series) -> tuple[str, str]:
+    """Temperature and alpha; a dash where nothing is trained, and for a temperature where nobody teaches."""
+    if row.get("train_time_s") == 0:
+        return "-", "-"
+    return "-" if row.get("alpha") == 0 else _text(row.get("temperature"), ".3g"), _text(row.get("alpha"), ".3g")
 
 
 def describe_recipe(row: pd.Series, *, several: bool = False) -> str:

@@ -26,9 +26,8 @@ def models_of(frame: pd.DataFrame, sweep: Mapping[str, Any]) -> str | None:
     students = known or [first_known("student_model", frame, sweep)]
     if teacher is None or None in students:
         return None
-    return (
-        f"{teacher} to {' or '.join('copies of itself' if name == TEACHER_ITSELF else str(name) for name in students)}"
-    )
+    named = ("copies of itself" if name == TEACHER_ITSELF else str(name) for name in students)
+    return f"{teacher} to {' or '.join(named)}"
 
 
 def dataset_of(frame: pd.DataFrame, sweep: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from analysis.pages.terminal import describe_recipe
+from analysis.pages.terminal import describe_lesson, describe_recipe
 from sweeps.display.durations import Range, clock
 from sweeps.display.standing import STATES, Standing
 from trainables.config.escaping import plain
@@ -100,7 +100,6 @@ def front_so_far(front: pd.DataFrame, standing: Standing, rows: int) -> Table:
         table.add_column(header, justify="right", no_wrap=True)
     table.add_column("pruning", no_wrap=True)
     for label, row in shown.iterrows():
-        untrained = row.get("train_time_s") == 0
         smaller = f"{row['size_bytes'] / teacher['size_bytes']:.2f}" if teacher else ""
         table.add_row(
             str(label),
@@ -109,8 +108,7 @@ def front_so_far(front: pd.DataFrame, standing: Standing, rows: int) -> Table:
             f"{teacher_ratio(row.to_dict()):.2f}",
             f"{row['size_bytes'] / MB:#.3g}",
             smaller,
-            "-" if untrained or row["alpha"] == 0 else f"{row['temperature']:.3g}",
-            "-" if untrained else f"{row['alpha']:.3g}",
+            *describe_lesson(row),
             describe_recipe(row),
         )
     return table

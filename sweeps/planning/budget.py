@@ -113,7 +113,7 @@ def fit_to_budget(
     trials = fit.wanted if goes_on else fit.trials
     deadline = Deadline(
         at=at,
-        trial_s=0.0 if goes_on else plan.trial_s.expected,
+        trial_s=0.0 if goes_on else plan.trial_s.expected,  # of a half-trained one nobody knows
         file_s=plan.file_s,
         champions_s=plan.champions_s.expected,
         budget_s=budget_s,

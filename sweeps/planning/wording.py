@@ -8,20 +8,18 @@ from trainables.config.candidate import TEACHER_ITSELF
 
 
 def describe(config: SweepConfig, plan: Plan) -> str:
-    """What a budget buys, in words."""
+    """What a budget buys."""
     base = config.search.base
-    epochs = f"{base.student.student_epochs} + {base.prune.recovery_epochs} epochs"
-    name = "models"
+    before, after = base.student.student_epochs, base.prune.recovery_epochs
     if values_of(config.search.space, base, "student_model") == [TEACHER_ITSELF]:
-        name, epochs = (
-            "pruned copies of the teacher",
-            f"{base.student.student_epochs + base.prune.recovery_epochs} epochs",
-        )
+        models, epochs = "pruned copies of the teacher", f"{before + after} epochs"
+    else:
+        models, epochs = "models", f"{before} + {after} epochs"
     if base.prune.recovery_budget == "time":
         epochs = f"the time of {epochs} unpruned"
-    networks = max(0, round((plan.trials - plan.untrained) * plan.networks_per_trial))
+    count = max(0, round((plan.trials - plan.untrained) * plan.networks_per_trial))
     each = f"trained for about {in_words(plan.trial_s.expected)} each, {epochs}, {plan.concurrency} at once"
-    return f"about {plan.trials} trials ({networks} {name}, {each}, and their files)"
+    return f"about {plan.trials} trials ({count} {models}, {each}, and their files)"
 
 
 def too_short(plan: Plan, budget_s: float, gone_s: float) -> str:

@@ -254,7 +254,9 @@ def test_a_name_that_was_used_by_another_version(refused: Refused, there: dict) 
     assert "--name mine" in refused("--name", "mine")
 
 
-def test_a_name_that_another_process_is_using(refused: Refused) -> None:
+def test_a_name_that_another_process_is_using(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is read or timed beside it."""
+    monkeypatch.setattr("trainables.stages.data.prepared.prepare", lambda *_: pytest.fail("it has begun"))
     with (made(refused.out, "mine") / "driver.lock").open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert "--name mine: another process runs this sweep" in refused("--name", "mine")

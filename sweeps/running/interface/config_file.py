@@ -17,7 +17,7 @@ from trainables.layout import SWEEP_TOML
 # They say what one run does or prints, and are no settings.
 NOT_SETTINGS = ("config", "help", "help_all", "json", "plan", "print_completion", "quiet", "retry_failed")
 EITHER = ("budget", "trials")  # a sweep takes one: whoever asks for one of them later has left the other
-_SHOWN = 80  # characters of a setting that is refused
+_MOST_VALUES, _MOST_LETTERS = 50, 160  # of a setting that is refused: an array of images is none
 SPACE = "SPACE"  # metavar of the flags that take a list or a range
 
 
@@ -146,15 +146,12 @@ def _mistake(key: str, value: object, known: Mapping[str, argparse.Action]) -> s
 
 def _typed(key: str, value: object) -> str:
     """A setting as in a file, or the beginning of what a program gave in its place."""
-    if not isinstance(value, list) or len(value) <= _SHOWN:  # an array of images is no setting
-        try:
-            text = tomli_w.dumps({key: value}).strip()
-            if len(text) <= 2 * _SHOWN:
-                return text
-        except TypeError:  # from Python, not from a file
-            pass
-    text = reprlib.repr(value) if isinstance(value, list) else repr(value)
-    return f"{key} = {text[:_SHOWN]}"
+    if isinstance(value, list) and len(value) > _MOST_VALUES:
+        return f"{key} = {reprlib.repr(value)[:_MOST_LETTERS]}"
+    try:
+        return tomli_w.dumps({key: value}).strip()[:_MOST_LETTERS]
+    except TypeError:  # from Python, not from a file
+        return f"{key} = {value!r:.{_MOST_LETTERS}}"
 
 
 def _type_of(action: argparse.Action) -> tuple[tuple[type, ...], str]:

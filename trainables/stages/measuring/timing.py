@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,16 +19,28 @@ CONFIDENCE = 0.99  # of the upper bound on the 90th percentile, as in MLPerf
 MIN_BLOCKS = 8  # fewer blocks give no useful interval
 EXTENSION = 4  # a file too slow for `MIN_BLOCKS` within the time limit may take this many times the limit
 
-# Target length of a warm-up window, 3 to 20 runs, of the reference 5: long compared with the switch to a file that was
-# not running.
+# Target length of a warm-up window, 3 runs or more: long compared with the switch to a file that was not running.
 _WINDOW_MS = 100.0
 # Target length of a timed block at most: long compared with the switch between files, short compared with a machine's
 # slow spells. A time limit that is too short for 100 such blocks of each file gets shorter ones: 5 ms of the quick
 # preset's second. Blocks of 12.5 ms took 1.4 times as long for fast files (LOG.md, 2026-11-30, "blocks").
 _BLOCK_MS, _BLOCKS = 25.0, 100
-# Runs per block: with six, eight blocks are enough for a bound on p90; only two if a run takes `_SLOW_MS` or more. The
-# reference is mostly the slower file, and the ratio needs its median only: half of the runs, and a short warm-up.
-_FEWEST, _FEWEST_OF_REFERENCE, _MOST, _SLOW_MS = 6, 3, 1000, 100.0
+# Runs per block at most, and the time of a run from which on two are enough.
+_MOST, _SLOW_MS = 1000, 100.0
+
+
+class _RunLimits(NamedTuple):
+    """How often a side runs."""
+
+    block: int
+    """In a timed block, at least."""
+    window: int
+    """In a warm-up window, at most."""
+
+
+# With six runs a block, eight blocks are enough for a bound on p90. The reference is mostly the slower file, and the
+# ratio needs its median only.
+_CANDIDATE, _REFERENCE = _RunLimits(block=6, window=20), _RunLimits(block=3, window=5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +81,8 @@ def alternate(
         meter: of the energy that a block takes.
     """
     ours, theirs = (
-        _Side(runner, probes, seconds, threads, fewest, meter)
-        for runner, fewest in ((candidate, _FEWEST), (reference, _FEWEST_OF_REFERENCE))
+        _Side(runner, runs, probes, seconds, threads, meter)
+        for runner, runs in ((candidate, _CANDIDATE), (reference, _REFERENCE))
     )
     with _no_gc():
         for side in (ours, theirs):
@@ -153,10 +166,15 @@ class _Side:
     """One side of the comparison."""
 
     def __init__(
-        self, runner: Runner, probes: Probes | None, seconds: float, threads: int, fewest: int, meter: Meter | None
+        self,
+        runner: Runner,
+        limits: _RunLimits,
+        probes: Probes | None,
+        seconds: float,
+        threads: int,
+        meter: Meter | None,
     ) -> None:
-        self._runner, self._probes, self._threads, self._meter = runner, probes, threads, meter
-        self._fewest = fewest
+        self._runner, self._limits, self._probes, self._threads, self._meter = runner, limits, probes, threads, meter
         self._block_ms = min(_BLOCK_MS, 1e3 * seconds / 2 / _BLOCKS)
         self._runs = 5
         self.blocks: list[Block] = []
@@ -165,11 +183,11 @@ class _Side:
         """Run until the medians of two successive windows differ by less than 5 %, or `seconds` are over."""
         deadline = time.perf_counter() + seconds
         now = min(_times(self._runner, 3))
-        window = int(np.clip(_WINDOW_MS / now, 3, 20 if self._fewest == _FEWEST else 5))
+        window = int(np.clip(_WINDOW_MS / now, 3, self._limits.window))
         last = np.inf
         while last == np.inf or (abs(now - last) >= 0.05 * now and time.perf_counter() < deadline):
             last, now = now, float(np.median(_times(self._runner, window)))
-        self._runs = int(np.clip(self._block_ms / now, self._fewest if now < _SLOW_MS else 2, _MOST))
+        self._runs = int(np.clip(self._block_ms / now, self._limits.block if now < _SLOW_MS else 2, _MOST))
 
     def time_block(self) -> None:
         before = self._read()

@@ -255,7 +255,7 @@ def test_images_of_a_wrong_form_are_one_line(train: object, said: str, tmp_path:
         ({"trials": "many"}, 'trials = "many" must be a whole number'),
         ({"alpha": object()}, "alpha = <object object at .* must be a value, a list"),
         ({"teacher_model": "resnet18"}, "teacher_model='resnet18': `compress` decides that"),
-        ({"val": [[[0.5] * 20] * 20] * 90}, r"unknown key in val = .{,90}; see --help"),
+        ({"val": [[[0.5] * 20] * 20] * 90}, r"unknown key in val = .{,160}; see --help"),
         ({"normalize": "imagenet"}, "normalize='imagenet': `compress` decides that; give mean= and std="),
         ({"pruning_ratio": 1.5}, "pruning_ratio"),
         ({"budget": "soon"}, "budget='soon' must be a time such as '90m'"),
