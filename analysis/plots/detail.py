@@ -42,10 +42,11 @@ def latency_png(frame: pd.DataFrame, path: Path, *, sweep: Mapping[str, Any]) ->
     for marker, label in PERCENTILES.values():
         axes.scatter([], [], marker=marker, s=190 if marker == "|" else 90, color=GREY, linewidths=2.5, label=label)
     axes.set_yticks(range(len(rows)), [plain(trial_label(row)) for _, row in rows.iterrows()], fontsize=15)
+    axes.set_ylim(-0.6, len(rows) - 0.4)
     values = rows[[name for name in PERCENTILES if name in rows.columns]].to_numpy(dtype=float)
     _latency_axis(axes, values[np.isfinite(values)])
     count = rows["latency_n"].median() if "latency_n" in rows.columns else np.nan
-    runs = f", about {count:,.0f} runs each" if np.isfinite(count) else ""
+    runs = f", typically {count:,.0f} runs" if np.isfinite(count) else ""
     axes.set_xlabel(f"latency of one image, ms ({device_of(frame, sweep)}{runs})", fontsize=15)
     head(axes, f"Latency of the front\n{headline(frame, sweep)}", size=16)
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=15)
